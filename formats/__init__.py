@@ -1,0 +1,96 @@
+"""Formats by name: built-in ones and those of the entry-point group `hhtld.formats`."""
+
+if __name__ != "hhtld.formats":  # a second copy would be a second registry
+    raise ImportError("import hhtld.formats, not formats: install the package first (pip install -e .)")
+
+from pathlib import Path
+
+from hhtld.errors import BadMagicError, UnknownFormatError
+from hhtld.formats.base import Format, TensorInfo, TensorSource
+from hhtld.registry import Plugin, Registry
+
+__all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_format", "open_source", "registry"]
+
+registry = Registry(
+    "hhtld.formats",
+    {
+        "hhtld": "hhtld.formats.hhtld:HhtldFormat",
+        "safetensors": "hhtld.formats.safetensors:SafetensorsFormat",
+    },
+)
+
+
+def get_format(name: str) -> Format:
+    """Return the format called `name`, or raise `UnknownFormatError` listing what exists."""
+    plugin = registry.plugins().get(name)
+    if plugin is None:
+        raise UnknownFormatError(f"no format {name!r}; available: {', '.join(sorted(registry.plugins()))}")
+    return _loaded(plugin)
+
+
+def _loaded(plugin: Plugin) -> Format:
+    found = plugin.load()
+    if not (isinstance(found, type) and issubclass(found, Format)):
+        raise UnknownFormatError(f"plugin {plugin.name!r} of {plugin.origin} is not a Format: {found!r}")
+    return found()
+
+
+def format_for_output(path: Path, name: str | None = None) -> Format:
+    """Return the format to write `path` in: `name` when given, else by suffix."""
+    if name is not None:
+        return get_format(name)
+    by_suffix = {}
+    for plugin in registry:
+        try:
+            candidate = _loaded(plugin)
+        except Exception:  # a broken plugin must not stop the others; `list` shows what is wrong with it
+            continue
+        by_suffix.update(dict.fromkeys(candidate.suffixes, candidate))
+    found = by_suffix.get(path.suffix.lower())
+    if found is None:
+        known = ", ".join(sorted(by_suffix))
+        raise UnknownFormatError(f"{path}: no format writes {path.suffix or 'a name without suffix'!r}; known: {known}")
+    return found
+
+
+def open_source(path: Path) -> TensorSource:
+    """Open a file or folder in whichever format recognises it.
+
+    The name as given decides together with the first bytes; links are followed only for reading,
+    because a hub cache's link has the suffix and its target has not.
+    """
+    head = b""
+    if not path.is_dir():
+        if not path.is_file():
+            if not path.exists():
+                raise FileNotFoundError(2, "no such file or folder", str(path))
+            raise BadMagicError(f"{path}: not a regular file")
+        with path.open("rb") as file:
+            head = file.read(64)
+    broken = []
+    for plugin in registry:
+        try:
+            candidate = _loaded(plugin)
+        except Exception as error:
+            broken.append(f"{plugin.name} ({error})")
+            continue
+        if candidate.reads and candidate.sniff(path, head):
+            return candidate.open_source(path)
+    message = f"{path}: not recognised by any format; available: {', '.join(sorted(registry.plugins()))}"
+    if broken:
+        message += f"; could not be loaded: {', '.join(broken)}"
+    hint = _hint(head)
+    raise BadMagicError(message + (f" ({hint})" if hint else ""))
+
+
+def _hint(head: bytes) -> str:
+    """What a file that nobody reads looks like, in words that help."""
+    if head.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer: fetch the file itself with `git lfs pull`"
+    if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80"):
+        return "this looks like a pickle (.pt, .bin): convert it to safetensors first, hhtld does not unpickle"
+    if head[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "this is an HTML page, probably an error page saved by a download"
+    if not head:
+        return "the file is empty"
+    return ""

@@ -1,0 +1,310 @@
+"""The command line: `python -m hhtld.formats`, also installed as `hhtld`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hhtld.errors import FormatError, HhtldError, MissingExtraError, NonFiniteError, OutputError, UnknownFormatError
+
+__all__ = ["main"]
+
+DONE, FAILED, USAGE, BAD_INPUT, CANNOT_WRITE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+_EPILOG = """\
+exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write, 130 interrupted
+
+examples:
+  hhtld convert demo: minilm.hhtld                   a real model, with the extra 'demo' installed
+  hhtld convert model.safetensors model.hhtld --profile lookup
+  hhtld convert snapshot-folder/ model.hhtld --dry-run
+  hhtld convert model.hhtld back.safetensors
+  hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4
+  hhtld verify model.hhtld model.safetensors
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hhtld",
+        description="Compress the weight matrices of neural networks row by row, with quality measured on every row.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    command = commands.add_parser(
+        "convert",
+        help="convert between formats",
+        description="Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes.",
+    )
+    command.add_argument("src", metavar="SRC", help=".safetensors, snapshot folder or index.json, .hhtld, or demo:")
+    command.add_argument("dst", metavar="DST", help="file to write; replaced only by a complete, verified one")
+    command.add_argument(
+        "--profile",
+        default="f32",
+        choices=("lookup", "f32"),
+        help="lookup: 4 bytes a row (12 with Slot L), for routing and lookup, does not reconstruct; "
+        "f32: 1 byte a row (9 with Slot L) into a palette of real rows (default)",
+    )
+    command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
+    command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors); same bytes for any N")
+    command.add_argument(
+        "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
+    )
+    command.add_argument("--dry-run", action="store_true", help="predict what each tensor becomes; write nothing")
+    _json_flag(command)
+
+    command = commands.add_parser("inspect", help="show what is in a file")
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("--tensor", metavar="NAME", help="only this tensor")
+    command.add_argument("--rows", type=_span, metavar="A:B", help="print these rows of --tensor, decoded")
+    _json_flag(command)
+
+    command = commands.add_parser(
+        "verify", help="check structure and checksums, and with SRC every row anew", description="Check a .hhtld file."
+    )
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("src", metavar="SRC", nargs="?", help="what FILE was made from")
+    command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors)")
+    _json_flag(command)
+
+    command = commands.add_parser("list", help="show the formats and where they come from")
+    _json_flag(command)
+    return parser
+
+
+def _json_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _span(text: str) -> slice:
+    parts = text.split(":")
+    try:
+        numbers = [int(part) if part else None for part in parts]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected A:B, got {text!r}") from None
+    if len(numbers) == 1 and numbers[0] is not None:
+        return slice(numbers[0], numbers[0] + 1 or None)
+    if len(numbers) > 3 or len(numbers) < 2:
+        raise argparse.ArgumentTypeError(f"expected A:B, got {text!r}")
+    return slice(*numbers)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from hhtld.formats import open_source
+    from hhtld.formats.convert import convert, resolve_source
+    from hhtld.formats.terminal import console, gate_table, human_nbytes, plain_table, progress_bar, safe
+
+    with open_source(resolve_source(args.src)) as source:
+        total = sum(info.nbytes for info in source.infos().values())
+    with progress_bar(total, wanted=not args.json and not args.dry_run) as progress:
+        report = convert(
+            args.src,
+            args.dst,
+            profile=args.profile,
+            to=args.to,
+            jobs=args.jobs,
+            nonfinite=args.nonfinite,
+            dry_run=args.dry_run,
+            progress=progress,
+        )
+    if args.json:
+        print(report.to_text())
+        return DONE if report else FAILED
+    out = console()
+    encoded = [t for t in report.tensors if t.regime is not None]
+    if encoded:
+        rows = (
+            (
+                safe(t.info.name),
+                " x ".join(map(str, t.info.shape)),
+                t.codec,
+                t.regime,
+                human_nbytes(t.info.nbytes),
+                human_nbytes(t.nbytes),
+                f"{t.bits_per_weight:.3f}",
+                f"{t.cosines.median:.4f}" if t.cosines else "",
+                f"{t.cosines.p5:.4f}" if t.cosines else "",
+            )
+            for t in encoded
+        )
+        headings = ("encoded tensor", "shape", "codec", "regime", ">source", ">file", ">bits/weight", ">median", ">p5")
+        out.print(plain_table(headings, rows))
+    if encoded and not report.dry_run:
+        out.print(gate_table(report.gates))
+        if report.profile == "lookup" and not report.gates.reached:
+            out.print("Rows of profile lookup route and look up; they are not meant to reconstruct, so gate 1 is shown, not enforced.")
+        elif not report.gates.reached:
+            out.print("Gate 1 is shown, not enforced, for this profile.")
+    verb = "would take" if report.dry_run else "takes"
+    kept = sum(t.regime is None and t.alias_of is None for t in report.tensors)
+    tied = sum(t.alias_of is not None for t in report.tensors)
+    out.print(
+        f"{args.dst} {verb} {human_nbytes(report.target_nbytes)}: {len(encoded)} tensors encoded, {kept} kept byte for byte"
+        + (f", {tied} tied" if tied else "")
+        + f"; source {human_nbytes(report.source_nbytes)}, as bfloat16 {human_nbytes(report.bf16_nbytes)}, "
+        f"{report.ratio:.2f} times the file; {report.seconds:.1f} s",
+        highlight=False,
+        markup=False,
+    )
+    return DONE if report else FAILED
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from hhtld.formats import open_source
+    from hhtld.formats.inspect import describe, print_description, print_rows
+    from hhtld.formats.terminal import console
+
+    if args.rows is not None and args.tensor is None:
+        raise ValueError("--rows needs --tensor")
+    path = Path(args.file)
+    with open_source(path) as source:
+        if args.tensor is not None and args.tensor not in source:
+            raise ValueError(_no_such_tensor(args.tensor, list(source.infos())))
+        if args.rows is not None:
+            print_rows(source, args.tensor, args.rows, args.json, console())
+            return DONE
+        facts = describe(source, path, args.tensor)
+    if args.json:
+        print(json.dumps(facts, indent=2, allow_nan=False))
+    else:
+        print_description(facts, console())
+    return DONE
+
+
+def _no_such_tensor(name: str, names: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, names, 3, 0.4)
+    return f"no tensor {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from hhtld.formats.terminal import console, gate_table, human_nbytes, progress_bar
+    from hhtld.formats.verify import verify
+
+    with progress_bar(os.path.getsize(args.file) if Path(args.file).exists() else 0, wanted=not args.json) as progress:
+        report = verify(args.file, args.src, jobs=args.jobs, progress=progress)
+    if args.json:
+        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        return DONE if report else FAILED
+    out = console()
+    out.print(
+        f"{report.path}: structure, {report.n_sections} checksums and {report.n_tensors} tensors sound, "
+        f"{human_nbytes(report.nbytes)}",
+        highlight=False,
+        markup=False,
+    )
+    if report.gates is not None:
+        out.print(gate_table(report.gates))
+        if report:
+            out.print("kept tensors equal the source byte for byte; the recorded cosines are those measured now", markup=False)
+    for difference in report.differences:
+        out.print(difference, highlight=False, markup=False)
+    return DONE if report else FAILED
+
+
+def _list(args: argparse.Namespace) -> int:
+    from hhtld.formats import Format, registry
+    from hhtld.formats.terminal import console, plain_table
+
+    records: list[dict[str, Any]] = []
+    for plugin in registry:
+        record: dict[str, Any] = {"name": plugin.name, "from": plugin.origin, "class": plugin.target}
+        try:
+            found = plugin.load()
+            if not (isinstance(found, type) and issubclass(found, Format)):
+                record["error"] = f"{found!r} is not a Format"
+            else:
+                record |= {
+                    "suffixes": list(found.suffixes),
+                    "reads": found.reads,
+                    "writes": found.writes,
+                    "description": found.description,
+                }
+        except Exception as error:
+            record["error"] = f"{type(error).__name__}: {error}"
+        records.append(record)
+    if args.json:
+        print(json.dumps({"schema": "hhtld.list/1", "formats": records}, indent=2))
+        return DONE
+    rows = (
+        (
+            r["name"],
+            " ".join(r.get("suffixes", ())),
+            "" if "error" in r else " ".join(verb for verb in ("reads", "writes") if r[verb]),
+            r["from"],
+            r.get("description", r.get("error", "")),
+        )
+        for r in records
+    )
+    console().print(plain_table(("format", "suffixes", "", "from", "what"), rows))
+    return DONE
+
+
+_COMMANDS = {"convert": _convert, "inspect": _inspect, "verify": _verify, "list": _list}
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """The exit code of an error that is the user's to mend; None for one that is ours."""
+    if isinstance(error, OutputError):
+        return CANNOT_WRITE
+    if isinstance(error, MissingExtraError | UnknownFormatError):
+        return USAGE
+    if isinstance(error, FormatError | NonFiniteError | OSError):
+        return BAD_INPUT
+    if isinstance(error, ValueError | TypeError):
+        return USAGE
+    return FAILED if isinstance(error, HhtldError) else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        import hhtld
+
+        print(f"hhtld {hhtld.__version__}")
+        return DONE
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    try:
+        code = _COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left half-written", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away; a second failure while Python flushes at exit would only add noise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        found = _exit_code(error)
+        if found is None:
+            raise
+        message = str(error)
+        if args.json:
+            print(json.dumps({"schema": "hhtld.error/1", "error": {"type": type(error).__name__, "message": message}}))
+        print(f"hhtld: {message}", file=sys.stderr)
+        return found
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

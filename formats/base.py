@@ -1,0 +1,49 @@
+"""What a format is: how it is recognised, and how it is read and written."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from hhtld.source import TensorInfo, TensorSource
+
+__all__ = ["Format", "TensorInfo", "TensorSource"]
+
+
+class Format(ABC):
+    """A file format; formats are classes used through one instance each.
+
+    Attributes
+    ----------
+    name : str
+        Permanent, lower-case; what `--to` takes.
+    suffixes : tuple of str
+        Lower-case, with the dot.
+    reads, writes : bool
+        What it can do; a format that only exports says why in `open_source`.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    description: ClassVar[str]
+    reads: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Whether a file of these first bytes (at most 64), or a folder (empty head), is this format."""
+        return path.suffix.lower() in self.suffixes
+
+    @abstractmethod
+    def open_source(self, path: Path) -> TensorSource:
+        """Open a file or folder as a source of tensors.
+
+        Raises
+        ------
+        FormatError
+            For every malformation of the file.
+        """
+
+    def write_source(self, source: TensorSource, path: Path) -> None:
+        """Write every tensor of a source as it is, atomically."""
+        raise TypeError(f"format {self.name!r} does not write tensors as they are")

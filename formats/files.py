@@ -1,0 +1,63 @@
+"""Files as Python users know them from safetensors: open, save, load_file, save_file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from hhtld.encoder import encode
+from hhtld.formats import open_source
+from hhtld.formats.hhtld import open_pack, save_pack
+from hhtld.pack import DEFAULT_BUDGET, HhtldPack
+
+__all__ = ["load_file", "open", "save", "save_file"]
+
+PathLike = str | os.PathLike[str]
+
+
+def open(path: PathLike, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
+    """Open a `.hhtld` file for reading; use it as a context manager.
+
+    Parameters
+    ----------
+    path : path
+    mmap : bool
+        Map the file. False reads it with positional reads: for network mounts, and for files that
+        another process may cut short (a mapped file then kills the reader).
+    budget : int
+        Bytes that decoding one tensor may take, 64 GiB by default.
+
+    Raises
+    ------
+    FormatError
+        When the file is not a sound `.hhtld` file.
+    """
+    return open_pack(Path(path), mmap=mmap, budget=budget)
+
+
+def save(pack: HhtldPack, path: PathLike) -> None:
+    """Write a pack to a file, atomically.
+
+    Raises
+    ------
+    OutputError
+        When the file cannot be written; what stood there before is untouched.
+    """
+    save_pack(pack, Path(path))
+
+
+def load_file(path: PathLike) -> dict[str, NDArray[Any]]:
+    """Return every tensor of a file of any readable format, decoded, in its source type and shape."""
+    with open_source(Path(path)) as source:
+        return {name: source.read_tensor(name) for name in source.infos()}
+
+
+def save_file(
+    tensors: Mapping[str, Any], path: PathLike, metadata: Mapping[str, str] | None = None, profile: str = "f32"
+) -> None:
+    """Encode arrays and write them to a `.hhtld` file."""
+    save(encode(tensors, profile, metadata=metadata), path)

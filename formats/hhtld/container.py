@@ -1,0 +1,332 @@
+"""The `.hhtld` container: header, sections, table, trailer. SPEC.md beside this file is the law."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.atomic import AtomicFile
+from hhtld.errors import (
+    BadMagicError,
+    ChecksumError,
+    FormatError,
+    HeaderError,
+    TruncatedError,
+    UnsupportedVersionError,
+    shown,
+)
+from hhtld.sections import SECTION_KINDS, Buffer, RowSelection
+from hhtld.sizes import align_up
+
+__all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "ContainerReader", "ContainerWriter", "SectionRecord"]
+
+MAGIC = b"\x89HHTLD\r\n"
+END_MAGIC = b"\x89HHTLE\r\n"
+MAJOR_VERSIONS = (1, 2)
+MINOR = 0
+ALIGNMENT = 64
+MAX_TABLE_NBYTES = 100_000_000
+REQUIRED_FEATURES = 0  # bits this reader understands
+
+_HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
+_TRAILER = struct.Struct("<QQIIQ24x8s")  # 64 bytes
+assert _HEADER.size == _TRAILER.size == ALIGNMENT
+
+
+@dataclass(frozen=True)
+class SectionRecord:
+    """Where a section lies and what its checksum is."""
+
+    kind: str
+    offset: int
+    nbytes: int
+    crc32: int
+
+
+def _section_crc(index: int, kind: str, nbytes: int) -> int:
+    """The checksum before the first byte: what the section is counts too, so that two cannot be swapped."""
+    return zlib.crc32(struct.pack("<IIQ", SECTION_KINDS[kind].code, index, nbytes))
+
+
+class ContainerWriter:
+    """Writes sections in order, then the table and the trailer; a `SectionSink`."""
+
+    def __init__(self, file: AtomicFile) -> None:
+        self._file = file
+        self._records: list[SectionRecord] = []
+        file.write(bytes(_HEADER.size))
+
+    def add(self, kind: str, nbytes: int, blocks: Iterable[Buffer | NDArray[Any]]) -> int:
+        index = len(self._records)
+        self._pad()
+        offset, crc = self._file.size, _section_crc(index, kind, nbytes)
+        for block in blocks:
+            view = memoryview(block).cast("B")
+            crc = zlib.crc32(view, crc)
+            self._file.write(view)
+        if self._file.size - offset != nbytes:
+            raise ValueError(f"section {kind!r} was declared {nbytes} bytes long and got {self._file.size - offset}")
+        self._records.append(SectionRecord(kind, offset, nbytes, crc))
+        return index
+
+    def reader(self) -> ContainerReader:
+        """Return what was written so far, read back from the file."""
+        return ContainerReader(self._file.reopened(), self._file.path, self._records)
+
+    def finish(self, table: dict[str, Any]) -> None:
+        """Write table, trailer and, last, the header that makes the file one."""
+        records = [{"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": r.crc32} for r in self._records]
+        text = json.dumps(
+            table | {"sections": records}, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+        ).encode("ascii")
+        if len(text) > MAX_TABLE_NBYTES:
+            raise ValueError(f"the table would be {len(text)} bytes long, the limit is {MAX_TABLE_NBYTES}")
+        self._pad()
+        offset = self._file.size
+        self._file.write(text)
+        self._pad()
+        crc = zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, len(text))))
+        end = self._file.size + _TRAILER.size
+        head = _TRAILER.pack(offset, len(text), crc, 0, end, END_MAGIC)
+        self._file.write(_TRAILER.pack(offset, len(text), crc, zlib.crc32(head), end, END_MAGIC))
+        major = max((SECTION_KINDS[r.kind].major for r in self._records), default=1)
+        header = _HEADER.pack(MAGIC, major, MINOR, _HEADER.size, 0, 0, 0)
+        self._file.write_at(0, header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
+
+    def _pad(self) -> None:
+        self._file.write(bytes(align_up(self._file.size, ALIGNMENT) - self._file.size))
+
+
+class ContainerReader:
+    """A container's sections; a `SectionReader`. Reads are positional and safe from many threads."""
+
+    def __init__(
+        self, fd: int, path: Path, records: list[SectionRecord], table: dict[str, Any] | None = None, *, mapped: bool = False
+    ) -> None:
+        self._fd: int | None = fd
+        self.path = path
+        self.records = records
+        self.table = table or {}
+        self.major = 0
+        self.minor = 0
+        self._verified: set[int] = set()
+        self._lock = threading.Lock()
+        self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ) if mapped else None
+
+    @classmethod
+    def open(cls, path: Path, *, mapped: bool = True) -> Self:
+        """Open a file and check its structure: header, trailer, table, and where every section lies.
+
+        Raises
+        ------
+        FormatError
+            For every malformation; section bytes are checked when they are first read whole.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadMagicError(f"{path}: not a regular file")
+            major, minor = _read_header(fd, path, status.st_size)
+            table, records = _read_table(fd, path, status.st_size)
+            needed = max((SECTION_KINDS[r.kind].major for r in records if r.kind in SECTION_KINDS), default=1)
+            if needed > major:
+                raise HeaderError(f"{path}: a version {major} file holds sections of version {needed}")
+            reader = cls(fd, path, records, table, mapped=mapped)
+        except BaseException:
+            os.close(fd)
+            raise
+        reader.major, reader.minor = major, minor
+        return reader
+
+    def kinds(self) -> list[str]:
+        return [record.kind for record in self.records]
+
+    def nbytes(self, index: int) -> int:
+        return self.records[index].nbytes
+
+    def whole(self, index: int) -> NDArray[np.uint8]:
+        record = self.records[index]
+        data = self._read(record.offset, record.nbytes)
+        if index not in self._verified:
+            crc = zlib.crc32(data, _section_crc(index, record.kind, record.nbytes))
+            if crc != record.crc32:
+                raise ChecksumError(
+                    f"{self.path}: section {index} ({record.kind}) at offset {record.offset}: "
+                    f"checksum {crc:08x}, expected {record.crc32:08x}; the file is damaged"
+                )
+            with self._lock:
+                self._verified.add(index)
+        return data
+
+    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
+        record = self.records[index]
+        n_rows = record.nbytes // width
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(n_rows)
+            if step == 1:
+                stop = max(start, stop)
+                return self._read(record.offset + start * width, (stop - start) * width).reshape(-1, width)
+            rows = np.arange(start, stop, step)
+        if self._map is not None:
+            return self._read(record.offset, record.nbytes).reshape(n_rows, width)[rows]
+        out = np.empty((len(rows), width), np.uint8)
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1  # runs of neighbours are read at once
+        for run in np.split(np.arange(len(rows)), breaks) if len(rows) else []:
+            first = int(rows[run[0]])
+            out[run] = self._read(record.offset + first * width, len(run) * width).reshape(-1, width)
+        return out
+
+    def verify(self) -> None:
+        """Check the bytes of every section and the padding between them."""
+        end = _HEADER.size
+        for index, record in enumerate(self.records):
+            self._check_zero(end, record.offset)
+            if record.kind in SECTION_KINDS:
+                self.whole(index)
+            end = record.offset + record.nbytes
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+            self._map = None  # arrays given out keep the mapping alive
+
+    def _check_zero(self, start: int, stop: int) -> None:
+        if self._read(start, stop - start).any():
+            raise ChecksumError(f"{self.path}: padding at offset {start} is not zero; the file is damaged")
+
+    def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        if self._fd is None:
+            raise ValueError(f"{self.path}: the pack is closed")
+        if self._map is not None:
+            return np.frombuffer(self._map, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
+        out = np.empty(nbytes, np.uint8)
+        _pread_into(self._fd, self.path, offset, memoryview(out))
+        return out
+
+
+def _pread_into(fd: int, path: Path, offset: int, out: memoryview) -> None:
+    done = 0
+    while done < len(out):
+        count = os.preadv(fd, [out[done:]], offset + done)
+        if count == 0:
+            raise TruncatedError(f"{path}: ends at offset {offset + done}, {len(out) - done} bytes early")
+        done += count
+
+
+def _pread(fd: int, path: Path, offset: int, nbytes: int) -> bytes:
+    out = bytearray(nbytes)
+    _pread_into(fd, path, offset, memoryview(out))
+    return bytes(out)
+
+
+def _read_header(fd: int, path: Path, size: int) -> tuple[int, int]:
+    head = os.pread(fd, _HEADER.size, 0)
+    if head[:8] != MAGIC:
+        if head[1:6] == b"HHTLD" or head[:5] == b"HHTLD":
+            raise BadMagicError(f"{path}: the magic bytes were altered, as a transfer in text mode does; copy it as binary")
+        if MAGIC.startswith(head[:8]) and len(head) < 8:
+            raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
+        raise BadMagicError(f"{path}: not a .hhtld file, it begins with {head[:8]!r}")
+    if size < _HEADER.size + _TRAILER.size or len(head) < _HEADER.size:
+        raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
+    _, major, minor, header_nbytes, required, _optional, crc = _HEADER.unpack(head)
+    if zlib.crc32(head[:-4]) != crc:
+        raise ChecksumError(f"{path}: the header at offset 0 is damaged (checksum {zlib.crc32(head[:-4]):08x}, expected {crc:08x})")
+    if major not in MAJOR_VERSIONS:
+        known = " and ".join(map(str, MAJOR_VERSIONS))
+        raise UnsupportedVersionError(f"{path}: format version {major}.{minor}; this hhtld reads versions {known}")
+    unknown = required & ~REQUIRED_FEATURES
+    if unknown:
+        bit = (unknown & -unknown).bit_length() - 1
+        raise UnsupportedVersionError(f"{path}: needs feature bit {bit}, which this hhtld does not know; a newer one may")
+    if header_nbytes != _HEADER.size:
+        raise HeaderError(f"{path}: header length {header_nbytes}, expected {_HEADER.size}")
+    if any(head[32:60]):
+        raise HeaderError(f"{path}: reserved header bytes at offset 32 are not zero")
+    return major, minor
+
+
+def _read_table(fd: int, path: Path, size: int) -> tuple[dict[str, Any], list[SectionRecord]]:
+    trailer = _pread(fd, path, size - _TRAILER.size, _TRAILER.size)
+    offset, nbytes, crc, own_crc, end, magic = _TRAILER.unpack(trailer)
+    if magic != END_MAGIC:
+        raise TruncatedError(f"{path}: no trailer at offset {size - _TRAILER.size}: the file was cut short or added to")
+    plain = trailer[:20] + bytes(4) + trailer[24:]
+    if zlib.crc32(plain) != own_crc or any(trailer[32:56]):
+        raise ChecksumError(f"{path}: the trailer at offset {size - _TRAILER.size} is damaged")
+    if end != size:
+        raise TruncatedError(f"{path}: declares {end} bytes and has {size}")
+    if nbytes > MAX_TABLE_NBYTES or offset % ALIGNMENT or not _HEADER.size <= offset <= size:
+        raise HeaderError(f"{path}: table of {nbytes} bytes at offset {offset} cannot be")
+    if align_up(offset + nbytes, ALIGNMENT) != size - _TRAILER.size:
+        raise HeaderError(f"{path}: the table does not end at the trailer")
+    padded = _pread(fd, path, offset, size - _TRAILER.size - offset)
+    text = padded[:nbytes]
+    if zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, nbytes))) != crc or any(padded[nbytes:]):
+        raise ChecksumError(f"{path}: the table at offset {offset} is damaged")
+    table = _parse(path, text)
+    return table, _section_records(path, table.pop("sections", None), offset)
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise HeaderError(f"{path}: the table repeats a key")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise HeaderError(f"{path}: the table holds {constant}")
+
+    try:
+        table = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise HeaderError(f"{path}: the table is not JSON: {str(error)[:120]}") from None
+    if not isinstance(table, dict):
+        raise HeaderError(f"{path}: the table is not an object")
+    return table
+
+
+def _section_records(path: Path, items: object, table_offset: int) -> list[SectionRecord]:
+    if not isinstance(items, list):
+        raise HeaderError(f"{path}: the table lists no sections")
+    records: list[SectionRecord] = []
+    end = _HEADER.size
+    for index, item in enumerate(items):
+        if not isinstance(item, dict) or set(item) != {"kind", "offset", "nbytes", "crc32"}:
+            raise HeaderError(f"{path}: section {index} needs kind, offset, nbytes and crc32")
+        kind, offset, nbytes, crc = item["kind"], item["offset"], item["nbytes"], item["crc32"]
+        if not isinstance(kind, str) or any(type(n) is not int or n < 0 for n in (offset, nbytes, crc)):
+            raise HeaderError(f"{path}: section {index} ({shown(str(kind), 40)}) has values of a wrong type")
+        if offset != align_up(end, ALIGNMENT):
+            raise HeaderError(
+                f"{path}: section {index} ({shown(kind, 40)}) lies at offset {offset}, expected {align_up(end, ALIGNMENT)}"
+            )
+        end = offset + nbytes
+        if end > table_offset:
+            raise HeaderError(f"{path}: section {index} ({shown(kind, 40)}) runs into the table")
+        if kind not in SECTION_KINDS:
+            warnings.warn(
+                f"{path}: section {index} of unknown kind {shown(kind, 40)} is ignored; a newer hhtld wrote it", stacklevel=4
+            )
+        records.append(SectionRecord(kind, offset, nbytes, crc))
+    if align_up(end, ALIGNMENT) != table_offset:
+        raise HeaderError(f"{path}: the sections end at {end}, the table begins at {table_offset}")
+    return records

@@ -1,0 +1,695 @@
+"""safetensors files and sharded snapshots of them, read strictly and written canonically.
+
+Layout
+------
+======================  =========================================================================
+bytes                   meaning
+======================  =========================================================================
+8                       n, length of the header, unsigned, little-endian
+n                       one JSON object in UTF-8, white space around it allowed: tensor name ->
+                        ``{"dtype": str, "shape": [int], "data_offsets": [begin, end]}``, and
+                        optionally ``"__metadata__": {str: str}``
+to the end of the file  the data: tensors back to back, C order, little-endian; offsets count
+                        from its first byte
+======================  =========================================================================
+
+Tensors leave no hole, do not overlap, and the last one ends where the file ends.
+
+This reader refuses everything the official library refuses, and also what two parsers could read
+in two ways or what cannot be handed on: a key given twice at any level, more than 32 axes or an
+axis above 2**48, an empty tensor whose other axes no array can have, names above 65535 bytes,
+tensor entries written as arrays. As there, data that is not aligned is fine (rows are copied into
+aligned buffers), so are empty and 0-d tensors, and a field that nobody knows inside a tensor's entry
+is ignored without a word. Names are opaque: any Unicode text, never used as a path. Bytes of data
+are never judged: a BOOL of 2 and a NaN come through as they are.
+
+Source: https://github.com/huggingface/safetensors (README, format), and the folder layout of
+``save_pretrained`` in https://github.com/huggingface/transformers for shards and their index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import stat
+import threading
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import numpy as np
+from hhtld.formats.base import Format, TensorInfo, TensorSource
+from numpy.typing import NDArray
+
+from hhtld.atomic import AtomicFile, replacing
+from hhtld.dtypes import DTYPES, dtype_named
+from hhtld.errors import BadMagicError, FormatError, HeaderError, TruncatedError, shown
+from hhtld.rows import row_ranges
+from hhtld.sizes import align_up, checked_shape, tensor_nbytes
+from hhtld.source import checked_name
+
+__all__ = ["SafetensorsFile", "SafetensorsFormat", "ShardedSnapshot"]
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+HEADER_LIMIT = 100_000_000  # the official library's own
+JSON_LIMIT = 10 << 20  # index and config.json, as huggingface_hub limits the index
+LENGTH_NBYTES = 8
+MAX_DIGITS = 64  # far above any size, far below where conversion gets slow
+MAX_NESTING = 64  # inside a field that is ignored; the official library stops at about 125
+METADATA = "__metadata__"
+FIELDS = ("dtype", "shape", "data_offsets")
+SPACE = b" \t\r\n"
+
+# Only consulted once a file has failed as safetensors: a valid length may well start with b"\x80".
+LOOKALIKES = (
+    (b"version https://git-lfs", "this is a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (b"<!doctype html", "this is an HTML page, probably an error page saved by a download"),
+    (b"<html", "this is an HTML page, probably an error page saved by a download"),
+    (b"gguf", "this is a GGUF file"),
+    (b"pk\x03\x04", "this is a zip archive, as torch.save writes: convert it to safetensors first"),
+    (b"\x80", "this looks like a pickle (.pt, .bin): convert it to safetensors first"),
+    (b"\x89hdf", "this is an HDF5 file"),
+    (b"\x93numpy", "this is a .npy file"),
+)
+
+
+def _refusal(kind: type[FormatError], message: str, head: bytes) -> FormatError:
+    """Return the error for a file whose header cannot be located, with a hint at what it may be."""
+    lowered = head.lower().lstrip(SPACE)
+    for prefix, hint in LOOKALIKES:
+        if lowered.startswith(prefix):
+            return BadMagicError(f"{message} ({hint})")
+    return kind(message)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _open_regular(path: Path) -> tuple[io.FileIO, int]:
+    """Open a regular file for reading and return it with its size."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadMagicError(f"{path}: not a regular file")
+    # Should the path have become a FIFO since, opening it must still not wait for a writer.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise BadMagicError(f"{path}: not a regular file")
+    return io.FileIO(fd, "rb"), status.st_size
+
+
+def _fill(file: io.FileIO, buffer: memoryview, offset: int, path: Path) -> None:
+    """Fill `buffer` from `offset` on; the file's position is not used, so threads may read at once."""
+    done = 0
+    while done < len(buffer):  # one call may give less than it was asked for
+        count = os.preadv(file.fileno(), [buffer[done:]], offset + done)
+        if count == 0:
+            raise TruncatedError(
+                f"{path}: ends at byte {offset + done}, expected {len(buffer)} bytes from byte {offset}; "
+                f"it became shorter while it was open"
+            )
+        done += count
+
+
+def _read_bytes(file: io.FileIO, offset: int, nbytes: int, path: Path) -> bytearray:
+    data = bytearray(nbytes)
+    _fill(file, memoryview(data), offset, path)
+    return data
+
+
+# --- JSON -------------------------------------------------------------------------------------
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {shown(key)} is given twice")
+            seen.add(key)
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _integer(text: str) -> int | float:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    # The official library takes -0 for the float it is; every field that matters refuses floats.
+    return -0.0 if text == "-0" else int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"number {shown(text, 40)} is out of range")
+    return value
+
+
+def _json_object(data: bytes | bytearray, where: str, *, constants: bool = False) -> dict[str, Any]:
+    """Return the one JSON object that `data` holds, or raise `HeaderError` starting with `where`.
+
+    Parameters
+    ----------
+    constants : bool
+        Whether NaN and Infinity pass, as Python and so config.json files write them.
+    """
+    refuse = None if constants else _no_constant
+    try:
+        text = data.decode("utf-8")
+        found = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=refuse, parse_int=_integer, parse_float=_number
+        )
+        if "\\u" in text:  # the only way in for a lone surrogate, which no container could hold
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise HeaderError(f"{where} holds text that is not valid Unicode (a lone surrogate)") from None
+    except UnicodeDecodeError as error:
+        raise HeaderError(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise HeaderError(f"{where} is nested too deeply") from None
+    except MemoryError:
+        raise HeaderError(f"{where} needs more memory than there is") from None
+    except ValueError as error:
+        raise HeaderError(f"{where} is not usable JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise HeaderError(f"{where} must be a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            child
+            for item in level
+            if isinstance(item, list | dict)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
+
+
+# --- the header -------------------------------------------------------------------------------
+
+
+class _Entry(NamedTuple):
+    """A tensor and the half-open range of its bytes, counted from the start of the data."""
+
+    info: TensorInfo
+    begin: int
+    end: int
+
+
+class _Header(NamedTuple):
+    metadata: dict[str, str]
+    entries: dict[str, _Entry]  # in the order of the data
+    data_offset: int
+
+
+def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
+    """Read and check the header of an open file of `size` bytes."""
+    head = bytes(_read_bytes(file, 0, min(size, 64), path))
+    if size < LENGTH_NBYTES:
+        problem = "the file is empty" if size == 0 else f"the file is only {size} bytes long"
+        raise _refusal(TruncatedError, f"{path}: {problem}, expected at least {LENGTH_NBYTES}", head)
+    nbytes = int.from_bytes(head[:LENGTH_NBYTES], "little")
+    if nbytes > HEADER_LIMIT:
+        raise _refusal(HeaderError, f"{path}: header of {nbytes} bytes, the limit is {HEADER_LIMIT}", head)
+    if nbytes > size - LENGTH_NBYTES:
+        message = f"{path}: header of {nbytes} bytes, but only {size - LENGTH_NBYTES} bytes follow"
+        raise _refusal(TruncatedError, message, head)
+    data_offset = LENGTH_NBYTES + nbytes
+    data = _read_bytes(file, LENGTH_NBYTES, nbytes, path)
+    try:
+        metadata, entries = _parsed(data, path)
+    except RecursionError:  # printing what is nested nearly too deeply can still go too deep
+        raise HeaderError(f"{path}: header is nested too deeply") from None
+    _check_cover(entries, size - data_offset, path)
+    return _Header(metadata, {entry.info.name: entry for entry in entries}, data_offset)
+
+
+def _parsed(data: bytearray, path: Path) -> tuple[dict[str, str], list[_Entry]]:
+    """Return the metadata and the entries of a header, each checked on its own."""
+    tensors = _json_object(data, f"{path}: header")
+    metadata = _metadata(tensors.pop(METADATA, None), path)
+    entries = [_entry(name, fields, path) for name, fields in tensors.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    return metadata, entries
+
+
+def _metadata(found: object, path: Path) -> dict[str, str]:
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise HeaderError(f"{path}: {METADATA} must be an object, got {type(found).__name__}")
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise HeaderError(f"{path}: {METADATA} {shown(key)} must be text, got {type(text).__name__}")
+    return found
+
+
+def _entry(name: str, fields: object, path: Path) -> _Entry:
+    """Return one tensor's entry, its shape, type and number of bytes agreeing."""
+    try:
+        checked_name(name)
+    except ValueError as error:
+        raise HeaderError(f"{path}: {error}") from None
+    where = f"{path}: tensor {shown(name)}"
+    if not isinstance(fields, dict):
+        raise HeaderError(f"{where}: entry must be an object, got {type(fields).__name__}")
+    for field in FIELDS:
+        if field not in fields:
+            raise HeaderError(f"{where}: {field} is missing")
+    if len(fields) > len(FIELDS):
+        for field in fields:
+            if field not in FIELDS and _is_deep(fields[field]):
+                raise HeaderError(f"{where}: field {shown(field)} is nested too deeply")
+    info = _info(name, fields, where)
+    begin, end = _offsets(fields["data_offsets"], where)
+    if end - begin != info.nbytes:
+        raise HeaderError(
+            f"{where}: {info.dtype.name} of shape {list(info.shape)} takes {info.nbytes} bytes, "
+            f"data_offsets [{begin}, {end}] give {end - begin}"
+        )
+    return _Entry(info, begin, end)
+
+
+def _info(name: str, fields: dict[str, Any], where: str) -> TensorInfo:
+    dtype = dtype_named(fields["dtype"], where)
+    shape = checked_shape(fields["shape"], where)
+    if tensor_nbytes(shape, dtype.nbits, where) == 0:  # [0, 2^48, 2^48] is small, yet no array
+        tensor_nbytes([size or 1 for size in shape], max(8, dtype.nbits), f"{where}, zeros taken as ones")
+    info = TensorInfo(name, dtype, shape)
+    if info.n_rows * info.row_nbytes != info.nbytes:
+        raise HeaderError(
+            f"{where}: rows of {info.n_cols} {dtype.name} elements do not fill whole bytes, "
+            f"so single rows cannot be read"
+        )
+    return info
+
+
+def _offsets(found: object, where: str) -> tuple[int, int]:
+    if isinstance(found, list) and len(found) == 2:
+        begin, end = found
+        if type(begin) is int and type(end) is int and 0 <= begin <= end:
+            return begin, end
+    got = str(found)[:80]
+    raise HeaderError(f"{where}: data_offsets must be two integers, 0 <= begin <= end, got {got}")
+
+
+def _check_cover(entries: list[_Entry], data_nbytes: int, path: Path) -> None:
+    """Refuse entries, sorted by offset, that do not cover the data once and completely."""
+    cursor = 0
+    for info, begin, end in entries:
+        if begin != cursor:
+            problem = "overlaps the tensor before it" if begin < cursor else "leaves a hole before it"
+            where = f"{path}: tensor {shown(info.name)}"
+            raise HeaderError(f"{where}: {problem}: starts at data byte {begin}, expected {cursor}")
+        cursor = end
+    facts = f"the header declares {cursor} bytes of data, the file holds {data_nbytes}"
+    if cursor > data_nbytes:
+        raise TruncatedError(f"{path}: {facts}")
+    if cursor < data_nbytes:
+        raise HeaderError(f"{path}: bytes follow the last tensor: {facts}")
+
+
+class SafetensorsFile(TensorSource):
+    """One safetensors file, checked completely when opened, rows read by position.
+
+    Parameters
+    ----------
+    path : path
+        Links are followed. The suffix does not matter here.
+
+    Raises
+    ------
+    FormatError
+        When the content breaks a rule: `BadMagicError` for another kind of file, `TruncatedError`
+        for a file that ends early, `HeaderError` for the rest.
+    OSError
+        When the system cannot open or read it.
+
+    Notes
+    -----
+    Rows may be read from several threads at once; `close` must not run beside a read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._file, size = _open_regular(self._path)
+        try:
+            self._header = _read_header(self._file, size, self._path)
+        except BaseException:
+            self._file.close()
+            raise
+        self._infos = {name: entry.info for name, entry in self._header.entries.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(self._header.metadata)
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return MappingProxyType(self._infos)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        if self._file.closed:
+            raise ValueError(f"{self._path} is closed")
+        info = _known(self._infos, name, self._path)
+        if not 0 <= start <= stop <= info.n_rows:
+            raise ValueError(f"tensor {shown(name)} has rows 0..{info.n_rows}, got [{start}, {stop})")
+        rows = np.empty((stop - start, info.row_nbytes), np.uint8)
+        if rows.size:
+            begin = self._header.data_offset + self._header.entries[name].begin
+            _fill(self._file, rows.reshape(-1).data, begin + start * info.row_nbytes, self._path)
+        return rows
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _known(infos: Mapping[str, TensorInfo], name: str, path: Path) -> TensorInfo:
+    info = infos.get(name)
+    if info is None:
+        raise ValueError(f"{path}: no tensor {shown(name)}")
+    return info
+
+
+# --- snapshots --------------------------------------------------------------------------------
+
+
+def _read_json(path: Path, *, constants: bool = False) -> dict[str, Any]:
+    """Return the JSON object in a file of at most `JSON_LIMIT` bytes."""
+    file, size = _open_regular(path)
+    with file:
+        if size > JSON_LIMIT:
+            raise HeaderError(f"{path}: {size} bytes, the limit is {JSON_LIMIT}")
+        data = _read_bytes(file, 0, size, path)
+    try:
+        return _json_object(data, f"{path}:", constants=constants)
+    except HeaderError as error:
+        raise _refusal(HeaderError, str(error), bytes(data[:64])) from None
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Return the checked `weight_map` of an index: tensor name -> plain file name of its shard."""
+    found = _read_json(path).get("weight_map")
+    if not isinstance(found, dict):
+        raise HeaderError(f"{path}: weight_map must be an object, got {type(found).__name__}")
+    if not found:
+        raise HeaderError(f"{path}: weight_map names no tensor")
+    for name, shard in found.items():
+        if not isinstance(shard, str):
+            kind = type(shard).__name__
+            raise HeaderError(f"{path}: weight_map of {shown(name)} must be a file name, got {kind}")
+    for shard in dict.fromkeys(found.values()):
+        _check_shard_name(shard, path)
+    return found
+
+
+def _check_shard_name(shard: str, path: Path) -> None:
+    """Refuse what is not the plain name of a safetensors file, on every system alike."""
+    both = (PurePosixPath(shard), PureWindowsPath(shard))
+    plain = all(pure.name == shard and not pure.anchor for pure in both)
+    if not plain or not shard.isprintable() or len(os.fsencode(shard)) > 255:
+        raise HeaderError(f"{path}: shard {shown(shard)} is not a plain file name in the index's own folder")
+    if not shard.endswith(SUFFIX):
+        raise HeaderError(f"{path}: shard {shown(shard)} does not end in {SUFFIX}")
+
+
+def _config_facts(path: Path) -> dict[str, Any]:
+    """Return what config.json says of the model as it was published; empty when there is none."""
+    if not os.path.lexists(path):
+        return {}
+    if not path.exists():
+        raise HeaderError(f"{path}: a link that leads nowhere; fetch the snapshot again")
+    config = _read_json(path, constants=True)  # config.json is Python's JSON: some hold Infinity
+    quantized = config.get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise HeaderError(
+            f"{path}: the model is already quantized with {shown(str(method or 'an unnamed method'), 40)}; "
+            f"convert the original, unquantized model instead, or dequantize this one and remove "
+            f"quantization_config first"
+        )
+    facts = {
+        key: config[key]
+        for key in ("model_type", "_name_or_path", "torch_dtype", "dtype")
+        if isinstance(config.get(key), str)
+    }
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and all(isinstance(name, str) for name in architectures):
+        facts["architectures"] = architectures
+    if isinstance(config.get("tie_word_embeddings"), bool):
+        facts["tie_word_embeddings"] = config["tie_word_embeddings"]
+    return facts
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.lower().endswith(INDEX_SUFFIX)
+
+
+def _folder_files(folder: Path) -> list[str]:
+    """Return the sorted names of what looks like safetensors files in a folder."""
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name for name in names if name.lower().endswith(SUFFIX) and not name.startswith("."))
+
+
+def _entrance(folder: Path) -> tuple[Path, bool]:
+    """Return the index or the single file that stands for a folder, and whether it is an index."""
+    single, index = folder / f"model{SUFFIX}", folder / f"model{INDEX_SUFFIX}"
+    names = _folder_files(folder)
+    if os.path.lexists(index):
+        # transformers would load the single file, others the shards: the same folder, two models.
+        if single.name in names and single.name not in _weight_map(index).values():
+            problem = f"holds {single.name} and an index of other files"
+            raise HeaderError(f"{folder}: {problem}; give the path of the one you mean")
+        return index, True
+    if single.name in names or len(names) == 1:
+        return folder / (single.name if single.name in names else names[0]), False
+    if not names:
+        raise BadMagicError(f"{folder}: the folder holds no {SUFFIX} file")
+    listed = ", ".join(shown(name, 60) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    problem = f"holds {len(names)} {SUFFIX} files ({listed}) and no {index.name}"
+    raise HeaderError(f"{folder}: {problem}; give the path of the file or index you mean")
+
+
+class ShardedSnapshot(TensorSource):
+    """A folder as `save_pretrained` and the hub's cache lay it out, or the index of one.
+
+    Parameters
+    ----------
+    path : path
+        A folder with ``model.safetensors.index.json``, with ``model.safetensors`` or with one
+        ``*.safetensors`` file, or the path of any ``*.safetensors.index.json``. Links are followed
+        for reading, but names are taken as given.
+
+    Raises
+    ------
+    FormatError
+        For a malformed index, shard or config.json, for an index that does not say exactly what the
+        shards hold, for a folder that leaves open which model is meant, and for a model whose
+        config.json says that it is already quantized.
+
+    Notes
+    -----
+    Every shard is checked here; its file is then opened again when it is first read from.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        given = Path(path)
+        is_folder = given.is_dir()
+        self._path = given
+        self._folder = given if is_folder else given.parent
+        self._config = _config_facts(self._folder / "config.json")
+        entrance, is_sharded = _entrance(given) if is_folder else (given, True)
+        weight_map = _weight_map(entrance) if is_sharded else None
+        self._shards = sorted(set(weight_map.values())) if weight_map is not None else [entrance.name]
+        self._is_sharded = is_sharded
+        if weight_map is not None:
+            _check_shards_exist(self._folder, weight_map, entrance)
+        self._infos: dict[str, TensorInfo] = {}
+        self._shard_of: dict[str, str] = {}
+        self._headers: dict[str, _Header] = {}
+        for shard in self._shards:
+            with SafetensorsFile(self._folder / shard) as file:
+                if weight_map is not None:
+                    _check_map(weight_map, shard, file, entrance)
+                self._take(shard, file)
+        self._lock = threading.Lock()
+        self._open: dict[str, SafetensorsFile] = {}
+        self._closed = False
+
+    def _take(self, shard: str, file: SafetensorsFile) -> None:
+        for name, info in file.infos().items():
+            self._infos[name] = dataclasses.replace(info, shard=shard) if self._is_sharded else info
+            self._shard_of[name] = shard
+        self._headers[shard] = file._header
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The first shard's; shards written together all carry the same."""
+        return dict(self._headers[self._shards[0]].metadata)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The names of the shards, and what config.json says of the model, where there are such."""
+        facts: dict[str, Any] = {"shards": list(self._shards)} if self._is_sharded else {}
+        return facts | ({"config": dict(self._config)} if self._config else {})
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return MappingProxyType(self._infos)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        _known(self._infos, name, self._path)
+        return self._file(self._shard_of[name]).read_rows(name, start, stop)
+
+    def _file(self, shard: str) -> SafetensorsFile:
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self._path} is closed")
+            if shard not in self._open:
+                self._open[shard] = self._reopened(shard)
+            return self._open[shard]
+
+    def _reopened(self, shard: str) -> SafetensorsFile:
+        try:
+            file = SafetensorsFile(self._folder / shard)
+        except FileNotFoundError:
+            raise HeaderError(f"{self._folder / shard}: was removed after the snapshot was opened") from None
+        if file._header != self._headers[shard]:
+            file.close()
+            raise HeaderError(f"{self._folder / shard}: was replaced after the snapshot was opened")
+        return file
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for file in self._open.values():
+                file.close()
+            self._open.clear()
+
+
+def _check_shards_exist(folder: Path, weight_map: Mapping[str, str], index: Path) -> None:
+    present: set[str] = set()
+    for name, shard in weight_map.items():
+        if shard not in present and not (folder / shard).exists():
+            raise HeaderError(f"{index}: shard {shown(shard)} is missing; tensor {shown(name)} is in it")
+        present.add(shard)
+
+
+def _check_map(weight_map: Mapping[str, str], shard: str, file: SafetensorsFile, index: Path) -> None:
+    """Refuse a shard that does not hold exactly the tensors the index places in it."""
+    stale = f"{index}: the index is stale"
+    held = file.infos()
+    for name in held:
+        place = weight_map.get(name)
+        if place != shard:
+            says = "does not name it" if place is None else f"places it in {shown(place)}"
+            raise HeaderError(f"{stale}: tensor {shown(name)} is in shard {shown(shard)}, weight_map {says}")
+    missing = next((name for name, place in weight_map.items() if place == shard and name not in held), None)
+    if missing is not None:
+        raise HeaderError(f"{stale}: tensor {shown(missing)} is not in shard {shown(shard)}")
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+_RANK = {name: rank for rank, name in enumerate(DTYPES)}
+
+
+def _canonical(infos: Mapping[str, TensorInfo]) -> list[TensorInfo]:
+    """Return tensors as the official writer orders them: widest type first, then by name."""
+    for name in infos:
+        checked_name(name)
+    return sorted(infos.values(), key=lambda info: (-_RANK[info.dtype.name], info.name))
+
+
+def _header_bytes(infos: list[TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """Return the length and the header, padded with spaces so that the data starts at a multiple of 8."""
+    table: dict[str, Any] = {}
+    if metadata:
+        table[METADATA] = {key: metadata[key] for key in sorted(metadata)}
+    offset = 0
+    for info in infos:
+        table[info.name] = {
+            "dtype": info.dtype.name,
+            "shape": list(info.shape),
+            "data_offsets": [offset, offset + info.nbytes],
+        }
+        offset += info.nbytes
+    try:
+        text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:  # names were checked before
+        raise ValueError("metadata holds text that is not valid Unicode (a lone surrogate)") from None
+    text = text.ljust(align_up(len(text), 8))
+    if len(text) > HEADER_LIMIT:
+        raise ValueError(f"the header takes {len(text)} bytes, readers stop at {HEADER_LIMIT}; write shards")
+    return len(text).to_bytes(LENGTH_NBYTES, "little") + text
+
+
+def _write_tensor(out: AtomicFile, source: TensorSource, info: TensorInfo) -> None:
+    expected = out.size + info.nbytes
+    if info.nbytes:  # an empty tensor may claim 2^48 rows
+        for start, stop in row_ranges(info.n_rows, info.row_nbytes):
+            rows = source.read_rows(info.name, start, stop)
+            out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+    if out.size != expected:
+        given = info.nbytes + out.size - expected
+        raise ValueError(f"tensor {shown(info.name)}: the source gave {given} bytes, expected {info.nbytes}")
+
+
+class SafetensorsFormat(Format):
+    """safetensors files, their sharded indexes, and folders that hold either."""
+
+    name: ClassVar[str] = "safetensors"
+    suffixes: ClassVar[tuple[str, ...]] = (SUFFIX,)
+    description: ClassVar[str] = "safetensors file, sharded index or model folder: plain tensors, no code"
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Whether the name says safetensors, the folder holds some, or the head opens a header."""
+        if path.is_dir():
+            return os.path.lexists(path / f"model{INDEX_SUFFIX}") or bool(_folder_files(path))
+        if path.suffix.lower() in self.suffixes or _is_index(path):
+            return True
+        nbytes = int.from_bytes(head[:LENGTH_NBYTES], "little")
+        return nbytes <= HEADER_LIMIT and head[LENGTH_NBYTES:].lstrip(SPACE).startswith(b"{")
+
+    def open_source(self, path: Path) -> TensorSource:
+        """Open a file, an index or a folder.
+
+        Raises
+        ------
+        FormatError
+            For every malformation, naming the path.
+        """
+        given = Path(path)
+        return ShardedSnapshot(given) if given.is_dir() or _is_index(given) else SafetensorsFile(given)
+
+    def write_source(self, source: TensorSource, path: Path) -> None:
+        """Write every tensor of `source.infos()` as it is, in the official library's order.
+
+        The bytes depend on the tensors and the metadata alone. Rows are streamed, so at most one
+        block of a tensor, or one tensor of fewer than two axes, is in memory at a time.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For a name or metadata that the format cannot hold.
+        OutputError
+            When the file cannot be written; what stood there before is untouched.
+        """
+        infos = _canonical(source.infos())
+        header = _header_bytes(infos, source.metadata)
+        with replacing(path, check=lambda sibling: SafetensorsFile(sibling).close()) as out:
+            out.write(header)
+            for info in infos:
+                _write_tensor(out, source, info)

@@ -1,0 +1,132 @@
+"""Verifying a file: structure, checksums, every row decodable, and with the source its quality anew."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hhtld.encoder import Progress, measure
+from hhtld.formats import open_source
+from hhtld.formats.convert import default_jobs, resolve_source, workers
+from hhtld.formats.hhtld import open_pack
+from hhtld.formats.hhtld.container import ContainerReader
+from hhtld.gates import GateReport
+from hhtld.pack import HhtldPack
+from hhtld.rows import row_ranges
+from hhtld.source import TensorSource
+
+__all__ = ["VerifyReport", "verify"]
+
+
+@dataclass
+class VerifyReport:
+    """What was checked and what differed; truthy when nothing did.
+
+    Attributes
+    ----------
+    path : str
+    n_sections, n_tensors, nbytes : int
+    source : str or None
+    gates : GateReport or None
+        Measured anew when a source was given.
+    differences : list of str
+        One sentence each.
+    """
+
+    path: str
+    n_sections: int
+    n_tensors: int
+    nbytes: int
+    source: str | None = None
+    gates: GateReport | None = None
+    differences: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return not self.differences
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number, for scripts."""
+        return {
+            "schema": "hhtld.verify/1",
+            "path": self.path,
+            "passed": bool(self),
+            "n_sections": self.n_sections,
+            "n_tensors": self.n_tensors,
+            "nbytes": self.nbytes,
+            "source": self.source,
+            "gates": None if self.gates is None else self.gates.to_json(),
+            "differences": self.differences,
+        }
+
+
+def verify(
+    path: str | os.PathLike[str],
+    src: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check a `.hhtld` file, and with its source that it still says the truth about it.
+
+    Raises
+    ------
+    FormatError
+        When the file is damaged; what merely differs from the source is listed in the report.
+    """
+    target = Path(path)
+    with open_pack(target, mmap=False) as pack, workers(jobs or default_jobs()) as executor:
+        assert isinstance(pack.sections, ContainerReader)
+        pack.sections.verify()
+        for name, record in pack.table.tensors.items():
+            if record.codec != "keep":
+                pack.get_encoded(name)  # refuses twigs outside their palette, reserved bits, bad bases
+        report = VerifyReport(str(target), len(pack.sections.records), len(pack), target.stat().st_size)
+        if src is not None:
+            report.source = os.fspath(src)
+            with open_source(resolve_source(src)) as source:
+                _compare(report, pack, source, executor, progress or (lambda *_: None))
+    return report
+
+
+def _compare(
+    report: VerifyReport, pack: HhtldPack, source: TensorSource, executor: Executor | None, progress: Progress
+) -> None:
+    infos = source.infos()
+    missing, extra = sorted(set(infos) - set(pack)), sorted(set(pack) - set(infos))
+    report.differences += [f"tensor {name!r} of the source is missing" for name in missing]
+    report.differences += [f"tensor {name!r} is not in the source" for name in extra]
+    for name in sorted(set(infos) & set(pack)):
+        held, info = pack.table.tensors[name].info, infos[name]
+        if (held.shape, held.dtype) != (info.shape, info.dtype):
+            report.differences.append(f"tensor {name!r} is {held.dtype.name} {held.shape}, the source {info.dtype.name} {info.shape}")
+        elif pack.info(name).codec == "keep" and not _same_bytes(pack, source, name):
+            report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")
+    if report.differences:
+        return
+    report.gates = GateReport(enforced=False)
+    measure(pack, source, report.gates, executor, progress)
+    report.gates.ratio = _bf16_nbytes(pack) / report.nbytes
+    for name, found in report.gates.tensors.items():
+        if pack.info(name).gates != found:
+            report.differences.append(f"tensor {name!r}: the recorded cosines are not those measured now")
+
+
+def _same_bytes(pack: HhtldPack, source: TensorSource, name: str) -> bool:
+    info = source.infos()[name]
+    index = pack.info(name).sections["raw"]
+    return all(
+        np.array_equal(source.read_rows(name, start, stop), pack.sections.rows(index, info.row_nbytes, slice(start, stop)))
+        for start, stop in row_ranges(info.n_rows, info.row_nbytes)
+        if info.row_nbytes
+    )
+
+
+def _bf16_nbytes(pack: HhtldPack) -> int:
+    from hhtld.formats.convert import as_bf16_nbytes
+
+    return sum(as_bf16_nbytes(record.info) for record in pack.table.tensors.values() if record.alias_of is None)

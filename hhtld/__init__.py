@@ -1,0 +1,112 @@
+"""hhtld: row-addressable compression of neural-network weight matrices.
+
+    import hhtld
+    hhtld.convert("model.safetensors", "model.hhtld")
+    with hhtld.open("model.hhtld") as pack:
+        rows = pack.get_rows("embeddings.word_embeddings.weight", [3, 70, 3])
+
+Importing this module loads numpy and little else; everything below comes on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hhtld.base17 import Base17 as Base17
+    from hhtld.basis import SvdBasis as SvdBasis
+    from hhtld.encoder import encode as encode
+    from hhtld.errors import ChecksumError as ChecksumError
+    from hhtld.errors import FormatError as FormatError
+    from hhtld.errors import GateError as GateError
+    from hhtld.errors import HhtldError as HhtldError
+    from hhtld.errors import MissingExtraError as MissingExtraError
+    from hhtld.errors import NonFiniteError as NonFiniteError
+    from hhtld.errors import OutputError as OutputError
+    from hhtld.errors import UnknownFormatError as UnknownFormatError
+    from hhtld.fisher_z import FisherZTable as FisherZTable
+    from hhtld.formats.convert import ConversionReport as ConversionReport
+    from hhtld.formats.convert import convert as convert
+    from hhtld.formats.files import load_file as load_file
+    from hhtld.formats.files import open as open
+    from hhtld.formats.files import save as save
+    from hhtld.formats.files import save_file as save_file
+    from hhtld.group import PaletteGroupKey as PaletteGroupKey
+    from hhtld.group import SharedPaletteGroup as SharedPaletteGroup
+    from hhtld.group import build_group_with_fisher_z as build_group_with_fisher_z
+    from hhtld.group import build_group_with_leaf as build_group_with_leaf
+    from hhtld.pack import HhtldPack as HhtldPack
+    from hhtld.palette import MAX_PALETTE_K as MAX_PALETTE_K
+    from hhtld.palette import HhtlCache as HhtlCache
+    from hhtld.palette import RouteAction as RouteAction
+    from hhtld.palette import build_hip_families as build_hip_families
+    from hhtld.roles import classify_component as classify_component
+    from hhtld.roles import classify_role as classify_role
+    from hhtld.roles import effective_shape as effective_shape
+    from hhtld.roles import is_encodable as is_encodable
+    from hhtld.roles import should_use_leaf as should_use_leaf
+    from hhtld.slots import HeelBasin as HeelBasin
+    from hhtld.slots import HhtlDEntry as HhtlDEntry
+    from hhtld.source import TensorSource as TensorSource
+    from hhtld.tensor import HhtlDTensor as HhtlDTensor
+    from hhtld.tensor import HhtlF32Tensor as HhtlF32Tensor
+
+_HOMES = {
+    "Base17": "base17",
+    "ChecksumError": "errors",
+    "ConversionReport": "formats.convert",
+    "FisherZTable": "fisher_z",
+    "FormatError": "errors",
+    "GateError": "errors",
+    "HeelBasin": "slots",
+    "HhtlCache": "palette",
+    "HhtlDEntry": "slots",
+    "HhtlDTensor": "tensor",
+    "HhtlF32Tensor": "tensor",
+    "HhtldError": "errors",
+    "HhtldPack": "pack",
+    "MAX_PALETTE_K": "palette",
+    "MissingExtraError": "errors",
+    "NonFiniteError": "errors",
+    "OutputError": "errors",
+    "PaletteGroupKey": "group",
+    "RouteAction": "palette",
+    "SharedPaletteGroup": "group",
+    "SvdBasis": "basis",
+    "TensorSource": "source",
+    "UnknownFormatError": "errors",
+    "build_group_with_fisher_z": "group",
+    "build_group_with_leaf": "group",
+    "build_hip_families": "palette",
+    "classify_component": "roles",
+    "classify_role": "roles",
+    "convert": "formats.convert",
+    "effective_shape": "roles",
+    "encode": "encoder",
+    "is_encodable": "roles",
+    "load_file": "formats.files",
+    "open": "formats.files",
+    "save": "formats.files",
+    "save_file": "formats.files",
+    "should_use_leaf": "roles",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hhtld")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hhtld' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"hhtld.{home}"), name)
+    globals()[name] = found  # the next access does not come through here
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Compiled kernels: pointers and shapes; no names, files, policy, allocation or threads."""

@@ -1,0 +1,278 @@
+"""A numpy twin of every kernel door: same names, same arguments less `isa`, obviously right. For tests only.
+
+Nothing in the package imports this module. Every sum is taken in the order the headers specify, so a twin and
+its kernel agree bit for bit on finite input: either one accumulator an output, fed in ascending order, or 16
+virtual lanes (element j goes to lane j % 16) folded by a fixed tree. The twins do not validate; the doors do.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "base17_fold",
+    "base17_unfold",
+    "first_nonfinite_f32",
+    "furthest_l1",
+    "furthest_l2",
+    "gram",
+    "narrow_f32_bf16",
+    "narrow_f32_f16",
+    "nearest_l1",
+    "nearest_l2",
+    "project",
+    "quantize_i8",
+    "reconstruct",
+    "row_dots",
+    "truncate_f32_bf16",
+    "widen_bf16",
+    "widen_f8",
+    "widen_f16",
+]
+
+BASE17 = 17
+LANES = 8
+VIRTUAL_LANES = 16
+
+_INFINITY_F32 = 0x7F800000
+_MAGNITUDE_F32 = 0x7FFFFFFF
+
+
+# ---- cast ----
+
+
+def widen_bf16(values: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+    """Widen bfloat16 bits (n,) to float32 (n,); a signalling NaN comes out quiet."""
+    bits = values.astype(np.uint32) << 16
+    is_nan = (bits & _MAGNITUDE_F32) > _INFINITY_F32
+    out[:] = np.where(is_nan, bits | 0x00400000, bits).astype(np.uint32).view(np.float32)
+
+
+def widen_f16(values: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+    """Widen float16 bits (n,) to float32 (n,); a signalling NaN comes out quiet."""
+    is_nan = (values & 0x7FFF) > 0x7C00
+    quiet = np.where(is_nan, values | 0x0200, values).astype(np.uint16)
+    out[:] = quiet.view(np.float16).astype(np.float32)
+
+
+def widen_f8(values: NDArray[np.uint8], table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Widen 8-bit floats (n,) through the 256 values of their format."""
+    out[:] = table[values]
+
+
+def narrow_f32_bf16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    """Round float32 (n,) to bfloat16 bits (n,), nearest, ties to even; a NaN stays a NaN and quiet."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    kept, dropped = bits >> 16, bits & 0xFFFF
+    up = (dropped > 0x8000) | ((dropped == 0x8000) & (kept & 1 == 1))
+    is_nan = (bits & _MAGNITUDE_F32) > _INFINITY_F32
+    out[:] = np.where(is_nan, kept | 0x40, kept + up).astype(np.uint16)
+
+
+def narrow_f32_f16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    """Round float32 (n,) to float16 bits (n,), nearest, ties to even; a NaN stays a NaN and quiet."""
+    bits = values.view(np.uint32)
+    is_nan = (bits & _MAGNITUDE_F32) > _INFINITY_F32
+    quiet = ((bits >> 16) & 0x8000) | 0x7E00 | ((bits >> 13) & 0x3FF)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.where(is_nan, np.float32(0), values).astype(np.float16)
+    out[:] = np.where(is_nan, quiet, rounded.view(np.uint16)).astype(np.uint16)
+
+
+def truncate_f32_bf16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    """Drop the low 16 bits of float32 (n,)."""
+    out[:] = (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def first_nonfinite_f32(values: NDArray[np.float32]) -> int:
+    """Return the index of the first infinity or NaN of (n,), or -1."""
+    for index, finite in enumerate(np.isfinite(values)):
+        if not finite:
+            return index
+    return -1
+
+
+# ---- fold ----
+
+
+def base17_fold(rows: NDArray[np.float32], dims: NDArray[np.int16]) -> None:
+    """Fold rows (n_rows, n_cols) to dims (n_rows, 17): means of every 17th column in 1/256."""
+    n_rows, n_cols = rows.shape
+    sums = np.zeros((n_rows, BASE17))
+    for column in range(n_cols):
+        sums[:, column % BASE17] += rows[:, column].astype(np.float64)
+    for i in range(BASE17):
+        position = 11 * i % BASE17
+        count = len(range(position, n_cols, BASE17))
+        if count == 0:
+            dims[:, i] = 0
+            continue
+        scaled = np.clip(sums[:, position] / float(count) * 256.0, -32768.0, 32767.0)
+        dims[:, i] = _half_away_from_zero(scaled).astype(np.int16)
+
+
+def base17_unfold(dims: NDArray[np.int16], rows: NDArray[np.float32]) -> None:
+    """Unfold dims (n_rows, 17) to rows (n_rows, n_cols): column c takes the dim whose position is c % 17."""
+    dim_of = {11 * i % BASE17: i for i in range(BASE17)}
+    for column in range(rows.shape[1]):
+        rows[:, column] = dims[:, dim_of[column % BASE17]].astype(np.float32) / np.float32(256)
+
+
+# ---- search ----
+
+
+def nearest_l1(
+    rows: NDArray[np.int16],
+    entries: NDArray[np.int16],
+    nearest: NDArray[np.uint8],
+    distances: NDArray[np.uint32],
+) -> None:
+    """Assign each row (n_rows, 17) the first of its nearest entries (k, 17) by L1."""
+    for r in range(rows.shape[0]):
+        apart = np.abs(entries.astype(np.int64) - rows[r].astype(np.int64)).sum(axis=1)
+        nearest[r] = apart.argmin()
+        distances[r] = apart.min()
+
+
+def furthest_l1(
+    columns: NDArray[np.int16],
+    picks: NDArray[np.int64],
+    nearest_distance: NDArray[np.uint32],
+    nearest: NDArray[np.int32],
+) -> None:
+    """Pick rows of columns (17, n_rows) after picks[0], each the LAST furthest from its nearest pick."""
+    wide = columns.astype(np.int64)
+    nearest_distance[:] = np.iinfo(np.uint32).max
+    nearest[:] = 0
+    for pick in range(len(picks)):
+        apart = np.abs(wide - wide[:, picks[pick], None]).sum(axis=0)
+        closer = apart < nearest_distance
+        nearest_distance[closer] = apart[closer]
+        nearest[closer] = pick
+        if pick + 1 < len(picks):
+            picks[pick + 1] = np.flatnonzero(nearest_distance == nearest_distance.max())[-1]
+
+
+def nearest_l2(rows: NDArray[np.float32], centroids: NDArray[np.float32], nearest: NDArray[np.int32]) -> None:
+    """Assign each row (n_rows, n_cols) the first of its nearest centroids (k, n_cols) by squared L2."""
+    for r in range(rows.shape[0]):
+        nearest[r] = _distances2(centroids, rows[r]).argmin()
+
+
+def furthest_l2(
+    rows: NDArray[np.float32],
+    picks: NDArray[np.int64],
+    nearest_distance: NDArray[np.float64],
+    nearest: NDArray[np.int32],
+) -> int:
+    """Pick rows (n_rows, n_cols), the largest norm first, then the FIRST furthest from its nearest pick.
+
+    Returns
+    -------
+    int
+        The number of picks made: it ends when every row is a pick or equal to one.
+    """
+    wide = rows.astype(np.float64)
+    furthest = int(_tree16(wide * wide).argmax())
+    nearest_distance[:] = np.finfo(np.float64).max
+    nearest[:] = 0
+    for pick in range(len(picks)):
+        if nearest_distance[furthest] == 0:
+            return pick
+        picks[pick] = furthest
+        apart = _distances2(rows, rows[furthest])
+        closer = apart < nearest_distance
+        nearest_distance[closer] = apart[closer]
+        nearest[closer] = pick
+        furthest = int(nearest_distance.argmax())
+    return len(picks)
+
+
+# ---- leaf ----
+
+
+def project(
+    rows: NDArray[np.float32],
+    entries: NDArray[np.float32],
+    twigs: NDArray[np.uint8] | None,
+    basis: NDArray[np.float64],
+    coefficients: NDArray[np.float32],
+) -> None:
+    """Project rows (n_rows, n_cols) less their entries on basis (n_cols, 8); coefficients are (n_rows, 8)."""
+    residual = (rows - (entries if twigs is None else entries[twigs])).astype(np.float64)
+    sums = np.zeros((rows.shape[0], LANES))
+    for column in range(rows.shape[1]):
+        sums += residual[:, column, None] * basis[column]
+    coefficients[:] = sums.astype(np.float32)
+
+
+def quantize_i8(
+    coefficients: NDArray[np.float32], scale: float | np.float32, codes: NDArray[np.int8]
+) -> None:
+    """Quantise coefficients (n,) to codes (n,) in -127..127: float32 division, half away from zero."""
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = np.clip(coefficients / np.float32(scale), np.float32(-127), np.float32(127))
+    codes[:] = _half_away_from_zero(scaled.astype(np.float64)).astype(np.int8)
+
+
+def reconstruct(
+    entries: NDArray[np.float32],
+    twigs: NDArray[np.uint8] | None,
+    codes: NDArray[np.int8] | None,
+    scale: float | np.float32,
+    basis: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+) -> None:
+    """Write entries plus codes (n_rows, 8) times scale on basis (8, n_cols) to out (n_rows, n_cols)."""
+    out[:] = entries if twigs is None else entries[twigs]
+    if codes is None or basis is None:
+        return
+    coefficients = codes.astype(np.float32) * np.float32(scale)
+    for i in range(LANES):
+        out += coefficients[:, i, None] * basis[i]
+
+
+# ---- dot ----
+
+
+def gram(x: NDArray[np.float32], out: NDArray[np.float64]) -> None:
+    """Write x.T @ x of x (n_rows, n_cols) to out (n_cols, n_cols), rows summed in ascending order."""
+    wide = x.astype(np.float64)
+    out[:] = 0
+    for row in wide:
+        out += np.outer(row, row)
+
+
+def row_dots(x: NDArray[np.float32], y: NDArray[np.float32], out: NDArray[np.float64]) -> None:
+    """Write x.y, x.x and y.y of every row pair (n_rows, n_cols) to out (n_rows, 3)."""
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    for column, terms in enumerate((a * b, a * a, b * b)):
+        out[:, column] = _tree16(terms)
+
+
+# ---- order of sums ----
+
+
+def _half_away_from_zero(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    whole = np.trunc(values)
+    rest = values - whole  # exact
+    return whole + (rest >= 0.5) - (rest <= -0.5)
+
+
+def _tree16(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum terms (n_rows, n_cols) to (n_rows,) over 16 virtual lanes."""
+    n_rows, n_cols = terms.shape
+    lanes = np.zeros((n_rows, VIRTUAL_LANES))
+    for start in range(0, n_cols, VIRTUAL_LANES):
+        chunk = terms[:, start : start + VIRTUAL_LANES]
+        lanes[:, : chunk.shape[1]] += chunk
+    width = VIRTUAL_LANES
+    while width > 1:
+        width //= 2
+        lanes = lanes[:, :width] + lanes[:, width:]
+    return lanes[:, 0]
+
+
+def _distances2(rows: NDArray[np.float32], point: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Squared L2 distances (n_rows,) of rows (n_rows, n_cols) from point (n_cols,)."""
+    apart = rows.astype(np.float64) - point.astype(np.float64)
+    return _tree16(apart * apart)

@@ -1,0 +1,939 @@
+/* Nearest entry and furthest-point sampling, by L1 over Base17 and by squared L2 over float32 rows.
+ *
+ * Distances that decide are exact: L1 is an integer; squared L2 is the float64 sum of
+ * ((double)a - (double)b)^2 over 16 virtual lanes (see isa.h). The scalar bodies compute exactly
+ * that for every pair. The others first screen with int8 codes: with a = s q + e (one scale s a
+ * row, q in -127..127, e the rest) and the same for b,
+ *     |a.b - s_a s_b (q_a.q_b)| <= |s_a q_a| |e_b| + |e_a| |b|,
+ * the integer dot is exact, and only the entries this bound cannot rule out are measured in
+ * float64. The answer is therefore the same on every tier; only the time differs. (MiniLM's word
+ * embeddings, every 119th row a centroid: 2.05 of 256 entries survive the screen on average.)
+ *
+ * The screened side lies in a panel: codes of 16 rows interleaved by 4 columns,
+ * [ceil(n / 16)][depth / 4][16][4] with depth = n_cols padded to a multiple of 4, so that one
+ * broadcast of 4 query codes meets 16 rows. Callers own all memory; the doors allocate it.
+ */
+#ifndef HHTLD_SEARCH_H
+#define HHTLD_SEARCH_H
+
+#include <float.h>
+#include <math.h>
+
+#include "fold.h"
+#include "isa.h"
+
+/* ================================ L1 over Base17 ================================ */
+
+enum { HH_PALETTE_MAX = 256 };
+
+HH_INLINE uint32_t hh_l1_base17_(const int16_t *columns, ptrdiff_t stride, ptrdiff_t row,
+                                 const int16_t *dims) {
+    uint32_t sum = 0;
+    for (int i = 0; i < HH_BASE17; i++) {
+        const int32_t difference = (int32_t)columns[i * stride + row] - dims[i];
+        sum += (uint32_t)(difference < 0 ? -difference : difference);
+    }
+    return sum;
+}
+
+/* Lower nearest_distance[row] to the distance from `dims` where that is smaller and note `pick`;
+ * return the LAST row of the largest nearest_distance. Rows start..n_rows, running best given. */
+HH_INLINE ptrdiff_t hh_relax_l1_from_(const int16_t *columns, ptrdiff_t stride, ptrdiff_t start,
+                                      ptrdiff_t n_rows, const int16_t *dims, int32_t pick,
+                                      uint32_t *nearest_distance, int32_t *nearest,
+                                      uint32_t best, ptrdiff_t best_row) {
+    for (ptrdiff_t row = start; row < n_rows; row++) {
+        const uint32_t distance = hh_l1_base17_(columns, stride, row, dims);
+        if (distance < nearest_distance[row]) nearest_distance[row] = distance, nearest[row] = pick;
+        if (nearest_distance[row] >= best) best = nearest_distance[row], best_row = row;
+    }
+    return best_row;
+}
+
+HH_KERNEL ptrdiff_t hh_relax_l1_scalar(const int16_t *columns, ptrdiff_t n_rows,
+                                       const int16_t *dims, int32_t pick,
+                                       uint32_t *nearest_distance, int32_t *nearest) {
+    return hh_relax_l1_from_(columns, n_rows, 0, n_rows, dims, pick, nearest_distance, nearest, 0, 0);
+}
+
+/* Nearest of k entries (first wins a tie) for each row. `entries` is [17][256], column-major. */
+HH_KERNEL void hh_nearest_l1_scalar(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries,
+                                    int k, uint8_t *nearest, uint32_t *distances) {
+    for (ptrdiff_t r = 0; r < n_rows; r++, rows += HH_BASE17) {
+        uint32_t best = UINT32_MAX;
+        int winner = 0;
+        for (int entry = 0; entry < k; entry++) {
+            const uint32_t distance = hh_l1_base17_(entries, HH_PALETTE_MAX, entry, rows);
+            if (distance < best) best = distance, winner = entry;
+        }
+        nearest[r] = (uint8_t)winner;
+        distances[r] = best;
+    }
+}
+
+#if HH_X86
+HH_TARGET_AVX2_BEGIN
+/* |a - b| of int16 fits uint16: max - min modulo 2^16. Sums of 17 need 32 bits. `low` holds lanes
+ * 0-3 and 8-11, `high` 4-7 and 12-15 of the 16, as unpacking leaves them. */
+HH_INLINE void hh_l1_sum16_avx2_(const int16_t *columns, ptrdiff_t stride, const int16_t *dims,
+                                 __m256i *low, __m256i *high) {
+    const __m256i zero_i16x16 = _mm256_setzero_si256();
+    __m256i low_u32x8 = zero_i16x16, high_u32x8 = zero_i16x16;
+    for (int i = 0; i < HH_BASE17; i++) {
+        const __m256i a_i16x16 = _mm256_loadu_si256((const __m256i *)(columns + i * stride));
+        const __m256i b_i16x16 = _mm256_set1_epi16(dims[i]);
+        const __m256i apart_u16x16 = _mm256_sub_epi16(_mm256_max_epi16(a_i16x16, b_i16x16),
+                                                      _mm256_min_epi16(a_i16x16, b_i16x16));
+        low_u32x8 = _mm256_add_epi32(low_u32x8, _mm256_unpacklo_epi16(apart_u16x16, zero_i16x16));
+        high_u32x8 = _mm256_add_epi32(high_u32x8, _mm256_unpackhi_epi16(apart_u16x16, zero_i16x16));
+    }
+    *low = _mm256_permute2x128_si256(low_u32x8, high_u32x8, 0x20);
+    *high = _mm256_permute2x128_si256(low_u32x8, high_u32x8, 0x31);
+}
+
+HH_KERNEL ptrdiff_t hh_relax_l1_avx2(const int16_t *columns, ptrdiff_t n_rows, const int16_t *dims,
+                                     int32_t pick, uint32_t *nearest_distance, int32_t *nearest) {
+    const __m256i pick_i32x8 = _mm256_set1_epi32(pick);
+    __m256i best_u32x8 = _mm256_setzero_si256(), best_row_i32x8 = _mm256_set1_epi32(-1);
+    __m256i row_i32x8 = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    ptrdiff_t row = 0;
+    for (; row + 16 <= n_rows; row += 16) {
+        __m256i distance_u32x8[2];
+        hh_l1_sum16_avx2_(columns + row, n_rows, dims, &distance_u32x8[0], &distance_u32x8[1]);
+        for (int half = 0; half < 2; half++) {
+            __m256i *const old = (__m256i *)(nearest_distance + row + 8 * half);
+            __m256i *const who = (__m256i *)(nearest + row + 8 * half);
+            const __m256i old_u32x8 = _mm256_loadu_si256(old);
+            const __m256i new_u32x8 = _mm256_min_epu32(old_u32x8, distance_u32x8[half]);
+            const __m256i same_i32x8 = _mm256_cmpeq_epi32(old_u32x8, new_u32x8);
+            _mm256_storeu_si256(old, new_u32x8);
+            _mm256_storeu_si256(who,
+                                _mm256_blendv_epi8(pick_i32x8, _mm256_loadu_si256(who), same_i32x8));
+            const __m256i top_u32x8 = _mm256_max_epu32(best_u32x8, new_u32x8);
+            const __m256i wins_i32x8 = _mm256_cmpeq_epi32(top_u32x8, new_u32x8);
+            best_row_i32x8 = _mm256_blendv_epi8(best_row_i32x8, row_i32x8, wins_i32x8);
+            best_u32x8 = top_u32x8;
+            row_i32x8 = _mm256_add_epi32(row_i32x8, _mm256_set1_epi32(8));
+        }
+    }
+    uint32_t lane_best[8];
+    int32_t lane_row[8];
+    _mm256_storeu_si256((__m256i *)lane_best, best_u32x8);
+    _mm256_storeu_si256((__m256i *)lane_row, best_row_i32x8);
+    uint32_t best = 0;
+    ptrdiff_t best_row = 0;
+    for (int lane = 0; lane < 8; lane++)
+        if (lane_row[lane] >= 0 && (lane_best[lane] > best ||
+                                    (lane_best[lane] == best && lane_row[lane] > best_row)))
+            best = lane_best[lane], best_row = lane_row[lane];
+    return hh_relax_l1_from_(columns, n_rows, row, n_rows, dims, pick, nearest_distance, nearest,
+                             best, best_row);
+}
+
+HH_KERNEL void hh_nearest_l1_avx2(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries,
+                                  int k, uint8_t *nearest, uint32_t *distances) {
+    const int full = k & ~15;
+    for (ptrdiff_t r = 0; r < n_rows; r++, rows += HH_BASE17) {
+        __m256i best_u32x8 = _mm256_set1_epi32(-1), winner_i32x8 = _mm256_setzero_si256();
+        __m256i entry_i32x8 = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        for (int entry = 0; entry < full; entry += 16) {
+            __m256i distance_u32x8[2];
+            hh_l1_sum16_avx2_(entries + entry, HH_PALETTE_MAX, rows, &distance_u32x8[0],
+                              &distance_u32x8[1]);
+            for (int half = 0; half < 2; half++) {
+                const __m256i less_u32x8 = _mm256_min_epu32(best_u32x8, distance_u32x8[half]);
+                const __m256i keep_i32x8 = _mm256_cmpeq_epi32(less_u32x8, best_u32x8);
+                winner_i32x8 = _mm256_blendv_epi8(entry_i32x8, winner_i32x8, keep_i32x8);
+                best_u32x8 = less_u32x8;
+                entry_i32x8 = _mm256_add_epi32(entry_i32x8, _mm256_set1_epi32(8));
+            }
+        }
+        uint32_t lane_best[8], best = UINT32_MAX;
+        int32_t lane_winner[8], winner = 0;
+        _mm256_storeu_si256((__m256i *)lane_best, best_u32x8);
+        _mm256_storeu_si256((__m256i *)lane_winner, winner_i32x8);
+        for (int lane = 0; lane < 8; lane++)
+            if (lane_best[lane] < best || (lane_best[lane] == best && lane_winner[lane] < winner))
+                best = lane_best[lane], winner = lane_winner[lane];
+        for (int entry = full; entry < k; entry++) {
+            const uint32_t distance = hh_l1_base17_(entries, HH_PALETTE_MAX, entry, rows);
+            if (distance < best) best = distance, winner = entry;
+        }
+        nearest[r] = (uint8_t)winner;
+        distances[r] = best;
+    }
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512_BEGIN
+HH_INLINE void hh_l1_sum32_avx512_(const int16_t *columns, ptrdiff_t stride, const int16_t *dims,
+                                   __m512i *low, __m512i *high) {
+    const __m512i zero_i16x32 = _mm512_setzero_si512();
+    __m512i low_u32x16 = zero_i16x32, high_u32x16 = zero_i16x32;
+    for (int i = 0; i < HH_BASE17; i++) {
+        const __m512i a_i16x32 = _mm512_loadu_si512(columns + i * stride);
+        const __m512i b_i16x32 = _mm512_set1_epi16(dims[i]);
+        const __m512i apart_u16x32 = _mm512_sub_epi16(_mm512_max_epi16(a_i16x32, b_i16x32),
+                                                      _mm512_min_epi16(a_i16x32, b_i16x32));
+        low_u32x16 = _mm512_add_epi32(low_u32x16, _mm512_unpacklo_epi16(apart_u16x32, zero_i16x32));
+        high_u32x16 =
+            _mm512_add_epi32(high_u32x16, _mm512_unpackhi_epi16(apart_u16x32, zero_i16x32));
+    }
+    const __m512i first_i64x8 = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second_i64x8 = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    *low = _mm512_permutex2var_epi64(low_u32x16, first_i64x8, high_u32x16);
+    *high = _mm512_permutex2var_epi64(low_u32x16, second_i64x8, high_u32x16);
+}
+
+HH_KERNEL ptrdiff_t hh_relax_l1_avx512(const int16_t *columns, ptrdiff_t n_rows,
+                                       const int16_t *dims, int32_t pick,
+                                       uint32_t *nearest_distance, int32_t *nearest) {
+    const __m512i pick_i32x16 = _mm512_set1_epi32(pick);
+    __m512i best_u32x16 = _mm512_setzero_si512(), best_row_i32x16 = _mm512_set1_epi32(-1);
+    __m512i row_i32x16 = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    ptrdiff_t row = 0;
+    for (; row + 32 <= n_rows; row += 32) {
+        __m512i distance_u32x16[2];
+        hh_l1_sum32_avx512_(columns + row, n_rows, dims, &distance_u32x16[0], &distance_u32x16[1]);
+        for (int half = 0; half < 2; half++) {
+            uint32_t *const old = nearest_distance + row + 16 * half;
+            __m512i now_u32x16 = _mm512_loadu_si512(old);
+            const __mmask16 closer = _mm512_cmplt_epu32_mask(distance_u32x16[half], now_u32x16);
+            now_u32x16 = _mm512_min_epu32(now_u32x16, distance_u32x16[half]);
+            _mm512_storeu_si512(old, now_u32x16);
+            _mm512_mask_storeu_epi32(nearest + row + 16 * half, closer, pick_i32x16);
+            const __mmask16 wins = _mm512_cmpge_epu32_mask(now_u32x16, best_u32x16);
+            best_u32x16 = _mm512_max_epu32(best_u32x16, now_u32x16);
+            best_row_i32x16 = _mm512_mask_mov_epi32(best_row_i32x16, wins, row_i32x16);
+            row_i32x16 = _mm512_add_epi32(row_i32x16, _mm512_set1_epi32(16));
+        }
+    }
+    uint32_t best = 0;
+    ptrdiff_t best_row = 0;
+    if (row) {
+        best = _mm512_reduce_max_epu32(best_u32x16);
+        const __mmask16 tops = _mm512_cmpeq_epi32_mask(best_u32x16, _mm512_set1_epi32((int)best));
+        best_row = _mm512_mask_reduce_max_epi32(tops, best_row_i32x16);
+    }
+    return hh_relax_l1_from_(columns, n_rows, row, n_rows, dims, pick, nearest_distance, nearest,
+                             best, best_row);
+}
+
+HH_KERNEL void hh_nearest_l1_avx512(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries,
+                                    int k, uint8_t *nearest, uint32_t *distances) {
+    const int full = k & ~31;
+    for (ptrdiff_t r = 0; r < n_rows; r++, rows += HH_BASE17) {
+        __m512i best_u32x16 = _mm512_set1_epi32(-1), winner_i32x16 = _mm512_setzero_si512();
+        __m512i entry_i32x16 =
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for (int entry = 0; entry < full; entry += 32) {
+            __m512i distance_u32x16[2];
+            hh_l1_sum32_avx512_(entries + entry, HH_PALETTE_MAX, rows, &distance_u32x16[0],
+                                &distance_u32x16[1]);
+            for (int half = 0; half < 2; half++) {
+                const __mmask16 closer =
+                    _mm512_cmplt_epu32_mask(distance_u32x16[half], best_u32x16);
+                best_u32x16 = _mm512_min_epu32(best_u32x16, distance_u32x16[half]);
+                winner_i32x16 = _mm512_mask_mov_epi32(winner_i32x16, closer, entry_i32x16);
+                entry_i32x16 = _mm512_add_epi32(entry_i32x16, _mm512_set1_epi32(16));
+            }
+        }
+        uint32_t best = UINT32_MAX;
+        int winner = 0;
+        if (full) {
+            best = _mm512_reduce_min_epu32(best_u32x16);
+            const __mmask16 tops =
+                _mm512_cmpeq_epi32_mask(best_u32x16, _mm512_set1_epi32((int)best));
+            winner = _mm512_mask_reduce_min_epi32(tops, winner_i32x16);
+        }
+        for (int entry = full; entry < k; entry++) {
+            const uint32_t distance = hh_l1_base17_(entries, HH_PALETTE_MAX, entry, rows);
+            if (distance < best) best = distance, winner = entry;
+        }
+        nearest[r] = (uint8_t)winner;
+        distances[r] = best;
+    }
+}
+HH_TARGET_END
+#endif
+
+HH_KERNEL void hh_nearest_l1(int tier, const int16_t *rows, ptrdiff_t n_rows,
+                             const int16_t *entries, int k, uint8_t *nearest, uint32_t *distances) {
+#if HH_X86
+    if (tier >= HH_TIER_AVX512) { hh_nearest_l1_avx512(rows, n_rows, entries, k, nearest, distances); return; }
+    if (tier >= HH_TIER_AVX2) { hh_nearest_l1_avx2(rows, n_rows, entries, k, nearest, distances); return; }
+#endif
+    (void)tier;
+    hh_nearest_l1_scalar(rows, n_rows, entries, k, nearest, distances);
+}
+
+/* Furthest-point sampling: picks[0] is given, each next pick is the LAST row of the largest
+ * distance to its nearest pick. `columns` is [17][n_rows]. */
+HH_KERNEL void hh_furthest_l1(int tier, const int16_t *columns, ptrdiff_t n_rows, int k,
+                              int64_t *picks, uint32_t *nearest_distance, int32_t *nearest) {
+    for (ptrdiff_t row = 0; row < n_rows; row++)
+        nearest_distance[row] = UINT32_MAX, nearest[row] = 0;
+    for (int pick = 0; pick < k; pick++) {
+        int16_t dims[HH_BASE17];
+        ptrdiff_t next;
+        for (int i = 0; i < HH_BASE17; i++) dims[i] = columns[i * n_rows + picks[pick]];
+#if HH_X86
+        if (tier >= HH_TIER_AVX512)
+            next = hh_relax_l1_avx512(columns, n_rows, dims, pick, nearest_distance, nearest);
+        else if (tier >= HH_TIER_AVX2)
+            next = hh_relax_l1_avx2(columns, n_rows, dims, pick, nearest_distance, nearest);
+        else
+#endif
+            next = hh_relax_l1_scalar(columns, n_rows, dims, pick, nearest_distance, nearest);
+        if (pick + 1 < k) picks[pick + 1] = next;
+    }
+    (void)tier;
+}
+
+/* ================================ squared L2 over float32 ================================ */
+
+/* ---- exact distance and norm ---- */
+
+HH_KERNEL double hh_distance2_f32_scalar(const float *a, const float *b, ptrdiff_t n_cols) {
+    double lane[16] = {0};
+    for (ptrdiff_t j = 0; j < n_cols; j++) {
+        const double apart = (double)a[j] - (double)b[j];
+        lane[j & 15] += apart * apart;
+    }
+    return hh_tree16_f64(lane);
+}
+
+HH_KERNEL double hh_norm2_f32(const float *a, ptrdiff_t n_cols) {
+    double lane[16] = {0};
+    for (ptrdiff_t j = 0; j < n_cols; j++) lane[j & 15] += (double)a[j] * (double)a[j];
+    return hh_tree16_f64(lane);
+}
+
+#if HH_X86
+HH_TARGET_AVX2_BEGIN
+HH_KERNEL double hh_distance2_f32_avx2(const float *a, const float *b, ptrdiff_t n_cols) {
+    __m256d sum_f64x4[4];
+    for (int i = 0; i < 4; i++) sum_f64x4[i] = _mm256_setzero_pd();
+    float tail_a[16] = {0}, tail_b[16] = {0};
+    for (ptrdiff_t j = 0; j < n_cols; j += 16) {
+        if (n_cols - j < 16) { /* zeros add nothing */
+            memcpy(tail_a, a + j, (size_t)(n_cols - j) * sizeof(float));
+            memcpy(tail_b, b + j, (size_t)(n_cols - j) * sizeof(float));
+            a = tail_a - j, b = tail_b - j;
+        }
+        for (int i = 0; i < 4; i++) {
+            const __m256d apart_f64x4 = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(a + j + 4 * i)),
+                                                      _mm256_cvtps_pd(_mm_loadu_ps(b + j + 4 * i)));
+            sum_f64x4[i] = _mm256_add_pd(sum_f64x4[i], _mm256_mul_pd(apart_f64x4, apart_f64x4));
+        }
+    }
+    return hh_tree16_f64_avx2(sum_f64x4[0], sum_f64x4[1], sum_f64x4[2], sum_f64x4[3]);
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512_BEGIN
+HH_KERNEL double hh_distance2_f32_avx512(const float *a, const float *b, ptrdiff_t n_cols) {
+    __m512d low_f64x8 = _mm512_setzero_pd(), high_f64x8 = low_f64x8;
+    ptrdiff_t j = 0;
+    for (; j + 16 <= n_cols; j += 16) {
+        const __m512d first_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + j)), _mm512_cvtps_pd(_mm256_loadu_ps(b + j)));
+        const __m512d second_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + j + 8)), _mm512_cvtps_pd(_mm256_loadu_ps(b + j + 8)));
+        low_f64x8 = _mm512_add_pd(low_f64x8, _mm512_mul_pd(first_f64x8, first_f64x8));
+        high_f64x8 = _mm512_add_pd(high_f64x8, _mm512_mul_pd(second_f64x8, second_f64x8));
+    }
+    if (j < n_cols) { /* masked-off lanes are zero and add nothing */
+        const __mmask16 live = (__mmask16)((1u << (n_cols - j)) - 1u);
+        const __m512 a_f32x16 = _mm512_maskz_loadu_ps(live, a + j), b_f32x16 = _mm512_maskz_loadu_ps(live, b + j);
+        const __m512d first_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a_f32x16)), _mm512_cvtps_pd(_mm512_castps512_ps256(b_f32x16)));
+        const __m512d second_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a_f32x16, 1)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(b_f32x16, 1)));
+        low_f64x8 = _mm512_add_pd(low_f64x8, _mm512_mul_pd(first_f64x8, first_f64x8));
+        high_f64x8 = _mm512_add_pd(high_f64x8, _mm512_mul_pd(second_f64x8, second_f64x8));
+    }
+    return hh_tree16_f64_avx512(low_f64x8, high_f64x8);
+}
+HH_TARGET_END
+#endif
+
+HH_INLINE double hh_distance2_f32(int tier, const float *a, const float *b, ptrdiff_t n_cols) {
+#if HH_X86
+    if (tier >= HH_TIER_AVX512) return hh_distance2_f32_avx512(a, b, n_cols);
+    if (tier >= HH_TIER_AVX2) return hh_distance2_f32_avx2(a, b, n_cols);
+#endif
+    (void)tier;
+    return hh_distance2_f32_scalar(a, b, n_cols);
+}
+
+#if HH_X86
+/* A lower bound of the distance from one float32 pass: every partial sum is rounded by at most
+ * 2^-24 of itself, differences once more, and a square that underflows by up to half the least
+ * subnormal, 2^-149; an overflow says nothing. */
+HH_INLINE double hh_lower_f32_(float sum, ptrdiff_t n_cols) {
+    const double steps = (double)(n_cols + 32);
+    const double lower = sum <= FLT_MAX ? (double)sum * (1.0 - steps * (2.0 * FLT_EPSILON)) - steps * 0x1p-149 : 0.0;
+    return lower > 0.0 ? lower : 0.0;
+}
+
+HH_TARGET_AVX2_BEGIN
+HH_KERNEL double hh_distance2_lower_avx2(const float *a, const float *b, ptrdiff_t n_cols) {
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+    ptrdiff_t j = 0;
+    for (; j + 32 <= n_cols; j += 32) {
+        const __m256 d0_f32x8 = _mm256_sub_ps(_mm256_loadu_ps(a + j), _mm256_loadu_ps(b + j));
+        const __m256 d1_f32x8 = _mm256_sub_ps(_mm256_loadu_ps(a + j + 8), _mm256_loadu_ps(b + j + 8));
+        const __m256 d2_f32x8 = _mm256_sub_ps(_mm256_loadu_ps(a + j + 16), _mm256_loadu_ps(b + j + 16));
+        const __m256 d3_f32x8 = _mm256_sub_ps(_mm256_loadu_ps(a + j + 24), _mm256_loadu_ps(b + j + 24));
+        s0 = _mm256_fmadd_ps(d0_f32x8, d0_f32x8, s0), s1 = _mm256_fmadd_ps(d1_f32x8, d1_f32x8, s1);
+        s2 = _mm256_fmadd_ps(d2_f32x8, d2_f32x8, s2), s3 = _mm256_fmadd_ps(d3_f32x8, d3_f32x8, s3);
+    }
+    float lane[8], sum = 0;
+    _mm256_storeu_ps(lane, _mm256_add_ps(_mm256_add_ps(s0, s1), _mm256_add_ps(s2, s3)));
+    for (int i = 0; i < 8; i++) sum += lane[i];
+    for (; j < n_cols; j++) sum += (a[j] - b[j]) * (a[j] - b[j]);
+    return hh_lower_f32_(sum, n_cols);
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512_BEGIN
+HH_KERNEL double hh_distance2_lower_avx512(const float *a, const float *b, ptrdiff_t n_cols) {
+    __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+    ptrdiff_t j = 0;
+    for (; j + 64 <= n_cols; j += 64) {
+        const __m512 d0_f32x16 = _mm512_sub_ps(_mm512_loadu_ps(a + j), _mm512_loadu_ps(b + j));
+        const __m512 d1_f32x16 = _mm512_sub_ps(_mm512_loadu_ps(a + j + 16), _mm512_loadu_ps(b + j + 16));
+        const __m512 d2_f32x16 = _mm512_sub_ps(_mm512_loadu_ps(a + j + 32), _mm512_loadu_ps(b + j + 32));
+        const __m512 d3_f32x16 = _mm512_sub_ps(_mm512_loadu_ps(a + j + 48), _mm512_loadu_ps(b + j + 48));
+        s0 = _mm512_fmadd_ps(d0_f32x16, d0_f32x16, s0), s1 = _mm512_fmadd_ps(d1_f32x16, d1_f32x16, s1);
+        s2 = _mm512_fmadd_ps(d2_f32x16, d2_f32x16, s2), s3 = _mm512_fmadd_ps(d3_f32x16, d3_f32x16, s3);
+    }
+    float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s0, s1), _mm512_add_ps(s2, s3)));
+    for (; j < n_cols; j++) sum += (a[j] - b[j]) * (a[j] - b[j]);
+    return hh_lower_f32_(sum, n_cols);
+}
+HH_TARGET_END
+
+HH_INLINE double hh_distance2_lower(int tier, const float *a, const float *b, ptrdiff_t n_cols) {
+    return tier >= HH_TIER_AVX512 ? hh_distance2_lower_avx512(a, b, n_cols) : hh_distance2_lower_avx2(a, b, n_cols);
+}
+#endif
+
+/* ---- brute force: the specification, and the scalar tier ---- */
+
+HH_KERNEL void hh_nearest_l2_scalar(const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                    const float *centroids, ptrdiff_t k, int32_t *nearest) {
+    for (ptrdiff_t r = 0; r < n_rows; r++) {
+        double best = DBL_MAX;
+        nearest[r] = 0;
+        for (ptrdiff_t c = 0; c < k; c++) {
+            const double distance =
+                hh_distance2_f32_scalar(rows + r * n_cols, centroids + c * n_cols, n_cols);
+            if (distance < best) best = distance, nearest[r] = (int32_t)c;
+        }
+    }
+}
+
+/* ---- int8 codes and panels ---- */
+
+enum { HH_PANEL_ROWS = 16, HH_SCREEN_COLS_MAX = 32768 }; /* 32768 * 255 * 127 < 2^31 */
+
+/* What the bound needs to know of a coded row. */
+typedef struct {
+    double scale;      /* s */
+    double norm2;      /* |a|^2 */
+    double norm;       /* |a|, rounded up */
+    double code_norm;  /* |s q|, rounded up */
+    double error_norm; /* |e|, rounded up */
+} hh_code_f64;
+
+/* Arrays are n_blocks * 16 long; rows past the last have zero codes and an infinite norm2, so
+ * that no screen ever lets them through: their lower bounds are NaN or infinite, whatever the query. */
+typedef struct {
+    int8_t *codes;      /* [n_blocks][depth / 4][16][4] */
+    int32_t *code_sums; /* sum of a row's codes */
+    double *scale, *norm2, *norm, *error_norm;
+    ptrdiff_t n_rows, depth;
+} hh_panel_i8;
+
+#define HH_ROUND_UP 1.000001 /* far above the rounding of any float64 sum made here */
+
+HH_INLINE ptrdiff_t hh_panel_blocks(ptrdiff_t n_rows) { return (n_rows + HH_PANEL_ROWS - 1) / HH_PANEL_ROWS; }
+HH_INLINE ptrdiff_t hh_panel_depth(ptrdiff_t n_cols) { return (n_cols + 3) & ~(ptrdiff_t)3; }
+
+#if HH_X86
+/* Finish what the bodies below measure; |s q| <= |a| + |e|. */
+HH_INLINE hh_code_f64 hh_code_f64_(double scale, double norm2, double error2) {
+    hh_code_f64 out;
+    out.scale = scale;
+    out.norm2 = norm2;
+    out.norm = sqrt(norm2) * HH_ROUND_UP;
+    out.error_norm = sqrt(error2) * HH_ROUND_UP;
+    out.code_norm = out.norm + out.error_norm;
+    return out;
+}
+
+/* Code one row into `codes` (depth bytes, zero-padded). The sums may be fused and differ between
+ * tiers: the bound is made of what was really coded. Below 1e-30 the inverse scale may overflow;
+ * such a row is all error. */
+HH_TARGET_AVX2_BEGIN
+HH_KERNEL hh_code_f64 hh_code_row_avx2(const float *row, ptrdiff_t n_cols, int8_t *codes) {
+    const __m256 magnitude_f32x8 = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
+    float tail[8] = {0};
+    const ptrdiff_t whole = n_cols & ~(ptrdiff_t)7, depth = hh_panel_depth(n_cols);
+    memcpy(tail, row + whole, (size_t)(n_cols - whole) * sizeof(float));
+    __m256 largest_f32x8 = _mm256_and_ps(_mm256_loadu_ps(tail), magnitude_f32x8);
+    for (ptrdiff_t j = 0; j < whole; j += 8)
+        largest_f32x8 = _mm256_max_ps(largest_f32x8, _mm256_and_ps(_mm256_loadu_ps(row + j), magnitude_f32x8));
+    float lane[8], largest = 0;
+    _mm256_storeu_ps(lane, largest_f32x8);
+    for (int i = 0; i < 8; i++) largest = lane[i] > largest ? lane[i] : largest;
+    const int live = largest > 1e-30f;
+    const __m256 inverse_f32x8 = _mm256_set1_ps(live ? 127.0f / largest : 0.0f);
+    const double scale = live ? (double)(largest / 127.0f) : 0.0;
+    const __m256d scale_f64x4 = _mm256_set1_pd(scale), zero_f64x4 = _mm256_setzero_pd();
+    __m256d norm_f64x4 = zero_f64x4, error_f64x4 = zero_f64x4;
+    for (ptrdiff_t j = 0; j < n_cols; j += 8) {
+        const __m256 value_f32x8 = _mm256_loadu_ps(j < whole ? row + j : tail);
+        const __m256i code_i32x8 = _mm256_cvtps_epi32(_mm256_mul_ps(value_f32x8, inverse_f32x8));
+        const __m256d v0_f64x4 = _mm256_cvtps_pd(_mm256_castps256_ps128(value_f32x8));
+        const __m256d v1_f64x4 = _mm256_cvtps_pd(_mm256_extractf128_ps(value_f32x8, 1));
+        const __m256d e0_f64x4 = _mm256_fnmadd_pd(scale_f64x4, _mm256_cvtepi32_pd(_mm256_castsi256_si128(code_i32x8)), v0_f64x4);
+        const __m256d e1_f64x4 = _mm256_fnmadd_pd(scale_f64x4, _mm256_cvtepi32_pd(_mm256_extracti128_si256(code_i32x8, 1)), v1_f64x4);
+        norm_f64x4 = _mm256_fmadd_pd(v1_f64x4, v1_f64x4, _mm256_fmadd_pd(v0_f64x4, v0_f64x4, norm_f64x4));
+        error_f64x4 = _mm256_fmadd_pd(e1_f64x4, e1_f64x4, _mm256_fmadd_pd(e0_f64x4, e0_f64x4, error_f64x4));
+        const __m128i code_i16x8 = _mm_packs_epi32(_mm256_castsi256_si128(code_i32x8), _mm256_extracti128_si256(code_i32x8, 1));
+        int8_t eight[8];
+        _mm_storel_epi64((__m128i *)eight, _mm_packs_epi16(code_i16x8, code_i16x8));
+        memcpy(codes + j, eight, (size_t)(depth - j < 8 ? depth - j : 8));
+    }
+    return hh_code_f64_(scale, hh_tree16_f64_avx2(norm_f64x4, zero_f64x4, zero_f64x4, zero_f64x4),
+                        hh_tree16_f64_avx2(error_f64x4, zero_f64x4, zero_f64x4, zero_f64x4));
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512_BEGIN
+HH_KERNEL hh_code_f64 hh_code_row_avx512(const float *row, ptrdiff_t n_cols, int8_t *codes) {
+    float tail[16] = {0};
+    const ptrdiff_t whole = n_cols & ~(ptrdiff_t)15, depth = hh_panel_depth(n_cols);
+    memcpy(tail, row + whole, (size_t)(n_cols - whole) * sizeof(float));
+    __m512 largest_f32x16 = _mm512_abs_ps(_mm512_loadu_ps(tail));
+    for (ptrdiff_t j = 0; j < whole; j += 16)
+        largest_f32x16 = _mm512_max_ps(largest_f32x16, _mm512_abs_ps(_mm512_loadu_ps(row + j)));
+    const float largest = _mm512_reduce_max_ps(largest_f32x16);
+    const int live = largest > 1e-30f;
+    const __m512 inverse_f32x16 = _mm512_set1_ps(live ? 127.0f / largest : 0.0f);
+    const double scale = live ? (double)(largest / 127.0f) : 0.0;
+    const __m512d scale_f64x8 = _mm512_set1_pd(scale);
+    __m512d norm0_f64x8 = _mm512_setzero_pd(), norm1_f64x8 = norm0_f64x8, error0_f64x8 = norm0_f64x8, error1_f64x8 = norm0_f64x8;
+    for (ptrdiff_t j = 0; j < n_cols; j += 16) {
+        const float *const from = j < whole ? row + j : tail;
+        const __m512i code_i32x16 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from), inverse_f32x16));
+        const __m512d v0_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(from)), v1_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(from + 8));
+        const __m512d e0_f64x8 = _mm512_fnmadd_pd(scale_f64x8, _mm512_cvtepi32_pd(_mm512_castsi512_si256(code_i32x16)), v0_f64x8);
+        const __m512d e1_f64x8 = _mm512_fnmadd_pd(scale_f64x8, _mm512_cvtepi32_pd(_mm512_extracti32x8_epi32(code_i32x16, 1)), v1_f64x8);
+        norm0_f64x8 = _mm512_fmadd_pd(v0_f64x8, v0_f64x8, norm0_f64x8), norm1_f64x8 = _mm512_fmadd_pd(v1_f64x8, v1_f64x8, norm1_f64x8);
+        error0_f64x8 = _mm512_fmadd_pd(e0_f64x8, e0_f64x8, error0_f64x8), error1_f64x8 = _mm512_fmadd_pd(e1_f64x8, e1_f64x8, error1_f64x8);
+        const __m128i code_i8x16 = _mm512_cvtepi32_epi8(code_i32x16);
+        if (depth - j >= 16)
+            _mm_storeu_si128((__m128i *)(codes + j), code_i8x16);
+        else
+            _mm_mask_storeu_epi8(codes + j, (__mmask16)((1u << (depth - j)) - 1u), code_i8x16);
+    }
+    return hh_code_f64_(scale, hh_tree16_f64_avx512(norm0_f64x8, norm1_f64x8), hh_tree16_f64_avx512(error0_f64x8, error1_f64x8));
+}
+HH_TARGET_END
+
+HH_INLINE hh_code_f64 hh_code_row(int tier, const float *row, ptrdiff_t n_cols, int8_t *codes) {
+    return tier >= HH_TIER_AVX512 ? hh_code_row_avx512(row, n_cols, codes) : hh_code_row_avx2(row, n_cols, codes);
+}
+
+HH_TARGET_AVX2_BEGIN
+/* Dots of one coded row with one block of 16. maddubs takes one unsigned side: |a| * (b sign a),
+ * and 2 * 127 * 127 stays below 2^15. */
+HH_INLINE void hh_dot16_i8_avx2_(const int8_t *query, const int8_t *block, ptrdiff_t depth, int32_t *dots) {
+    __m256i low_i32x8 = _mm256_setzero_si256(), high_i32x8 = low_i32x8;
+    const __m256i one_i16x16 = _mm256_set1_epi16(1);
+    for (ptrdiff_t j = 0; j < depth; j += 4, block += 64) {
+        int32_t four;
+        memcpy(&four, query + j, 4);
+        const __m256i query_i8x32 = _mm256_set1_epi32(four), size_u8x32 = _mm256_abs_epi8(query_i8x32);
+        const __m256i b0_i8x32 = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)block), query_i8x32);
+        const __m256i b1_i8x32 = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)(block + 32)), query_i8x32);
+        low_i32x8 = _mm256_add_epi32(low_i32x8, _mm256_madd_epi16(_mm256_maddubs_epi16(size_u8x32, b0_i8x32), one_i16x16));
+        high_i32x8 = _mm256_add_epi32(high_i32x8, _mm256_madd_epi16(_mm256_maddubs_epi16(size_u8x32, b1_i8x32), one_i16x16));
+    }
+    _mm256_storeu_si256((__m256i *)dots, low_i32x8);
+    _mm256_storeu_si256((__m256i *)(dots + 8), high_i32x8);
+}
+
+/* Dots of one coded row with every row of the panel. */
+HH_KERNEL void hh_panel_dots_avx2(const int8_t *query, const hh_panel_i8 *panel, ptrdiff_t first_block,
+                                  ptrdiff_t n_blocks, int32_t *dots) {
+    for (ptrdiff_t block = first_block; block < first_block + n_blocks; block++, dots += 16)
+        hh_dot16_i8_avx2_(query, panel->codes + block * 16 * panel->depth, panel->depth, dots);
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512VNNI_BEGIN
+/* vpdpbusd multiplies unsigned by signed: the query travels as q + 128, and 128 * sum(codes) comes
+ * off at the end. A tile of 6 queries x 4 blocks keeps its 24 sums in registers: they are spelled
+ * out because GCC 12 spills an array of them, and its partial redundancy elimination, which stores
+ * every sum on every turn (2.5x slower), is off in this region. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-pre")
+#endif
+HH_INLINE __m512i hh_query4_avx512vnni_(const int8_t *query) {
+    int32_t four;
+    memcpy(&four, query, 4);
+    return _mm512_set1_epi32(four);
+}
+
+HH_KERNEL void hh_bias_query_avx512vnni(int8_t *query, ptrdiff_t depth) {
+    for (ptrdiff_t j = 0; j < depth; j++) query[j] = (int8_t)(query[j] ^ (int8_t)-128);
+}
+
+HH_KERNEL void hh_dot_tile_6x4_avx512vnni(const int8_t *queries, ptrdiff_t query_stride, const hh_panel_i8 *panel,
+                                          ptrdiff_t block, int32_t *dots, ptrdiff_t dots_stride) {
+    const ptrdiff_t depth = panel->depth, block_nbytes = 16 * depth;
+    const int8_t *codes = panel->codes + block * block_nbytes;
+#define HH_ZERO(q) __m512i s##q##0 = _mm512_setzero_si512(), s##q##1 = s##q##0, s##q##2 = s##q##0, s##q##3 = s##q##0
+    HH_ZERO(0);
+    HH_ZERO(1);
+    HH_ZERO(2);
+    HH_ZERO(3);
+    HH_ZERO(4);
+    HH_ZERO(5);
+    for (ptrdiff_t j = 0; j < depth; j += 4, codes += 64) {
+        const __m512i c0_i8x64 = _mm512_loadu_si512(codes), c1_i8x64 = _mm512_loadu_si512(codes + block_nbytes),
+                      c2_i8x64 = _mm512_loadu_si512(codes + 2 * block_nbytes),
+                      c3_i8x64 = _mm512_loadu_si512(codes + 3 * block_nbytes);
+#define HH_STEP(q)                                                                     \
+    do {                                                                               \
+        const __m512i query_u8x64 = hh_query4_avx512vnni_(queries + q * query_stride + j); \
+        s##q##0 = _mm512_dpbusd_epi32(s##q##0, query_u8x64, c0_i8x64);                 \
+        s##q##1 = _mm512_dpbusd_epi32(s##q##1, query_u8x64, c1_i8x64);                 \
+        s##q##2 = _mm512_dpbusd_epi32(s##q##2, query_u8x64, c2_i8x64);                 \
+        s##q##3 = _mm512_dpbusd_epi32(s##q##3, query_u8x64, c3_i8x64);                 \
+    } while (0)
+        HH_STEP(0);
+        HH_STEP(1);
+        HH_STEP(2);
+        HH_STEP(3);
+        HH_STEP(4);
+        HH_STEP(5);
+    }
+    const int32_t *const code_sums = panel->code_sums + 16 * block;
+#define HH_STORE(q, b)                                                 \
+    _mm512_storeu_si512(dots + q * dots_stride + 16 * b,               \
+                        _mm512_sub_epi32(s##q##b, _mm512_slli_epi32(_mm512_loadu_si512(code_sums + 16 * b), 7)))
+#define HH_STORE4(q) HH_STORE(q, 0), HH_STORE(q, 1), HH_STORE(q, 2), HH_STORE(q, 3)
+    HH_STORE4(0);
+    HH_STORE4(1);
+    HH_STORE4(2);
+    HH_STORE4(3);
+    HH_STORE4(4);
+    HH_STORE4(5);
+#undef HH_ZERO
+#undef HH_STEP
+#undef HH_STORE
+#undef HH_STORE4
+}
+
+/* One query and 4 blocks (what furthest-point sampling meets), or 1. */
+HH_INLINE void hh_dot_row_avx512vnni_(const int8_t *query, const hh_panel_i8 *panel, ptrdiff_t block, int n_blocks,
+                                      int32_t *dots) {
+    const ptrdiff_t depth = panel->depth, block_nbytes = 16 * depth;
+    const int8_t *codes = panel->codes + block * block_nbytes;
+    __m512i s0 = _mm512_setzero_si512(), s1 = s0, s2 = s0, s3 = s0;
+    for (ptrdiff_t j = 0; j < depth; j += 4, codes += 64) {
+        const __m512i query_u8x64 = hh_query4_avx512vnni_(query + j);
+        s0 = _mm512_dpbusd_epi32(s0, query_u8x64, _mm512_loadu_si512(codes));
+        if (n_blocks < 4) continue;
+        s1 = _mm512_dpbusd_epi32(s1, query_u8x64, _mm512_loadu_si512(codes + block_nbytes));
+        s2 = _mm512_dpbusd_epi32(s2, query_u8x64, _mm512_loadu_si512(codes + 2 * block_nbytes));
+        s3 = _mm512_dpbusd_epi32(s3, query_u8x64, _mm512_loadu_si512(codes + 3 * block_nbytes));
+    }
+    const int32_t *const code_sums = panel->code_sums + 16 * block;
+    _mm512_storeu_si512(dots, _mm512_sub_epi32(s0, _mm512_slli_epi32(_mm512_loadu_si512(code_sums), 7)));
+    if (n_blocks < 4) return;
+    _mm512_storeu_si512(dots + 16, _mm512_sub_epi32(s1, _mm512_slli_epi32(_mm512_loadu_si512(code_sums + 16), 7)));
+    _mm512_storeu_si512(dots + 32, _mm512_sub_epi32(s2, _mm512_slli_epi32(_mm512_loadu_si512(code_sums + 32), 7)));
+    _mm512_storeu_si512(dots + 48, _mm512_sub_epi32(s3, _mm512_slli_epi32(_mm512_loadu_si512(code_sums + 48), 7)));
+}
+
+HH_KERNEL void hh_panel_dots_avx512vnni(const int8_t *queries, ptrdiff_t n_queries, ptrdiff_t query_stride,
+                                        const hh_panel_i8 *panel, ptrdiff_t first_block, ptrdiff_t n_blocks,
+                                        int32_t *dots, ptrdiff_t dots_stride) {
+    ptrdiff_t b = 0;
+    for (; b + 4 <= n_blocks; b += 4) {
+        ptrdiff_t q = 0;
+        for (; q + 6 <= n_queries; q += 6)
+            hh_dot_tile_6x4_avx512vnni(queries + q * query_stride, query_stride, panel, first_block + b,
+                                       dots + q * dots_stride + 16 * b, dots_stride);
+        for (; q < n_queries; q++)
+            hh_dot_row_avx512vnni_(queries + q * query_stride, panel, first_block + b, 4, dots + q * dots_stride + 16 * b);
+    }
+    for (; b < n_blocks; b++)
+        for (ptrdiff_t q = 0; q < n_queries; q++)
+            hh_dot_row_avx512vnni_(queries + q * query_stride, panel, first_block + b, 1, dots + q * dots_stride + 16 * b);
+}
+HH_TARGET_END
+
+/* Code rows into a panel whose memory the caller owns; `line` is scratch of depth bytes. */
+HH_KERNEL void hh_panel_fill(int tier, const float *rows, ptrdiff_t n_cols, int8_t *line, hh_panel_i8 *panel) {
+    const ptrdiff_t depth = panel->depth, padded = HH_PANEL_ROWS * hh_panel_blocks(panel->n_rows);
+    for (ptrdiff_t r = 0; r < padded; r++) {
+        int8_t *const to = panel->codes + (r / HH_PANEL_ROWS) * HH_PANEL_ROWS * depth + (r % HH_PANEL_ROWS) * 4;
+        hh_code_f64 code = {0, (double)INFINITY, 0, 0, 0};
+        memset(line, 0, (size_t)depth);
+        if (r < panel->n_rows) code = hh_code_row(tier, rows + r * n_cols, n_cols, line);
+        int32_t sum = 0;
+        for (ptrdiff_t j = 0; j < depth; j++) sum += line[j];
+        for (ptrdiff_t j = 0; j < depth; j += 4) memcpy(to + j * HH_PANEL_ROWS, line + j, 4);
+        panel->code_sums[r] = sum;
+        panel->scale[r] = code.scale;
+        panel->norm2[r] = code.norm2;
+        panel->norm[r] = code.norm;
+        panel->error_norm[r] = code.error_norm;
+    }
+}
+
+/* Slack for float64 rounding, of the sums in the screen and of the exact distance itself. */
+HH_INLINE double hh_screen_slack_(ptrdiff_t n_cols) { return (double)(n_cols + 64) * 4.0 * DBL_EPSILON; }
+
+/* Bounds of |b|^2 - 2 a.b for one coded query a and every panel row b (the distance less |a|^2,
+ * which is the same for all b). Lists the rows whose lower bound is not above the least upper
+ * bound, in ascending order, and returns their number; `lower` is scratch. */
+HH_TARGET_AVX2_BEGIN
+HH_KERNEL ptrdiff_t hh_screen_avx2(const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots, double slack,
+                                double *lower, int32_t *candidates) {
+    const __m256d scale_f64x4 = _mm256_set1_pd(2.0 * query->scale), code_f64x4 = _mm256_set1_pd(2.0 * query->code_norm),
+                  error_f64x4 = _mm256_set1_pd(2.0 * query->error_norm), slack_f64x4 = _mm256_set1_pd(slack),
+                  own_f64x4 = _mm256_set1_pd(slack * query->norm2);
+    __m256d least_f64x4 = _mm256_set1_pd(DBL_MAX);
+    const ptrdiff_t padded = HH_PANEL_ROWS * hh_panel_blocks(panel->n_rows);
+    for (ptrdiff_t b = 0; b < padded; b += 4) {
+        const __m256d norm2_f64x4 = _mm256_loadu_pd(panel->norm2 + b);
+        const __m256d dot_f64x4 = _mm256_mul_pd(_mm256_loadu_pd(panel->scale + b),
+                                                _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(dots + b))));
+        const __m256d middle_f64x4 = _mm256_fnmadd_pd(scale_f64x4, dot_f64x4, norm2_f64x4);
+        __m256d bound_f64x4 = _mm256_fmadd_pd(slack_f64x4, norm2_f64x4, own_f64x4);
+        bound_f64x4 = _mm256_fmadd_pd(code_f64x4, _mm256_loadu_pd(panel->error_norm + b), bound_f64x4);
+        bound_f64x4 = _mm256_fmadd_pd(error_f64x4, _mm256_loadu_pd(panel->norm + b), bound_f64x4);
+        _mm256_storeu_pd(lower + b, _mm256_sub_pd(middle_f64x4, bound_f64x4));
+        least_f64x4 = _mm256_min_pd(_mm256_add_pd(middle_f64x4, bound_f64x4), least_f64x4); /* a NaN loses */
+    }
+    double lane[4], least = DBL_MAX;
+    _mm256_storeu_pd(lane, least_f64x4);
+    for (int i = 0; i < 4; i++) least = lane[i] < least ? lane[i] : least;
+    ptrdiff_t count = 0;
+    for (ptrdiff_t b = 0; b < padded; b += 4) {
+        int live = _mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(lower + b), _mm256_set1_pd(least), _CMP_LE_OQ));
+        for (ptrdiff_t c = b; live; live >>= 1, c++)
+            if (live & 1) candidates[count++] = (int32_t)c;
+    }
+    return count;
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512_BEGIN
+HH_KERNEL ptrdiff_t hh_screen_avx512(const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots, double slack,
+                                  double *lower, int32_t *candidates) {
+    const __m512d scale_f64x8 = _mm512_set1_pd(2.0 * query->scale), code_f64x8 = _mm512_set1_pd(2.0 * query->code_norm),
+                  error_f64x8 = _mm512_set1_pd(2.0 * query->error_norm), slack_f64x8 = _mm512_set1_pd(slack),
+                  own_f64x8 = _mm512_set1_pd(slack * query->norm2);
+    __m512d least_f64x8 = _mm512_set1_pd(DBL_MAX);
+    const ptrdiff_t padded = HH_PANEL_ROWS * hh_panel_blocks(panel->n_rows);
+    for (ptrdiff_t b = 0; b < padded; b += 8) {
+        const __m512d norm2_f64x8 = _mm512_loadu_pd(panel->norm2 + b);
+        const __m512d dot_f64x8 = _mm512_mul_pd(_mm512_loadu_pd(panel->scale + b),
+                                                _mm512_cvtepi32_pd(_mm256_loadu_si256((const __m256i *)(dots + b))));
+        const __m512d middle_f64x8 = _mm512_fnmadd_pd(scale_f64x8, dot_f64x8, norm2_f64x8);
+        __m512d bound_f64x8 = _mm512_fmadd_pd(slack_f64x8, norm2_f64x8, own_f64x8);
+        bound_f64x8 = _mm512_fmadd_pd(code_f64x8, _mm512_loadu_pd(panel->error_norm + b), bound_f64x8);
+        bound_f64x8 = _mm512_fmadd_pd(error_f64x8, _mm512_loadu_pd(panel->norm + b), bound_f64x8);
+        _mm512_storeu_pd(lower + b, _mm512_sub_pd(middle_f64x8, bound_f64x8));
+        least_f64x8 = _mm512_min_pd(_mm512_add_pd(middle_f64x8, bound_f64x8), least_f64x8); /* a NaN loses */
+    }
+    const __m512d limit_f64x8 = _mm512_set1_pd(_mm512_reduce_min_pd(least_f64x8));
+    ptrdiff_t count = 0;
+    for (ptrdiff_t b = 0; b < padded; b += 8) {
+        unsigned live = _mm512_cmp_pd_mask(_mm512_loadu_pd(lower + b), limit_f64x8, _CMP_LE_OQ);
+        for (ptrdiff_t c = b; live; live >>= 1, c++)
+            if (live & 1) candidates[count++] = (int32_t)c;
+    }
+    return count;
+}
+HH_TARGET_END
+
+/* Nearest centroid (first wins) of each row. HH_QUERIES rows are coded at a time into `line`
+ * (HH_QUERIES * depth bytes); `dots` holds (HH_QUERIES + 1) * 16 * n_blocks, `lower` 16 * n_blocks. */
+enum { HH_QUERIES = 24 };
+
+HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                      const float *centroids, const hh_panel_i8 *panel, int8_t *line,
+                                      int32_t *dots, double *lower, int32_t *nearest) {
+    const ptrdiff_t n_blocks = hh_panel_blocks(panel->n_rows), stride = HH_PANEL_ROWS * n_blocks;
+    const double slack = hh_screen_slack_(n_cols);
+    int32_t *const candidates = dots + HH_QUERIES * stride;
+    for (ptrdiff_t start = 0; start < n_rows; start += HH_QUERIES) {
+        const ptrdiff_t count = n_rows - start < HH_QUERIES ? n_rows - start : HH_QUERIES;
+        hh_code_f64 query[HH_QUERIES];
+        for (ptrdiff_t q = 0; q < count; q++)
+            query[q] = hh_code_row(tier, rows + (start + q) * n_cols, n_cols, line + q * panel->depth);
+        if (tier >= HH_TIER_AVX512VNNI) {
+            hh_bias_query_avx512vnni(line, count * panel->depth);
+            hh_panel_dots_avx512vnni(line, count, panel->depth, panel, 0, n_blocks, dots, stride);
+        } else {
+            for (ptrdiff_t q = 0; q < count; q++)
+                hh_panel_dots_avx2(line + q * panel->depth, panel, 0, n_blocks, dots + q * stride);
+        }
+        for (ptrdiff_t q = 0; q < count; q++) {
+            const ptrdiff_t found =
+                tier >= HH_TIER_AVX512 ? hh_screen_avx512(&query[q], panel, dots + q * stride, slack, lower, candidates)
+                                       : hh_screen_avx2(&query[q], panel, dots + q * stride, slack, lower, candidates);
+            nearest[start + q] = found ? candidates[0] : 0; /* none: a NaN, which its callers keep out */
+            if (found < 2) continue;
+            const float *const row = rows + (start + q) * n_cols;
+            int32_t likely = candidates[0]; /* measured first, so that few others need more than float32 */
+            for (ptrdiff_t i = 1; i < found; i++)
+                if (lower[candidates[i]] < lower[likely]) likely = candidates[i];
+            int32_t winner = likely;
+            double best = hh_distance2_f32(tier, row, centroids + likely * n_cols, n_cols);
+            for (ptrdiff_t i = 0; i < found; i++) {
+                const int32_t c = candidates[i];
+                if (c == likely || hh_distance2_lower(tier, row, centroids + c * n_cols, n_cols) > best) continue;
+                const double distance = hh_distance2_f32(tier, row, centroids + c * n_cols, n_cols);
+                if (distance < best || (distance == best && c < winner)) best = distance, winner = c;
+            }
+            nearest[start + q] = winner;
+        }
+    }
+}
+#endif
+
+/* Lower nearest_distance to the exact distance from row `pick` where that is smaller; return the
+ * FIRST row of the largest nearest_distance. */
+HH_KERNEL ptrdiff_t hh_relax_l2_scalar(const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                       ptrdiff_t pick_row, int32_t pick, double *nearest_distance,
+                                       int32_t *nearest) {
+    ptrdiff_t best_row = 0;
+    for (ptrdiff_t r = 0; r < n_rows; r++) {
+        const double distance =
+            hh_distance2_f32_scalar(rows + r * n_cols, rows + pick_row * n_cols, n_cols);
+        if (distance < nearest_distance[r]) nearest_distance[r] = distance, nearest[r] = pick;
+        if (nearest_distance[r] > nearest_distance[best_row]) best_row = r;
+    }
+    return best_row;
+}
+
+#if HH_X86
+/* Rows first..stop of at most 64 whose lower bound is below their nearest_distance, as a bit set. */
+HH_TARGET_AVX2_BEGIN
+HH_KERNEL uint64_t hh_closer_avx2(const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first, ptrdiff_t stop,
+                                  const int32_t *dots, double slack, const double *nearest_distance) {
+    const __m256d scale_f64x4 = _mm256_set1_pd(2.0 * query->scale), code_f64x4 = _mm256_set1_pd(2.0 * query->code_norm),
+                  error_f64x4 = _mm256_set1_pd(2.0 * query->error_norm), norm2_f64x4 = _mm256_set1_pd(query->norm2),
+                  keep_f64x4 = _mm256_set1_pd(1.0 - slack);
+    uint64_t closer = 0;
+    for (ptrdiff_t r = first; r < stop; r += 4) {
+        const __m256d dot_f64x4 = _mm256_mul_pd(_mm256_loadu_pd(panel->scale + r),
+                                                _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(dots + r - first))));
+        __m256d lower_f64x4 = _mm256_mul_pd(_mm256_add_pd(_mm256_loadu_pd(panel->norm2 + r), norm2_f64x4), keep_f64x4);
+        lower_f64x4 = _mm256_fnmadd_pd(scale_f64x4, dot_f64x4, lower_f64x4);
+        lower_f64x4 = _mm256_fnmadd_pd(code_f64x4, _mm256_loadu_pd(panel->error_norm + r), lower_f64x4);
+        lower_f64x4 = _mm256_fnmadd_pd(error_f64x4, _mm256_loadu_pd(panel->norm + r), lower_f64x4);
+        const __m256d less_f64x4 = _mm256_cmp_pd(lower_f64x4, _mm256_loadu_pd(nearest_distance + r), _CMP_LT_OQ);
+        closer |= (uint64_t)_mm256_movemask_pd(less_f64x4) << (r - first);
+    }
+    return closer;
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512_BEGIN
+HH_KERNEL uint64_t hh_closer_avx512(const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first, ptrdiff_t stop,
+                                    const int32_t *dots, double slack, const double *nearest_distance) {
+    const __m512d scale_f64x8 = _mm512_set1_pd(2.0 * query->scale), code_f64x8 = _mm512_set1_pd(2.0 * query->code_norm),
+                  error_f64x8 = _mm512_set1_pd(2.0 * query->error_norm), norm2_f64x8 = _mm512_set1_pd(query->norm2),
+                  keep_f64x8 = _mm512_set1_pd(1.0 - slack);
+    uint64_t closer = 0;
+    for (ptrdiff_t r = first; r < stop; r += 8) {
+        const __m512d dot_f64x8 = _mm512_mul_pd(_mm512_loadu_pd(panel->scale + r),
+                                                _mm512_cvtepi32_pd(_mm256_loadu_si256((const __m256i *)(dots + r - first))));
+        __m512d lower_f64x8 = _mm512_mul_pd(_mm512_add_pd(_mm512_loadu_pd(panel->norm2 + r), norm2_f64x8), keep_f64x8);
+        lower_f64x8 = _mm512_fnmadd_pd(scale_f64x8, dot_f64x8, lower_f64x8);
+        lower_f64x8 = _mm512_fnmadd_pd(code_f64x8, _mm512_loadu_pd(panel->error_norm + r), lower_f64x8);
+        lower_f64x8 = _mm512_fnmadd_pd(error_f64x8, _mm512_loadu_pd(panel->norm + r), lower_f64x8);
+        const __mmask8 less = _mm512_cmp_pd_mask(lower_f64x8, _mm512_loadu_pd(nearest_distance + r), _CMP_LT_OQ);
+        closer |= (uint64_t)less << (r - first);
+    }
+    return closer;
+}
+HH_TARGET_END
+
+/* The same with the screen, 64 rows at a time. nearest_distance is padded to the panel's blocks
+ * with zeros, which nothing undercuts. `line` is scratch of depth bytes. */
+HH_KERNEL ptrdiff_t hh_relax_l2_screened(int tier, const float *rows, ptrdiff_t n_cols, ptrdiff_t pick_row,
+                                         int32_t pick, const hh_panel_i8 *panel, int8_t *line,
+                                         double *nearest_distance, int32_t *nearest) {
+    const float *const picked = rows + pick_row * n_cols;
+    const hh_code_f64 query = hh_code_row(tier, picked, n_cols, line);
+    const double slack = hh_screen_slack_(n_cols);
+    const ptrdiff_t n_blocks = hh_panel_blocks(panel->n_rows);
+    if (tier >= HH_TIER_AVX512VNNI) hh_bias_query_avx512vnni(line, panel->depth);
+    double furthest = -1.0;
+    ptrdiff_t best_row = 0;
+    for (ptrdiff_t block = 0; block < n_blocks; block += 4) {
+        const ptrdiff_t blocks = n_blocks - block < 4 ? n_blocks - block : 4;
+        const ptrdiff_t first = HH_PANEL_ROWS * block, stop = first + HH_PANEL_ROWS * blocks;
+        int32_t dots[64];
+        uint64_t closer;
+        if (tier >= HH_TIER_AVX512VNNI)
+            hh_panel_dots_avx512vnni(line, 1, panel->depth, panel, block, blocks, dots, 64);
+        else
+            hh_panel_dots_avx2(line, panel, block, blocks, dots);
+        if (tier >= HH_TIER_AVX512)
+            closer = hh_closer_avx512(&query, panel, first, stop, dots, slack, nearest_distance);
+        else
+            closer = hh_closer_avx2(&query, panel, first, stop, dots, slack, nearest_distance);
+        for (ptrdiff_t r = first; closer; closer >>= 1, r++)
+            if (closer & 1) {
+                if (hh_distance2_lower(tier, rows + r * n_cols, picked, n_cols) >= nearest_distance[r]) continue;
+                const double distance = hh_distance2_f32(tier, rows + r * n_cols, picked, n_cols);
+                if (distance < nearest_distance[r]) nearest_distance[r] = distance, nearest[r] = pick;
+            }
+        for (ptrdiff_t r = first; r < stop; r++)
+            if (nearest_distance[r] > furthest) furthest = nearest_distance[r], best_row = r;
+    }
+    return best_row;
+}
+#endif
+
+/* Furthest-point sampling: the first pick is the row of the largest norm, each next the row
+ * furthest from its nearest pick; the first wins every tie; it ends when the furthest distance is
+ * 0. A NULL panel means the scalar tier, or rows too wide to screen. Returns the number of picks. */
+HH_KERNEL int hh_furthest_l2(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                             const hh_panel_i8 *panel, int8_t *line, int k, int64_t *picks,
+                             double *nearest_distance, int32_t *nearest) {
+    ptrdiff_t next = 0;
+    double largest = -1.0;
+    for (ptrdiff_t r = 0; r < n_rows; r++) {
+        const double norm2 = hh_norm2_f32(rows + r * n_cols, n_cols);
+        if (norm2 > largest) largest = norm2, next = r;
+        nearest_distance[r] = DBL_MAX;
+        nearest[r] = 0;
+    }
+    int pick = 0;
+    while (pick < k && nearest_distance[next] > 0) {
+        picks[pick] = next;
+#if HH_X86
+        if (panel)
+            next = hh_relax_l2_screened(tier, rows, n_cols, next, pick, panel, line, nearest_distance, nearest);
+        else
+#endif
+            next = hh_relax_l2_scalar(rows, n_rows, n_cols, next, pick, nearest_distance, nearest);
+        pick++;
+    }
+    (void)tier, (void)panel, (void)line;
+    return pick;
+}
+
+#endif

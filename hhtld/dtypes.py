@@ -1,0 +1,135 @@
+"""The one table of element types: names as safetensors spells them, sizes, and conversion.
+
+float32 is what every codec computes in. `widen` is exact for every float up to 32 bits; `narrow`
+rounds to nearest, ties to even.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld._kernels import _cast
+from hhtld.errors import HeaderError, shown
+
+__all__ = ["DTYPES", "DType", "dtype_named", "dtype_of", "narrow", "view", "widen"]
+
+
+@dataclass(frozen=True)
+class DType:
+    """One element type.
+
+    Attributes
+    ----------
+    name : str
+        As in safetensors headers and `.hhtld` tables.
+    nbits : int
+        Bits of one element; below 8 elements are packed and only ever passed through.
+    numpy : numpy.dtype or None
+        Little-endian element type, None for packed ones.
+    is_weight : bool
+        A float that codecs may encode.
+    """
+
+    name: str
+    nbits: int
+    numpy: np.dtype[Any] | None
+    is_weight: bool = False
+
+
+DTYPES: dict[str, DType] = {
+    entry.name: entry
+    for entry in (
+        DType("BOOL", 8, np.dtype(np.bool_)),
+        DType("F4", 4, None),
+        DType("F6_E2M3", 6, None),
+        DType("F6_E3M2", 6, None),
+        DType("U8", 8, np.dtype("u1")),
+        DType("I8", 8, np.dtype("i1")),
+        DType("F8_E5M2", 8, np.dtype(ml_dtypes.float8_e5m2), True),
+        DType("F8_E4M3", 8, np.dtype(ml_dtypes.float8_e4m3fn), True),
+        DType("F8_E8M0", 8, np.dtype(ml_dtypes.float8_e8m0fnu)),
+        DType("F8_E4M3FNUZ", 8, np.dtype(ml_dtypes.float8_e4m3fnuz), True),
+        DType("F8_E5M2FNUZ", 8, np.dtype(ml_dtypes.float8_e5m2fnuz), True),
+        DType("I16", 16, np.dtype("<i2")),
+        DType("U16", 16, np.dtype("<u2")),
+        DType("F16", 16, np.dtype("<f2"), True),
+        DType("BF16", 16, np.dtype(ml_dtypes.bfloat16), True),
+        DType("I32", 32, np.dtype("<i4")),
+        DType("U32", 32, np.dtype("<u4")),
+        DType("F32", 32, np.dtype("<f4"), True),
+        DType("C64", 64, np.dtype("<c8")),
+        DType("F64", 64, np.dtype("<f8"), True),
+        DType("I64", 64, np.dtype("<i8")),
+        DType("U64", 64, np.dtype("<u8")),
+    )
+}
+
+_BY_NUMPY = {entry.numpy: entry for entry in DTYPES.values() if entry.numpy is not None}
+
+
+def dtype_named(name: object, where: str) -> DType:
+    """Return the type called `name`, or raise `HeaderError` naming `where`."""
+    if not isinstance(name, str) or name not in DTYPES:
+        raise HeaderError(f"{where}: unknown dtype {shown(str(name), 40)}; known: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def dtype_of(array: NDArray[Any]) -> DType:
+    """Return the type of an array, of either byte order, or raise `TypeError`."""
+    found = _BY_NUMPY.get(array.dtype.newbyteorder("<") if array.dtype.byteorder in ">=" else array.dtype)
+    if found is None:
+        raise TypeError(f"arrays of dtype {array.dtype} cannot be stored; use one of {', '.join(DTYPES)}")
+    return found
+
+
+@functools.cache
+def _f8_values(dtype: DType) -> NDArray[np.float32]:
+    assert dtype.numpy is not None
+    return np.arange(256, dtype=np.uint8).view(dtype.numpy).astype(np.float32)
+
+
+def view(raw: NDArray[np.uint8], dtype: DType, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return bytes as an array of `shape`; packed types come as the flat bytes they are."""
+    return raw.reshape(-1) if dtype.numpy is None else raw.reshape(-1).view(dtype.numpy).reshape(shape)
+
+
+def widen(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
+    """Return the flat float32 values of the bytes of a weight type.
+
+    float64 is rounded; what passes float32's range becomes infinite and is refused downstream.
+    """
+    flat = np.ascontiguousarray(raw).reshape(-1)
+    if dtype.name == "F32":
+        values = flat.view("<f4")
+        return values if values.flags.aligned else values.copy()
+    if dtype.name == "F64":
+        with np.errstate(over="ignore"):
+            return flat.view("<f8").astype(np.float32)
+    out = np.empty(flat.size * 8 // dtype.nbits, np.float32)
+    if dtype.nbits == 8:
+        _cast.widen_f8(flat, _f8_values(dtype), out)
+        return out
+    bits = np.require(flat.view("<u2"), requirements="A")
+    if dtype.name == "BF16":
+        _cast.widen_bf16(bits, out)
+    else:
+        _cast.widen_f16(bits, out)
+    return out
+
+
+def narrow(values: NDArray[np.float32], dtype: DType) -> NDArray[np.uint8]:
+    """Return the flat bytes of float32 values rounded to a weight type."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if dtype.name in ("BF16", "F16"):
+        bits = np.empty(flat.size, np.uint16)
+        (_cast.narrow_f32_bf16 if dtype.name == "BF16" else _cast.narrow_f32_f16)(flat, bits)
+        return bits.view(np.uint8)
+    assert dtype.numpy is not None
+    # 8-bit floats are rare on the way out; ml_dtypes rounds them to nearest even as well.
+    return flat.astype(dtype.numpy).view(np.uint8)

@@ -1,0 +1,182 @@
+"""From a source to sections: the one encoder, for arrays in memory and for files.
+
+Sections are written in the order groups (shared, then each tensor by name), then what is kept, by
+name. Rows come in blocks from the source; blocks are spread over the executor's threads and placed by
+row, so the bytes are the same for any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.basis import SvdBasis
+from hhtld.gates import GateReport, row_cosines
+from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
+from hhtld.pack import HhtldPack
+from hhtld.plan import Plan, make_plan
+from hhtld.roles import regime, should_use_leaf
+from hhtld.rows import for_each_block, row_ranges
+from hhtld.sections import MemorySections, SectionSink
+from hhtld.source import ArraySource, SourceRows, TensorSource
+from hhtld.table import GroupRecord, PackTable, TensorRecord
+from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+
+__all__ = ["Progress", "encode", "encode_source", "measure"]
+
+# Called with a stage ("encode", "measure"), a tensor's name and its source bytes when it is done.
+Progress = Callable[[str, str, int], None]
+
+
+def _silent(stage: str, name: str, nbytes: int) -> None:
+    pass
+
+
+@dataclass
+class _Encoder:
+    source: TensorSource
+    sink: SectionSink
+    executor: Executor | None
+    progress: Progress
+    groups: list[GroupRecord] = field(default_factory=list)
+    records: dict[str, TensorRecord] = field(default_factory=dict)
+
+    def add_lookup_group(self, key: PaletteGroupKey, names: list[str], plan: Plan) -> None:
+        rows = SourceRows(self.source, names[0])
+        group = SharedPaletteGroup.found(key, rows, should_use_leaf(key.role), self.executor)
+        shared = {"palette": group.cache.palette.entries.to_bytes(), "fisher_z": group.fisher_z.to_bytes()}
+        self._add_group(key, shared, group.svd_basis)
+        for name in names:
+            tensor = group.encode(SourceRows(self.source, name), self.executor)
+            self._add_tensor(name, plan, {"entries": tensor.entries}, tensor)
+
+    def add_f32_group(self, key: PaletteGroupKey, names: list[str], plan: Plan) -> None:
+        basis = sample_basis(SourceRows(self.source, names[0])) if should_use_leaf(key.role) else None
+        self._add_group(key, {}, basis)
+        role = f"{key.component}_{key.role}"
+        for name in names:
+            rows = SourceRows(self.source, name)
+            if basis is None:
+                tensor = HhtlF32Tensor.encode(role, rows, executor=self.executor)
+            else:
+                tensor = HhtlF32Tensor.encode_with_leaf(role, rows, basis, executor=self.executor)
+            self._add_tensor(name, plan, {"palette_f32": tensor.palette_bits, "twigs": tensor.twigs}, tensor)
+
+    def _add_group(self, key: PaletteGroupKey, shared: Mapping[str, bytes], basis: SvdBasis | None) -> None:
+        sections = {kind: self.sink.add(kind, len(data), [data]) for kind, data in shared.items()}
+        if basis is not None:
+            sections["basis"] = self.sink.add("basis", basis.byte_size(), [basis.to_bytes()])
+        self.groups.append(GroupRecord(key, sections))
+
+    def _add_tensor(
+        self, name: str, plan: Plan, parts: Mapping[str, NDArray[Any]], tensor: HhtlDTensor | HhtlF32Tensor
+    ) -> None:
+        own = dict(parts)
+        if tensor.slot_l is not None:
+            own["slot_l"] = tensor.slot_l
+        sections = {kind: self.sink.add(kind, array.nbytes, [array.tobytes()]) for kind, array in own.items()}
+        info, codec = plan.tensors[name].info, plan.tensors[name].codec
+        self.records[name] = TensorRecord(info, codec, sections, len(self.groups) - 1, tensor.slot_l_scale)
+        self.progress("encode", name, info.nbytes)
+
+    def keep(self, name: str, plan: Plan) -> None:
+        info = plan.tensors[name].info
+        index = self.sink.add("raw", info.nbytes, self._raw_blocks(name))
+        self.records[name] = TensorRecord(info, "keep", {"raw": index})
+        self.progress("encode", name, info.nbytes)
+
+    def _raw_blocks(self, name: str) -> Iterator[NDArray[np.uint8]]:
+        info = self.source.infos()[name]
+        for start, stop in row_ranges(info.n_rows, info.row_nbytes):
+            yield self.source.read_rows(name, start, stop)
+
+
+def encode_source(
+    source: TensorSource, plan: Plan, sink: SectionSink, executor: Executor | None = None, progress: Progress = _silent
+) -> PackTable:
+    """Write a source's sections to a sink and return the table that names them.
+
+    Raises
+    ------
+    NonFiniteError
+        When a tensor that is to be encoded holds an infinity or NaN.
+    """
+    encoder = _Encoder(source, sink, executor, progress)
+    for key, names in plan.groups().items():
+        if plan.tensors[names[0]].codec == "hhtl_d":
+            encoder.add_lookup_group(key, names, plan)
+        else:
+            encoder.add_f32_group(key, names, plan)
+    for name in plan.kept():
+        encoder.keep(name, plan)
+    for name, tensor in plan.tensors.items():
+        if tensor.alias_of is not None:
+            encoder.records[name] = TensorRecord(tensor.info, "keep", alias_of=tensor.alias_of)
+    return PackTable(
+        plan.profile,
+        tuple(encoder.groups),
+        dict(sorted(encoder.records.items())),
+        source.metadata,
+        source.description,
+    )
+
+
+def measure(
+    pack: HhtldPack,
+    source: TensorSource,
+    report: GateReport,
+    executor: Executor | None = None,
+    progress: Progress = _silent,
+) -> None:
+    """Compare every row of every encoded tensor of a pack with its source and add it to a report."""
+    for name, record in pack.table.tensors.items():
+        if record.codec == "keep" or record.group is None:
+            continue
+        rows = SourceRows(source, name)
+        cosines = np.empty(rows.n_rows)
+
+        def compare(
+            start: int,
+            stop: int,
+            block: NDArray[np.float32],
+            name: str = name,
+            cosines: NDArray[np.float64] = cosines,
+        ) -> None:
+            cosines[start:stop] = row_cosines(block, pack.get_rows(name, slice(start, stop)))
+
+        for_each_block(rows, compare, executor)
+        report.add(name, regime(pack.table.groups[record.group].key.role), cosines)
+        progress("measure", name, record.info.nbytes)
+
+
+def encode(
+    tensors: TensorSource | Mapping[str, Any],
+    profile: str = "f32",
+    *,
+    metadata: Mapping[str, str] | None = None,
+    nonfinite: str = "refuse",
+    executor: Executor | None = None,
+) -> HhtldPack:
+    """Encode arrays, or any source, into a pack in memory.
+
+    Parameters
+    ----------
+    tensors : mapping of str to array, or TensorSource
+    profile : {"lookup", "f32"}
+    metadata : mapping of str to str, optional
+        Travels with the pack; a source brings its own.
+    nonfinite : {"refuse", "keep"}
+    executor : concurrent.futures.Executor, optional
+        Threads to spread blocks of rows over.
+    """
+    source = tensors if isinstance(tensors, TensorSource) else ArraySource(tensors, metadata)
+    sections = MemorySections()
+    table = encode_source(source, make_plan(source, profile, nonfinite=nonfinite), sections, executor)
+    report = GateReport(enforced=False)
+    measure(HhtldPack(table, sections), source, report, executor)
+    return HhtldPack(table.with_gates(report.tensors), sections)

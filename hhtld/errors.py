@@ -1,0 +1,89 @@
+"""Every error hhtld raises on purpose.
+
+A bad file raises `FormatError` and nothing else; a bad argument raises `ValueError` or `TypeError`.
+Messages say what is wrong, where (path, tensor, section, offset), what was expected and what was
+found; names from files are printed with `repr`, shortened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "BadMagicError",
+    "ChecksumError",
+    "FormatError",
+    "GateError",
+    "HeaderError",
+    "HhtldError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "OutputError",
+    "TruncatedError",
+    "UnknownFormatError",
+    "UnsupportedVersionError",
+    "shown",
+]
+
+
+class HhtldError(Exception):
+    """Base of every error below."""
+
+
+class FormatError(HhtldError, ValueError):
+    """A file is not what it claims to be, or claims what cannot be."""
+
+
+class BadMagicError(FormatError):
+    """The first bytes belong to another format."""
+
+
+class UnsupportedVersionError(FormatError):
+    """A newer major version or an unknown required feature."""
+
+
+class TruncatedError(FormatError):
+    """The file ends before what it declares."""
+
+
+class ChecksumError(FormatError):
+    """Stored bytes do not match their checksum."""
+
+
+class HeaderError(FormatError):
+    """A header, table or index breaks a rule of its format."""
+
+
+class NonFiniteError(HhtldError, ValueError):
+    """A tensor holds an infinity or NaN where finite weights are needed."""
+
+
+class UnknownFormatError(HhtldError, LookupError):
+    """No format of that name, suffix or content."""
+
+
+class OutputError(HhtldError, OSError):
+    """The output could not be written; whatever stood there before is untouched."""
+
+
+class MissingExtraError(HhtldError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+
+class GateError(HhtldError):
+    """A quality gate failed.
+
+    Attributes
+    ----------
+    report : object
+        The report that holds every measured number.
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def shown(name: str, limit: int = 120) -> str:
+    """Return `name` quoted and escaped for a message, shortened to about `limit` characters."""
+    return repr(name) if len(name) <= limit else repr(name[:limit]) + "..."

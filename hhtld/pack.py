@@ -1,0 +1,295 @@
+"""A pack: named tensors, encoded or kept, read row by row without unpacking the rest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.base17 import Base17
+from hhtld.basis import SvdBasis
+from hhtld.dtypes import narrow, view, widen
+from hhtld.errors import HeaderError, shown
+from hhtld.fisher_z import FisherZTable
+from hhtld.palette import HhtlCache, Palette
+from hhtld.sections import SectionReader
+from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES, entries_from_bytes
+from hhtld.source import TensorInfo, TensorSource
+from hhtld.table import GroupRecord, PackTable, TensorRecord
+from hhtld.tensor import HhtlDTensor, HhtlF32Tensor, RowIndex, selected_rows
+
+__all__ = ["HhtldPack", "PackSlice", "PackSource"]
+
+DEFAULT_BUDGET = 64 << 30
+
+
+class HhtldPack:
+    """Tensors by name, decoded on request.
+
+    A context manager. Safe to read from many threads. Sections that are read whole have their
+    checksum verified the first time; rows read one by one do not (`hhtld verify` checks everything).
+
+    Parameters
+    ----------
+    table : PackTable
+    sections : SectionReader
+    budget : int
+        Bytes that decoding one tensor may take. A row costs a few bytes in the file whatever its
+        width, so a small file can declare a tensor that no machine holds.
+    """
+
+    def __init__(self, table: PackTable, sections: SectionReader, budget: int = DEFAULT_BUDGET) -> None:
+        self.table = table
+        self.sections = sections
+        self.budget = budget
+        self._shared: dict[int, _Shared] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file; arrays already given out stay valid."""
+        self.sections.close()
+
+    def keys(self) -> list[str]:
+        """Return the names in ascending order."""
+        return list(self.table.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.table.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table.tensors
+
+    def __repr__(self) -> str:
+        return f"<HhtldPack of {len(self)} tensors, profile {self.table.profile}>"
+
+    def metadata(self) -> dict[str, str]:
+        """Return the source's own metadata."""
+        return dict(self.table.metadata)
+
+    def info(self, name: str) -> TensorRecord:
+        """Return what a tensor was and became; for an alias, the record of the bytes it shares."""
+        return self.table.resolved(name)
+
+    def nbytes(self, name: str) -> int:
+        """Return the bytes of a tensor's own sections; shared ones and aliases count nothing."""
+        return sum(self.sections.nbytes(i) for i in self.table.tensors[name].sections.values())
+
+    def get_tensor(self, name: str, dtype: str = "float32") -> NDArray[Any]:
+        """Return a whole tensor in its source shape.
+
+        Parameters
+        ----------
+        name : str
+        dtype : {"float32", "source"}
+            "float32" decodes weights to float32 (tensors that are not weights come as they are);
+            "source" rounds them back to the type they had. Kept tensors lose nothing either way.
+        """
+        record = self.table.resolved(name)
+        self._afford(record, record.info.n_rows)
+        return self._typed(record, self._decoded(record, None), dtype).reshape(_shape(record, dtype, None))
+
+    def get_rows(self, name: str, rows: RowIndex, dtype: str = "float32") -> NDArray[Any]:
+        """Return the given rows, shape (n, n_cols), reading their bytes and no other rows'.
+
+        Parameters
+        ----------
+        name : str
+            A tensor of at least two axes.
+        rows : sequence of int, slice or None
+            In any order, repeats allowed; negative ones count from the end.
+        dtype : as in `get_tensor`
+        """
+        record = self.table.resolved(name)
+        if len(record.info.shape) < 2:
+            raise ValueError(f"tensor {shown(name)} has shape {record.info.shape}, so it has no rows; use get_tensor")
+        index = selected_rows(record.info.n_rows, rows)
+        count = len(range(*index.indices(record.info.n_rows))) if isinstance(index, slice) else len(index)
+        self._afford(record, count)
+        return self._typed(record, self._decoded(record, index), dtype).reshape(_shape(record, dtype, count))
+
+    def get_slice(self, name: str) -> PackSlice:
+        """Return an object to slice, as safetensors' `get_slice` does."""
+        return PackSlice(self, self.table.resolved(name))
+
+    def get_encoded(self, name: str) -> HhtlDTensor | HhtlF32Tensor:
+        """Return an encoded tensor's slots, all rows, checksums verified."""
+        record = self.table.resolved(name)
+        if record.codec == "keep":
+            raise ValueError(f"tensor {shown(name)} is kept as it came; use get_tensor")
+        return self._encoded(record, None)
+
+    # ---- decoding ----
+
+    def _afford(self, record: TensorRecord, n_rows: int) -> None:
+        needed = n_rows * record.info.n_cols * max(4, record.info.dtype.nbits // 8)
+        if needed > self.budget and record.codec != "keep":
+            raise HeaderError(
+                f"tensor {shown(record.name)}: {n_rows} rows decode to {needed} bytes, the budget is {self.budget}; "
+                f"read fewer rows, or raise it with hhtld.open(path, budget=...)"
+            )
+
+    def _decoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None) -> NDArray[Any]:
+        """Rows as float32 for an encoded tensor, as bytes for a kept one."""
+        if record.codec != "keep":
+            return self._encoded(record, rows).reconstruct_rows()
+        index = record.sections["raw"]
+        if rows is None or record.info.row_nbytes == 0:
+            whole = self.sections.whole(index).reshape(record.info.n_rows, -1)
+            return whole if rows is None else whole[rows]
+        return self.sections.rows(index, record.info.row_nbytes, rows)
+
+    def _typed(self, record: TensorRecord, decoded: NDArray[Any], dtype: str) -> NDArray[Any]:
+        if dtype not in ("float32", "source"):
+            raise ValueError(f"dtype must be 'float32' or 'source', got {dtype!r}")
+        kind = record.info.dtype
+        if record.codec == "keep":
+            if dtype == "float32" and kind.is_weight:
+                return widen(decoded, kind)
+            return view(np.ascontiguousarray(decoded), kind, (-1,))
+        return decoded if dtype == "float32" else view(narrow(decoded, kind), kind, (-1,))
+
+    def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None) -> HhtlDTensor | HhtlF32Tensor:
+        def part(kind: str, width: int) -> NDArray[np.uint8]:
+            if rows is None:
+                return self.sections.whole(record.sections[kind])
+            return np.ascontiguousarray(self.sections.rows(record.sections[kind], width, rows)).reshape(-1)
+
+        assert record.group is not None
+        shared = self._group(record.group)
+        with _as_header_error(f"tensor {shown(record.name)}"):
+            leaf: dict[str, Any] = {}
+            if record.slot_l_scale is not None:
+                leaf = {
+                    "slot_l": part("slot_l", SLOT_L_LANES).view(np.int8).reshape(-1, SLOT_L_LANES),
+                    "slot_l_scale": record.slot_l_scale,
+                    "svd_basis": shared.basis,
+                }
+            if record.codec == "hhtl_d":
+                entries = entries_from_bytes(part("entries", ENTRY_DTYPE.itemsize))
+                shape = (len(entries), record.info.n_cols)
+                return HhtlDTensor(shared.role, shared.cache, entries, shape, shared.fisher_z, **leaf)
+            palette = shared.palette_f32(record)
+            twigs = part("twigs", 1)
+            return HhtlF32Tensor(shared.role, palette, twigs, (len(twigs), record.info.n_cols), **leaf)
+
+    def _group(self, number: int) -> _Shared:
+        if number not in self._shared:
+            self._shared[number] = _Shared(self.table.groups[number], self.sections)
+        return self._shared[number]
+
+
+class _Shared:
+    """What a group's tensors share, read once. Two threads may both read it; they read the same."""
+
+    def __init__(self, group: GroupRecord, sections: SectionReader) -> None:
+        self._sections = sections
+        self._palettes: dict[str, NDArray[np.uint16]] = {}
+        self.role = f"{group.key.component}_{group.key.role}"
+        with _as_header_error(f"group {group.key}"):
+            self.basis = SvdBasis.from_bytes(self._bytes(group, "basis")) if "basis" in group.sections else None
+            if self.basis is not None and self.basis.n_cols != group.key.shape[1]:
+                raise HeaderError(f"group {group.key}: the basis has {self.basis.n_cols} columns")
+            if "palette" in group.sections:
+                self.cache = HhtlCache(Palette(Base17.from_bytes(self._bytes(group, "palette"))))
+                self.fisher_z = FisherZTable.from_bytes(self._bytes(group, "fisher_z"), self.cache.k)
+
+    def _bytes(self, group: GroupRecord, kind: str) -> memoryview:
+        return memoryview(self._sections.whole(group.sections[kind]))
+
+    def palette_f32(self, record: TensorRecord) -> NDArray[np.uint16]:
+        """A tensor's own float32 palette, kept so that reading single rows does not read it again."""
+        if record.name not in self._palettes:
+            raw = self._sections.whole(record.sections["palette_f32"])
+            self._palettes[record.name] = np.require(raw.view("<u2"), requirements="A").reshape(-1, record.info.n_cols)
+        return self._palettes[record.name]
+
+
+@contextlib.contextmanager
+def _as_header_error(where: str) -> Iterator[None]:
+    """Content that a codec refuses came from the file, so the file is to blame."""
+    try:
+        yield
+    except HeaderError:
+        raise
+    except ValueError as error:
+        raise HeaderError(f"{where}: {error}") from error
+
+
+def _shape(record: TensorRecord, dtype: str, count: int | None) -> tuple[int, ...]:
+    if record.info.dtype.numpy is None:
+        return (-1,) if count is None else (count, record.info.row_nbytes)
+    return record.info.shape if count is None else (count, record.info.n_cols)
+
+
+class PackSlice:
+    """A tensor to be sliced along its first axis without decoding the rest."""
+
+    def __init__(self, pack: HhtldPack, record: TensorRecord) -> None:
+        self._pack = pack
+        self._record = record
+
+    def get_shape(self) -> list[int]:
+        """Return the source shape."""
+        return list(self._record.info.shape)
+
+    def get_dtype(self) -> str:
+        """Return the source type's name."""
+        return self._record.info.dtype.name
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        shape = self._record.info.shape
+        if len(shape) < 2 or first is Ellipsis or not isinstance(first, int | slice | np.integer):
+            return np.asarray(self._pack.get_tensor(self._record.name)[key])
+        if isinstance(first, slice):
+            block = self._pack.get_rows(self._record.name, first).reshape(-1, *shape[1:])
+            return np.asarray(block[(slice(None), *rest)])
+        block = self._pack.get_rows(self._record.name, [int(first)]).reshape(shape[1:])
+        return np.asarray(block[tuple(rest)])
+
+
+class PackSource(TensorSource):
+    """A pack as a source: rows decoded and rounded back to the types they had."""
+
+    def __init__(self, pack: HhtldPack) -> None:
+        self.pack = pack
+        self._infos = {name: record.info for name, record in pack.table.tensors.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self.pack.metadata()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return dict(self.pack.table.source)
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def aliases(self) -> Mapping[str, str]:
+        return {n: r.alias_of for n, r in self.pack.table.tensors.items() if r.alias_of is not None}
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        info = self._infos[name]
+        if len(info.shape) > 1:
+            rows = self.pack.get_rows(name, slice(start, stop), "source")
+        else:
+            rows = self.pack.get_tensor(name, "source").reshape(1, -1)[start:stop]
+        return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)
+
+    def close(self) -> None:
+        self.pack.close()

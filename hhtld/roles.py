@@ -1,0 +1,81 @@
+"""Who a tensor is, from its name and shape: role, component, regime, group.
+
+A tensor whose rows are looked up by index (an embedding, an lm_head) is in the index regime and must
+keep row identity; everything else ends in an argmax somewhere and is in the argmax regime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hhtld.group import PaletteGroupKey
+
+__all__ = [
+    "INDEX_ROLES",
+    "classify_component",
+    "classify_role",
+    "effective_shape",
+    "group_key",
+    "is_encodable",
+    "regime",
+    "should_use_leaf",
+]
+
+_ROLES = (
+    ("qko", ("q_proj", "k_proj", "o_proj")),
+    ("v", ("v_proj",)),
+    ("gate", ("gate_proj",)),
+    ("up", ("up_proj",)),
+    ("down", ("down_proj",)),
+    ("embed", ("embed",)),
+    ("lm_head", ("lm_head",)),
+    ("projection", ("projection", "codec_head")),
+)
+_COMPONENTS = ("code_predictor", "talker", "speaker_encoder")
+INDEX_ROLES = frozenset({"embed", "lm_head"})
+MIN_ROWS = 512
+MIN_NBYTES = 100_000
+
+
+def classify_role(name: str) -> str:
+    """Return the role of a tensor's name: the first listed substring decides."""
+    text = name.lower()
+    return next((role for role, parts in _ROLES if any(part in text for part in parts)), "other")
+
+
+def classify_component(name: str) -> str:
+    """Return the part of a composite model a name belongs to, or "other"."""
+    text = name.lower()
+    return next((part for part in _COMPONENTS if part in text), "other")
+
+
+def regime(role: str) -> str:
+    """Return "index" or "argmax"."""
+    return "index" if role in INDEX_ROLES else "argmax"
+
+
+def should_use_leaf(role: str) -> bool:
+    """Whether rows of this role carry Slot L: the index regime does."""
+    return role in INDEX_ROLES
+
+
+def _is_matrix(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+
+
+def is_encodable(shape: Sequence[int], nbytes: int) -> bool:
+    """Whether the lookup grades encode a tensor: a matrix of 512 rows and more than 100,000 bytes."""
+    return _is_matrix(shape) and shape[0] >= MIN_ROWS and nbytes > MIN_NBYTES
+
+
+def effective_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (rows, columns): the first axis and the product of the rest."""
+    if not shape:
+        raise ValueError("a scalar has no rows")
+    return shape[0], math.prod(shape[1:])
+
+
+def group_key(name: str, shape: Sequence[int]) -> PaletteGroupKey:
+    """Return the group that shares palettes and bases with tensor `name`."""
+    return PaletteGroupKey(classify_component(name), classify_role(name), effective_shape(shape))

@@ -1,0 +1,104 @@
+"""Rows in blocks: what every codec reads, and the one loop over them.
+
+A codec asks for float32 rows by range and never holds more than a block unless its specification
+needs all of them. Blocks are a function of the row's width alone and results are placed by row, so
+bytes do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hhtld._kernels import _cast
+
+__all__ = ["ArrayRows", "Rows", "as_rows", "for_each_block", "row_ranges"]
+
+BLOCK_NBYTES = 4 << 20  # of rows as read; a few L2 caches, thousands of tasks for a large model
+
+
+class Rows(Protocol):
+    """Finite float32 rows read by range."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+
+    @property
+    def n_cols(self) -> int:
+        """Columns of each."""
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows [start, stop), C-contiguous, shape (stop - start, n_cols)."""
+
+
+class ArrayRows:
+    """The rows of a two-dimensional array.
+
+    Raises
+    ------
+    ValueError
+        When the array is not two-dimensional, not real, or not finite.
+    """
+
+    def __init__(self, array: ArrayLike) -> None:
+        given = np.asarray(array)
+        if given.ndim != 2:
+            raise ValueError(f"rows must form a two-dimensional array, got shape {given.shape}")
+        if given.dtype.kind not in "fiuV":
+            raise ValueError(f"rows must be real numbers, got dtype {given.dtype}")
+        with np.errstate(over="ignore"):
+            self._array = np.require(given, np.float32, ["C", "A"])
+        self.n_rows, self.n_cols = self._array.shape
+        bad = _cast.first_nonfinite_f32(self._array.reshape(-1))
+        if bad >= 0:
+            row, column = divmod(bad, self.n_cols)
+            raise ValueError(f"rows must be finite, got {given[row, column]} at row {row}, column {column}")
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows [start, stop) without a copy."""
+        return self._array[start:stop]
+
+
+def as_rows(rows: Rows | ArrayLike) -> Rows:
+    """Return `rows` itself when it reads by range, else the rows of an array."""
+    if hasattr(rows, "read") and hasattr(rows, "n_rows"):
+        return rows  # type: ignore[return-value]  # the protocol, checked by its two names
+    return ArrayRows(rows)  # type: ignore[arg-type]
+
+
+def row_ranges(n_rows: int, row_nbytes: int) -> Iterator[tuple[int, int]]:
+    """Yield [start, stop) ranges of about `BLOCK_NBYTES`, the same on every machine."""
+    step = max(1, BLOCK_NBYTES // max(1, row_nbytes))
+    for start in range(0, n_rows, step):
+        yield start, min(start + step, n_rows)
+
+
+def for_each_block(
+    rows: Rows, work: Callable[[int, int, NDArray[np.float32]], Any], executor: Executor | None = None
+) -> None:
+    """Call `work(start, stop, block)` for every block, on the executor's threads when given.
+
+    `work` writes its results by row into arrays of the caller's. The first error stops the rest.
+    """
+    ranges = row_ranges(rows.n_rows, 4 * rows.n_cols)
+    if executor is None:
+        for start, stop in ranges:
+            work(start, stop, rows.read(start, stop))
+        return
+
+    def run(span: tuple[int, int]) -> None:
+        work(*span, rows.read(*span))
+
+    futures = [executor.submit(run, span) for span in ranges]
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise

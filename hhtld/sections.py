@@ -1,0 +1,121 @@
+"""Sections: the runs of bytes a pack is made of, wherever they lie.
+
+A pack is a table and numbered sections. `MemorySections` holds them in memory; the container of
+`hhtld.formats.hhtld` holds them in a file. Both write and read through the same few methods, so a
+pack made in memory and one written to disk are the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["SECTION_KINDS", "MemorySections", "RowSelection", "SectionKind", "SectionReader", "SectionSink"]
+
+Buffer = bytes | bytearray | memoryview
+RowSelection = NDArray[np.intp] | slice
+
+
+@dataclass(frozen=True)
+class SectionKind:
+    """What a section holds.
+
+    Attributes
+    ----------
+    name : str
+        As in the table of a file.
+    code : int
+        As in a section's checksum.
+    major : int
+        The lowest file version that has it.
+    """
+
+    name: str
+    code: int
+    major: int = 1
+
+
+SECTION_KINDS = {
+    kind.name: kind
+    for kind in (
+        SectionKind("raw", 1),
+        SectionKind("palette", 2),
+        SectionKind("fisher_z", 3),
+        SectionKind("entries", 4),
+        SectionKind("palette_f32", 5),
+        SectionKind("twigs", 6),
+        SectionKind("basis", 7, major=2),
+        SectionKind("slot_l", 8, major=2),
+    )
+}
+
+
+class SectionReader(Protocol):
+    """Sections that can be read."""
+
+    def kinds(self) -> list[str]:
+        """Return the kind of every section, by number."""
+
+    def nbytes(self, index: int) -> int:
+        """Return the length of a section."""
+
+    def whole(self, index: int) -> NDArray[np.uint8]:
+        """Return a section, its checksum verified."""
+
+    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
+        """Return rows of `width` bytes, shape (n, width), touching no others; the checksum is not read."""
+
+    def close(self) -> None:
+        """Release what is held open."""
+
+
+class SectionSink(Protocol):
+    """Where sections are written."""
+
+    def add(self, kind: str, nbytes: int, blocks: Iterable[Buffer | NDArray[Any]]) -> int:
+        """Write a section of exactly `nbytes` given in blocks and return its number."""
+
+    def reader(self) -> SectionReader:
+        """Return what was written so far, readable."""
+
+
+class MemorySections:
+    """Sections held in memory: a sink and its own reader."""
+
+    def __init__(self) -> None:
+        self._sections: list[tuple[str, NDArray[np.uint8]]] = []
+
+    def add(self, kind: str, nbytes: int, blocks: Iterable[Buffer | NDArray[Any]]) -> int:
+        data = np.empty(nbytes, np.uint8)
+        done = 0
+        for block in blocks:
+            view = np.frombuffer(memoryview(block).cast("B"), np.uint8)
+            data[done : done + view.size] = view
+            done += view.size
+        if done != nbytes:
+            raise ValueError(f"section {kind!r} was declared {nbytes} bytes long and got {done}")
+        data.flags.writeable = False
+        self._sections.append((kind, data))
+        return len(self._sections) - 1
+
+    def reader(self) -> MemorySections:
+        return self
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self._sections]
+
+    def nbytes(self, index: int) -> int:
+        return self._sections[index][1].size
+
+    def whole(self, index: int) -> NDArray[np.uint8]:
+        return self._sections[index][1]
+
+    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
+        return self._sections[index][1].reshape(-1, width)[rows]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,49 @@
+"""Sizes computed from what a file declares; nothing else in hhtld multiplies declared numbers.
+
+Python integers do not overflow, so the danger is not a wrap but a petabyte: every result is held
+below 2**63 and a caller compares it with what is really there before it allocates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hhtld.errors import HeaderError
+
+__all__ = ["MAX_DIMENSIONS", "MAX_NBYTES", "align_up", "checked_shape", "tensor_nbytes"]
+
+MAX_NBYTES = 2**63 - 1
+MAX_DIMENSIONS = 32  # numpy's own limit until 2.0
+MAX_DIMENSION = 2**48  # the limit of the safetensors schema
+
+
+def checked_shape(shape: object, where: str) -> tuple[int, ...]:
+    """Return `shape` as a tuple of sizes, or raise `HeaderError` naming `where`."""
+    if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMENSIONS:
+        raise HeaderError(f"{where}: shape must be a list of at most {MAX_DIMENSIONS} sizes, got {str(shape)[:80]}")
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= MAX_DIMENSION:
+            raise HeaderError(f"{where}: every size must be an integer in 0..2^48, got {str(size)[:80]}")
+    return tuple(shape)
+
+
+def tensor_nbytes(shape: Sequence[int], nbits: int, where: str) -> int:
+    """Return the bytes of a packed tensor of `nbits` bits an element.
+
+    Raises
+    ------
+    HeaderError
+        When the size passes 2**63 - 1 or does not fill whole bytes.
+    """
+    total = math.prod(shape) * nbits
+    if total > MAX_NBYTES * 8:
+        raise HeaderError(f"{where}: shape {list(shape)} needs more than 2^63 bytes")
+    if total % 8:
+        raise HeaderError(f"{where}: shape {list(shape)} of {nbits}-bit elements does not fill whole bytes")
+    return total // 8
+
+
+def align_up(offset: int, alignment: int) -> int:
+    """Return the first multiple of `alignment` not below `offset`."""
+    return -(-offset // alignment) * alignment

@@ -1,0 +1,184 @@
+"""Where tensors come from: the one door through which anything is read for encoding or writing.
+
+A source knows names, element types and shapes, and gives rows as the bytes they are. Rows are the
+first axis; a tensor of fewer than two axes is one row. Formats implement `TensorSource`; a dict of
+arrays is one too.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld._kernels import _cast
+from hhtld.dtypes import DType, dtype_of, view, widen
+from hhtld.errors import NonFiniteError, shown
+from hhtld.sizes import tensor_nbytes
+
+__all__ = ["ArraySource", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a source says of a tensor before any of it is read."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    shard: str | None = None
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        nbytes = tensor_nbytes(self.shape, self.dtype.nbits, f"tensor {shown(self.name)}")
+        object.__setattr__(self, "nbytes", nbytes)
+
+    @property
+    def n_rows(self) -> int:
+        """Length of the first axis; 1 for tensors of fewer than two."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def n_cols(self) -> int:
+        """Elements of one row."""
+        return math.prod(self.shape[1:]) if len(self.shape) > 1 else math.prod(self.shape)
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return self.nbytes // self.n_rows if self.n_rows else 0
+
+
+class TensorSource(ABC):
+    """A readable collection of named tensors; a context manager that closes what it opened."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Free-form text that came with the tensors."""
+        return {}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """JSON-able facts of the collection that come back on decoding (config, shard names)."""
+        return {}
+
+    @abstractmethod
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Return every tensor by name, in the source's own order."""
+
+    @abstractmethod
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return rows [start, stop) as bytes, shape (stop - start, row_nbytes), C-contiguous."""
+
+    def aliases(self) -> Mapping[str, str]:
+        """Return names that share another tensor's storage, as the source itself declares."""
+        return {}
+
+    def close(self) -> None:
+        """Release what is held open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.infos())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos()
+
+    def read_tensor(self, name: str) -> NDArray[Any]:
+        """Return a whole tensor in its own element type and shape."""
+        info = self.infos()[name]
+        return view(self.read_rows(name, 0, info.n_rows), info.dtype, info.shape)
+
+
+class SourceRows:
+    """The float32 rows of one weight tensor, read on demand and refused when not finite.
+
+    Attributes
+    ----------
+    n_rows, n_cols : int
+    """
+
+    def __init__(self, source: TensorSource, name: str) -> None:
+        self._source = source
+        self._info = source.infos()[name]
+        self.n_rows, self.n_cols = self._info.n_rows, self._info.n_cols
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows [start, stop), float32, shape (stop - start, n_cols).
+
+        Raises
+        ------
+        NonFiniteError
+            Naming the tensor, the row and the column.
+        """
+        raw = self._source.read_rows(self._info.name, start, stop)
+        values = widen(raw, self._info.dtype)
+        bad = _cast.first_nonfinite_f32(values)
+        if bad >= 0:
+            row, column = divmod(bad, self.n_cols)
+            raise NonFiniteError(
+                f"tensor {shown(self._info.name)} holds {values[bad]} at row {start + row}, column {column}; "
+                f"weights must be finite to be encoded (keep the tensor as it is with nonfinite='keep')"
+            )
+        return values.reshape(stop - start, self.n_cols)
+
+
+def checked_name(name: object) -> str:
+    """Return a tensor name that every container can hold, or raise."""
+    if not isinstance(name, str):
+        raise TypeError(f"tensor names must be str, got {type(name).__name__}")
+    if name == "__metadata__":
+        raise ValueError("'__metadata__' is not a tensor name: safetensors readers take it for metadata")
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"tensor name {shown(name)} is not valid Unicode (a lone surrogate)") from None
+    if len(encoded) > 65535:
+        raise ValueError(f"tensor name {shown(name, 40)} is {len(encoded)} bytes long, the limit is 65535")
+    return name
+
+
+class ArraySource(TensorSource):
+    """A dict of arrays, in any memory order and byte order; held, not copied, until rows are read."""
+
+    def __init__(self, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"expected a mapping of names to arrays, got {type(tensors).__name__}")
+        self._arrays: dict[str, NDArray[Any]] = {}
+        for name in sorted(checked_name(name) for name in tensors):
+            array = tensors[name]
+            if isinstance(array, np.ma.MaskedArray):
+                raise TypeError(f"tensor {shown(name)} is a masked array; fill it first")
+            self._arrays[name] = np.asarray(array)
+        for key, text in (metadata or {}).items():
+            if not isinstance(key, str) or not isinstance(text, str):
+                raise TypeError(f"metadata must map str to str, got {key!r}: {type(text).__name__}")
+        self._metadata = dict(metadata or {})
+        self._infos = {n: TensorInfo(n, dtype_of(a), a.shape) for n, a in self._arrays.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        array, info = self._arrays[name], self._infos[name]
+        rows = array[start:stop] if array.ndim > 1 else array.reshape(1, -1)[start:stop]
+        # Contiguous and little-endian here, once: a buffer handed on raw would be wrong in silence.
+        plain = np.ascontiguousarray(rows, dtype=info.dtype.numpy)
+        return plain.reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)

@@ -1,0 +1,324 @@
+"""The table of a pack: which tensors there are, what they became and which sections hold them.
+
+It travels as one JSON object (see formats/hhtld/SPEC.md). `PackTable.from_json` trusts nothing: types,
+sizes against the real sections, references, aliases. What passes it can be decoded without a check
+of sizes further down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from hhtld.base17 import BASE17_NBYTES
+from hhtld.dtypes import DType, dtype_named
+from hhtld.errors import HeaderError, shown
+from hhtld.gates import CosineSummary
+from hhtld.group import PaletteGroupKey
+from hhtld.palette import MAX_PALETTE_K
+from hhtld.plan import CODECS
+from hhtld.roles import effective_shape
+from hhtld.sections import SECTION_KINDS, SectionReader
+from hhtld.sizes import checked_shape
+from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
+from hhtld.source import TensorInfo
+
+__all__ = ["GroupRecord", "PackTable", "TensorRecord"]
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """A group and its shared sections."""
+
+    key: PaletteGroupKey
+    sections: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table's object."""
+        key = self.key
+        return {
+            "component": key.component,
+            "role": key.role,
+            "shape": list(key.shape),
+            "sections": dict(self.sections),
+        }
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor: what it was, what it became, and how well it came back.
+
+    Attributes
+    ----------
+    info : TensorInfo
+    codec : str
+        "keep", "hhtl_d" or "hhtl_f32".
+    sections : mapping of kind to section number
+    group : int or None
+    slot_l_scale : float or None
+        An exact float32.
+    gates : CosineSummary or None
+        Row cosines measured when the pack was made.
+    alias_of : str or None
+        The tensor whose bytes this one shares; all of the above is then that tensor's.
+    """
+
+    info: TensorInfo
+    codec: str
+    sections: Mapping[str, int] = field(default_factory=dict)
+    group: int | None = None
+    slot_l_scale: float | None = None
+    gates: CosineSummary | None = None
+    alias_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.info.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table's object; what is absent is left out."""
+        record: dict[str, Any] = {
+            "name": self.info.name,
+            "dtype": self.info.dtype.name,
+            "shape": list(self.info.shape),
+        }
+        if self.info.shard is not None:
+            record["shard"] = self.info.shard
+        if self.alias_of is not None:
+            return record | {"alias_of": self.alias_of}
+        record |= {"codec": self.codec, "sections": dict(self.sections)}
+        if self.group is not None:
+            record["group"] = self.group
+        if self.slot_l_scale is not None:
+            record["slot_l_scale"] = self.slot_l_scale
+        if self.gates is not None:
+            record["gates"] = self.gates.to_json()
+        return record
+
+
+@dataclass(frozen=True)
+class PackTable:
+    """Everything of a pack that is not section bytes.
+
+    Attributes
+    ----------
+    profile : str
+        What the pack was made with.
+    groups : tuple of GroupRecord
+    tensors : dict of name to TensorRecord, in ascending order of names
+    metadata : dict of str to str
+        The source's own.
+    source : dict
+        JSON-able facts of the source: config, shard names.
+    """
+
+    profile: str
+    groups: tuple[GroupRecord, ...]
+    tensors: Mapping[str, TensorRecord]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_gates(self, gates: Mapping[str, CosineSummary]) -> PackTable:
+        """Return the table with what was measured."""
+        tensors = {n: replace(r, gates=gates[n]) if n in gates else r for n, r in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    def resolved(self, name: str) -> TensorRecord:
+        """Return the record that holds a tensor's sections, or KeyError with the nearest names."""
+        record = self.tensors.get(name)
+        if record is None:
+            import difflib
+
+            close = difflib.get_close_matches(name, self.tensors, 3, 0.4) if isinstance(name, str) else []
+            raise KeyError(f"no tensor {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else ""))
+        return record if record.alias_of is None else self.tensors[record.alias_of]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table's object."""
+        return {
+            "profile": self.profile,
+            "groups": [group.to_json() for group in self.groups],
+            "tensors": [tensor.to_json() for tensor in self.tensors.values()],
+            "metadata": dict(self.metadata),
+            "source": dict(self.source),
+        }
+
+    @classmethod
+    def from_json(cls, table: object, sections: SectionReader) -> Self:
+        """Read and check a table against the sections it speaks of.
+
+        Raises
+        ------
+        HeaderError
+            Naming the tensor or group and the rule it breaks.
+        """
+        return _Checked(table, sections).read(cls)
+
+
+class _Checked:
+    """One pass over a table; every section may be claimed once."""
+
+    def __init__(self, table: object, sections: SectionReader) -> None:
+        self._table = _object(table, "table", {"profile", "groups", "tensors", "metadata", "source"})
+        self._sections = sections
+        self._kinds = sections.kinds()
+        self._claimed: set[int] = set()
+
+    def read(self, cls: type[PackTable]) -> Any:
+        groups = tuple(self._group(i, g) for i, g in enumerate(_list(self._table, "groups", "table")))
+        tensors: dict[str, TensorRecord] = {}
+        for item in _list(self._table, "tensors", "table"):
+            record = self._tensor(item, groups)
+            if tensors and record.name <= next(reversed(tensors)):
+                raise HeaderError(f"table: tensor {shown(record.name)} is out of order or listed twice")
+            tensors[record.name] = record
+        for record in tensors.values():
+            self._check_alias(record, tensors)
+        unclaimed = [i for i, k in enumerate(self._kinds) if k in SECTION_KINDS and i not in self._claimed]
+        if unclaimed:
+            raise HeaderError(f"section {unclaimed[0]} ({self._kinds[unclaimed[0]]}) belongs to no tensor or group")
+        metadata = _object(self._table["metadata"], "metadata", None)
+        for key, text in metadata.items():
+            if not isinstance(text, str):
+                raise HeaderError(f"metadata {shown(key)}: expected text, got {type(text).__name__}")
+        profile = self._table["profile"]
+        if not isinstance(profile, str):
+            raise HeaderError("table: profile must be text")
+        return cls(profile, groups, tensors, metadata, _object(self._table["source"], "source", None))
+
+    def _claim(self, where: str, owner: Mapping[str, Any], required: set[str], optional: set[str]) -> dict[str, int]:
+        sections = _object(owner.get("sections"), f"{where}: sections", None)
+        if not required <= set(sections) <= required | optional:
+            raise HeaderError(f"{where}: needs sections {sorted(required)}, has {sorted(map(str, sections))[:8]}")
+        for kind, index in sections.items():
+            if type(index) is not int or not 0 <= index < len(self._kinds):
+                raise HeaderError(f"{where}: section {index!r} does not exist; there are {len(self._kinds)}")
+            if self._kinds[index] != kind:
+                raise HeaderError(f"{where}: section {index} holds {self._kinds[index]}, not {kind}")
+            if index in self._claimed:
+                raise HeaderError(f"{where}: section {index} already belongs to another")
+            self._claimed.add(index)
+        return sections
+
+    def _size(self, where: str, index: int, expected: int) -> None:
+        if self._sections.nbytes(index) != expected:
+            kind = self._kinds[index]
+            raise HeaderError(f"{where}: {kind} is {self._sections.nbytes(index)} bytes long, expected {expected}")
+
+    def _group(self, number: int, item: object) -> GroupRecord:
+        where = f"group {number}"
+        record = _object(item, where, {"component", "role", "shape", "sections"})
+        component, role = record["component"], record["role"]
+        shape = checked_shape(record["shape"], where)
+        if not isinstance(component, str) or not isinstance(role, str) or len(shape) != 2:
+            raise HeaderError(f"{where}: needs a component, a role and a shape of two sizes")
+        sections = self._claim(where, record, set(), {"palette", "fisher_z", "basis"})
+        if "palette" in sections:
+            k, rest = divmod(self._sections.nbytes(sections["palette"]), BASE17_NBYTES)
+            if rest or not 1 <= k <= MAX_PALETTE_K:
+                raise HeaderError(f"{where}: palette must hold 1..{MAX_PALETTE_K} entries of {BASE17_NBYTES} bytes")
+            if "fisher_z" not in sections:
+                raise HeaderError(f"{where}: a palette comes with its fisher_z table")
+            self._size(where, sections["fisher_z"], 8 + k * k)
+        elif "fisher_z" in sections:
+            raise HeaderError(f"{where}: fisher_z without a palette")
+        if "basis" in sections:
+            nbytes = self._sections.nbytes(sections["basis"])
+            if nbytes not in {8 + c * (4 + 2 * shape[1]) for c in range(1, SLOT_L_LANES + 1)}:
+                raise HeaderError(f"{where}: basis of {nbytes} bytes does not hold vectors of {shape[1]} columns")
+        return GroupRecord(PaletteGroupKey(component, role, (shape[0], shape[1])), sections)
+
+    def _tensor(self, item: object, groups: tuple[GroupRecord, ...]) -> TensorRecord:
+        record = _object(item, "tensor", {"name", "dtype", "shape"})
+        name = record["name"]
+        if not isinstance(name, str):
+            raise HeaderError("tensor: name must be text")
+        where = f"tensor {shown(name)}"
+        dtype = dtype_named(record["dtype"], where)
+        shard = record.get("shard")
+        if shard is not None and not isinstance(shard, str):
+            raise HeaderError(f"{where}: shard must be text")
+        info = TensorInfo(name, dtype, checked_shape(record["shape"], where), shard)
+        if "alias_of" in record:
+            if not isinstance(record["alias_of"], str) or {"codec", "sections", "group"} & set(record):
+                raise HeaderError(f"{where}: an alias names another tensor and holds nothing itself")
+            return TensorRecord(info, "keep", alias_of=record["alias_of"])
+        codec = record.get("codec")
+        if codec == "keep":
+            sections = self._claim(where, record, {"raw"}, set())
+            self._size(where, sections["raw"], info.nbytes)
+            return TensorRecord(info, "keep", sections)
+        if codec not in CODECS:
+            raise HeaderError(f"{where}: unknown codec {shown(str(codec), 40)}; known: {', '.join(CODECS)}")
+        return self._encoded(where, record, info, str(codec), groups)
+
+    def _encoded(
+        self, where: str, record: Mapping[str, Any], info: TensorInfo, codec: str, groups: tuple[GroupRecord, ...]
+    ) -> TensorRecord:
+        number = record.get("group")
+        if type(number) is not int or not 0 <= number < len(groups):
+            raise HeaderError(f"{where}: group {number!r} does not exist; there are {len(groups)}")
+        group = groups[number]
+        _require_weight(where, info.dtype)
+        if len(info.shape) < 2 or effective_shape(info.shape) != group.key.shape or info.n_cols == 0:
+            raise HeaderError(f"{where}: shape {list(info.shape)} does not fit group {group.key}")
+        own = {"entries"} if codec == "hhtl_d" else {"twigs", "palette_f32"}
+        sections = self._claim(where, record, own, {"slot_l"})
+        if codec == "hhtl_d":
+            if "palette" not in group.sections:
+                raise HeaderError(f"{where}: group {number} has no palette")
+            self._size(where, sections["entries"], info.n_rows * ENTRY_DTYPE.itemsize)
+        else:
+            self._size(where, sections["twigs"], info.n_rows)
+            k, rest = divmod(self._sections.nbytes(sections["palette_f32"]), 2 * info.n_cols)
+            if rest or not 1 <= k <= MAX_PALETTE_K:
+                raise HeaderError(f"{where}: palette_f32 must hold 1..{MAX_PALETTE_K} rows of {info.n_cols} columns")
+        scale = record.get("slot_l_scale")
+        if ("slot_l" in sections) != (scale is not None):
+            raise HeaderError(f"{where}: slot_l and slot_l_scale come together")
+        if scale is not None:
+            if type(scale) not in (int, float) or not 0 < scale <= 3.4028234663852886e38:
+                raise HeaderError(f"{where}: slot_l_scale must be a positive finite number, got {scale!r}")
+            if "basis" not in group.sections:
+                raise HeaderError(f"{where}: slot_l without a basis in group {number}")
+            self._size(where, sections["slot_l"], info.n_rows * SLOT_L_LANES)
+        gates = None
+        if "gates" in record:
+            try:
+                gates = CosineSummary.from_json(record["gates"])
+            except ValueError as error:
+                raise HeaderError(f"{where}: {error}") from None
+            if gates.n_rows != info.n_rows:
+                raise HeaderError(f"{where}: gates speak of {gates.n_rows} rows, the tensor has {info.n_rows}")
+        return TensorRecord(info, codec, sections, number, None if scale is None else float(scale), gates)
+
+    def _check_alias(self, record: TensorRecord, tensors: Mapping[str, TensorRecord]) -> None:
+        if record.alias_of is None:
+            return
+        where = f"tensor {shown(record.name)}"
+        target = tensors.get(record.alias_of)
+        if target is None or target.alias_of is not None:
+            raise HeaderError(f"{where}: alias of {shown(record.alias_of)}, which holds no bytes")
+        if (target.info.shape, target.info.dtype) != (record.info.shape, record.info.dtype):
+            raise HeaderError(f"{where}: alias of {shown(record.alias_of)}, which has another shape or dtype")
+
+
+def _object(value: object, where: str, keys: set[str] | None) -> dict[str, Any]:
+    if not isinstance(value, dict) or (keys is not None and not keys <= set(value)):
+        need = "" if keys is None else f" with {', '.join(sorted(keys))}"
+        raise HeaderError(f"{where}: expected an object{need}")
+    return value
+
+
+def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = table[key]
+    if not isinstance(value, list):
+        raise HeaderError(f"{where}: {key} must be a list")
+    return value
+
+
+def _require_weight(where: str, dtype: DType) -> None:
+    if not dtype.is_weight:
+        raise HeaderError(f"{where}: dtype {dtype.name} cannot have been encoded")

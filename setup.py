@@ -1,0 +1,68 @@
+"""The compiled kernels and where hhtld.formats lives; everything else is in pyproject.toml.
+
+HHTLD_DEBUG_KERNELS=1 turns Cython's bounds checks on, HHTLD_SANITIZE=1 adds ASan and UBSan,
+HHTLD_WERROR=1 makes compiler warnings errors.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("hhtld/_kernels")
+DEBUG = os.environ.get("HHTLD_DEBUG_KERNELS") == "1"
+
+# No -march, no -ffast-math: the tier is chosen at run time and every tier gives the same bits.
+UNIX = ["-O3", "-std=c11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+if os.environ.get("HHTLD_WERROR") == "1":
+    UNIX += ["-Werror", "-Wno-error=unused-function"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+FLAGS = {"unix": UNIX, "msvc": ["/O2", "/fp:precise", "/std:c11"]}
+
+DIRECTIVES = {
+    "language_level": "3",
+    "binding": True,
+    "embedsignature": True,
+    "freethreading_compatible": True,
+    "cdivision": not DEBUG,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+}
+
+
+class build_kernels(build_ext):
+    """Add the compiler's own flags once it is known."""
+
+    def build_extensions(self) -> None:
+        for extension in self.extensions:
+            extension.extra_compile_args += FLAGS.get(self.compiler.compiler_type, UNIX)
+            if os.environ.get("HHTLD_SANITIZE") == "1":
+                extension.extra_compile_args += SANITIZE
+                extension.extra_link_args += SANITIZE
+        super().build_extensions()
+
+
+extensions = [
+    Extension(
+        f"hhtld._kernels.{source.stem}",
+        [source.as_posix()],
+        include_dirs=[KERNELS.as_posix()],
+        depends=sorted(header.as_posix() for header in KERNELS.glob("*.h")),
+    )
+    for source in sorted(KERNELS.glob("_*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, build_dir="build/cython"),
+    cmdclass={"build_ext": build_kernels},
+    packages=[
+        "hhtld",
+        "hhtld._kernels",
+        "hhtld.formats",
+        "hhtld.formats.hhtld",
+    ],
+    package_dir={"hhtld.formats": "formats"},
+)
