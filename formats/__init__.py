@@ -6,7 +6,7 @@ if __name__ != "hhtld.formats":  # a second copy would be a second registry
 from pathlib import Path
 
 from hhtld.errors import BadMagicError, UnknownFormatError
-from hhtld.formats.base import Format, TensorInfo, TensorSource
+from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.registry import Plugin, Registry
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_format", "open_source", "registry"]
@@ -79,18 +79,5 @@ def open_source(path: Path) -> TensorSource:
     message = f"{path}: not recognised by any format; available: {', '.join(sorted(registry.plugins()))}"
     if broken:
         message += f"; could not be loaded: {', '.join(broken)}"
-    hint = _hint(head)
+    hint = lookalike(head) or ("" if head or path.is_dir() else "the file is empty")
     raise BadMagicError(message + (f" ({hint})" if hint else ""))
-
-
-def _hint(head: bytes) -> str:
-    """What a file that nobody reads looks like, in words that help."""
-    if head.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer: fetch the file itself with `git lfs pull`"
-    if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80"):
-        return "this looks like a pickle (.pt, .bin): convert it to safetensors first, hhtld does not unpickle"
-    if head[:15].lower().startswith((b"<!doctype html", b"<html")):
-        return "this is an HTML page, probably an error page saved by a download"
-    if not head:
-        return "the file is empty"
-    return ""

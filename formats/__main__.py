@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         "f32: 1 byte a row (9 with Slot L) into a palette of real rows (default)",
     )
     command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
-    command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors); same bytes for any N")
+    command.add_argument(
+        "--jobs", type=_positive, metavar="N", help="threads (default: all processors); same bytes for any N"
+    )
     command.add_argument(
         "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
     )
@@ -146,15 +148,14 @@ def _convert(args: argparse.Namespace) -> int:
         out.print(plain_table(headings, rows))
     if encoded and not report.dry_run:
         out.print(gate_table(report.gates))
-        if report.profile == "lookup" and not report.gates.reached:
-            out.print("Rows of profile lookup route and look up; they are not meant to reconstruct, so gate 1 is shown, not enforced.")
-        elif not report.gates.reached:
-            out.print("Gate 1 is shown, not enforced, for this profile.")
+        if not report.gates.reached:
+            out.print(f"Profile {report.profile} routes and looks up rows; its gates are shown, not enforced.")
     verb = "would take" if report.dry_run else "takes"
     kept = sum(t.regime is None and t.alias_of is None for t in report.tensors)
     tied = sum(t.alias_of is not None for t in report.tensors)
     out.print(
-        f"{args.dst} {verb} {human_nbytes(report.target_nbytes)}: {len(encoded)} tensors encoded, {kept} kept byte for byte"
+        f"{args.dst} {verb} {human_nbytes(report.target_nbytes)}: "
+        f"{len(encoded)} tensors encoded, {kept} kept byte for byte"
         + (f", {tied} tied" if tied else "")
         + f"; source {human_nbytes(report.source_nbytes)}, as bfloat16 {human_nbytes(report.bf16_nbytes)}, "
         f"{report.ratio:.2f} times the file; {report.seconds:.1f} s",
@@ -197,7 +198,7 @@ def _verify(args: argparse.Namespace) -> int:
     from hhtld.formats.terminal import console, gate_table, human_nbytes, progress_bar
     from hhtld.formats.verify import verify
 
-    with progress_bar(os.path.getsize(args.file) if Path(args.file).exists() else 0, wanted=not args.json) as progress:
+    with progress_bar(Path(args.file).stat().st_size, wanted=not args.json) as progress:
         report = verify(args.file, args.src, jobs=args.jobs, progress=progress)
     if args.json:
         print(json.dumps(report.to_json(), indent=2, allow_nan=False))
@@ -212,7 +213,9 @@ def _verify(args: argparse.Namespace) -> int:
     if report.gates is not None:
         out.print(gate_table(report.gates))
         if report:
-            out.print("kept tensors equal the source byte for byte; the recorded cosines are those measured now", markup=False)
+            out.print(
+                "kept tensors equal the source byte for byte; the recorded cosines are those measured now", markup=False
+            )
     for difference in report.differences:
         out.print(difference, highlight=False, markup=False)
     return DONE if report else FAILED

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from hhtld.dtypes import widen
-from hhtld.formats import open_source
+from hhtld.dtypes import view, widen
 from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.terminal import human_nbytes, plain_table, safe
 from hhtld.pack import HhtldPack, PackSource
@@ -49,7 +48,7 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
         reader = pack.sections
         facts |= {
             "version": f"{reader.major}.{reader.minor}",
-            "nbytes": os.path.getsize(reader.path),
+            "nbytes": reader.path.stat().st_size,
             "sections": [
                 {"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": f"{r.crc32:08x}"}
                 for r in reader.records
@@ -69,7 +68,8 @@ def print_description(facts: dict[str, Any], out: Console) -> None:
         out.print(
             f"{facts['path']}: .hhtld version {facts['version']}, profile {facts['profile']}, "
             f"{human_nbytes(facts['nbytes'])} in {len(facts['sections'])} sections, {len(facts['tensors'])} tensors",
-            highlight=False, markup=False,
+            highlight=False,
+            markup=False,
         )
         sizes: dict[str, list[int]] = defaultdict(list)
         for section in facts["sections"]:
@@ -78,7 +78,11 @@ def print_description(facts: dict[str, Any], out: Console) -> None:
         out.print(plain_table(("section", ">count", ">bytes"), rows))
     else:
         out.print(f"{facts['path']}: {len(facts['tensors'])} tensors", highlight=False, markup=False)
-    out.print(plain_table(("tensor", "type", "shape", "codec", ">bytes", ">bits/weight", ">median", ">p5", ">min"), _rows(facts)))
+    out.print(
+        plain_table(
+            ("tensor", "type", "shape", "codec", ">bytes", ">bits/weight", ">median", ">p5", ">min"), _rows(facts)
+        )
+    )
 
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -103,7 +107,7 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
     else:
         raw = [source.read_rows(name, row, row + 1) for row in chosen]
         data = np.concatenate(raw) if raw else np.empty((0, info.row_nbytes), np.uint8)
-        block = widen(data, info.dtype) if info.dtype.is_weight else data.view(info.dtype.numpy)
+        block = widen(data, info.dtype) if info.dtype.is_weight else view(data, info.dtype, (-1,))
         block = block.reshape(len(chosen), -1)
     if as_json:
         rows = {str(row): values.tolist() for row, values in zip(chosen, block, strict=True)}

@@ -42,12 +42,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
-from hhtld.formats.base import Format, TensorInfo, TensorSource
 from numpy.typing import NDArray
 
 from hhtld.atomic import AtomicFile, replacing
 from hhtld.dtypes import DTYPES, dtype_named
 from hhtld.errors import BadMagicError, FormatError, HeaderError, TruncatedError, shown
+from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.rows import row_ranges
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.source import checked_name
@@ -65,26 +65,14 @@ METADATA = "__metadata__"
 FIELDS = ("dtype", "shape", "data_offsets")
 SPACE = b" \t\r\n"
 
-# Only consulted once a file has failed as safetensors: a valid length may well start with b"\x80".
-LOOKALIKES = (
-    (b"version https://git-lfs", "this is a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-    (b"<!doctype html", "this is an HTML page, probably an error page saved by a download"),
-    (b"<html", "this is an HTML page, probably an error page saved by a download"),
-    (b"gguf", "this is a GGUF file"),
-    (b"pk\x03\x04", "this is a zip archive, as torch.save writes: convert it to safetensors first"),
-    (b"\x80", "this looks like a pickle (.pt, .bin): convert it to safetensors first"),
-    (b"\x89hdf", "this is an HDF5 file"),
-    (b"\x93numpy", "this is a .npy file"),
-)
-
 
 def _refusal(kind: type[FormatError], message: str, head: bytes) -> FormatError:
-    """Return the error for a file whose header cannot be located, with a hint at what it may be."""
-    lowered = head.lower().lstrip(SPACE)
-    for prefix, hint in LOOKALIKES:
-        if lowered.startswith(prefix):
-            return BadMagicError(f"{message} ({hint})")
-    return kind(message)
+    """Return the error for a file whose header cannot be located, with a hint at what it may be.
+
+    Only asked once a file has failed as safetensors: a valid length may well start with b"\\x80".
+    """
+    hint = lookalike(head)
+    return BadMagicError(f"{message} ({hint})") if hint else kind(message)
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -285,17 +273,9 @@ def _entry(name: str, fields: object, path: Path) -> _Entry:
 
 
 def _info(name: str, fields: dict[str, Any], where: str) -> TensorInfo:
-    dtype = dtype_named(fields["dtype"], where)
-    shape = checked_shape(fields["shape"], where)
-    if tensor_nbytes(shape, dtype.nbits, where) == 0:  # [0, 2^48, 2^48] is small, yet no array
-        tensor_nbytes([size or 1 for size in shape], max(8, dtype.nbits), f"{where}, zeros taken as ones")
-    info = TensorInfo(name, dtype, shape)
-    if info.n_rows * info.row_nbytes != info.nbytes:
-        raise HeaderError(
-            f"{where}: rows of {info.n_cols} {dtype.name} elements do not fill whole bytes, "
-            f"so single rows cannot be read"
-        )
-    return info
+    dtype, shape = dtype_named(fields["dtype"], where), checked_shape(fields["shape"], where)
+    tensor_nbytes(shape, dtype.nbits, where)  # refused here, where the path is known
+    return TensorInfo(name, dtype, shape)
 
 
 def _offsets(found: object, where: str) -> tuple[int, int]:

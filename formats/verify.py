@@ -103,7 +103,9 @@ def _compare(
     for name in sorted(set(infos) & set(pack)):
         held, info = pack.table.tensors[name].info, infos[name]
         if (held.shape, held.dtype) != (info.shape, info.dtype):
-            report.differences.append(f"tensor {name!r} is {held.dtype.name} {held.shape}, the source {info.dtype.name} {info.shape}")
+            report.differences.append(
+                f"tensor {name!r} is {held.dtype.name} {held.shape}, the source {info.dtype.name} {info.shape}"
+            )
         elif pack.info(name).codec == "keep" and not _same_bytes(pack, source, name):
             report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")
     if report.differences:
@@ -120,7 +122,9 @@ def _same_bytes(pack: HhtldPack, source: TensorSource, name: str) -> bool:
     info = source.infos()[name]
     index = pack.info(name).sections["raw"]
     return all(
-        np.array_equal(source.read_rows(name, start, stop), pack.sections.rows(index, info.row_nbytes, slice(start, stop)))
+        np.array_equal(
+            source.read_rows(name, start, stop), pack.sections.rows(index, info.row_nbytes, slice(start, stop))
+        )
         for start, stop in row_ranges(info.n_rows, info.row_nbytes)
         if info.row_nbytes
     )

@@ -51,7 +51,7 @@ class AtomicFile:
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Place every byte of `data` at `offset`."""
-        view = memoryview(data).cast("B")
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
         done = 0
         with _writing(self.path):
             while done < len(view):  # one call may place fewer than it was given
@@ -85,7 +85,8 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
     with _writing(target):
         if target.exists() and not stat.S_ISREG(target.stat().st_mode):
             raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
-        sibling = target.with_name(f".{target.name[:180]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        short = os.fsdecode(os.fsencode(target.name)[:180].decode(errors="ignore"))  # a name may hold 255 bytes
+        sibling = target.with_name(f".{short}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(sibling, flags, 0o666)  # the umask applies, unlike with tempfile's 0600
     try:
@@ -99,17 +100,18 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
         if check is not None:
             check(sibling)
         with _writing(target):
-            os.replace(sibling, target)
-            _sync_folder(target.parent)
+            sibling.replace(target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # what went wrong first is what the caller must hear of
             sibling.unlink()
         raise
+    _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it the rename may be lost with the power; not every system lets a folder be opened.
-    if os.name == "posix":
+    # Without it the rename may be lost with the power. The file already has its name, so a folder that
+    # cannot be opened or synced (no read permission, some network mounts) is no failure to write.
+    with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(fd)

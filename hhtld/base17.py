@@ -81,7 +81,8 @@ class Base17:
 
     def l1(self, other: Base17) -> NDArray[np.int64]:
         """Return the L1 distance of every row here to every row there, shape (n, m)."""
-        return np.abs(self._differences(other)).sum(axis=2)
+        distances: NDArray[np.int64] = np.abs(self._differences(other)).sum(axis=2)
+        return distances
 
     def l1_weighted(self, other: Base17) -> NDArray[np.int64]:
         """Return L1 distances in which dim 0 counts 20 times and dims 1..6 three times."""

@@ -64,7 +64,7 @@ class SvdBasis:
     @property
     def n_cols(self) -> int:
         """Width of the rows it serves."""
-        return self.bits.shape[1]
+        return int(self.bits.shape[1])
 
     @classmethod
     def build(cls, rows: ArrayLike, n_components: int = N_LANES) -> Self:

@@ -76,7 +76,8 @@ _BY_NUMPY = {entry.numpy: entry for entry in DTYPES.values() if entry.numpy is n
 def dtype_named(name: object, where: str) -> DType:
     """Return the type called `name`, or raise `HeaderError` naming `where`."""
     if not isinstance(name, str) or name not in DTYPES:
-        raise HeaderError(f"{where}: unknown dtype {shown(str(name), 40)}; known: {', '.join(DTYPES)}")
+        found = shown(name, 40) if isinstance(name, str) else f"a {type(name).__name__}"
+        raise HeaderError(f"{where}: unknown dtype {found}; known: {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -131,5 +132,8 @@ def narrow(values: NDArray[np.float32], dtype: DType) -> NDArray[np.uint8]:
         (_cast.narrow_f32_bf16 if dtype.name == "BF16" else _cast.narrow_f32_f16)(flat, bits)
         return bits.view(np.uint8)
     assert dtype.numpy is not None
-    # 8-bit floats are rare on the way out; ml_dtypes rounds them to nearest even as well.
+    if dtype.nbits == 8:
+        # Rare on the way out, so ml_dtypes rounds them; what a codec overshoots must stay finite.
+        largest = np.nanmax(_f8_values(dtype)[np.isfinite(_f8_values(dtype))])
+        flat = flat.clip(-largest, largest)
     return flat.astype(dtype.numpy).view(np.uint8)

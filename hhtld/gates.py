@@ -24,8 +24,8 @@ __all__ = [
     "GateReport",
     "RegimeCosines",
     "Threshold",
-    "row_cosines",
     "rounded_down",
+    "row_cosines",
     "summarize",
 ]
 
@@ -59,7 +59,8 @@ def row_cosines(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> 
         cosines = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
     cosines[(own == 0) & (other == 0)] = 1.0
     cosines[~np.isfinite(dots).all(axis=1)] = -1.0
-    return np.clip(cosines, -1.0, 1.0)
+    bounded: NDArray[np.float64] = np.clip(cosines, -1.0, 1.0)
+    return bounded
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class CosineSummary:
     @classmethod
     def from_json(cls, record: object) -> Self:
         """Read `to_json()` back, or raise ValueError."""
-        if not isinstance(record, dict) or set(record) != {"n_rows", "quantiles", "worst_row"}:
+        if not isinstance(record, dict) or not {"n_rows", "quantiles", "worst_row"} <= set(record):
             raise ValueError("gates must be an object of n_rows, quantiles and worst_row")
         n_rows, quantiles, worst = record["n_rows"], record["quantiles"], record["worst_row"]
         if type(n_rows) is not int or type(worst) is not int or not 0 <= worst < max(n_rows, 1):

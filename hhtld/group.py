@@ -73,9 +73,7 @@ class SharedPaletteGroup:
     tensor_slot_l: dict[str, tuple[NDArray[np.int8], float]] = field(default_factory=dict)
 
     @classmethod
-    def found(
-        cls, key: PaletteGroupKey, rows: Rows | ArrayLike, leaf: bool, executor: Executor | None = None
-    ) -> Self:
+    def found(cls, key: PaletteGroupKey, rows: Rows | ArrayLike, leaf: bool, executor: Executor | None = None) -> Self:
         """Build what the group shares from its first tensor's rows."""
         rows = as_rows(rows)
         dims = Base17.fold(rows, executor)

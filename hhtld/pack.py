@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.base17 import Base17
+from hhtld.base17 import BASE17_NBYTES, Base17
 from hhtld.basis import SvdBasis
 from hhtld.dtypes import narrow, view, widen
 from hhtld.errors import HeaderError, shown
@@ -108,14 +108,15 @@ class HhtldPack:
         Parameters
         ----------
         name : str
-            A tensor of at least two axes.
+                A tensor of at least two axes; rows of packed types must fill whole bytes.
         rows : sequence of int, slice or None
             In any order, repeats allowed; negative ones count from the end.
         dtype : as in `get_tensor`
         """
         record = self.table.resolved(name)
-        if len(record.info.shape) < 2:
-            raise ValueError(f"tensor {shown(name)} has shape {record.info.shape}, so it has no rows; use get_tensor")
+        if not record.info.has_rows:
+            kind = record.info.dtype.name
+            raise ValueError(f"tensor {shown(name)}, {kind} {record.info.shape}, has no rows; use get_tensor")
         index = selected_rows(record.info.n_rows, rows)
         count = len(range(*index.indices(record.info.n_rows))) if isinstance(index, slice) else len(index)
         self._afford(record, count)
@@ -135,11 +136,16 @@ class HhtldPack:
     # ---- decoding ----
 
     def _afford(self, record: TensorRecord, n_rows: int) -> None:
+        if record.codec == "keep" or record.group is None:
+            return
         needed = n_rows * record.info.n_cols * max(4, record.info.dtype.nbits // 8)
-        if needed > self.budget and record.codec != "keep":
+        if record.codec == "hhtl_d":  # the palette is unfolded to the row's width first
+            k = self.sections.nbytes(self.table.groups[record.group].sections["palette"]) // BASE17_NBYTES
+            needed += 4 * k * record.info.n_cols
+        if needed > self.budget:
             raise HeaderError(
-                f"tensor {shown(record.name)}: {n_rows} rows decode to {needed} bytes, the budget is {self.budget}; "
-                f"read fewer rows, or raise it with hhtld.open(path, budget=...)"
+                f"tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
+                f"the budget is {self.budget}; read fewer rows, or raise it with hhtld.open(path, budget=...)"
             )
 
     def _decoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None) -> NDArray[Any]:
@@ -148,8 +154,8 @@ class HhtldPack:
             return self._encoded(record, rows).reconstruct_rows()
         index = record.sections["raw"]
         if rows is None or record.info.row_nbytes == 0:
-            whole = self.sections.whole(index).reshape(record.info.n_rows, -1)
-            return whole if rows is None else whole[rows]
+            whole = self.sections.whole(index)
+            return whole if rows is None else whole.reshape(record.info.n_rows, record.info.row_nbytes)[rows]
         return self.sections.rows(index, record.info.row_nbytes, rows)
 
     def _typed(self, record: TensorRecord, decoded: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -208,7 +214,7 @@ class _Shared:
                 self.fisher_z = FisherZTable.from_bytes(self._bytes(group, "fisher_z"), self.cache.k)
 
     def _bytes(self, group: GroupRecord, kind: str) -> memoryview:
-        return memoryview(self._sections.whole(group.sections[kind]))
+        return self._sections.whole(group.sections[kind]).data
 
     def palette_f32(self, record: TensorRecord) -> NDArray[np.uint16]:
         """A tensor's own float32 palette, kept so that reading single rows does not read it again."""
@@ -251,14 +257,17 @@ class PackSlice:
         return self._record.info.dtype.name
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        shape = self._record.info.shape
-        if len(shape) < 2 or first is Ellipsis or not isinstance(first, int | slice | np.integer):
-            return np.asarray(self._pack.get_tensor(self._record.name)[key])
+        name, info = self._record.name, self._record.info
+        if info.dtype.numpy is None:
+            raise TypeError(f"tensor {shown(name)} is packed {info.dtype.name}; its bytes come with get_tensor")
+        first, *rest = key if isinstance(key, tuple) and key else (key,)
+        by_row = isinstance(first, int | slice | np.integer) and not isinstance(first, bool)
+        if len(info.shape) < 2 or not by_row:
+            return np.asarray(self._pack.get_tensor(name)[key])
         if isinstance(first, slice):
-            block = self._pack.get_rows(self._record.name, first).reshape(-1, *shape[1:])
-            return np.asarray(block[(slice(None), *rest)])
-        block = self._pack.get_rows(self._record.name, [int(first)]).reshape(shape[1:])
+            rows = self._pack.get_rows(name, first)
+            return np.asarray(rows.reshape(len(rows), *info.shape[1:])[(slice(None), *rest)])
+        block = self._pack.get_rows(name, [int(first)]).reshape(info.shape[1:])
         return np.asarray(block[tuple(rest)])
 
 
@@ -285,7 +294,7 @@ class PackSource(TensorSource):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         info = self._infos[name]
-        if len(info.shape) > 1:
+        if info.has_rows:
             rows = self.pack.get_rows(name, slice(start, stop), "source")
         else:
             rows = self.pack.get_tensor(name, "source").reshape(1, -1)[start:stop]

@@ -132,7 +132,7 @@ class HhtlCache:
         """`RouteAction` of every pair, shape (k, k)."""
         apart = self.distances.astype(np.int64)
         between = np.sort(apart[~np.eye(self.k, dtype=bool)])
-        near, far = (between[[len(between) // 4, 3 * len(between) // 4]] if len(between) else (0, 0))
+        near, far = between[[len(between) // 4, 3 * len(between) // 4]] if len(between) else (0, 0)
         weights = _perceptual_weights(self.palette.entries)
         pair = (weights[:, None] + weights) / np.float32(2)
         far_limit = np.minimum(np.float32(far) * pair, 65535).astype(np.int64)

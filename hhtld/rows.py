@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ __all__ = ["ArrayRows", "Rows", "as_rows", "for_each_block", "row_ranges"]
 BLOCK_NBYTES = 4 << 20  # of rows as read; a few L2 caches, thousands of tasks for a large model
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Finite float32 rows read by range."""
 
@@ -66,14 +67,14 @@ class ArrayRows:
 
 def as_rows(rows: Rows | ArrayLike) -> Rows:
     """Return `rows` itself when it reads by range, else the rows of an array."""
-    if hasattr(rows, "read") and hasattr(rows, "n_rows"):
-        return rows  # type: ignore[return-value]  # the protocol, checked by its two names
-    return ArrayRows(rows)  # type: ignore[arg-type]
+    return rows if isinstance(rows, Rows) else ArrayRows(rows)
 
 
 def row_ranges(n_rows: int, row_nbytes: int) -> Iterator[tuple[int, int]]:
-    """Yield [start, stop) ranges of about `BLOCK_NBYTES`, the same on every machine."""
-    step = max(1, BLOCK_NBYTES // max(1, row_nbytes))
+    """Yield [start, stop) ranges of about `BLOCK_NBYTES`, the same on every machine; none for empty rows."""
+    if row_nbytes == 0:  # 2**48 rows of nothing are legal and would take days
+        return
+    step = max(1, BLOCK_NBYTES // row_nbytes)
     for start in range(0, n_rows, step):
         yield start, min(start + step, n_rows)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SECTION_KINDS", "MemorySections", "RowSelection", "SectionKind", "SectionReader", "SectionSink"]
+__all__ = ["SECTION_KINDS", "MemorySections", "RowSelection", "SectionKind", "SectionReader", "SectionSink", "as_bytes"]
 
 Buffer = bytes | bytearray | memoryview
 RowSelection = NDArray[np.intp] | slice
@@ -52,6 +52,12 @@ SECTION_KINDS = {
         SectionKind("slot_l", 8, major=2),
     )
 }
+
+
+def as_bytes(block: Buffer | NDArray[Any]) -> memoryview:
+    """Return the bytes of a contiguous block."""
+    view = block.data if isinstance(block, np.ndarray) else memoryview(block)
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 class SectionReader(Protocol):
@@ -93,7 +99,7 @@ class MemorySections:
         data = np.empty(nbytes, np.uint8)
         done = 0
         for block in blocks:
-            view = np.frombuffer(memoryview(block).cast("B"), np.uint8)
+            view = np.frombuffer(as_bytes(block), np.uint8)
             data[done : done + view.size] = view
             done += view.size
         if done != nbytes:

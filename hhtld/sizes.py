@@ -21,10 +21,13 @@ MAX_DIMENSION = 2**48  # the limit of the safetensors schema
 def checked_shape(shape: object, where: str) -> tuple[int, ...]:
     """Return `shape` as a tuple of sizes, or raise `HeaderError` naming `where`."""
     if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMENSIONS:
-        raise HeaderError(f"{where}: shape must be a list of at most {MAX_DIMENSIONS} sizes, got {str(shape)[:80]}")
+        count = f"{len(shape)}" if isinstance(shape, list | tuple) else f"a {type(shape).__name__}"
+        raise HeaderError(f"{where}: shape must be a list of at most {MAX_DIMENSIONS} sizes, got {count}")
     for size in shape:
-        if type(size) is not int or not 0 <= size <= MAX_DIMENSION:
-            raise HeaderError(f"{where}: every size must be an integer in 0..2^48, got {str(size)[:80]}")
+        if type(size) is not int:
+            raise HeaderError(f"{where}: every size must be an integer, got a {type(size).__name__}")
+        if not 0 <= size <= MAX_DIMENSION:
+            raise HeaderError(f"{where}: every size must lie in 0..2^48, got one of {size.bit_length()} bits")
     return tuple(shape)
 
 
@@ -37,7 +40,8 @@ def tensor_nbytes(shape: Sequence[int], nbits: int, where: str) -> int:
         When the size passes 2**63 - 1 or does not fill whole bytes.
     """
     total = math.prod(shape) * nbits
-    if total > MAX_NBYTES * 8:
+    # numpy refuses an empty array whose other axes alone are too large.
+    if math.prod(size for size in shape if size) * nbits > MAX_NBYTES * 8:
         raise HeaderError(f"{where}: shape {list(shape)} needs more than 2^63 bytes")
     if total % 8:
         raise HeaderError(f"{where}: shape {list(shape)} of {nbits}-bit elements does not fill whole bytes")

@@ -40,14 +40,19 @@ class TensorInfo:
         object.__setattr__(self, "nbytes", nbytes)
 
     @property
+    def has_rows(self) -> bool:
+        """Whether it has two axes or more and its rows fill whole bytes."""
+        return len(self.shape) > 1 and math.prod(self.shape[1:]) * self.dtype.nbits % 8 == 0
+
+    @property
     def n_rows(self) -> int:
-        """Length of the first axis; 1 for tensors of fewer than two."""
-        return self.shape[0] if len(self.shape) > 1 else 1
+        """Length of the first axis; 1 for a tensor without rows of its own."""
+        return self.shape[0] if self.has_rows else 1
 
     @property
     def n_cols(self) -> int:
         """Elements of one row."""
-        return math.prod(self.shape[1:]) if len(self.shape) > 1 else math.prod(self.shape)
+        return math.prod(self.shape[1:] if self.has_rows else self.shape)
 
     @property
     def row_nbytes(self) -> int:
@@ -158,26 +163,30 @@ class ArraySource(TensorSource):
         if not isinstance(tensors, Mapping):
             raise TypeError(f"expected a mapping of names to arrays, got {type(tensors).__name__}")
         self._arrays: dict[str, NDArray[Any]] = {}
-        for name in sorted(checked_name(name) for name in tensors):
+        for name in sorted(map(checked_name, tensors)):
             array = tensors[name]
             if isinstance(array, np.ma.MaskedArray):
                 raise TypeError(f"tensor {shown(name)} is a masked array; fill it first")
             self._arrays[name] = np.asarray(array)
-        for key, text in (metadata or {}).items():
-            if not isinstance(key, str) or not isinstance(text, str):
-                raise TypeError(f"metadata must map str to str, got {key!r}: {type(text).__name__}")
+        for part in [*(metadata or {}), *(metadata or {}).values()]:
+            if not isinstance(part, str):
+                raise TypeError(f"metadata must map str to str, got a {type(part).__name__}")
+            if any("\ud800" <= letter <= "\udfff" for letter in part):
+                raise ValueError(f"metadata {shown(part)} is not valid Unicode (a lone surrogate)")
         self._metadata = dict(metadata or {})
         self._infos = {n: TensorInfo(n, dtype_of(a), a.shape) for n, a in self._arrays.items()}
 
     @property
     def metadata(self) -> dict[str, str]:
-        return self._metadata
+        return dict(self._metadata)
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return self._infos
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         array, info = self._arrays[name], self._infos[name]
+        if not 0 <= start <= stop <= info.n_rows:
+            raise ValueError(f"rows [{start}, {stop}) of {shown(name)} do not lie in [0, {info.n_rows})")
         rows = array[start:stop] if array.ndim > 1 else array.reshape(1, -1)[start:stop]
         # Contiguous and little-endian here, once: a buffer handed on raw would be wrong in silence.
         plain = np.ascontiguousarray(rows, dtype=info.dtype.numpy)

@@ -7,9 +7,12 @@ of sizes further down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
+
+import numpy as np
 
 from hhtld.base17 import BASE17_NBYTES
 from hhtld.dtypes import DType, dtype_named
@@ -20,11 +23,13 @@ from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import CODECS
 from hhtld.roles import effective_shape
 from hhtld.sections import SECTION_KINDS, SectionReader
-from hhtld.sizes import checked_shape
+from hhtld.sizes import MAX_NBYTES, checked_shape
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
-from hhtld.source import TensorInfo
+from hhtld.source import TensorInfo, checked_name
 
 __all__ = ["GroupRecord", "PackTable", "TensorRecord"]
+
+_CODEC_KEYS = {"codec", "sections", "group", "slot_l_scale", "gates"}  # what an alias has not
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,26 @@ class PackTable:
         tensors = {n: replace(r, gates=gates[n]) if n in gates else r for n, r in self.tensors.items()}
         return replace(self, tensors=tensors)
 
+    def renumbered(self, numbers: Mapping[int, int]) -> PackTable:
+        """Return the table with every section number replaced."""
+
+        def moved(sections: Mapping[str, int]) -> dict[str, int]:
+            return {kind: numbers[index] for kind, index in sections.items()}
+
+        groups = tuple(replace(g, sections=moved(g.sections)) for g in self.groups)
+        tensors = {n: replace(r, sections=moved(r.sections)) for n, r in self.tensors.items()}
+        return replace(self, groups=groups, tensors=tensors)
+
     def resolved(self, name: str) -> TensorRecord:
         """Return the record that holds a tensor's sections, or KeyError with the nearest names."""
         record = self.tensors.get(name)
         if record is None:
             import difflib
 
-            close = difflib.get_close_matches(name, self.tensors, 3, 0.4) if isinstance(name, str) else []
-            raise KeyError(f"no tensor {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else ""))
+            close = difflib.get_close_matches(str(name), self.tensors, 3, 0.4)
+            raise KeyError(
+                f"no tensor {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
+            )
         return record if record.alias_of is None else self.tensors[record.alias_of]
 
     def to_json(self) -> dict[str, Any]:
@@ -154,7 +171,9 @@ class PackTable:
         HeaderError
             Naming the tensor or group and the rule it breaks.
         """
-        return _Checked(table, sections).read(cls)
+        checked = _Checked(table, sections)
+        groups = checked.groups()
+        return cls(checked.profile(), groups, checked.tensors(groups), checked.metadata(), checked.source())
 
 
 class _Checked:
@@ -166,8 +185,10 @@ class _Checked:
         self._kinds = sections.kinds()
         self._claimed: set[int] = set()
 
-    def read(self, cls: type[PackTable]) -> Any:
-        groups = tuple(self._group(i, g) for i, g in enumerate(_list(self._table, "groups", "table")))
+    def groups(self) -> tuple[GroupRecord, ...]:
+        return tuple(self._group(i, g) for i, g in enumerate(_list(self._table, "groups", "table")))
+
+    def tensors(self, groups: tuple[GroupRecord, ...]) -> dict[str, TensorRecord]:
         tensors: dict[str, TensorRecord] = {}
         for item in _list(self._table, "tensors", "table"):
             record = self._tensor(item, groups)
@@ -179,14 +200,23 @@ class _Checked:
         unclaimed = [i for i, k in enumerate(self._kinds) if k in SECTION_KINDS and i not in self._claimed]
         if unclaimed:
             raise HeaderError(f"section {unclaimed[0]} ({self._kinds[unclaimed[0]]}) belongs to no tensor or group")
+        return tensors
+
+    def metadata(self) -> dict[str, str]:
         metadata = _object(self._table["metadata"], "metadata", None)
         for key, text in metadata.items():
             if not isinstance(text, str):
                 raise HeaderError(f"metadata {shown(key)}: expected text, got {type(text).__name__}")
+        return metadata
+
+    def profile(self) -> str:
         profile = self._table["profile"]
         if not isinstance(profile, str):
             raise HeaderError("table: profile must be text")
-        return cls(profile, groups, tensors, metadata, _object(self._table["source"], "source", None))
+        return profile
+
+    def source(self) -> dict[str, Any]:
+        return _object(self._table["source"], "source", None)
 
     def _claim(self, where: str, owner: Mapping[str, Any], required: set[str], optional: set[str]) -> dict[str, int]:
         sections = _object(owner.get("sections"), f"{where}: sections", None)
@@ -232,21 +262,27 @@ class _Checked:
 
     def _tensor(self, item: object, groups: tuple[GroupRecord, ...]) -> TensorRecord:
         record = _object(item, "tensor", {"name", "dtype", "shape"})
-        name = record["name"]
-        if not isinstance(name, str):
-            raise HeaderError("tensor: name must be text")
+        try:
+            name = checked_name(record["name"])
+        except (TypeError, ValueError) as error:
+            raise HeaderError(f"tensor: {error}") from None
         where = f"tensor {shown(name)}"
         dtype = dtype_named(record["dtype"], where)
         shard = record.get("shard")
         if shard is not None and not isinstance(shard, str):
             raise HeaderError(f"{where}: shard must be text")
         info = TensorInfo(name, dtype, checked_shape(record["shape"], where), shard)
+        if math.prod(size or 1 for size in info.shape) * max(4, dtype.nbits // 8) > MAX_NBYTES:
+            raise HeaderError(f"{where}: shape {list(info.shape)} is too large for an array, even an empty one")
+        of_codec = _CODEC_KEYS & set(record)
         if "alias_of" in record:
-            if not isinstance(record["alias_of"], str) or {"codec", "sections", "group"} & set(record):
+            if not isinstance(record["alias_of"], str) or of_codec:
                 raise HeaderError(f"{where}: an alias names another tensor and holds nothing itself")
             return TensorRecord(info, "keep", alias_of=record["alias_of"])
         codec = record.get("codec")
         if codec == "keep":
+            if of_codec - {"codec", "sections"}:
+                raise HeaderError(f"{where}: a kept tensor has no {min(of_codec - {'codec', 'sections'})}")
             sections = self._claim(where, record, {"raw"}, set())
             self._size(where, sections["raw"], info.nbytes)
             return TensorRecord(info, "keep", sections)
@@ -279,8 +315,9 @@ class _Checked:
         if ("slot_l" in sections) != (scale is not None):
             raise HeaderError(f"{where}: slot_l and slot_l_scale come together")
         if scale is not None:
-            if type(scale) not in (int, float) or not 0 < scale <= 3.4028234663852886e38:
-                raise HeaderError(f"{where}: slot_l_scale must be a positive finite number, got {scale!r}")
+            positive = type(scale) in (int, float) and 0 < scale <= 3.4028234663852886e38
+            if not positive or float(np.float32(scale)) != scale:
+                raise HeaderError(f"{where}: slot_l_scale must be a positive finite float32, got {scale!r}")
             if "basis" not in group.sections:
                 raise HeaderError(f"{where}: slot_l without a basis in group {number}")
             self._size(where, sections["slot_l"], info.n_rows * SLOT_L_LANES)

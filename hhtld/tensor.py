@@ -155,7 +155,9 @@ class HhtlDTensor(_LeafTensor):
     def __post_init__(self) -> None:
         n_rows = self.original_shape[0]
         if self.entries.dtype != ENTRY_DTYPE or self.entries.shape != (n_rows,):
-            raise ValueError(f"entries must be {n_rows} of {ENTRY_DTYPE}, got {self.entries.shape} {self.entries.dtype}")
+            raise ValueError(
+                f"entries must be {n_rows} of {ENTRY_DTYPE}, got {self.entries.shape} {self.entries.dtype}"
+            )
         high = int(self.twigs.max(initial=0))
         if n_rows and high >= self.cache.k:
             row = int((self.twigs >= self.cache.k).argmax())
@@ -324,7 +326,9 @@ class HhtlF32Tensor(_LeafTensor):
         return out
 
     @classmethod
-    def encode(cls, role: str, rows: Rows | ArrayLike, k: int = MAX_PALETTE_K, executor: Executor | None = None) -> Self:
+    def encode(
+        cls, role: str, rows: Rows | ArrayLike, k: int = MAX_PALETTE_K, executor: Executor | None = None
+    ) -> Self:
         """Encode finite rows (n_rows >= 1, n_cols) with a palette of at most k entries."""
         return cls._encode(role, as_rows(rows), k, None, executor)
 
@@ -356,7 +360,9 @@ class HhtlF32Tensor(_LeafTensor):
         shape = (rows.n_rows, rows.n_cols)
         tensor = cls(role, bits, nearest.astype(np.uint8), shape)
         if svd_basis is not None:
-            tensor.slot_l, tensor.slot_l_scale = encode_leaf(rows, tensor.palette_f32, tensor.twigs, svd_basis, executor)
+            tensor.slot_l, tensor.slot_l_scale = encode_leaf(
+                rows, tensor.palette_f32, tensor.twigs, svd_basis, executor
+            )
             tensor.svd_basis = svd_basis
         return tensor
 

@@ -13,6 +13,7 @@ from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWrite
 from hhtld.gates import GateReport
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 from hhtld.plan import Plan
+from hhtld.sections import SECTION_KINDS
 from hhtld.table import PackTable
 
 __all__ = ["HhtldFormat", "open_pack", "save_pack", "write_pack"]
@@ -75,12 +76,18 @@ def write_pack(
 
 
 def save_pack(pack: HhtldPack, path: Path) -> None:
-    """Write a pack to a file: the same bytes that converting its source would have written."""
+    """Write a pack to a file: the same bytes that converting its source would have written.
+
+    Sections of a kind that this release does not know stay behind: their checksum cannot be computed.
+    """
     with replacing(path, check=_verified) as file:
         writer = ContainerWriter(file)
-        for index, kind in enumerate(pack.sections.kinds()):
-            writer.add(kind, pack.sections.nbytes(index), [pack.sections.whole(index)])
-        writer.finish(pack.table.to_json())
+        numbers = {
+            index: writer.add(kind, pack.sections.nbytes(index), [pack.sections.whole(index)])
+            for index, kind in enumerate(pack.sections.kinds())
+            if kind in SECTION_KINDS
+        }
+        writer.finish(pack.table.renumbered(numbers).to_json())
 
 
 class HhtldFormat(Format):

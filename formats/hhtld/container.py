@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import stat
@@ -28,7 +29,7 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
-from hhtld.sections import SECTION_KINDS, Buffer, RowSelection
+from hhtld.sections import SECTION_KINDS, Buffer, RowSelection, as_bytes
 from hhtld.sizes import align_up
 
 __all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "ContainerReader", "ContainerWriter", "SectionRecord"]
@@ -74,7 +75,7 @@ class ContainerWriter:
         self._pad()
         offset, crc = self._file.size, _section_crc(index, kind, nbytes)
         for block in blocks:
-            view = memoryview(block).cast("B")
+            view = as_bytes(block)
             crc = zlib.crc32(view, crc)
             self._file.write(view)
         if self._file.size - offset != nbytes:
@@ -114,7 +115,13 @@ class ContainerReader:
     """A container's sections; a `SectionReader`. Reads are positional and safe from many threads."""
 
     def __init__(
-        self, fd: int, path: Path, records: list[SectionRecord], table: dict[str, Any] | None = None, *, mapped: bool = False
+        self,
+        fd: int,
+        path: Path,
+        records: list[SectionRecord],
+        table: dict[str, Any] | None = None,
+        *,
+        mapped: bool = False,
     ) -> None:
         self._fd: int | None = fd
         self.path = path
@@ -162,7 +169,7 @@ class ContainerReader:
         record = self.records[index]
         data = self._read(record.offset, record.nbytes)
         if index not in self._verified:
-            crc = zlib.crc32(data, _section_crc(index, record.kind, record.nbytes))
+            crc = zlib.crc32(data.data, _section_crc(index, record.kind, record.nbytes))
             if crc != record.crc32:
                 raise ChecksumError(
                     f"{self.path}: section {index} ({record.kind}) at offset {record.offset}: "
@@ -198,6 +205,7 @@ class ContainerReader:
             if record.kind in SECTION_KINDS:
                 self.whole(index)
             end = record.offset + record.nbytes
+        self._check_zero(end, align_up(end, ALIGNMENT))  # where the table begins
 
     def close(self) -> None:
         if self._fd is not None:
@@ -212,10 +220,11 @@ class ContainerReader:
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         if self._fd is None:
             raise ValueError(f"{self.path}: the pack is closed")
-        if self._map is not None:
-            return np.frombuffer(self._map, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
+        mapped = self._map  # another thread may close the pack after the check above
+        if mapped is not None:
+            return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
         out = np.empty(nbytes, np.uint8)
-        _pread_into(self._fd, self.path, offset, memoryview(out))
+        _pread_into(self._fd, self.path, offset, out.data)
         return out
 
 
@@ -238,7 +247,9 @@ def _read_header(fd: int, path: Path, size: int) -> tuple[int, int]:
     head = os.pread(fd, _HEADER.size, 0)
     if head[:8] != MAGIC:
         if head[1:6] == b"HHTLD" or head[:5] == b"HHTLD":
-            raise BadMagicError(f"{path}: the magic bytes were altered, as a transfer in text mode does; copy it as binary")
+            raise BadMagicError(
+                f"{path}: the magic bytes were altered, as a transfer in text mode does; copy it as binary"
+            )
         if MAGIC.startswith(head[:8]) and len(head) < 8:
             raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
         raise BadMagicError(f"{path}: not a .hhtld file, it begins with {head[:8]!r}")
@@ -246,14 +257,18 @@ def _read_header(fd: int, path: Path, size: int) -> tuple[int, int]:
         raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
     _, major, minor, header_nbytes, required, _optional, crc = _HEADER.unpack(head)
     if zlib.crc32(head[:-4]) != crc:
-        raise ChecksumError(f"{path}: the header at offset 0 is damaged (checksum {zlib.crc32(head[:-4]):08x}, expected {crc:08x})")
+        raise ChecksumError(
+            f"{path}: the header at offset 0 is damaged (checksum {zlib.crc32(head[:-4]):08x}, expected {crc:08x})"
+        )
     if major not in MAJOR_VERSIONS:
         known = " and ".join(map(str, MAJOR_VERSIONS))
         raise UnsupportedVersionError(f"{path}: format version {major}.{minor}; this hhtld reads versions {known}")
     unknown = required & ~REQUIRED_FEATURES
     if unknown:
         bit = (unknown & -unknown).bit_length() - 1
-        raise UnsupportedVersionError(f"{path}: needs feature bit {bit}, which this hhtld does not know; a newer one may")
+        raise UnsupportedVersionError(
+            f"{path}: needs feature bit {bit}, which this hhtld does not know; a newer one may"
+        )
     if header_nbytes != _HEADER.size:
         raise HeaderError(f"{path}: header length {header_nbytes}, expected {_HEADER.size}")
     if any(head[32:60]):
@@ -293,8 +308,17 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise HeaderError(f"{path}: the table holds {constant}")
 
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise HeaderError(f"{path}: the table holds {shown(number, 40)}, which no float64 does")
+        return value
+
     try:
-        table = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        # Decoded here, because json guesses UTF-16 and UTF-32 from bytes.
+        table = json.loads(text.decode("ascii"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+        if b"\\u" in text:  # only an escape can spell half of a surrogate pair, which is no character
+            json.dumps(table, ensure_ascii=False).encode()
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:
@@ -310,21 +334,23 @@ def _section_records(path: Path, items: object, table_offset: int) -> list[Secti
     records: list[SectionRecord] = []
     end = _HEADER.size
     for index, item in enumerate(items):
-        if not isinstance(item, dict) or set(item) != {"kind", "offset", "nbytes", "crc32"}:
+        if not isinstance(item, dict) or not {"kind", "offset", "nbytes", "crc32"} <= set(item):
             raise HeaderError(f"{path}: section {index} needs kind, offset, nbytes and crc32")
         kind, offset, nbytes, crc = item["kind"], item["offset"], item["nbytes"], item["crc32"]
         if not isinstance(kind, str) or any(type(n) is not int or n < 0 for n in (offset, nbytes, crc)):
             raise HeaderError(f"{path}: section {index} ({shown(str(kind), 40)}) has values of a wrong type")
-        if offset != align_up(end, ALIGNMENT):
+        expected = align_up(end, ALIGNMENT)
+        if offset != expected:
             raise HeaderError(
-                f"{path}: section {index} ({shown(kind, 40)}) lies at offset {offset}, expected {align_up(end, ALIGNMENT)}"
+                f"{path}: section {index} ({shown(kind, 40)}) lies at offset {offset}, expected {expected}"
             )
         end = offset + nbytes
         if end > table_offset:
             raise HeaderError(f"{path}: section {index} ({shown(kind, 40)}) runs into the table")
         if kind not in SECTION_KINDS:
             warnings.warn(
-                f"{path}: section {index} of unknown kind {shown(kind, 40)} is ignored; a newer hhtld wrote it", stacklevel=4
+                f"{path}: section {index} of unknown kind {shown(kind, 40)} is ignored; a newer hhtld wrote it",
+                stacklevel=4,
             )
         records.append(SectionRecord(kind, offset, nbytes, crc))
     if align_up(end, ALIGNMENT) != table_offset:

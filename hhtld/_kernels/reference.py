@@ -205,9 +205,7 @@ def project(
     coefficients[:] = sums.astype(np.float32)
 
 
-def quantize_i8(
-    coefficients: NDArray[np.float32], scale: float | np.float32, codes: NDArray[np.int8]
-) -> None:
+def quantize_i8(coefficients: NDArray[np.float32], scale: float | np.float32, codes: NDArray[np.int8]) -> None:
     """Quantise coefficients (n,) to codes (n,) in -127..127: float32 division, half away from zero."""
     with np.errstate(over="ignore", under="ignore"):
         scaled = np.clip(coefficients / np.float32(scale), np.float32(-127), np.float32(127))

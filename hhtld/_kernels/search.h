@@ -316,14 +316,15 @@ HH_KERNEL double hh_distance2_f32_avx2(const float *a, const float *b, ptrdiff_t
     for (int i = 0; i < 4; i++) sum_f64x4[i] = _mm256_setzero_pd();
     float tail_a[16] = {0}, tail_b[16] = {0};
     for (ptrdiff_t j = 0; j < n_cols; j += 16) {
+        const float *from_a = a + j, *from_b = b + j;
         if (n_cols - j < 16) { /* zeros add nothing */
-            memcpy(tail_a, a + j, (size_t)(n_cols - j) * sizeof(float));
-            memcpy(tail_b, b + j, (size_t)(n_cols - j) * sizeof(float));
-            a = tail_a - j, b = tail_b - j;
+            memcpy(tail_a, from_a, (size_t)(n_cols - j) * sizeof(float));
+            memcpy(tail_b, from_b, (size_t)(n_cols - j) * sizeof(float));
+            from_a = tail_a, from_b = tail_b;
         }
         for (int i = 0; i < 4; i++) {
-            const __m256d apart_f64x4 = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(a + j + 4 * i)),
-                                                      _mm256_cvtps_pd(_mm_loadu_ps(b + j + 4 * i)));
+            const __m256d apart_f64x4 = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(from_a + 4 * i)),
+                                                      _mm256_cvtps_pd(_mm_loadu_ps(from_b + 4 * i)));
             sum_f64x4[i] = _mm256_add_pd(sum_f64x4[i], _mm256_mul_pd(apart_f64x4, apart_f64x4));
         }
     }

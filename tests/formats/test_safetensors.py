@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from hhtld.formats import get_format, open_source
-from hhtld.formats.base import TensorInfo, TensorSource
-from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat, ShardedSnapshot
 from numpy.typing import NDArray
 
 from hhtld.dtypes import DTYPES
 from hhtld.errors import BadMagicError, FormatError, HeaderError, OutputError, TruncatedError
+from hhtld.formats import get_format, open_source
+from hhtld.formats.base import TensorInfo, TensorSource
+from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat, ShardedSnapshot
 from hhtld.source import ArraySource
 
 DATA = bytes(range(1, 13))
@@ -196,7 +196,7 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "size 2^63-1": (with_shape(2, 2**63 - 1), HeaderError, "'a': every size"),
     "product that wraps to 4": (with_shape(4194305, 4194305, 211106198978564), HeaderError, "'a': shape"),
     "empty with a size of 2^63-1": (with_shape(0, 2**63 - 1), HeaderError, "'a': every size"),
-    "empty but larger than any array": (with_shape(0, 2**48, 2**48), HeaderError, "'a', zeros taken as ones"),
+    "empty but larger than any array": (with_shape(0, 2**48, 2**48), HeaderError, "'a': shape .0, .*more than"),
     "100 axes": (with_shape(*[1] * 100), HeaderError, "'a': shape must be a list of at most 32"),
     "33 axes": (with_shape(*[1] * 33), HeaderError, "'a': shape must be a list of at most 32"),
     "odd number of F4": (packed({"a": entry("F4", [3], 0, 2)}, b"12"), HeaderError, "'a': .*whole bytes"),
@@ -204,11 +204,6 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
         packed({"a": entry("F6_E2M3", [2], 0, 2)}, b"12"),
         HeaderError,
         "'a': .*whole bytes",
-    ),
-    "F4 rows of half a byte": (
-        packed({"a": entry("F4", [2, 1], 0, 1)}, b"1"),
-        HeaderError,
-        "'a': rows of 1 F4",
     ),
     # offsets
     "begin after end": (with_a(data_offsets=[8, 0]), HeaderError, "'a': data_offsets must be two"),
@@ -322,7 +317,6 @@ OFFICIAL_ACCEPTS = {
     "33 axes",
     "empty but larger than any array",
     "empty with a size of 2^63-1",
-    "F4 rows of half a byte",
 }
 
 
@@ -343,9 +337,7 @@ UNUSUAL: dict[str, bytes] = {
     "metadata null": with_metadata(None),
     "metadata empty": with_metadata({}),
     "unknown field": with_a(origin={"by": ["hand", 1.5, None, True]}),
-    "NaN and BOOL 2 in the data": packed(
-        {"a": entry("F32", [2], 0, 8), "b": entry("BOOL", [4], 8, 12)}, b"\xff" * 12
-    ),
+    "NaN and BOOL 2 in the data": packed({"a": entry("F32", [2], 0, 8), "b": entry("BOOL", [4], 8, 12)}, b"\xff" * 12),
     "scalar": packed({"s": entry("F64", [], 0, 8)}, DATA[:8]),
     "empty axes": packed({"a": entry("F32", [0, 3], 0, 0), "b": entry("F32", [3, 0], 0, 0), "c": TWELVE}),
     "empty at the end": packed({"z": TWELVE, "e": entry("F64", [0], 12, 12)}),
@@ -588,9 +580,7 @@ def arrays() -> dict[str, NDArray[Any]]:
     """One array of every element type numpy can hold, and the odd shapes."""
     rng = np.random.default_rng(7)
     found = {
-        f"t.{kind.name}": rng.integers(
-            0, 2 if kind.name == "BOOL" else 256, (3, 5 * kind.nbits // 8), np.uint8
-        )
+        f"t.{kind.name}": rng.integers(0, 2 if kind.name == "BOOL" else 256, (3, 5 * kind.nbits // 8), np.uint8)
         .view(kind.numpy)
         .reshape(3, 5)
         for kind in DTYPES.values()
@@ -778,9 +768,7 @@ def test_rows_are_streamed_in_blocks(path: Path) -> None:
 
 
 def test_packed_and_empty_tensors_pass_through(path: Path) -> None:
-    path.write_bytes(
-        packed({"f4": entry("F4", [2, 8], 0, 8), "f6": entry("F6_E2M3", [4, 4], 8, 20)}, DATA + DATA[:8])
-    )
+    path.write_bytes(packed({"f4": entry("F4", [2, 8], 0, 8), "f6": entry("F6_E2M3", [4, 4], 8, 20)}, DATA + DATA[:8]))
     expected = opened(path)
     again = path.with_name("again.safetensors")
     with SafetensorsFile(path) as found:
@@ -1067,9 +1055,7 @@ def test_bad_index_is_refused(folder: Path, case: str) -> None:
 
 def test_tensor_in_two_shards_is_refused(folder: Path) -> None:
     shard(folder / SECOND, "abc")
-    with pytest.raises(
-        HeaderError, match=f"stale: tensor 'a' is in shard '{SECOND}', .* places it in '{FIRST}'"
-    ):
+    with pytest.raises(HeaderError, match=f"stale: tensor 'a' is in shard '{SECOND}', .* places it in '{FIRST}'"):
         ShardedSnapshot(folder)
 
 
@@ -1177,9 +1163,7 @@ def test_closed_snapshot_refuses_to_read(folder: Path) -> None:
 def test_threads_share_a_snapshot(folder: Path) -> None:
     with ShardedSnapshot(folder) as found, ThreadPoolExecutor(8) as pool:
         names = "abcd" * 50
-        assert [float(array[0, 0]) for array in pool.map(found.read_tensor, names)] == [
-            float(ord(n)) for n in names
-        ]
+        assert [float(array[0, 0]) for array in pool.map(found.read_tensor, names)] == [float(ord(n)) for n in names]
 
 
 # --- recognising ------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from hhtld._kernels import _isa
 RAGGED_COLS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 34, 51, 63, 64, 65, 97, 100, 128, 200, 384)
 RAGGED_ROWS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 24, 25, 33, 65)
 FENCE_NBYTES = 192
-FENCE = 0xFF  # a NaN to a float, so that reading past an end shows in the result
+# By element size; signalling NaNs to floats, so that what is read past an end shows in the result or comes back
+# quiet, and not as the guard it was.
+FENCES = {1: 0xA5, 2: 0x7F8A, 4: 0x7F8A5A5A, 8: 0x7FF0A5A5A5A5A5A5}
 
 
 @pytest.fixture(scope="session", params=_isa.available_tiers())
@@ -43,20 +45,23 @@ def fenced() -> Iterator[Callable[[Any], NDArray[Any]]]:
     With HHTLD_SANITIZE=1 the copy stands alone, because only then does ASan see a step past its ends.
     """
     alone = os.environ.get("HHTLD_SANITIZE") == "1"
-    memory: list[tuple[NDArray[np.uint8], int, int]] = []
+    memory: list[tuple[NDArray[Any], int, int, int]] = []
 
     def fence(contents: Any) -> NDArray[Any]:
         array: NDArray[Any] = np.asarray(contents)
         if alone:
             return array.copy()
-        buffer = np.full(array.nbytes + 2 * FENCE_NBYTES + 64, FENCE, np.uint8)
+        # Each array has a guard of its own, so that copying one over another does not go unseen.
+        guard = FENCES[array.itemsize] ^ len(memory) % 128
+        words = np.full((array.nbytes + 2 * FENCE_NBYTES) // array.itemsize + 64, guard, f"u{array.itemsize}")
+        buffer = words.view(np.uint8)
         start = FENCE_NBYTES + (array.itemsize - FENCE_NBYTES - buffer.ctypes.data) % 64
         copy: NDArray[Any] = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         copy[...] = array
-        memory.append((buffer, start, array.nbytes))
+        memory.append((words, guard, start // array.itemsize, array.size))
         return copy
 
     yield fence
-    for buffer, start, nbytes in memory:
-        assert (buffer[:start] == FENCE).all(), "bytes before an array were written"
-        assert (buffer[start + nbytes :] == FENCE).all(), "bytes after an array were written"
+    for words, guard, start, size in memory:
+        assert (words[:start] == guard).all(), "bytes before an array were written"
+        assert (words[start + size :] == guard).all(), "bytes after an array were written"

@@ -220,9 +220,7 @@ def array_cases() -> Iterator[Any]:
 def shape_cases() -> Iterator[Any]:
     for door in DOORS:
         for name, shape in door.wrong_shapes:
-            yield pytest.param(
-                door, name, shape, id=f"{door.call.__name__}-{name}-{'x'.join(map(str, shape))}"
-            )
+            yield pytest.param(door, name, shape, id=f"{door.call.__name__}-{name}-{'x'.join(map(str, shape))}")
 
 
 every_array = pytest.mark.parametrize(("door", "name"), list(array_cases()))

@@ -26,9 +26,7 @@ def check_fold(rows: NDArray[np.float32], isa: str, fenced: Fence) -> NDArray[np
 def test_fold(scale: float, isa: str, n_cols: int, ragged_rows: tuple[int, ...], fenced: Fence) -> None:
     rng = np.random.default_rng(n_cols)
     for n_rows in ragged_rows:
-        check_fold(
-            (rng.standard_normal((n_rows, n_cols)) * scale).clip(-3e38, 3e38).astype(np.float32), isa, fenced
-        )
+        check_fold((rng.standard_normal((n_rows, n_cols)) * scale).clip(-3e38, 3e38).astype(np.float32), isa, fenced)
 
 
 def test_fold_order_of_sums(isa: str, n_cols: int, fenced: Fence) -> None:

@@ -19,9 +19,7 @@ PRINT_TIER = "from hhtld._kernels import _isa; print(_isa.tier())"
 
 def run_with_isa(wanted: str, code: str = PRINT_TIER) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HHTLD_ISA": wanted}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_scalar_is_always_there_and_lowest() -> None:

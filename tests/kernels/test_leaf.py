@@ -23,9 +23,7 @@ def same_bits(actual: Array, expected: Array) -> None:
     np.testing.assert_array_equal(actual.view(unsigned), expected.view(unsigned))
 
 
-def check_project(
-    rows: Array, entries: Array, twigs: Array | None, basis: Array, isa: str, fenced: Fence
-) -> None:
+def check_project(rows: Array, entries: Array, twigs: Array | None, basis: Array, isa: str, fenced: Fence) -> None:
     coefficients, expected = (
         fenced(np.zeros((len(rows), 8), np.float32)),
         np.zeros((len(rows), 8), np.float32),
@@ -37,9 +35,7 @@ def check_project(
 
 
 @pytest.mark.parametrize("with_twigs", [True, False])
-def test_project(
-    with_twigs: bool, isa: str, n_cols: int, ragged_rows: tuple[int, ...], fenced: Fence
-) -> None:
+def test_project(with_twigs: bool, isa: str, n_cols: int, ragged_rows: tuple[int, ...], fenced: Fence) -> None:
     rng = np.random.default_rng(n_cols)
     basis = bf16_valued(rng.standard_normal((n_cols, 8))).astype(np.float64)
     for n_rows in ragged_rows:
@@ -104,9 +100,7 @@ def test_quantize_rounds_half_away_from_zero(isa: str) -> None:
 
 
 @pytest.mark.parametrize("with_twigs", [True, False])
-def test_reconstruct(
-    with_twigs: bool, isa: str, n_cols: int, ragged_rows: tuple[int, ...], fenced: Fence
-) -> None:
+def test_reconstruct(with_twigs: bool, isa: str, n_cols: int, ragged_rows: tuple[int, ...], fenced: Fence) -> None:
     rng = np.random.default_rng(n_cols)
     basis = rng.standard_normal((8, n_cols)).astype(np.float32)
     for n_rows in ragged_rows:

@@ -188,9 +188,7 @@ def nearest_l2_case(scenario: str, n_rows: int, n_cols: int, k: int) -> tuple[Ro
     return rows, centroids, nearest
 
 
-def check_nearest_l2(
-    rows: Rows, centroids: Rows, expected: NDArray[np.int32], isa: str, fenced: Fence
-) -> None:
+def check_nearest_l2(rows: Rows, centroids: Rows, expected: NDArray[np.int32], isa: str, fenced: Fence) -> None:
     nearest = fenced(np.full(len(rows), -7, np.int32))
     _search.nearest_l2(fenced(rows), fenced(centroids), nearest, isa=isa)
     np.testing.assert_array_equal(nearest, expected)

@@ -1,0 +1,38 @@
+"""Inputs shared by the tests: seeded matrices of the shapes that break things."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def low_rank(n_rows: int, n_cols: int, seed: int = 0, rank: int = 12) -> NDArray[np.float32]:
+    """Rows with structure and noise, as trained matrices have."""
+    rng = np.random.default_rng([seed, n_rows, n_cols])
+    scale = 0.5 ** np.arange(rank)
+    structure = (rng.standard_normal((n_rows, rank)) * scale) @ rng.standard_normal((rank, n_cols))
+    return (0.05 * (structure + 0.3 * rng.standard_normal((n_rows, n_cols)))).astype(np.float32)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator seeded by the test's name."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The demo model's folder, when its package is installed."""
+    from hhtld.errors import MissingExtraError
+    from hhtld.formats.demo import demo_model
+
+    try:
+        return demo_model()
+    except MissingExtraError:
+        pytest.skip("the package of the extra 'demo' is not installed")

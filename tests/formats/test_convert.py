@@ -1,0 +1,344 @@
+"""Conversions end to end: the real MiniLM, the command line, its exit codes and what it prints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import hhtld
+from hhtld.formats import format_for_output, get_format, open_source, registry
+from hhtld.formats.__main__ import main
+from hhtld.formats.verify import verify
+from hhtld.registry import Registry
+
+Model = dict[str, NDArray[np.generic]]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    rng = np.random.default_rng(5)
+    return {
+        "lm_head.weight": rng.standard_normal((640, 48)).astype(np.float32),
+        "layers.0.up_proj.weight": rng.standard_normal((600, 56)).astype(np.float32),
+        "norm.weight": rng.standard_normal(48).astype(np.float32),
+        "ids": np.arange(5),
+    }
+
+
+@pytest.fixture(scope="module")
+def snapshot(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from safetensors.numpy import save_file
+
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_file(model, path, {"format": "pt"})
+    return path
+
+
+def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hhtld.formats", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False)
+
+
+@pytest.mark.parametrize("profile", ["lookup", "f32"])
+def test_real_model(minilm: Path, tmp_path: Path, profile: str) -> None:
+    source = minilm / "model.safetensors"
+    digests = set()
+    for jobs in (1, 2, 7):
+        report = hhtld.convert(source, tmp_path / "m.hhtld", profile=profile, jobs=jobs)
+        digests.add(hashlib.sha256((tmp_path / "m.hhtld").read_bytes()).hexdigest())
+    assert len(digests) == 1
+    assert len(report.tensors) == 104
+    assert report.source_nbytes == 90_868_376 - 8 - int.from_bytes(source.read_bytes()[:8], "little")
+    assert report.target_nbytes == (tmp_path / "m.hhtld").stat().st_size
+    assert report
+    assert not report.gates.reached, "these grades do not reconstruct, and say so"
+    regimes = report.to_json()["gates"]["regimes"]
+    assert regimes["argmax"]["n_rows"] == 6 * 1536
+    assert regimes["index"]["n_rows"] == 30522 + 512
+    assert 0.05 < regimes["argmax"]["median"] < 0.5
+    found = verify(tmp_path / "m.hhtld", source)
+    assert found, found.differences
+    hhtld.convert(tmp_path / "m.hhtld", tmp_path / "back.safetensors")
+    before, after = hhtld.load_file(source), hhtld.load_file(tmp_path / "back.safetensors")
+    assert list(after) == sorted(after, key=lambda n: (-after[n].dtype.itemsize, n))
+    encoded = {t.info.name for t in report.tensors if t.regime}
+    assert len(encoded) == 8
+    for name, array in before.items():
+        assert (after[name].dtype, after[name].shape) == (array.dtype, array.shape)
+        assert name in encoded or after[name].tobytes() == array.tobytes()
+
+
+def test_dry_run_writes_nothing_and_predicts_the_size(snapshot: Path, tmp_path: Path) -> None:
+    for profile in ("lookup", "f32"):
+        predicted = hhtld.convert(snapshot, tmp_path / "m.hhtld", profile=profile, dry_run=True)
+        assert list(tmp_path.iterdir()) == []
+        real = hhtld.convert(snapshot, tmp_path / "m.hhtld", profile=profile)
+        table_and_padding = 4096
+        assert 0 <= real.target_nbytes - predicted.target_nbytes < table_and_padding
+        assert [t.nbytes for t in predicted.tensors] == [t.nbytes for t in real.tensors]
+        (tmp_path / "m.hhtld").unlink()
+
+
+def test_every_way_to_make_a_file_gives_the_same_bytes(model: Model, snapshot: Path, tmp_path: Path) -> None:
+    hhtld.convert(snapshot, tmp_path / "a.hhtld", profile="lookup")
+    hhtld.save_file(model, tmp_path / "b.hhtld", {"format": "pt"}, profile="lookup")
+    with open_source(snapshot) as source:
+        hhtld.save(hhtld.encode(source, "lookup"), tmp_path / "c.hhtld")
+    with hhtld.open(tmp_path / "a.hhtld") as pack:
+        hhtld.save(pack, tmp_path / "d.hhtld")
+    bytes_of = [(tmp_path / f"{letter}.hhtld").read_bytes() for letter in "abcd"]
+    assert len(set(bytes_of)) == 1
+
+
+def test_environment_does_not_reach_the_bytes(snapshot: Path, tmp_path: Path) -> None:
+    digests = set()
+    for i, env in enumerate(({}, {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}, {"LANG": "C", "HHTLD_ISA": "scalar"})):
+        target = tmp_path / f"{i}.hhtld"
+        assert run("convert", snapshot, target, env=env).returncode == 0
+        digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_version_is_one_without_slot_l(model: Model, tmp_path: Path) -> None:
+    plain = {name: array for name, array in model.items() if "lm_head" not in name}
+    hhtld.save_file(plain, tmp_path / "plain.hhtld", profile="lookup")
+    hhtld.save_file(model, tmp_path / "leaf.hhtld", profile="lookup")
+    assert (tmp_path / "plain.hhtld").read_bytes()[8:12] == b"\x01\0\0\0"
+    assert (tmp_path / "leaf.hhtld").read_bytes()[8:12] == b"\x02\0\0\0"
+
+
+def test_load_file_gives_source_types(model: Model, snapshot: Path, tmp_path: Path) -> None:
+    hhtld.convert(snapshot, tmp_path / "m.hhtld")
+    loaded = hhtld.load_file(tmp_path / "m.hhtld")
+    assert {n: (a.dtype, a.shape) for n, a in loaded.items()} == {n: (a.dtype, a.shape) for n, a in model.items()}
+
+
+# ---- command line ----
+
+
+def test_convert_inspect_verify_agree(snapshot: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    converted = json.loads(run("convert", snapshot, target, "--profile", "lookup", "--json").stdout)
+    inspected = json.loads(run("inspect", target, "--json").stdout)
+    verified = json.loads(run("verify", target, snapshot, "--json").stdout)
+    assert converted["schema"] == "hhtld.convert/1"
+    assert converted["target_nbytes"] == inspected["nbytes"] == verified["nbytes"] == target.stat().st_size
+    assert verified["passed"]
+    sizes = {t["name"]: t["nbytes"] for t in converted["tensors"]}
+    assert sizes == {t["name"]: t["nbytes"] for t in inspected["tensors"]}
+    assert converted["gates"]["regimes"] == verified["gates"]["regimes"]
+    assert inspected["version"] == "2.0"
+    assert inspected["metadata"] == {"format": "pt"}
+
+
+def test_text_output(snapshot: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    done = run("convert", snapshot, target, "--profile", "lookup")
+    assert (done.returncode, done.stderr) == (0, ""), "progress is for terminals"
+    for words in (
+        "layers.0.up_proj.weight",
+        "argmax",
+        "index",
+        "2 tensors encoded, 2 kept byte for byte",
+        "not enforced",
+    ):
+        assert words in done.stdout
+    assert "3 x" not in run("inspect", target).stdout
+    assert "hhtl_d" in run("inspect", target).stdout
+    assert "row 3: [" in run("inspect", target, "--tensor", "lm_head.weight", "--rows", "3:5").stdout
+    assert "row 3: [" in run("inspect", snapshot, "--tensor", "lm_head.weight", "--rows", "3").stdout
+    rows = json.loads(run("inspect", target, "--tensor", "lm_head.weight", "--rows", "638:", "--json").stdout)
+    assert list(rows["rows"]) == ["638", "639"]
+    assert "safetensors" in run("list").stdout
+    assert run("--version").stdout == f"hhtld {hhtld.__version__}\n"
+    assert "exit codes" in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "usage"),
+        (("convert", "SRC"), 2, "DST"),
+        (("convert", "SRC", "OUT", "--jobs", "0"), 2, "at least 1"),
+        (("convert", "SRC", "OUT", "--jobs", "x"), 2, "invalid"),
+        (("convert", "SRC", "OUT", "--profile", "zip"), 2, "invalid choice"),
+        (("nonsense",), 2, "invalid choice"),
+        (("convert", "SRC", "DIR/x.zip"), 2, "no format writes '.zip'"),
+        (("convert", "SRC", "OUT", "--to", "zip"), 2, "no format 'zip'; available: hhtld, safetensors"),
+        (("convert", "SRC", "SRC"), 2, "is the source itself"),
+        (("inspect", "SRC", "--tensor", "lm_head.weights"), 2, "did you mean 'lm_head.weight'"),
+        (("inspect", "SRC", "--rows", "0:1"), 2, "--rows needs --tensor"),
+        (("inspect", "SRC", "--tensor", "norm.weight", "--rows", "0:1"), 2, "has no rows"),
+        (("inspect", "SRC", "--tensor", "norm.weight", "--rows", "a:b"), 2, "expected A:B"),
+        (("convert", "DIR/missing.safetensors", "OUT"), 3, "missing.safetensors"),
+        (("convert", "LFS", "OUT"), 3, "Git LFS pointer"),
+        (("convert", "EMPTY", "OUT"), 3, "empty"),
+        (("convert", "TAKEN", "OUT"), 3, "not recognised"),
+        (("convert", "NAN", "OUT"), 3, "'q_proj' holds nan at row 3"),
+        (("verify", "SRC"), 3, "not a .hhtld file"),
+        (("verify", "DIR/missing.hhtld"), 3, "missing.hhtld"),
+        (("convert", "SRC", "DIR/no/such/folder.hhtld"), 4, "cannot write"),
+        (("convert", "SRC", "TAKEN"), 4, "not a regular file"),
+        (("convert", "SRC", "TAKEN", "--to", "safetensors"), 4, "not a regular file"),
+    ],
+)
+def test_exit_codes(
+    snapshot: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    from safetensors.numpy import save_file
+
+    rows = np.ones((600, 64), np.float32)
+    rows[3, 3] = np.nan
+    save_file({"q_proj": rows}, tmp_path / "nan.safetensors")
+    (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (tmp_path / "empty").touch()
+    (tmp_path / "taken.hhtld").mkdir()
+    places = {"SRC": snapshot, "OUT": tmp_path / "out.hhtld", "LFS": tmp_path / "lfs.safetensors"}
+    places |= {"EMPTY": tmp_path / "empty", "NAN": tmp_path / "nan.safetensors", "TAKEN": tmp_path / "taken.hhtld"}
+    before = sorted(tmp_path.iterdir())
+    words = [str(places.get(word, word)).replace("DIR", str(tmp_path)) for word in arguments]
+    try:
+        found = main(words)
+    except SystemExit as stop:  # argparse's own way out
+        found = int(stop.code or 0)
+    printed = capsys.readouterr()
+    assert found == code
+    assert message in printed.err
+    assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
+
+
+def test_errors_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path / "x.hhtld"), "--json"]) == 3
+    error = json.loads(capsys.readouterr().out)
+    assert error["schema"] == "hhtld.error/1"
+    assert error["error"]["type"] == "FileNotFoundError"
+
+
+def test_a_changed_source_fails_verification(model: Model, snapshot: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    hhtld.convert(snapshot, target)
+    hhtld.convert(snapshot, tmp_path / "same.safetensors")
+    for name, row in (("norm.weight", 0), ("lm_head.weight", 9)):
+        changed = {n: a.copy() for n, a in model.items()}
+        changed[name].reshape(-1)[row] += 40
+        from safetensors.numpy import save_file
+
+        save_file(changed, tmp_path / "changed.safetensors")
+        assert main(["verify", str(target), str(tmp_path / "changed.safetensors")]) == 1
+    assert main(["verify", str(target), str(tmp_path / "same.safetensors")]) == 0
+    fewer = {n: a for n, a in model.items() if n != "ids"} | {"more": np.zeros(3)}
+    save_file(fewer, tmp_path / "fewer.safetensors")
+    report = verify(target, tmp_path / "fewer.safetensors")
+    assert report.differences == ["tensor 'more' of the source is missing", "tensor 'ids' is not in the source"]
+
+
+def test_a_reader_that_goes_away_is_no_error(snapshot: Path) -> None:
+    command = f"{sys.executable} -m hhtld.formats inspect {snapshot} --json | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_ctrl_c_leaves_the_old_file(minilm: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    target.write_bytes(b"old")
+    code = (
+        "import sys, time; from hhtld import pack; from hhtld.formats.__main__ import main\n"
+        "plain = pack.HhtldPack.get_rows\n"
+        "def slow(*a, **k): print('measuring', flush=True); time.sleep(20); return plain(*a, **k)\n"
+        "pack.HhtldPack.get_rows = slow\n"
+        f"sys.exit(main(['convert', {str(minilm)!r}, {str(target)!r}, '--jobs', '1']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "measuring\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted; nothing was left half-written\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.hhtld"]
+    assert target.read_bytes() == b"old"
+
+
+def test_names_from_files_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    hhtld.save_file({"\x1b[2J\n[red]w": np.zeros(3)}, tmp_path / "m.hhtld")
+    shown = run("inspect", tmp_path / "m.hhtld").stdout
+    assert "\x1b" not in shown
+    assert r"\x1b[2J\n[red]w" in shown
+
+
+# ---- formats as plugins ----
+
+
+def test_formats_by_name_and_suffix() -> None:
+    assert {plugin.name for plugin in registry} >= {"hhtld", "safetensors"}
+    assert format_for_output(Path("x.HHTLD")).name == "hhtld"
+    with pytest.raises(hhtld.UnknownFormatError, match="available: hhtld, safetensors"):
+        get_format("gguf2")
+
+
+def distribution(folder: Path, name: str, points: str) -> None:
+    (folder / f"{name}-0.1.dist-info").mkdir(parents=True)
+    (folder / f"{name}-0.1.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    (folder / f"{name}-0.1.dist-info" / "entry_points.txt").write_text(f"[hhtld.formats]\n{points}\n")
+
+
+PLUGIN = """
+from hhtld.formats import Format
+class Text(Format):
+    name, suffixes, description, reads = "text", (".txt",), "tensors as text", False
+    def open_source(self, path): raise ValueError("export only")
+    def write_source(self, source, path): path.write_text("\\n".join(source.infos()))
+"""
+
+
+def test_a_plugin_is_found_listed_and_used(snapshot: Path, tmp_path: Path) -> None:
+    distribution(tmp_path / "site", "texty", "text = texty_format:Text\nbroken = texty_missing:X")
+    (tmp_path / "site" / "texty_format.py").write_text(PLUGIN)
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    listed = {f["name"]: f for f in json.loads(run("list", "--json", env=env).stdout)["formats"]}
+    assert listed["text"]["from"] == "texty 0.1"
+    assert "No module named 'texty_missing'" in listed["broken"]["error"]
+    done = run("convert", snapshot, tmp_path / "names.txt", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "lm_head.weight" in (tmp_path / "names.txt").read_text()
+    assert run("inspect", snapshot, env=env).returncode == 0, "a broken plugin does not stop the others"
+
+
+def test_a_name_claimed_twice_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution(tmp_path, "thief", "hhtld = thief:Format")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"two plugins claim the name 'hhtld'.*thief 0\.1"):
+        Registry("hhtld.formats", {"hhtld": "hhtld.formats.hhtld:HhtldFormat"}).plugins()
+
+
+def test_the_demo_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("hhtld.formats.demo._PACKAGE", "no-such-package")
+    with pytest.raises(hhtld.MissingExtraError, match=r"pip install 'hhtld\[demo\]'"):
+        hhtld.convert("demo:", tmp_path / "m.hhtld")
+
+
+def test_reading_while_the_file_is_replaced(model: Model, snapshot: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    hhtld.convert(snapshot, target)
+    with hhtld.open(target) as pack:
+        before = pack.get_rows("lm_head.weight", [1, 2])
+        hhtld.save_file({"other": np.zeros(4)}, target)
+        assert np.array_equal(pack.get_rows("lm_head.weight", [1, 2]), before)
+        assert pack.get_tensor("norm.weight").shape == (48,)
+    assert time.time() - target.stat().st_mtime < 60

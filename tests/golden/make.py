@@ -1,0 +1,133 @@
+"""Make the golden packs: `python tests/golden/make.py`.
+
+Inputs are formulas, exact on every machine; packs of this format version must decode to the same bits for
+ever. Files that exist are never written over: a changed byte is a format change, not a refresh.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+import hhtld
+
+FOLDER = Path(__file__).parent / "packs"  # not "hhtld": beside a script that would be a package
+
+
+def hashed(n_rows: int, n_cols: int, salt: int) -> NDArray[np.int64]:
+    """Integers in 0..65536 that depend on row, column and salt."""
+    i, j = np.arange(n_rows, dtype=np.int64)[:, None], np.arange(n_cols, dtype=np.int64)
+    return ((i + 7 * salt) * 2654435761 + (j + salt) * 40503 + i * j * 9176) % 65537
+
+
+def matrix(n_rows: int, n_cols: int, salt: int, distinct: int | None = None) -> NDArray[np.float32]:
+    """Rank 6 and some noise, in multiples of 2^-18, so that every sum is exact in float32.
+
+    With `distinct`, rows repeat with that period.
+    """
+    rows = hashed(n_rows, 6, salt) % 129 - 64
+    columns = hashed(6, n_cols, salt + 1) % 65 - 32
+    low_rank = (rows * np.array([16, 11, 7, 5, 3, 2])) @ columns
+    noise = hashed(n_rows, n_cols, salt + 2) // 64 - 512
+    values = (low_rank + noise).astype(np.float32) / np.float32(1 << 18)
+    return values if distinct is None else values[np.arange(n_rows) % distinct]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What one pack is made of.
+
+    Attributes
+    ----------
+    profile : str
+    tensors : dict of str to array
+    metadata : dict of str to str
+    with_basis : bool
+        Whether LAPACK had a hand in the bytes.
+    """
+
+    profile: str
+    tensors: dict[str, NDArray[Any]]
+    metadata: dict[str, str] = field(default_factory=dict)
+    with_basis: bool = False
+
+    def encode(self, executor: Executor | None = None) -> hhtld.HhtldPack:
+        """Encode the inputs anew."""
+        return hhtld.encode(self.tensors, self.profile, metadata=self.metadata, executor=executor)
+
+
+def kept() -> dict[str, NDArray[Any]]:
+    """Tensors too small to be encoded, of many types."""
+    ramp = (np.arange(52, dtype=np.float32) - 26) / 16
+    return {
+        "kept.bf16": ramp.astype(ml_dtypes.bfloat16),
+        "kept.bool": np.array([True, False, True]),
+        "kept.empty": np.zeros((0, 4), np.float16),
+        "kept.f16": ramp.reshape(4, 13).astype(np.float16),
+        "kept.f32": ramp * np.float32(1.1),
+        "kept.f64": ramp.astype(np.float64) / 3,
+        "kept.f8": ramp.astype(ml_dtypes.float8_e4m3fn),
+        "kept.i64": np.array([[-(2**63), -1], [0, 2**63 - 1]]),
+        "kept.scalar": np.array(0.1, np.float32),
+        "kept.u8": np.arange(7, dtype=np.uint8),
+    }
+
+
+def goldens() -> dict[str, Golden]:
+    """Return every golden pack's inputs by file name."""
+    up = {f"layers.{layer}.mlp.up_proj.weight": matrix(512, 52, layer) for layer in (0, 1)}
+    embed = matrix(520, 98, 5).astype(ml_dtypes.bfloat16)
+    tied = {"model.embed.weight": embed, "model.lm_head.weight": embed}
+    leaf = {"talker.embed.weight": matrix(640, 84, 9, distinct=300).astype(np.float16)}
+    down = {"layers.0.mlp.down_proj.weight": matrix(520, 50, 13), "layers.0.mlp.down_proj.bias": matrix(1, 50, 14)[0]}
+    return {
+        "v1_lookup.hhtld": Golden("lookup", up | kept(), {"format": "pt", "text": 'quote " and \u00e9'}),
+        "v1_f32.hhtld": Golden("f32", down),
+        "v2_lookup_leaf.hhtld": Golden("lookup", tied, with_basis=True),
+        "v2_f32_leaf.hhtld": Golden("f32", leaf, {"format": "np"}, with_basis=True),
+    }
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Return what the manifest says of a file: its hash and those of its tensors, decoded."""
+    tensors = {}
+    with hhtld.open(path) as pack:
+        for name in pack:
+            decoded = pack.get_tensor(name)
+            tensors[name] = {
+                "dtype": str(decoded.dtype),
+                "shape": list(decoded.shape),
+                "sha256": hashlib.sha256(decoded.tobytes()).hexdigest(),
+            }
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "tensors": tensors}
+
+
+def make() -> Iterator[Path]:
+    """Write every pack and the manifest, none of which may exist."""
+    manifest = FOLDER / "MANIFEST.json"
+    for path in (manifest, *(FOLDER / name for name in goldens())):
+        if path.exists():
+            raise FileExistsError(f"{path} exists and golden files are for ever; a new format version adds new ones")
+    FOLDER.mkdir(exist_ok=True)
+    for name, golden in goldens().items():
+        hhtld.save(golden.encode(), FOLDER / name)
+        yield FOLDER / name
+    found = {name: facts(FOLDER / name) for name in sorted(goldens())}
+    manifest.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    yield manifest
+
+
+if __name__ == "__main__":
+    try:
+        for path in make():
+            print(f"{path}: {path.stat().st_size} bytes")
+    except FileExistsError as error:
+        sys.exit(str(error))

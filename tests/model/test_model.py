@@ -1,0 +1,258 @@
+"""Roles, plans, gates and the encoder on small models."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import hhtld
+from hhtld.encoder import encode, measure
+from hhtld.errors import NonFiniteError
+from hhtld.gates import GateReport, Threshold, row_cosines, summarize
+from hhtld.group import PaletteGroupKey
+from hhtld.pack import PackSource
+from hhtld.plan import make_plan
+from hhtld.roles import classify_component, classify_role, effective_shape, group_key, is_encodable, regime
+from hhtld.source import ArraySource
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("model.layers.3.self_attn.q_proj.weight", "qko"),
+        ("model.layers.3.self_attn.O_PROJ.weight", "qko"),
+        ("model.layers.3.self_attn.v_proj.weight", "v"),
+        ("mlp.gate_proj.weight", "gate"),
+        ("mlp.up_proj.weight", "up"),
+        ("mlp.down_proj.weight", "down"),
+        ("model.embed_tokens.weight", "embed"),
+        ("embeddings.position_embeddings.weight", "embed"),
+        ("lm_head.weight", "lm_head"),
+        ("code_predictor.codec_head.3.weight", "projection"),
+        ("visual.projection.weight", "projection"),
+        ("encoder.layer.0.intermediate.dense.weight", "other"),
+    ],
+)
+def test_role_of_a_name(name: str, role: str) -> None:
+    assert classify_role(name) == role
+    assert regime(role) == ("index" if role in ("embed", "lm_head") else "argmax")
+
+
+def test_component_and_group_of_a_name() -> None:
+    assert classify_component("talker.code_predictor.x") == "code_predictor"
+    assert classify_component("talker.x") == "talker"
+    assert classify_component("Speaker_Encoder.x") == "speaker_encoder"
+    assert group_key("talker.q_proj", (600, 4, 5)) == PaletteGroupKey("talker", "qko", (600, 20))
+
+
+@pytest.mark.parametrize(
+    ("shape", "nbytes", "encodable"),
+    [
+        ((512, 100), 100_001, True),
+        ((512, 100), 100_000, False),
+        ((511, 1000), 10**6, False),
+        ((512, 1000, 1), 10**6, True),
+        ((512, 1000, 3), 10**7, False),
+        ((10**6,), 10**7, False),
+    ],
+)
+def test_what_is_encodable(shape: tuple[int, ...], nbytes: int, encodable: bool) -> None:
+    assert is_encodable(shape, nbytes) is encodable
+
+
+def test_effective_shape() -> None:
+    assert effective_shape((7, 3, 3)) == (7, 9)
+    assert effective_shape((7,)) == (7, 1)
+    with pytest.raises(ValueError, match="scalar"):
+        effective_shape(())
+
+
+@pytest.fixture
+def model(rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
+    embed = rng.standard_normal((600, 64)).astype(np.float32)
+    return {
+        "model.embed_tokens.weight": embed,
+        "lm_head.weight": embed.copy(),
+        "layers.0.q_proj.weight": rng.standard_normal((520, 104)).astype(ml_dtypes.bfloat16),
+        "layers.1.q_proj.weight": rng.standard_normal((520, 104)).astype(ml_dtypes.bfloat16),
+        "layers.0.conv.weight": rng.standard_normal((540, 104, 1)).astype(np.float16),
+        "layers.0.norm.weight": rng.standard_normal(64).astype(ml_dtypes.bfloat16),
+        "position_ids": np.arange(64)[None],
+        "steps": np.array(7),
+        "none": np.zeros((0, 64), np.float32),
+        "mask": rng.standard_normal((4, 5)) > 0,
+    }
+
+
+@pytest.mark.parametrize("profile", ["lookup", "f32"])
+def test_a_model_goes_in_and_comes_back(model: dict[str, NDArray[np.generic]], profile: str) -> None:
+    with encode(model, profile, metadata={"format": "pt"}) as pack:
+        assert pack.keys() == sorted(model)
+        assert pack.metadata() == {"format": "pt"}
+        codec = {"lookup": "hhtl_d", "f32": "hhtl_f32"}[profile]
+        encoded = {n for n in pack if pack.info(n).codec != "keep"}
+        assert encoded == {
+            "lm_head.weight",
+            "model.embed_tokens.weight",
+            "layers.0.conv.weight",
+            "layers.0.q_proj.weight",
+            "layers.1.q_proj.weight",
+        }
+        assert {pack.info(n).codec for n in encoded} == {codec}
+        assert pack.table.tensors["model.embed_tokens.weight"].alias_of == "lm_head.weight"
+        for name, array in model.items():
+            back = pack.get_tensor(name, "source")
+            assert back.dtype == array.dtype
+            assert back.shape == array.shape
+            if name not in encoded:
+                assert back.tobytes() == array.tobytes()
+        source = PackSource(pack)
+        assert {n: i.shape for n, i in source.infos().items()} == {n: a.shape for n, a in model.items()}
+        assert source.read_tensor("steps") == 7
+
+
+def test_order_of_insertion_does_not_matter(model: dict[str, NDArray[np.generic]]) -> None:
+    forward, backward = encode(model), encode(dict(reversed(model.items())))
+    assert forward.table.to_json() == backward.table.to_json()
+    for index in range(len(forward.sections.kinds())):
+        assert np.array_equal(forward.sections.whole(index), backward.sections.whole(index))
+
+
+def test_tied_weights_are_stored_once(model: dict[str, NDArray[np.generic]]) -> None:
+    plan = make_plan(ArraySource(model), "lookup")
+    assert plan.tensors["model.embed_tokens.weight"].alias_of == "lm_head.weight"
+    nearly = dict(model)
+    nearly["lm_head.weight"] = nearly["lm_head.weight"].copy()
+    nearly["lm_head.weight"][300, 3] += 1
+    assert make_plan(ArraySource(nearly), "lookup").tensors["model.embed_tokens.weight"].alias_of is None
+
+
+def test_weights_that_are_not_finite_are_refused_by_name_and_row(model: dict[str, NDArray[np.generic]]) -> None:
+    broken = dict(model)
+    broken["layers.1.q_proj.weight"] = broken["layers.1.q_proj.weight"].copy()
+    broken["layers.1.q_proj.weight"][517, 9] = np.nan
+    with pytest.raises(NonFiniteError, match=r"'layers.1.q_proj.weight' holds nan at row 517, column 9"):
+        encode(broken, "lookup")
+    pack = encode(broken, "lookup", nonfinite="keep")
+    assert pack.info("layers.1.q_proj.weight").codec == "keep"
+    assert pack.info("layers.0.q_proj.weight").codec == "hhtl_d"
+    assert pack.get_tensor("layers.1.q_proj.weight", "source").tobytes() == broken["layers.1.q_proj.weight"].tobytes()
+    with pytest.raises(ValueError, match="nonfinite must be"):
+        encode(model, nonfinite="drop")
+    with pytest.raises(ValueError, match="no profile 'zip'"):
+        encode(model, "zip")
+
+
+def test_float64_beyond_float32_is_refused(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((600, 64))
+    rows[3, 4] = 1e300
+    with pytest.raises(NonFiniteError, match="holds inf at row 3, column 4"):
+        encode({"q_proj": rows})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "message"),
+    [
+        ({"a": np.array(["x"])}, TypeError, "cannot be stored"),
+        ({"a": np.zeros(3, np.complex128)}, TypeError, "cannot be stored"),
+        ({"a": np.array([None])}, TypeError, "cannot be stored"),
+        ({3: np.zeros(3)}, TypeError, "names must be str"),
+        ({"__metadata__": np.zeros(3)}, ValueError, "not a tensor name"),
+        ({"\ud800": np.zeros(3)}, ValueError, "lone surrogate"),
+        ({"x" * 70000: np.zeros(3)}, ValueError, "70000 bytes long"),
+        ({"a": np.ma.masked_array([1.0], [True])}, TypeError, "masked"),
+        ([("a", np.zeros(3))], TypeError, "expected a mapping"),
+        ("model.safetensors", TypeError, "expected a mapping"),
+    ],
+)
+def test_bad_arrays_are_refused(tensors: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        encode(tensors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}, {"a": None}])
+def test_metadata_is_text(metadata: dict[str, str]) -> None:
+    with pytest.raises(TypeError, match="must map str to str"):
+        encode({"a": np.zeros(3)}, metadata=metadata)
+
+
+def test_inputs_are_not_changed(model: dict[str, NDArray[np.generic]]) -> None:
+    before = {name: array.tobytes() for name, array in model.items()}
+    for array in model.values():
+        array.flags.writeable = False
+    encode(model)
+    assert {name: array.tobytes() for name, array in model.items()} == before
+
+
+def test_row_cosines_at_the_edges() -> None:
+    rows = np.array([[3, 4], [0, 0], [0, 0], [1, 0], [1, 1], [1e-30, 0], [3e38, 3e38]], np.float32)
+    back = np.array([[6, 8], [0, 0], [1, 0], [0, 0], [-1, -1], [1e-30, 0], [3e38, 3e38]], np.float32)
+    assert row_cosines(rows, back) == pytest.approx([1, 1, 0, 0, -1, 1, 1])
+    back[0, 0] = np.inf
+    back[4, 1] = np.nan
+    assert row_cosines(rows, back)[[0, 4]].tolist() == [-1, -1]
+
+
+def test_row_cosines_against_numpy(rng: np.random.Generator) -> None:
+    a, b = (rng.standard_normal((50, 33)).astype(np.float32) for _ in range(2))
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    expected = (wide_a * wide_b).sum(1) / np.sqrt((wide_a**2).sum(1) * (wide_b**2).sum(1))
+    assert row_cosines(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_quantiles_are_real_rows_rounded_down() -> None:
+    cosines = np.linspace(0, 1, 101)[::-1]
+    found = summarize(cosines)
+    assert found.n_rows == 101
+    assert found.worst_row == 100
+    assert found.quantiles == pytest.approx(np.linspace(0, 1, 21), abs=2e-6)
+    assert all(q <= exact for q, exact in zip(found.quantiles, np.linspace(0, 1, 21), strict=True))
+    assert type(found).from_json(found.to_json()) == found
+    assert summarize(np.zeros(0)).passes(Threshold(1, 1))
+
+
+def test_gates_pass_and_fail_by_median_and_p5() -> None:
+    report = GateReport(enforced=True, min_ratio=2.0)
+    report.ratio = 7.0
+    report.add("a", "argmax", np.full(100, 0.951))
+    report.add("b", "index", np.r_[np.full(96, 0.99), np.full(4, 0.1)])
+    assert report
+    assert report.to_json()["regimes"]["index"]["worst"] == {"tensor": "b", "row": 96}
+    report.add("c", "index", np.full(10, 0.2))
+    assert not report, "p5 of the regime fell"
+    assert not report.reached
+    lenient = GateReport(enforced=False)
+    lenient.add("a", "argmax", np.zeros(3))
+    assert lenient
+    assert not lenient.reached
+    short = GateReport(enforced=True)
+    short.ratio = 1.9
+    assert not short, "gate 3"
+
+
+def test_regime_quantiles_never_exceed_the_truth(rng: np.random.Generator) -> None:
+    report = GateReport(enforced=False)
+    cosines = 1 - rng.exponential(0.05, 5000).clip(0, 2)
+    for part in np.array_split(cosines, 7):
+        report.add(str(len(report.tensors)), "argmax", part)
+    found = report.regimes["argmax"]
+    for fraction in (0.0, 0.05, 0.5, 0.95):
+        exact = np.quantile(cosines, fraction, method="lower")
+        assert exact - 2e-5 <= found.quantile(fraction) <= exact
+
+
+def test_what_is_recorded_is_what_is_measured(model: dict[str, NDArray[np.generic]]) -> None:
+    pack = encode(model, "lookup")
+    report = GateReport(enforced=False)
+    measure(pack, ArraySource(model), report)
+    assert report.tensors
+    for name, cosines in report.tensors.items():
+        assert pack.info(name).gates == cosines
+
+
+def test_a_missing_name_suggests_the_nearest() -> None:
+    pack = hhtld.encode({"lm_head.weight": np.zeros((3, 4))})
+    with pytest.raises(KeyError, match=r"did you mean 'lm_head\.weight'"):
+        pack.get_tensor("lm_head.weights")

@@ -1,0 +1,174 @@
+"""A reader of .hhtld files written from the format's specification alone.
+
+It shares no code with the package: it is the second opinion that the tests hold the package's own reader
+against, and it stays short so that a person can check it beside the specification's text.
+"""
+
+import json
+import math
+import struct
+import zlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KINDS = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
+BITS = dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
+BITS |= {"I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+NATIVE = {"BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4"}
+NATIVE |= {"U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8", "C64": "<c8"}
+ENCODABLE = {"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+
+
+class SpecError(ValueError):
+    """The file breaks a rule of the specification."""
+
+
+def check(holds: bool, rule: str) -> None:
+    """Refuse the file if a rule does not hold."""
+    if not holds:
+        raise SpecError(rule)
+
+
+def bfloat16(data: bytes) -> np.ndarray:
+    """The float32 values of little-endian bfloat16 elements, which must be finite."""
+    values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    check(bool(np.isfinite(values).all()), "finite values")
+    return values
+
+
+def parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, no key of which may be repeated."""
+    found = dict(pairs)
+    check(len(found) == len(pairs), "no repeated key")
+    return found
+
+
+def refuse_constant(text: str) -> None:
+    """Refuse NaN and the infinities."""
+    raise SpecError(text)
+
+
+def read_table(data: bytes) -> tuple[dict[str, Any], int]:
+    """Check header and trailer; return the table and its offset."""
+    check(len(data) >= 128 and len(data) % 64 == 0, "file length")
+    magic, major, _, length, required, _ = struct.unpack_from("<8sHHIQQ", data)
+    check(magic == b"\x89HHTLD\r\n" and length == 64 and not any(data[32:60]), "header")
+    check(struct.unpack_from("<I", data, 60)[0] == zlib.crc32(data[:60]), "header checksum")
+    check(major in (1, 2) and required == 0, "version, feature bits")
+    tail = data[-64:]
+    offset, nbytes, table_crc, tail_crc, total = struct.unpack_from("<QQIIQ", tail)
+    check(tail[56:] == b"\x89HHTLE\r\n" and total == len(data) and not any(tail[32:56]), "trailer")
+    check(tail_crc == zlib.crc32(tail[:20] + bytes(4) + tail[24:]), "trailer checksum")
+    check(offset % 64 == 0 and nbytes <= 100_000_000, "table place")
+    check(offset + nbytes + -nbytes % 64 + 64 == len(data), "trailer follows the table")
+    raw = data[offset : offset + nbytes]
+    check(table_crc == zlib.crc32(tail[:16] + raw), "table checksum")
+    check(not any(data[offset + nbytes : -64]), "padding")
+    table = json.loads(raw.decode("ascii"), object_pairs_hook=parse_object, parse_constant=refuse_constant)
+    kinds = [s["kind"] for s in table["sections"]]
+    check(major == 2 or not {"basis", "slot_l"} & set(kinds), "kinds of version 2 in version 1")
+    return table, offset
+
+
+def read_sections(data: bytes, table: dict[str, Any], table_offset: int) -> list[bytes]:
+    """Every section's bytes, checked."""
+    out, end = [], 64
+    for number, section in enumerate(table["sections"]):
+        kind, offset, nbytes = section["kind"], section["offset"], section["nbytes"]
+        check(offset == end + -end % 64 and 0 <= nbytes <= table_offset - offset, "section place")
+        check(not any(data[end:offset]), "padding")
+        end = offset + nbytes
+        out.append(data[offset:end])
+        if kind in KINDS:
+            head = struct.pack("<IIQ", KINDS[kind], number, nbytes)
+            check(section["crc32"] == zlib.crc32(head + out[-1]), "section checksum")
+    check(table_offset == end + -end % 64 and not any(data[end:table_offset]), "table follows sections")
+    return out
+
+
+def add_slot_l(rows: np.ndarray, tensor: dict[str, Any], slot_l: bytes, basis: bytes) -> np.ndarray:
+    """The rows with their Slot L residual added lane by lane."""
+    lanes, n_cols = struct.unpack_from("<II", basis)
+    check(1 <= lanes <= 8 and n_cols == rows.shape[1], "basis shape")
+    check(len(basis) == 8 + 4 * lanes + 2 * lanes * n_cols and len(slot_l) == 8 * len(rows), "Slot L sizes")
+    check(bool(np.isfinite(np.frombuffer(basis, "<f4", lanes, 8)).all()), "finite singular values")
+    scale = np.float32(tensor["slot_l_scale"])
+    check(float(scale) == tensor["slot_l_scale"] and 0 < scale < np.inf, "slot_l_scale")
+    directions = bfloat16(basis[8 + 4 * lanes :]).reshape(lanes, n_cols)
+    codes = np.frombuffer(slot_l, np.int8).reshape(-1, 8).astype(np.float32)
+    for lane in range(lanes):
+        rows = rows + (codes[:, lane] * scale)[:, None] * directions[lane]
+    return rows
+
+
+def decode(tensor: dict[str, Any], group: dict[str, Any], sections: list[bytes]) -> np.ndarray:
+    """An encoded tensor as float32."""
+    shape, own = tensor["shape"], {kind: sections[n] for kind, n in tensor["sections"].items()}
+    n_rows, n_cols = shape[0], math.prod(shape[1:])
+    check(len(shape) >= 2 and group["shape"] == [n_rows, n_cols] and tensor["dtype"] in ENCODABLE, "shape, dtype")
+    if tensor["codec"] == "hhtl_d":
+        palette = sections[group["sections"]["palette"]]
+        check(len(palette) % 34 == 0 and len(own["entries"]) == 4 * n_rows, "palette, entries")
+        dims = np.frombuffer(palette, "<i2").reshape(-1, 17).astype(np.float32) / np.float32(256)
+        slot_d = np.frombuffer(own["entries"], "<u2").reshape(-1, 2)[:, 0]
+        check(not np.any(slot_d & 1), "Slot D bit 0")
+        twigs = slot_d >> 2 & 255
+        lane_of = np.empty(17, np.intp)
+        lane_of[11 * np.arange(17) % 17] = np.arange(17)
+        entries = dims[:, lane_of[np.arange(n_cols) % 17]]
+    else:
+        check(tensor["codec"] == "hhtl_f32" and len(own["palette_f32"]) % (2 * n_cols) == 0, "palette_f32")
+        entries = bfloat16(own["palette_f32"]).reshape(-1, n_cols)
+        twigs = np.frombuffer(own["twigs"], np.uint8)
+    check(1 <= len(entries) <= 256 and len(twigs) == n_rows and not (twigs >= len(entries)).any(), "palette index")
+    rows = entries[twigs]
+    if "slot_l" in own:
+        rows = add_slot_l(rows, tensor, own["slot_l"], sections[group["sections"]["basis"]])
+    return rows.reshape(shape)
+
+
+def check_groups(table: dict[str, Any], sections: list[bytes]) -> None:
+    """Fisher z sections, and that every known section has one owner of its kind."""
+    for group in table["groups"]:
+        numbers = group["sections"]
+        check(("palette" in numbers) == ("fisher_z" in numbers), "palette and fisher_z together")
+        if "palette" in numbers:
+            fisher_z, k = sections[numbers["fisher_z"]], len(sections[numbers["palette"]]) // 34
+            z_min, z_range = struct.unpack_from("<ff", fisher_z)
+            check(len(fisher_z) == 8 + k * k and math.isfinite(z_min) and 0 < z_range < math.inf, "fisher_z")
+    owners = [*table["groups"], *(t for t in table["tensors"] if "codec" in t)]
+    referred = sorted((n, kind) for owner in owners for kind, n in owner["sections"].items())
+    kinds = [section["kind"] for section in table["sections"]]
+    check(referred == [(n, kind) for n, kind in enumerate(kinds) if kind in KINDS], "each section referred to once")
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """Every tensor of a file: encoded ones as float32, kept ones as stored, aliases resolved."""
+    data = Path(path).read_bytes()
+    table, offset = read_table(data)
+    sections = read_sections(data, table, offset)
+    check_groups(table, sections)
+    names = [tensor["name"] for tensor in table["tensors"]]
+    check(all(a < b for a, b in pairwise(names)), "names ascend")
+    out: dict[str, np.ndarray] = {}
+    for tensor in table["tensors"]:
+        dtype, shape = tensor["dtype"], tensor["shape"]
+        check(dtype in BITS and len(shape) <= 32 and all(0 <= size <= 1 << 48 for size in shape), "dtype, shape")
+        if tensor.get("codec") == "keep":
+            raw = sections[tensor["sections"]["raw"]]
+            check(len(raw) * 8 == math.prod(shape) * BITS[dtype], "raw length")
+            elements = np.frombuffer(raw, NATIVE.get(dtype, "u1"))
+            out[tensor["name"]] = elements.reshape(shape) if dtype in NATIVE else elements
+        elif "codec" in tensor:
+            out[tensor["name"]] = decode(tensor, table["groups"][tensor["group"]], sections)
+    by_name = {tensor["name"]: tensor for tensor in table["tensors"]}
+    for tensor in (t for t in table["tensors"] if "alias_of" in t):
+        source = by_name[tensor["alias_of"]]
+        check("alias_of" not in source, "alias of an alias")
+        check(all(tensor[key] == source[key] for key in ("dtype", "shape")), "alias of another dtype or shape")
+        out[tensor["name"]] = out[source["name"]]
+    return out

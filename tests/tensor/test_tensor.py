@@ -1,0 +1,234 @@
+"""Encoded tensors and groups: the one decoder, row access, edges, and the files before Slot L."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hhtld.basis import SvdBasis
+from hhtld.group import (
+    PaletteGroupKey,
+    SharedPaletteGroup,
+    build_group_with_fisher_z,
+    build_group_with_leaf,
+    sample_basis,
+)
+from hhtld.rows import ArrayRows
+from hhtld.slots import ENTRY_DTYPE
+from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+
+Tensor = HhtlDTensor | HhtlF32Tensor
+
+
+def structured(n_rows: int, n_cols: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    return (rng.standard_normal((n_rows, 4)) @ rng.standard_normal((4, n_cols))).astype(np.float32)
+
+
+def group(rows: NDArray[np.float32], leaf: bool) -> SharedPaletteGroup:
+    key = PaletteGroupKey("other", "embed" if leaf else "gate", rows.shape)
+    return (build_group_with_leaf if leaf else build_group_with_fisher_z)(key, [("w", rows)])
+
+
+def encoded(codec: str, rows: NDArray[np.float32]) -> Tensor:
+    if codec.startswith("d"):
+        return group(rows, codec == "d+l").tensor("w")
+    if codec == "f32":
+        return HhtlF32Tensor.encode("v", rows)
+    return HhtlF32Tensor.encode_with_leaf("v", rows, sample_basis(ArrayRows(rows)))
+
+
+CODECS = ["d", "d+l", "f32", "f32+l"]
+SHAPES = [(1, 1), (1, 40), (2, 3), (3, 16), (5, 17), (7, 33), (40, 8), (300, 51), (513, 20)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_rows_are_rows_of_the_whole(codec: str, shape: tuple[int, int], rng: np.random.Generator) -> None:
+    tensor = encoded(codec, structured(*shape, rng))
+    whole = tensor.reconstruct_rows()
+    assert whole.shape == shape
+    assert whole.dtype == np.float32
+    assert np.isfinite(whole).all()
+    picks = rng.integers(0, shape[0], 11)
+    assert np.array_equal(tensor.reconstruct_rows(picks), whole[picks])
+    assert np.array_equal(tensor.reconstruct_rows(slice(None, None, -2)), whole[::-2])
+    assert np.array_equal(tensor.reconstruct_rows([-1]), whole[-1:])
+    assert np.array_equal(tensor.reconstruct_row(shape[0] - 1), whole[-1])
+    assert tensor.reconstruct_rows([]).shape == (0, shape[1])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", ["zeros", "duplicates", "one row of zeros", "tiny", "huge", "negative zero"])
+def test_degenerate_rows(codec: str, kind: str, rng: np.random.Generator) -> None:
+    rows = structured(30, 25, rng)
+    if kind == "zeros":
+        rows[:] = 0
+    elif kind == "duplicates":
+        rows[:] = rows[0]
+    elif kind == "one row of zeros":
+        rows[3] = 0
+    elif kind == "tiny":
+        rows *= np.float32(1e-40)
+    elif kind == "huge":
+        rows *= np.float32(1e30)
+    else:
+        rows[:] = -0.0
+    decoded = encoded(codec, rows).reconstruct_rows()
+    assert np.isfinite(decoded).all()
+    if kind == "zeros":
+        assert not decoded.any()
+    if kind == "duplicates" and codec == "f32":
+        assert len(np.unique(decoded, axis=0)) == 1
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_bytes_do_not_depend_on_threads(codec: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = structured(700, 40, rng)
+    alone = encoded(codec, rows)
+    monkeypatch.setattr("hhtld.rows.BLOCK_NBYTES", 4096)
+    with ThreadPoolExecutor(7) as threads:
+        if codec.startswith("d"):
+            key = PaletteGroupKey("other", "embed" if codec == "d+l" else "gate", rows.shape)
+            build = build_group_with_leaf if codec == "d+l" else build_group_with_fisher_z
+            together: Tensor = build(key, [("w", rows)], threads).tensor("w")
+        elif codec == "f32":
+            together = HhtlF32Tensor.encode("v", rows, executor=threads)
+        else:
+            together = HhtlF32Tensor.encode_with_leaf("v", rows, sample_basis(ArrayRows(rows)), executor=threads)
+    assert together.entries_to_bytes() == alone.entries_to_bytes()
+    assert together.slot_l_to_bytes() == alone.slot_l_to_bytes()
+    assert together.slot_l_scale == alone.slot_l_scale
+
+
+def test_without_slot_l_nothing_of_it_exists(rng: np.random.Generator) -> None:
+    rows = structured(40, 30, rng)
+    plain, leafed = group(rows, False), group(rows, True)
+    tensor = plain.tensor("w")
+    assert tensor.slot_l is tensor.slot_l_scale is tensor.svd_basis is None
+    assert tensor.slot_l_to_bytes() is None
+    assert tensor.slot_l_byte_size() == plain.slot_l_byte_size() == plain.svd_basis_byte_size() == 0
+    assert plain.slot_l_for("w") is None
+    # The older part of an object with Slot L is what it was, but for the role's basin.
+    assert leafed.tensor_entries["w"]["slot_v"].tobytes() == plain.tensor_entries["w"]["slot_v"].tobytes()
+    assert leafed.fisher_z.to_bytes() == plain.fisher_z.to_bytes()
+
+
+def test_sizes(rng: np.random.Generator) -> None:
+    rows = structured(600, 50, rng)
+    held = group(rows, True)
+    tensor = held.tensor("w")
+    assert tensor.fisher_z is not None
+    assert tensor.entries_byte_size() == 2400
+    assert tensor.slot_l_byte_size() == held.slot_l_byte_size() == 4800
+    assert tensor.total_byte_size() == 7200 + tensor.fisher_z.byte_size()
+    assert tensor.compression_ratio() == 2 * 600 * 50 / 7200
+    assert held.svd_basis_byte_size() == 8 + 8 * (4 + 100)
+    assert held.palette_byte_size() == 256 * 34
+    assert held.tensor_names == ["w"]
+    f32 = HhtlF32Tensor.encode("v", rows)
+    assert f32.total_byte_size() == 600 + 256 * 100
+    assert f32.compression_ratio() == 2 * 600 * 50 / f32.total_byte_size()
+
+
+def test_serialised_parts_come_back(rng: np.random.Generator) -> None:
+    tensor = group(structured(50, 30, rng), True).tensor("w")
+    assert tensor.slot_l is not None
+    assert tensor.entries.dtype == ENTRY_DTYPE
+    assert np.array_equal(HhtlDTensor.entries_from_bytes(tensor.entries_to_bytes()), tensor.entries)
+    assert np.array_equal(HhtlDTensor.slot_l_from_bytes(tensor.slot_l_to_bytes() or b""), tensor.slot_l)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        HhtlDTensor.slot_l_from_bytes(bytes(9))
+    entry = tensor.entry(3)
+    assert entry.twig == tensor.twigs[3]
+    assert entry.heel_basin is tensor.basin
+
+
+def test_cosine_lookup_is_that_of_the_entries(rng: np.random.Generator) -> None:
+    rows = structured(30, 30, rng)
+    tensor = group(rows, False).tensor("w")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert tensor.cosine_lookup(2, 9) == pytest.approx(float(unit[2] @ unit[9]), abs=0.05)
+    f32 = HhtlF32Tensor.encode("v", rows)
+    assert f32.cosine_lookup(2, 9) == pytest.approx(float(unit[2] @ unit[9]), abs=0.02)
+    assert HhtlF32Tensor.encode("v", np.zeros((2, 3))).cosine_lookup(0, 1) == 0.0
+    tensor.fisher_z = None
+    with pytest.raises(ValueError, match="no Fisher z"):
+        tensor.cosine_lookup(0, 1)
+
+
+def test_f32_palette_never_picks_twice(rng: np.random.Generator) -> None:
+    rows = np.repeat(structured(5, 12, rng), 3, axis=0)
+    tensor = HhtlF32Tensor.encode("v", rows)
+    assert len(tensor.palette_bits) == 5
+    assert np.abs(tensor.reconstruct_rows() - rows).max() <= np.abs(rows).max() * 2**-8
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([5], IndexError, "must lie in 0..4"),
+        ([-6], IndexError, "must lie in 0..4"),
+        ([[1]], TypeError, "flat sequence"),
+        ([1.5], TypeError, "flat sequence"),
+    ],
+)
+def test_bad_row_numbers(rows: object, error: type[Exception], message: str) -> None:
+    tensor = HhtlF32Tensor.encode("v", np.eye(5))
+    with pytest.raises(error, match=message):
+        tensor.reconstruct_rows(rows)  # type: ignore[arg-type]
+
+
+def test_constructors_check_what_they_are_given(rng: np.random.Generator) -> None:
+    tensor = group(structured(20, 12, rng), True).tensor("w")
+    parts = (tensor.role, tensor.cache)
+    with pytest.raises(ValueError, match="entries must be 19"):
+        HhtlDTensor(*parts, tensor.entries, (19, 12))
+    with pytest.raises(ValueError, match="come together"):
+        HhtlDTensor(*parts, tensor.entries, (20, 12), slot_l=tensor.slot_l)
+    with pytest.raises(ValueError, match="basis has 12 columns"):
+        HhtlDTensor(
+            *parts, tensor.entries, (20, 13), slot_l=tensor.slot_l, slot_l_scale=1.0, svd_basis=tensor.svd_basis
+        )
+    with pytest.raises(ValueError, match="finite and positive"):
+        HhtlDTensor(
+            *parts, tensor.entries, (20, 12), slot_l=tensor.slot_l, slot_l_scale=-1.0, svd_basis=tensor.svd_basis
+        )
+    bad = tensor.entries.copy()
+    bad["slot_d"][7] = 255 << 2
+    with pytest.raises(ValueError, match="row 7 has twig 255, but the palette has 20"):
+        HhtlDTensor(*parts, bad, (20, 12))
+    with pytest.raises(ValueError, match="row 1 has twig 9, but the palette has 1"):
+        HhtlF32Tensor("v", np.zeros((1, 3), np.uint16), np.array([0, 9], np.uint8), (2, 3))
+    with pytest.raises(ValueError, match="finite"):
+        HhtlF32Tensor("v", np.full((1, 3), 0x7F80, np.uint16), np.zeros(2, np.uint8), (2, 3))
+
+
+def test_groups_refuse_what_does_not_belong(rng: np.random.Generator) -> None:
+    held = group(structured(20, 12, rng), False)
+    with pytest.raises(ValueError, match="cannot hold rows of shape"):
+        held.add("x", structured(21, 12, rng))
+    with pytest.raises(ValueError, match="already holds 'w'"):
+        held.add("w", structured(20, 12, rng))
+    with pytest.raises(ValueError, match="no tensors"):
+        build_group_with_leaf(held.key, [])
+    with pytest.raises(ValueError, match="at least one row"):
+        HhtlF32Tensor.encode("v", np.zeros((0, 3)))
+    assert str(held.key) == "other/gate 20 x 12"
+
+
+def test_a_group_is_built_from_its_first_tensor(rng: np.random.Generator) -> None:
+    first, second = structured(60, 20, rng), structured(60, 20, rng)
+    key = PaletteGroupKey("other", "up", (60, 20))
+    both = build_group_with_fisher_z(key, [("a", first), ("b", second)])
+    alone = build_group_with_fisher_z(key, [("a", first)])
+    assert both.cache.palette.entries.to_bytes() == alone.cache.palette.entries.to_bytes()
+    assert both.tensor("a").entries_to_bytes() == alone.tensor("a").entries_to_bytes()
+    assert both.tensor_names == ["a", "b"]
+
+
+def test_basis_sample_is_the_first_4096_rows(rng: np.random.Generator) -> None:
+    rows = structured(5000, 9, rng)
+    assert sample_basis(ArrayRows(rows)).to_bytes() == SvdBasis.build(rows[:4096]).to_bytes()
