@@ -61,6 +61,7 @@ setup(
     packages=[
         "hhtld",
         "hhtld._kernels",
+        "hhtld.codebooks",
         "hhtld.formats",
         "hhtld.formats.hhtld",
     ],

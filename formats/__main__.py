@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hhtld.errors import FormatError, HhtldError, MissingExtraError, NonFiniteError, OutputError, UnknownFormatError
+from hhtld.errors import (
+    FormatError,
+    GateError,
+    HhtldError,
+    MissingExtraError,
+    NonFiniteError,
+    OutputError,
+    RangeError,
+    UnknownFormatError,
+)
 
 __all__ = ["main"]
 
@@ -48,11 +57,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dst", metavar="DST", help="file to write; replaced only by a complete, verified one")
     command.add_argument(
         "--profile",
-        default="f32",
-        choices=("lookup", "f32"),
-        help="lookup: 4 bytes a row (12 with Slot L), for routing and lookup, does not reconstruct; "
-        "f32: 1 byte a row (9 with Slot L) into a palette of real rows (default)",
+        default="gates",
+        help="gates: the smallest file whose rows pass the gates (default); bits:B: B bits a weight, 1 to 6 in "
+        "sixteenths; lookup: 4 bytes a row (12 with Slot L), routes and looks up, does not reconstruct; "
+        "f32: 1 byte a row (9 with Slot L) into a palette of real rows",
     )
+    command.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        type=_rule,
+        metavar="GLOB=PROFILE",
+        help="profile for the tensors whose name matches; the first match wins; GLOB=keep keeps them as they are",
+    )
+    command.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        type=_gate,
+        metavar="REGIME=MEDIAN,P5",
+        help="cosines that profile gates must reach, for example 'index=0.98,0.95' (argmax: 0.95,0.90)",
+    )
+    command.add_argument(
+        "--min-ratio", type=float, default=2.0, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the rotations (default 0)")
     command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
     command.add_argument(
         "--jobs", type=_positive, metavar="N", help="threads (default: all processors); same bytes for any N"
@@ -93,6 +122,24 @@ def _positive(text: str) -> int:
     return number
 
 
+def _rule(text: str) -> tuple[str, str]:
+    glob, equals, profile = text.rpartition("=")
+    if not equals or not glob:
+        raise argparse.ArgumentTypeError(f"expected GLOB=PROFILE, got {text!r}")
+    return glob, profile
+
+
+def _gate(text: str) -> tuple[str, float, float]:
+    regime, _, numbers = text.partition("=")
+    try:
+        median, p5 = (float(number) for number in numbers.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected REGIME=MEDIAN,P5, got {text!r}") from None
+    if regime not in ("argmax", "index") or not (-1 <= p5 <= 1 and -1 <= median <= 1):
+        raise argparse.ArgumentTypeError(f"expected argmax or index and two cosines, got {text!r}")
+    return regime, median, p5
+
+
 def _span(text: str) -> slice:
     parts = text.split(":")
     try:
@@ -110,20 +157,28 @@ def _convert(args: argparse.Namespace) -> int:
     from hhtld.formats import open_source
     from hhtld.formats.convert import convert, resolve_source
     from hhtld.formats.terminal import console, gate_table, human_nbytes, plain_table, progress_bar, safe
+    from hhtld.gates import Threshold
 
     with open_source(resolve_source(args.src)) as source:
         total = sum(info.nbytes for info in source.infos().values())
     with progress_bar(total, wanted=not args.json and not args.dry_run) as progress:
-        report = convert(
-            args.src,
-            args.dst,
-            profile=args.profile,
-            to=args.to,
-            jobs=args.jobs,
-            nonfinite=args.nonfinite,
-            dry_run=args.dry_run,
-            progress=progress,
-        )
+        try:
+            report = convert(
+                args.src,
+                args.dst,
+                profile=args.profile,
+                rules=args.rule,
+                gates={regime: Threshold(median, p5) for regime, median, p5 in args.gate},
+                min_ratio=args.min_ratio,
+                to=args.to,
+                jobs=args.jobs,
+                nonfinite=args.nonfinite,
+                seed=args.seed,
+                dry_run=args.dry_run,
+                progress=progress,
+            )
+        except GateError as missed:
+            report = missed.report
     if args.json:
         print(report.to_text())
         return DONE if report else FAILED
@@ -139,7 +194,7 @@ def _convert(args: argparse.Namespace) -> int:
                 human_nbytes(t.info.nbytes),
                 human_nbytes(t.nbytes),
                 f"{t.bits_per_weight:.3f}",
-                f"{t.cosines.median:.4f}" if t.cosines else "",
+                f"{t.cosines.median:.4f}" if t.cosines else f"~{t.predicted_median:.4f}" if t.predicted_median else "",
                 f"{t.cosines.p5:.4f}" if t.cosines else "",
             )
             for t in encoded
@@ -148,8 +203,10 @@ def _convert(args: argparse.Namespace) -> int:
         out.print(plain_table(headings, rows))
     if encoded and not report.dry_run:
         out.print(gate_table(report.gates))
-        if not report.gates.reached:
-            out.print(f"Profile {report.profile} routes and looks up rows; its gates are shown, not enforced.")
+        if not report.gates.enforced:
+            out.print(f"The gates are shown, not enforced, for profile {report.profile}.")
+        elif not report:
+            out.print(f"FAILED: {report.gates.verdict()}", markup=False)
     verb = "would take" if report.dry_run else "takes"
     kept = sum(t.regime is None and t.alias_of is None for t in report.tensors)
     tied = sum(t.alias_of is not None for t in report.tensors)
@@ -268,7 +325,7 @@ def _exit_code(error: BaseException) -> int | None:
         return CANNOT_WRITE
     if isinstance(error, MissingExtraError | UnknownFormatError):
         return USAGE
-    if isinstance(error, FormatError | NonFiniteError | OSError):
+    if isinstance(error, FormatError | NonFiniteError | RangeError | OSError):
         return BAD_INPUT
     if isinstance(error, ValueError | TypeError):
         return USAGE

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hhtld.base17 import BASE17_NBYTES
 from hhtld.encoder import Progress
+from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.demo import DEMO, demo_model
 from hhtld.formats.hhtld import open_pack, write_pack
-from hhtld.gates import CosineSummary, GateReport
+from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, TensorPlan, make_plan
+from hhtld.rate import DEFAULT_STATE_BITS, decide_group
 from hhtld.roles import regime, should_use_leaf
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
-from hhtld.source import TensorInfo, TensorSource
+from hhtld.source import SourceRows, TensorInfo, TensorSource
+from hhtld.trellis import Trellis
 
 __all__ = ["ConversionReport", "TensorOutcome", "convert", "default_jobs", "resolve_source"]
 
@@ -67,6 +70,7 @@ class TensorOutcome:
     regime: str | None = None
     alias_of: str | None = None
     cosines: CosineSummary | None = None
+    predicted_median: float | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -89,6 +93,8 @@ class TensorOutcome:
             record["alias_of"] = self.alias_of
         if self.regime is not None:
             record["regime"] = self.regime
+        if self.predicted_median is not None:
+            record["predicted_median"] = round(self.predicted_median, 6)
         if self.cosines is not None:
             record["cosine"] = self.cosines.to_json() | {
                 "median": self.cosines.median,
@@ -161,10 +167,14 @@ def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    profile: str = "f32",
+    profile: str = "gates",
+    rules: Sequence[tuple[str, str]] = (),
+    gates: Mapping[str, Threshold] | None = None,
+    min_ratio: float = 2.0,
     to: str | None = None,
     jobs: int | None = None,
     nonfinite: str = "refuse",
+    seed: int = 0,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -177,14 +187,22 @@ def convert(
     dst : path
         Its suffix chooses the format unless `to` names one. An existing file is replaced once the
         new one is complete and verified.
-    profile : {"lookup", "f32"}
-        What encoded rows hold; only used when writing .hhtld.
+    profile : str
+        "gates", "bits:B", "lookup" or "f32"; only used when writing .hhtld.
+    rules : sequence of (glob, profile)
+        The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
+    gates : mapping of "argmax" and "index" to Threshold, optional
+        Cosines asked of profile "gates".
+    min_ratio : float
+        Bytes as bfloat16 over the file that profile "gates" must reach.
     jobs : int, optional
         Threads; all processors by default. The bytes are the same for any number.
     nonfinite : {"refuse", "keep"}
         What becomes of weight tensors that hold an infinity or NaN.
+    seed : int
+        Of the rotations.
     dry_run : bool
-        Predict sizes, write nothing.
+        Predict sizes and cosines, write nothing.
     progress : callable, optional
         Called with a stage, a tensor's name and its bytes when that stage is done with it.
 
@@ -194,6 +212,8 @@ def convert(
 
     Raises
     ------
+    GateError
+        When profile "gates" misses a gate. The file is complete and stays; the report is the error's.
     FormatError, NonFiniteError
         When the source cannot be converted.
     OutputError
@@ -211,14 +231,19 @@ def convert(
                 output.write_source(source, target)
             _count(report, source, target)
         else:
-            plan = make_plan(source, profile, nonfinite=nonfinite)
-            gates = GateReport(enforced=False)
-            report = ConversionReport(os.fspath(src), str(target), profile, gates, dry_run=dry_run)
-            if not dry_run:
-                write_pack(source, plan, target, gates, executor, progress or (lambda *_: None))
-            _count_pack(report, source, plan, target)
+            plan = make_plan(source, profile, rules=rules, thresholds=gates, nonfinite=nonfinite, seed=seed)
+            measured = GateReport(plan.profile.text == "gates", plan.thresholds, min_ratio)
+            measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
+            report = ConversionReport(os.fspath(src), str(target), profile, measured, dry_run=dry_run)
+            if dry_run:
+                _predict_pack(report, source, plan)
+            else:
+                write_pack(source, plan, target, measured, executor, progress or (lambda *_: None))
+                _count_pack(report, plan, target)
     report.gates.ratio = report.ratio
     report.seconds = time.perf_counter() - started
+    if not report:
+        raise GateError(f"{target} is written, but {report.gates.verdict()}", report)
     return report
 
 
@@ -230,31 +255,63 @@ def _count(report: ConversionReport, source: TensorSource, target: Path) -> None
     report.target_nbytes = report.source_nbytes if report.dry_run else target.stat().st_size
 
 
-def _count_pack(report: ConversionReport, source: TensorSource, plan: Plan, target: Path) -> None:
-    sizes: dict[str, int] = {}
-    if not report.dry_run:
-        with open_pack(target) as pack:
-            sizes = {name: pack.nbytes(name) for name in pack}
-        report.target_nbytes = target.stat().st_size
+def _count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
+    with open_pack(target) as pack:
+        records = {name: (pack.table.tensors[name].codec, pack.nbytes(name)) for name in pack}
+    report.target_nbytes = target.stat().st_size
     for name, tensor in plan.tensors.items():
-        nbytes = sizes.get(name, predicted_nbytes(tensor))
-        kind = None if tensor.group is None else regime(tensor.group.role)
+        codec, nbytes = records[name]
+        kind = None if codec == "keep" or tensor.group is None else regime(tensor.group.role)
         cosines = report.gates.tensors.get(name)
-        report.tensors.append(TensorOutcome(tensor.info, tensor.codec, nbytes, kind, tensor.alias_of, cosines))
-        report.source_nbytes += tensor.info.nbytes
-        if tensor.alias_of is None:
-            report.bf16_nbytes += as_bf16_nbytes(tensor.info)
-    if report.dry_run:
-        shared = sum(predicted_shared_nbytes(plan, names[0]) for names in plan.groups().values())
-        report.target_nbytes = sum(tensor.nbytes for tensor in report.tensors) + shared
+        report.tensors.append(TensorOutcome(tensor.info, codec, nbytes, kind, tensor.alias_of, cosines))
+        _add_source(report, tensor)
+
+
+def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:
+    report.source_nbytes += tensor.info.nbytes
+    if tensor.alias_of is None:
+        report.bf16_nbytes += as_bf16_nbytes(tensor.info)
+
+
+def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) -> None:
+    """Fill a report with what a conversion would give, from samples of rows."""
+    outcomes = {name: TensorOutcome(t.info, "keep", t.info.nbytes) for name, t in plan.tensors.items()}
+    for name, tensor in plan.tensors.items():
+        if tensor.alias_of is not None:
+            outcomes[name] = TensorOutcome(tensor.info, "keep", 0, alias_of=tensor.alias_of)
+    for (key, profile), names in plan.groups().items():
+        kind = regime(key.role)
+        if profile.codec != "hhtl_t":
+            report.target_nbytes += predicted_shared_nbytes(plan, names[0])
+            for name in names:
+                tensor = plan.tensors[name]
+                outcomes[name] = TensorOutcome(tensor.info, tensor.codec, predicted_nbytes(tensor), kind)
+            continue
+        rows = [SourceRows(source, name) for name in names]
+        threshold = None if profile.rate is not None else plan.thresholds[kind]
+        try:
+            shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed)
+        except RangeError:
+            continue
+        if prediction is None:
+            continue
+        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
+        coded = replace(shared, trellis=Trellis.trained(prediction.rate, DEFAULT_STATE_BITS), second=second)
+        own = [coded.tensor_nbytes(key.shape[0])] * len(names)
+        if coded.shared_nbytes() + sum(own) < sum(plan.tensors[name].info.nbytes for name in names):
+            report.target_nbytes += coded.shared_nbytes()
+            for name, nbytes in zip(names, own, strict=True):
+                info = plan.tensors[name].info
+                outcomes[name] = TensorOutcome(info, "hhtl_t", nbytes, kind, predicted_median=prediction.median)
+    for name, tensor in plan.tensors.items():
+        report.tensors.append(outcomes[name])
+        report.target_nbytes += outcomes[name].nbytes
+        _add_source(report, tensor)
 
 
 def predicted_nbytes(tensor: TensorPlan) -> int:
-    """Return the bytes a planned tensor's own sections will take."""
-    if tensor.alias_of is not None:
-        return 0
-    if tensor.group is None:
-        return tensor.info.nbytes
+    """Return the bytes that the own sections of a tensor of a lookup grade will take."""
+    assert tensor.group is not None
     n_rows, n_cols = tensor.group.shape
     leaf = SLOT_L_LANES if should_use_leaf(tensor.group.role) else 0
     if tensor.codec == "hhtl_d":

@@ -57,7 +57,7 @@ def load_file(path: PathLike) -> dict[str, NDArray[Any]]:
 
 
 def save_file(
-    tensors: Mapping[str, Any], path: PathLike, metadata: Mapping[str, str] | None = None, profile: str = "f32"
+    tensors: Mapping[str, Any], path: PathLike, metadata: Mapping[str, str] | None = None, profile: str = "gates"
 ) -> None:
     """Encode arrays and write them to a `.hhtld` file."""
     save(encode(tensors, profile, metadata=metadata), path)

@@ -85,7 +85,7 @@ class SvdBasis:
         vectors = vectors[:, ::-1][:, :keep].T
         alive = values > 1e-7 * values[0]
         if by_rows:
-            # einsum without BLAS sums in one fixed order.
+            # einsum keeps BLAS, and its threads, out of it.
             vectors = np.einsum("cr,rj->cj", vectors, block.astype(np.float64), optimize=False)
             vectors = vectors / np.where(alive, values, 1)[:, None]
         vectors = np.where(alive[:, None], vectors, 0)

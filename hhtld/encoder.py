@@ -9,23 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.basis import SvdBasis
-from hhtld.gates import GateReport, row_cosines
+from hhtld.errors import RangeError
+from hhtld.gates import GateReport, Threshold, row_cosines, summarize
 from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
 from hhtld.pack import HhtldPack
-from hhtld.plan import Plan, make_plan
+from hhtld.plan import Plan, Profile, make_plan
+from hhtld.rate import DEFAULT_STATE_BITS, decide_group
 from hhtld.roles import regime, should_use_leaf
 from hhtld.rows import for_each_block, row_ranges
 from hhtld.sections import MemorySections, SectionSink
 from hhtld.source import ArraySource, SourceRows, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
-from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+from hhtld.tensor import HhtlF32Tensor
+from hhtld.trellis import MAX_RATE, Trellis
+from hhtld.trellis_tensor import HhtlTTensor
 
 __all__ = ["Progress", "encode", "encode_source", "measure"]
 
@@ -53,7 +57,9 @@ class _Encoder:
         self._add_group(key, shared, group.svd_basis)
         for name in names:
             tensor = group.encode(SourceRows(self.source, name), self.executor)
-            self._add_tensor(name, plan, {"entries": tensor.entries}, tensor)
+            parts: dict[str, NDArray[Any]] = {"entries": tensor.entries}
+            parts |= {} if tensor.slot_l is None else {"slot_l": tensor.slot_l}
+            self._add_tensor(name, plan, parts, tensor.slot_l_scale)
 
     def add_f32_group(self, key: PaletteGroupKey, names: list[str], plan: Plan) -> None:
         basis = sample_basis(SourceRows(self.source, names[0])) if should_use_leaf(key.role) else None
@@ -65,23 +71,44 @@ class _Encoder:
                 tensor = HhtlF32Tensor.encode(role, rows, executor=self.executor)
             else:
                 tensor = HhtlF32Tensor.encode_with_leaf(role, rows, basis, executor=self.executor)
-            self._add_tensor(name, plan, {"palette_f32": tensor.palette_bits, "twigs": tensor.twigs}, tensor)
+            parts: dict[str, NDArray[Any]] = {"palette_f32": tensor.palette_bits, "twigs": tensor.twigs}
+            parts |= {} if tensor.slot_l is None else {"slot_l": tensor.slot_l}
+            self._add_tensor(name, plan, parts, tensor.slot_l_scale)
 
-    def _add_group(self, key: PaletteGroupKey, shared: Mapping[str, bytes], basis: SvdBasis | None) -> None:
+    def add_trellis_group(self, key: PaletteGroupKey, names: list[str], plan: Plan, profile: Profile) -> None:
+        rows = [SourceRows(self.source, name) for name in names]
+        coded = _TrellisGroup(key, rows, plan, profile, self.executor)
+        if not coded.worthwhile([plan.tensors[name].info.nbytes for name in names]):
+            for name in names:
+                self.keep(name, plan)
+            return
+        shared = coded.shared
+        sections = {"codebook": shared.trellis.levels.tobytes()}
+        if shared.centroid_bits is not None:
+            sections["centroids"] = shared.centroid_bits.tobytes()
+        if shared.second is not None:
+            sections["codebook_2"] = shared.second.levels.tobytes()
+        rate_2 = None if shared.second is None else shared.second.rate
+        self._add_group(key, sections, shared.basis, (shared.trellis.rate, shared.rotation.seed, rate_2))
+        for name, tensor in zip(names, coded.tensors, strict=True):
+            self._add_tensor(name, plan, tensor.parts(), tensor.slot_l_scale)
+
+    def _add_group(
+        self,
+        key: PaletteGroupKey,
+        shared: Mapping[str, bytes],
+        basis: SvdBasis | None,
+        code: tuple[int | None, int | None, int | None] = (None, None, None),
+    ) -> None:
         sections = {kind: self.sink.add(kind, len(data), [data]) for kind, data in shared.items()}
         if basis is not None:
             sections["basis"] = self.sink.add("basis", basis.byte_size(), [basis.to_bytes()])
-        self.groups.append(GroupRecord(key, sections))
+        self.groups.append(GroupRecord(key, sections, *code))
 
-    def _add_tensor(
-        self, name: str, plan: Plan, parts: Mapping[str, NDArray[Any]], tensor: HhtlDTensor | HhtlF32Tensor
-    ) -> None:
-        own = dict(parts)
-        if tensor.slot_l is not None:
-            own["slot_l"] = tensor.slot_l
-        sections = {kind: self.sink.add(kind, array.nbytes, [array.tobytes()]) for kind, array in own.items()}
+    def _add_tensor(self, name: str, plan: Plan, parts: Mapping[str, NDArray[Any]], scale: float | None) -> None:
+        sections = {kind: self.sink.add(kind, array.nbytes, [array.tobytes()]) for kind, array in parts.items()}
         info, codec = plan.tensors[name].info, plan.tensors[name].codec
-        self.records[name] = TensorRecord(info, codec, sections, len(self.groups) - 1, tensor.slot_l_scale)
+        self.records[name] = TensorRecord(info, codec, sections, len(self.groups) - 1, scale)
         self.progress("encode", name, info.nbytes)
 
     def keep(self, name: str, plan: Plan) -> None:
@@ -96,6 +123,85 @@ class _Encoder:
             yield self.source.read_rows(name, start, stop)
 
 
+class _TrellisGroup:
+    """A group's tensors at the smallest rate that passes on all of their rows, or at a fixed one.
+
+    Attributes
+    ----------
+    shared : TrellisShared
+    tensors : list of HhtlTTensor
+        Empty where no rate passes.
+    """
+
+    def __init__(
+        self, key: PaletteGroupKey, rows: list[SourceRows], plan: Plan, profile: Profile, executor: Executor | None
+    ) -> None:
+        threshold = None if profile.rate is not None else plan.thresholds[regime(key.role)]
+        self.tensors: list[HhtlTTensor] = []
+        try:
+            self._search(key, rows, plan, profile, threshold, executor)
+        except RangeError:  # weights near the end of float32's range are kept as they came
+            self.tensors = []
+
+    def _search(
+        self,
+        key: PaletteGroupKey,
+        rows: list[SourceRows],
+        plan: Plan,
+        profile: Profile,
+        threshold: Threshold | None,
+        executor: Executor | None,
+    ) -> None:
+        self.shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed)
+        if prediction is None:
+            return
+        for rate in range(prediction.rate, MAX_RATE + 1):
+            code = Trellis.trained(rate, DEFAULT_STATE_BITS)
+            second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
+            self.shared = replace(self.shared, trellis=code, second=second)
+            self.tensors = self._encoded(f"{key.component}_{key.role}", rows, executor)
+            if threshold is None or self._passes(rows, threshold, executor):
+                return
+        self.tensors = []
+
+    def _encoded(self, role: str, rows: list[SourceRows], executor: Executor | None) -> list[HhtlTTensor]:
+        if executor is None or len(rows) == 1:
+            return [HhtlTTensor.encode(role, own, self.shared, executor=executor) for own in rows]
+        # Whole tensors side by side: many are a single block. A task never waits for another.
+        futures = [executor.submit(HhtlTTensor.encode, role, own, self.shared) for own in rows]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def _passes(self, rows: list[SourceRows], threshold: Threshold, executor: Executor | None) -> bool:
+        cosines = []
+        for own, tensor in zip(rows, self.tensors, strict=True):
+            found = np.empty(own.n_rows)
+
+            def compare(
+                start: int,
+                stop: int,
+                block: NDArray[np.float32],
+                tensor: HhtlTTensor = tensor,
+                found: NDArray[np.float64] = found,
+            ) -> None:
+                found[start:stop] = row_cosines(block, tensor.reconstruct_rows(slice(start, stop)))
+
+            for_each_block(own, compare, executor)
+            cosines.append(found)
+        return summarize(np.concatenate(cosines)).passes(threshold)
+
+    def worthwhile(self, source_nbytes: list[int]) -> bool:
+        """Whether a rate passed and the group takes fewer bytes than it came with."""
+        if not self.tensors:
+            return False
+        nbytes = self.shared.shared_nbytes() + sum(tensor.total_byte_size() for tensor in self.tensors)
+        return nbytes < sum(source_nbytes)
+
+
 def encode_source(
     source: TensorSource, plan: Plan, sink: SectionSink, executor: Executor | None = None, progress: Progress = _silent
 ) -> PackTable:
@@ -107,18 +213,20 @@ def encode_source(
         When a tensor that is to be encoded holds an infinity or NaN.
     """
     encoder = _Encoder(source, sink, executor, progress)
-    for key, names in plan.groups().items():
-        if plan.tensors[names[0]].codec == "hhtl_d":
+    for (key, profile), names in plan.groups().items():
+        if profile.codec == "hhtl_d":
             encoder.add_lookup_group(key, names, plan)
-        else:
+        elif profile.codec == "hhtl_f32":
             encoder.add_f32_group(key, names, plan)
+        else:
+            encoder.add_trellis_group(key, names, plan, profile)
     for name in plan.kept():
         encoder.keep(name, plan)
     for name, tensor in plan.tensors.items():
         if tensor.alias_of is not None:
             encoder.records[name] = TensorRecord(tensor.info, "keep", alias_of=tensor.alias_of)
     return PackTable(
-        plan.profile,
+        plan.profile.text,
         tuple(encoder.groups),
         dict(sorted(encoder.records.items())),
         source.metadata,
@@ -156,7 +264,7 @@ def measure(
 
 def encode(
     tensors: TensorSource | Mapping[str, Any],
-    profile: str = "f32",
+    profile: str = "gates",
     *,
     metadata: Mapping[str, str] | None = None,
     nonfinite: str = "refuse",
@@ -167,7 +275,8 @@ def encode(
     Parameters
     ----------
     tensors : mapping of str to array, or TensorSource
-    profile : {"lookup", "f32"}
+    profile : str
+        "gates", "bits:B", "lookup" or "f32".
     metadata : mapping of str to str, optional
         Travels with the pack; a source brings its own.
     nonfinite : {"refuse", "keep"}

@@ -19,6 +19,7 @@ __all__ = [
     "MissingExtraError",
     "NonFiniteError",
     "OutputError",
+    "RangeError",
     "TruncatedError",
     "UnknownFormatError",
     "UnsupportedVersionError",
@@ -56,6 +57,10 @@ class HeaderError(FormatError):
 
 class NonFiniteError(HhtldError, ValueError):
     """A tensor holds an infinity or NaN where finite weights are needed."""
+
+
+class RangeError(HhtldError, ValueError):
+    """Weights so large, near 1e38, that encoding passes float32's range."""
 
 
 class UnknownFormatError(HhtldError, LookupError):

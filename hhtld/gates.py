@@ -184,6 +184,8 @@ class GateReport:
         Lookup grades are measured, not judged: they are not meant to reconstruct.
     ratio : float
         Source as bfloat16 over the file, 0 until the file's size is known.
+    exempt : set of str
+        Tensors that a rule gave to a grade that is not judged.
     """
 
     enforced: bool
@@ -194,11 +196,13 @@ class GateReport:
     )
     tensors: dict[str, CosineSummary] = field(default_factory=dict)
     ratio: float = 0.0
+    exempt: set[str] = field(default_factory=set)
 
     def add(self, name: str, regime: str, cosines: NDArray[np.float64]) -> None:
-        """Count one tensor's rows."""
+        """Count one tensor's rows; an exempt tensor's are recorded but not judged."""
         self.tensors[name] = summarize(cosines)
-        self.regimes[regime].add(name, cosines)
+        if name not in self.exempt:
+            self.regimes[regime].add(name, cosines)
 
     @property
     def reached(self) -> bool:
@@ -209,6 +213,18 @@ class GateReport:
 
     def __bool__(self) -> bool:
         return self.reached or not self.enforced
+
+    def verdict(self) -> str:
+        """Return what was missed, in words."""
+        missed = [
+            f"regime {regime} has median {cosines.quantile(0.5):.4f} and p5 {cosines.quantile(0.05):.4f} "
+            f"where {self.thresholds[regime].median} and {self.thresholds[regime].p5} are asked"
+            for regime, cosines in self.regimes.items()
+            if not cosines.passes(self.thresholds[regime])
+        ]
+        if self.ratio < self.min_ratio:
+            missed.append(f"the source as bfloat16 is {self.ratio:.3f} times the file, {self.min_ratio} is asked")
+        return "; ".join(missed) or "every gate passed"
 
     def to_json(self) -> dict[str, Any]:
         """Return every number, for scripts."""

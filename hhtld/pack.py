@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,14 +17,18 @@ from hhtld.dtypes import narrow, view, widen
 from hhtld.errors import HeaderError, shown
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import HhtlCache, Palette
+from hhtld.rotation import Rotation
 from hhtld.sections import SectionReader
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES, entries_from_bytes
 from hhtld.source import TensorInfo, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor, RowIndex, selected_rows
+from hhtld.trellis import Trellis
+from hhtld.trellis_tensor import HhtlTTensor, TrellisShared
 
 __all__ = ["HhtldPack", "PackSlice", "PackSource"]
 
+EncodedTensor = HhtlDTensor | HhtlF32Tensor | HhtlTTensor
 DEFAULT_BUDGET = 64 << 30
 
 
@@ -88,7 +93,7 @@ class HhtldPack:
         """Return the bytes of a tensor's own sections; shared ones and aliases count nothing."""
         return sum(self.sections.nbytes(i) for i in self.table.tensors[name].sections.values())
 
-    def get_tensor(self, name: str, dtype: str = "float32") -> NDArray[Any]:
+    def get_tensor(self, name: str, dtype: str = "float32", levels: int = 2) -> NDArray[Any]:
         """Return a whole tensor in its source shape.
 
         Parameters
@@ -97,12 +102,14 @@ class HhtldPack:
         dtype : {"float32", "source"}
             "float32" decodes weights to float32 (tensors that are not weights come as they are);
             "source" rounds them back to the type they had. Kept tensors lose nothing either way.
+        levels : {2, 1}
+            1 leaves out, and does not read, the second level of Slot T where a tensor has one.
         """
         record = self.table.resolved(name)
         self._afford(record, record.info.n_rows)
-        return self._typed(record, self._decoded(record, None), dtype).reshape(_shape(record, dtype, None))
+        return self._typed(record, self._decoded(record, None, levels), dtype).reshape(_shape(record, dtype, None))
 
-    def get_rows(self, name: str, rows: RowIndex, dtype: str = "float32") -> NDArray[Any]:
+    def get_rows(self, name: str, rows: RowIndex, dtype: str = "float32", levels: int = 2) -> NDArray[Any]:
         """Return the given rows, shape (n, n_cols), reading their bytes and no other rows'.
 
         Parameters
@@ -111,7 +118,7 @@ class HhtldPack:
                 A tensor of at least two axes; rows of packed types must fill whole bytes.
         rows : sequence of int, slice or None
             In any order, repeats allowed; negative ones count from the end.
-        dtype : as in `get_tensor`
+        dtype, levels : as in `get_tensor`
         """
         record = self.table.resolved(name)
         if not record.info.has_rows:
@@ -120,13 +127,13 @@ class HhtldPack:
         index = selected_rows(record.info.n_rows, rows)
         count = len(range(*index.indices(record.info.n_rows))) if isinstance(index, slice) else len(index)
         self._afford(record, count)
-        return self._typed(record, self._decoded(record, index), dtype).reshape(_shape(record, dtype, count))
+        return self._typed(record, self._decoded(record, index, levels), dtype).reshape(_shape(record, dtype, count))
 
     def get_slice(self, name: str) -> PackSlice:
         """Return an object to slice, as safetensors' `get_slice` does."""
         return PackSlice(self, self.table.resolved(name))
 
-    def get_encoded(self, name: str) -> HhtlDTensor | HhtlF32Tensor:
+    def get_encoded(self, name: str) -> EncodedTensor:
         """Return an encoded tensor's slots, all rows, checksums verified."""
         record = self.table.resolved(name)
         if record.codec == "keep":
@@ -148,10 +155,10 @@ class HhtldPack:
                 f"the budget is {self.budget}; read fewer rows, or raise it with hhtld.open(path, budget=...)"
             )
 
-    def _decoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None) -> NDArray[Any]:
+    def _decoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> NDArray[Any]:
         """Rows as float32 for an encoded tensor, as bytes for a kept one."""
         if record.codec != "keep":
-            return self._encoded(record, rows).reconstruct_rows()
+            return self._encoded(record, rows, levels).reconstruct_rows()
         index = record.sections["raw"]
         if rows is None or record.info.row_nbytes == 0:
             whole = self.sections.whole(index)
@@ -168,7 +175,7 @@ class HhtldPack:
             return view(np.ascontiguousarray(decoded), kind, (-1,))
         return decoded if dtype == "float32" else view(narrow(decoded, kind), kind, (-1,))
 
-    def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None) -> HhtlDTensor | HhtlF32Tensor:
+    def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> EncodedTensor:
         def part(kind: str, width: int) -> NDArray[np.uint8]:
             if rows is None:
                 return self.sections.whole(record.sections[kind])
@@ -188,9 +195,50 @@ class HhtldPack:
                 entries = entries_from_bytes(part("entries", ENTRY_DTYPE.itemsize))
                 shape = (len(entries), record.info.n_cols)
                 return HhtlDTensor(shared.role, shared.cache, entries, shape, shared.fisher_z, **leaf)
+            if record.codec == "hhtl_t":
+                return self._trellis_tensor(record, shared.trellis_shared, shared.role, part, leaf, levels)
             palette = shared.palette_f32(record)
             twigs = part("twigs", 1)
             return HhtlF32Tensor(shared.role, palette, twigs, (len(twigs), record.info.n_cols), **leaf)
+
+    def _trellis_tensor(
+        self,
+        record: TensorRecord,
+        code: TrellisShared,
+        role: str,
+        part: Callable[[str, int], NDArray[np.uint8]],
+        leaf: dict[str, Any],
+        levels: int,
+    ) -> HhtlTTensor:
+        if levels not in (1, 2):
+            raise ValueError(f"levels must be 1 or 2, got {levels}")
+        n_cols = record.info.n_cols
+        if levels == 1:
+            code = replace(code, second=None)
+
+        def level(code: Trellis, suffix: str) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+            gains = np.require(part(f"slot_v{suffix}", 2).view("<u2"), requirements="A")
+            return gains, part(f"slot_t{suffix}", code.row_nbytes(n_cols)).reshape(len(gains), -1)
+
+        slot_v, slot_t = level(code.trellis, "")
+        slot_v_2, slot_t_2 = (None, None) if code.second is None else level(code.second, "_2")
+        twigs = part("twigs", 1) if "twigs" in record.sections else None
+        scale = None
+        if "column_scale" in record.sections:
+            scale = np.require(self.sections.whole(record.sections["column_scale"]).view("<u2"), requirements="A")
+        return HhtlTTensor(
+            role,
+            code,
+            slot_v,
+            slot_t,
+            (len(slot_v), n_cols),
+            twigs,
+            leaf.get("slot_l"),
+            leaf.get("slot_l_scale"),
+            scale,
+            slot_v_2,
+            slot_t_2,
+        )
 
     def _group(self, number: int) -> _Shared:
         if number not in self._shared:
@@ -212,6 +260,20 @@ class _Shared:
             if "palette" in group.sections:
                 self.cache = HhtlCache(Palette(Base17.from_bytes(self._bytes(group, "palette"))))
                 self.fisher_z = FisherZTable.from_bytes(self._bytes(group, "fisher_z"), self.cache.k)
+            if group.rate is not None and group.seed is not None:
+                levels = np.frombuffer(self._bytes(group, "codebook"), np.int8)
+                centroids = None
+                if "centroids" in group.sections:
+                    bits = np.require(self._sections.whole(group.sections["centroids"]).view("<u2"), requirements="A")
+                    if (bits & 0x7F80 == 0x7F80).any():
+                        raise HeaderError(f"group {group.key}: centroids must be finite")
+                    centroids = bits.reshape(-1, group.key.shape[1])
+                rotation = Rotation(group.key.shape[1], group.seed)
+                second = None
+                if group.rate_2 is not None:
+                    second = Trellis(group.rate_2, np.frombuffer(self._bytes(group, "codebook_2"), np.int8))
+                code = Trellis(group.rate, levels)
+                self.trellis_shared = TrellisShared(code, rotation, centroids, self.basis, second)
 
     def _bytes(self, group: GroupRecord, kind: str) -> memoryview:
         return self._sections.whole(group.sections[kind]).data

@@ -2,33 +2,87 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hhtld.errors import NonFiniteError
+from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.group import PaletteGroupKey
 from hhtld.roles import group_key, is_encodable
 from hhtld.rows import row_ranges
 from hhtld.source import SourceRows, TensorInfo, TensorSource
+from hhtld.trellis import MAX_RATE, MIN_RATE
 
-__all__ = ["CODECS", "PROFILES", "Plan", "TensorPlan", "make_plan"]
+__all__ = ["CODECS", "Plan", "Profile", "TensorPlan", "make_plan"]
 
 # Codec ids are permanent: they stand in files. A profile is what a user asks for.
-CODECS = ("keep", "hhtl_d", "hhtl_f32")
-PROFILES = {"lookup": "hhtl_d", "f32": "hhtl_f32"}
+CODECS = ("keep", "hhtl_d", "hhtl_f32", "hhtl_t")
+_CODEC_OF = {"keep": "keep", "lookup": "hhtl_d", "f32": "hhtl_f32", "gates": "hhtl_t", "bits": "hhtl_t"}
+
+
+def _sixteenths(text: str) -> int | None:
+    """Bits as sixteenths, or None where they are no rate."""
+    try:
+        rate = float(text) * 16
+    except ValueError:
+        return None
+    return int(rate) if MIN_RATE <= rate <= MAX_RATE and rate == int(rate) else None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A parsed profile: "lookup", "f32", "gates", "keep", "bits:B", or "bits:B+C" for two levels.
+
+    Attributes
+    ----------
+    text : str
+    rate : int or None
+        Sixteenths of a bit, for "bits:B".
+    rate_2 : int or None
+        Of the second level, for "bits:B+C".
+    """
+
+    text: str
+    rate: int | None = None
+    rate_2: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, keep: bool = False) -> Profile:
+        """Parse a profile; `keep` allows "keep", which only a rule may ask for."""
+        kind, colon, bits = text.partition(":")
+        if kind not in _CODEC_OF or (kind == "bits") != bool(colon) or (kind == "keep" and not keep):
+            known = ", ".join(["lookup", "f32", "gates", "bits:B", *(["keep"] if keep else [])])
+            raise ValueError(f"no profile {text!r}; available: {known}")
+        if kind != "bits":
+            return cls(text)
+        rates = [_sixteenths(part) for part in bits.split("+")]
+        if None in rates or len(rates) > 2:
+            raise ValueError(f"bits:B and bits:B+C need 1 to 6 bits in steps of 1/16, got {bits!r}")
+        return cls(text, *rates)
+
+    @property
+    def codec(self) -> str:
+        """The codec that encodes it."""
+        return _CODEC_OF[self.text.partition(":")[0]]
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What one tensor becomes: a codec and its group, or another tensor's alias."""
+    """What one tensor becomes: a profile and its group, or another tensor's alias."""
 
     info: TensorInfo
-    codec: str
+    profile: Profile
     group: PaletteGroupKey | None = None
     alias_of: str | None = None
+
+    @property
+    def codec(self) -> str:
+        """The codec it is planned for; the encoder may still keep it as it came."""
+        return self.profile.codec
 
 
 @dataclass
@@ -37,58 +91,90 @@ class Plan:
 
     Attributes
     ----------
-    profile : str
+    profile : Profile
     tensors : dict of name to TensorPlan, in ascending order of names
+    thresholds : dict of regime to Threshold
+    seed : int
+        Of the rotations.
     """
 
-    profile: str
+    profile: Profile
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
+    thresholds: Mapping[str, Threshold] = field(default_factory=lambda: dict(THRESHOLDS))
+    seed: int = 0
 
-    def groups(self) -> dict[PaletteGroupKey, list[str]]:
-        """Return the encoded names by group, both in ascending order."""
-        members: dict[PaletteGroupKey, list[str]] = defaultdict(list)
+    def groups(self) -> dict[tuple[PaletteGroupKey, Profile], list[str]]:
+        """Return the encoded names by group and profile, all in ascending order."""
+        members: dict[tuple[PaletteGroupKey, Profile], list[str]] = defaultdict(list)
         for name, plan in self.tensors.items():
             if plan.group is not None:
-                members[plan.group].append(name)
-        return dict(sorted(members.items()))
+                members[plan.group, plan.profile].append(name)
+        return dict(sorted(members.items(), key=lambda item: (item[0][0], item[0][1].text)))
 
     def kept(self) -> list[str]:
         """Return the names stored as they came."""
         return [name for name, plan in self.tensors.items() if plan.codec == "keep" and plan.alias_of is None]
 
 
-def make_plan(source: TensorSource, profile: str, *, nonfinite: str = "refuse") -> Plan:
+def make_plan(
+    source: TensorSource,
+    profile: str,
+    *,
+    rules: Sequence[tuple[str, str]] = (),
+    thresholds: Mapping[str, Threshold] | None = None,
+    nonfinite: str = "refuse",
+    seed: int = 0,
+) -> Plan:
     """Plan a source under a profile.
 
     Parameters
     ----------
     source : TensorSource
-    profile : {"lookup", "f32"}
+    profile : str
+        "lookup", "f32", "gates" or "bits:B".
+    rules : sequence of (glob, profile)
+        The first whose glob matches a name decides for it; "keep" keeps the tensor as it is.
+    thresholds : mapping of regime to Threshold, optional
     nonfinite : {"refuse", "keep"}
         What becomes of a weight tensor that holds an infinity or NaN; "keep" reads every candidate
         once more to find them.
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        For an unknown profile, and for a rule that no tensor matches.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"no profile {profile!r}; available: {', '.join(PROFILES)}")
+    chosen = Profile.parse(profile)
+    parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
     if nonfinite not in ("refuse", "keep"):
         raise ValueError(f"nonfinite must be 'refuse' or 'keep', got {nonfinite!r}")
     infos = source.infos()
+    for glob, _ in parsed:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
+            raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     tied = _tied(source, infos.values()) | dict(source.aliases())
-    plan = Plan(profile)
+    plan = Plan(chosen, thresholds={**THRESHOLDS, **(thresholds or {})}, seed=seed)
+    keep = Profile("keep")
     for name in sorted(infos):
         info = infos[name]
+        own = next((found for glob, found in parsed if fnmatch.fnmatchcase(name, glob)), chosen)
         if name in tied:
-            plan.tensors[name] = TensorPlan(info, "keep", alias_of=tied[name])
-        elif (
-            info.dtype.is_weight
-            and is_encodable(info.shape, info.nbytes)
-            and info.n_cols > 0
-            and (nonfinite == "refuse" or _finite(source, name))
-        ):
-            plan.tensors[name] = TensorPlan(info, PROFILES[profile], group_key(name, info.shape))
+            plan.tensors[name] = TensorPlan(info, keep, alias_of=tied[name])
+        elif _takes(own, info) and (nonfinite == "refuse" or _finite(source, name)):
+            plan.tensors[name] = TensorPlan(info, own, group_key(name, info.shape))
         else:
-            plan.tensors[name] = TensorPlan(info, "keep")
+            plan.tensors[name] = TensorPlan(info, keep)
     return plan
+
+
+def _takes(profile: Profile, info: TensorInfo) -> bool:
+    """Whether a profile encodes a tensor: the lookup grades large matrices, Slot T any weight with rows."""
+    if not info.dtype.is_weight or not info.has_rows or info.n_rows * info.n_cols == 0:
+        return False
+    if profile.codec in ("hhtl_d", "hhtl_f32"):
+        return is_encodable(info.shape, info.nbytes)
+    return profile.codec == "hhtl_t"
 
 
 def _finite(source: TensorSource, name: str) -> bool:

@@ -32,12 +32,17 @@ class SectionKind:
         As in a section's checksum.
     major : int
         The lowest file version that has it.
+    feature : int or None
+        The required-feature bit that it sets.
     """
 
     name: str
     code: int
     major: int = 1
+    feature: int | None = None
 
+
+SLOT_T = 0  # required-feature bit
 
 SECTION_KINDS = {
     kind.name: kind
@@ -50,6 +55,14 @@ SECTION_KINDS = {
         SectionKind("twigs", 6),
         SectionKind("basis", 7, major=2),
         SectionKind("slot_l", 8, major=2),
+        SectionKind("codebook", 9, feature=SLOT_T),
+        SectionKind("slot_v", 10, feature=SLOT_T),
+        SectionKind("slot_t", 11, feature=SLOT_T),
+        SectionKind("centroids", 12, feature=SLOT_T),
+        SectionKind("column_scale", 13, feature=SLOT_T),
+        SectionKind("codebook_2", 14, feature=SLOT_T),
+        SectionKind("slot_v_2", 15, feature=SLOT_T),
+        SectionKind("slot_t_2", 16, feature=SLOT_T),
     )
 }
 

@@ -42,6 +42,7 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld._kernels import _cast, _leaf
 from hhtld.base17 import Base17
 from hhtld.basis import N_LANES, SvdBasis
+from hhtld.errors import RangeError
 from hhtld.palette import HhtlCache
 from hhtld.rows import Rows, as_rows, for_each_block
 
@@ -190,7 +191,7 @@ def encode_leaf(
     for_each_block(rows, project, executor)
     largest = np.abs(coefficients).max(initial=np.float32(0))
     if not np.isfinite(largest):
-        raise ValueError("a residual's projection passes float32's range; the weights are too large for Slot L")
+        raise RangeError("a residual's projection passes float32's range; the weights are too large for Slot L")
     scale = np.float32(1) if largest <= np.float32(1e-12) else largest / np.float32(127)
     slot_l = np.empty(coefficients.shape, np.int8)
     _leaf.quantize_i8(coefficients.reshape(-1), scale, slot_l.reshape(-1))

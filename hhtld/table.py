@@ -26,28 +26,48 @@ from hhtld.sections import SECTION_KINDS, SectionReader
 from hhtld.sizes import MAX_NBYTES, checked_shape
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import TensorInfo, checked_name
+from hhtld.trellis import MAX_RATE, MIN_RATE, STATE_BITS
 
 __all__ = ["GroupRecord", "PackTable", "TensorRecord"]
 
+_GROUP_KINDS = {"palette", "fisher_z", "basis", "codebook", "centroids", "codebook_2"}
 _CODEC_KEYS = {"codec", "sections", "group", "slot_l_scale", "gates"}  # what an alias has not
 
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """A group and its shared sections."""
+    """A group and its shared sections.
+
+    Attributes
+    ----------
+    key : PaletteGroupKey
+    sections : mapping of kind to section number
+    rate : int or None
+        Of Slot T, in sixteenths of a bit.
+    seed : int or None
+        Of Slot T's rotation.
+    rate_2 : int or None
+        Of Slot T's second level.
+    """
 
     key: PaletteGroupKey
     sections: Mapping[str, int]
+    rate: int | None = None
+    seed: int | None = None
+    rate_2: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the table's object."""
         key = self.key
-        return {
+        record: dict[str, Any] = {
             "component": key.component,
             "role": key.role,
             "shape": list(key.shape),
             "sections": dict(self.sections),
         }
+        if self.rate is not None:
+            record |= {"rate": self.rate, "seed": self.seed}
+        return record if self.rate_2 is None else record | {"rate_2": self.rate_2}
 
 
 @dataclass(frozen=True)
@@ -58,7 +78,7 @@ class TensorRecord:
     ----------
     info : TensorInfo
     codec : str
-        "keep", "hhtl_d" or "hhtl_f32".
+        "keep", "hhtl_d", "hhtl_f32" or "hhtl_t".
     sections : mapping of kind to section number
     group : int or None
     slot_l_scale : float or None
@@ -244,7 +264,9 @@ class _Checked:
         shape = checked_shape(record["shape"], where)
         if not isinstance(component, str) or not isinstance(role, str) or len(shape) != 2:
             raise HeaderError(f"{where}: needs a component, a role and a shape of two sizes")
-        sections = self._claim(where, record, set(), {"palette", "fisher_z", "basis"})
+        sections = self._claim(
+            where, record, set(), {"palette", "fisher_z", "basis", "codebook", "centroids", "codebook_2"}
+        )
         if "palette" in sections:
             k, rest = divmod(self._sections.nbytes(sections["palette"]), BASE17_NBYTES)
             if rest or not 1 <= k <= MAX_PALETTE_K:
@@ -258,7 +280,29 @@ class _Checked:
             nbytes = self._sections.nbytes(sections["basis"])
             if nbytes not in {8 + c * (4 + 2 * shape[1]) for c in range(1, SLOT_L_LANES + 1)}:
                 raise HeaderError(f"{where}: basis of {nbytes} bytes does not hold vectors of {shape[1]} columns")
-        return GroupRecord(PaletteGroupKey(component, role, (shape[0], shape[1])), sections)
+        key = PaletteGroupKey(component, role, (shape[0], shape[1]))
+        if "codebook" not in sections:
+            if {"centroids", "codebook_2"} & set(sections):
+                raise HeaderError(f"{where}: centroids or codebook_2 without a codebook")
+            return GroupRecord(key, sections)
+        seed = record.get("seed")
+        rate = self._rate(where, record, "rate", sections["codebook"])
+        rate_2 = self._rate(where, record, "rate_2", sections["codebook_2"]) if "codebook_2" in sections else None
+        if type(seed) is not int or not 0 <= seed < 2**64:
+            raise HeaderError(f"{where}: seed must lie in 0..2^64 - 1")
+        if "centroids" in sections:
+            k, rest = divmod(self._sections.nbytes(sections["centroids"]), max(1, 2 * shape[1]))
+            if rest or not 1 <= k <= MAX_PALETTE_K:
+                raise HeaderError(f"{where}: centroids must be 1..{MAX_PALETTE_K} rows of {shape[1]} columns")
+        return GroupRecord(key, sections, rate, seed, rate_2)
+
+    def _rate(self, where: str, record: Mapping[str, Any], key: str, codebook: int) -> int:
+        rate, levels = record.get(key), self._sections.nbytes(codebook)
+        if type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE:
+            raise HeaderError(f"{where}: {key} must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rate!r}")
+        if levels not in {1 << n_bits for n_bits in STATE_BITS}:
+            raise HeaderError(f"{where}: a codebook has 256, 1024 or 4096 levels, got {levels}")
+        return rate
 
     def _tensor(self, item: object, groups: tuple[GroupRecord, ...]) -> TensorRecord:
         record = _object(item, "tensor", {"name", "dtype", "shape"})
@@ -300,12 +344,17 @@ class _Checked:
         _require_weight(where, info.dtype)
         if len(info.shape) < 2 or effective_shape(info.shape) != group.key.shape or info.n_cols == 0:
             raise HeaderError(f"{where}: shape {list(info.shape)} does not fit group {group.key}")
-        own = {"entries"} if codec == "hhtl_d" else {"twigs", "palette_f32"}
-        sections = self._claim(where, record, own, {"slot_l"})
+        if codec == "hhtl_t":
+            own, optional = {"slot_v", "slot_t"}, {"slot_l", "twigs", "column_scale", "slot_v_2", "slot_t_2"}
+        else:
+            own, optional = {"entries"} if codec == "hhtl_d" else {"twigs", "palette_f32"}, {"slot_l"}
+        sections = self._claim(where, record, own, optional)
         if codec == "hhtl_d":
             if "palette" not in group.sections:
                 raise HeaderError(f"{where}: group {number} has no palette")
             self._size(where, sections["entries"], info.n_rows * ENTRY_DTYPE.itemsize)
+        elif codec == "hhtl_t":
+            self._check_trellis(where, info, sections, group)
         else:
             self._size(where, sections["twigs"], info.n_rows)
             k, rest = divmod(self._sections.nbytes(sections["palette_f32"]), 2 * info.n_cols)
@@ -330,6 +379,31 @@ class _Checked:
             if gates.n_rows != info.n_rows:
                 raise HeaderError(f"{where}: gates speak of {gates.n_rows} rows, the tensor has {info.n_rows}")
         return TensorRecord(info, codec, sections, number, None if scale is None else float(scale), gates)
+
+    def _check_trellis(self, where: str, info: TensorInfo, sections: Mapping[str, int], group: GroupRecord) -> None:
+        if group.rate is None:
+            raise HeaderError(f"{where}: its group has no codebook")
+        if info.n_rows == 0:
+            raise HeaderError(f"{where}: a tensor without rows cannot have been encoded")
+        for suffix, rate in (("", group.rate), ("_2", group.rate_2)):
+            if rate is None:
+                if {"slot_t_2", "slot_v_2"} & set(sections):
+                    raise HeaderError(f"{where}: a second level without the group's codebook_2")
+                continue
+            if not {f"slot_t{suffix}", f"slot_v{suffix}"} <= set(sections):
+                raise HeaderError(f"{where}: its group has codebook_2, so it needs slot_v_2 and slot_t_2")
+            n_bits = self._sections.nbytes(group.sections[f"codebook{suffix}"]).bit_length() - 1
+            row_nbytes = ((info.n_cols - 1) * rate // 16 + n_bits + 7) // 8
+            self._size(where, sections[f"slot_t{suffix}"], info.n_rows * row_nbytes)
+            self._size(where, sections[f"slot_v{suffix}"], 2 * info.n_rows)
+        if ("twigs" in sections) != ("centroids" in group.sections):
+            raise HeaderError(f"{where}: twigs and the group's centroids come together")
+        if ("slot_l" in sections) != ("basis" in group.sections):
+            raise HeaderError(f"{where}: slot_l and the group's basis come together")
+        if "twigs" in sections:
+            self._size(where, sections["twigs"], info.n_rows)
+        if "column_scale" in sections:
+            self._size(where, sections["column_scale"], 2 * info.n_cols)
 
     def _check_alias(self, record: TensorRecord, tensors: Mapping[str, TensorRecord]) -> None:
         if record.alias_of is None:

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 KINDS = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
+SLOT_T_KINDS = {"codebook": 9, "slot_v": 10, "slot_t": 11, "centroids": 12, "column_scale": 13}
+SLOT_T_KINDS |= {"codebook_2": 14, "slot_v_2": 15, "slot_t_2": 16}
+KINDS |= SLOT_T_KINDS
 BITS = dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 BITS |= {"I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -58,7 +61,7 @@ def read_table(data: bytes) -> tuple[dict[str, Any], int]:
     magic, major, _, length, required, _ = struct.unpack_from("<8sHHIQQ", data)
     check(magic == b"\x89HHTLD\r\n" and length == 64 and not any(data[32:60]), "header")
     check(struct.unpack_from("<I", data, 60)[0] == zlib.crc32(data[:60]), "header checksum")
-    check(major in (1, 2) and required == 0, "version, feature bits")
+    check(major in (1, 2) and required in (0, 1), "version, feature bits")
     tail = data[-64:]
     offset, nbytes, table_crc, tail_crc, total = struct.unpack_from("<QQIIQ", tail)
     check(tail[56:] == b"\x89HHTLE\r\n" and total == len(data) and not any(tail[32:56]), "trailer")
@@ -71,6 +74,7 @@ def read_table(data: bytes) -> tuple[dict[str, Any], int]:
     table = json.loads(raw.decode("ascii"), object_pairs_hook=parse_object, parse_constant=refuse_constant)
     kinds = [s["kind"] for s in table["sections"]]
     check(major == 2 or not {"basis", "slot_l"} & set(kinds), "kinds of version 2 in version 1")
+    check(required == 1 or not SLOT_T_KINDS.keys() & set(kinds), "kinds of Slot T without its bit")
     return table, offset
 
 
@@ -105,11 +109,75 @@ def add_slot_l(rows: np.ndarray, tensor: dict[str, Any], slot_l: bytes, basis: b
     return rows
 
 
+def signs(seed: int, first: int, count: int) -> np.ndarray:
+    """The signs number `first` on."""
+    mask, out = (1 << 64) - 1, []
+    for k in range(first, first + count):
+        z = (seed + (k + 1) * 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+        out.append(-1 if (z ^ z >> 31) >> 63 else 1)
+    return np.array(out, np.float32)
+
+
+def hadamard(rows: np.ndarray) -> np.ndarray:
+    """H on every row, in float32."""
+    size, half = rows.shape[1], 1
+    while half < size:
+        pairs = rows.reshape(len(rows), -1, 2, half)
+        rows = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(rows.shape)
+        half *= 2
+    return rows * np.float32(1 / math.sqrt(size))
+
+
+def trellis_level(rate: int, codebook: bytes, slot_v: bytes, slot_t: bytes, n_rows: int, n_cols: int) -> np.ndarray:
+    """One level's rotated rows."""
+    book = np.frombuffer(codebook, np.int8).astype(np.float32)
+    n_bits = len(book).bit_length() - 1
+    check(len(book) in (256, 1024, 4096) and 16 <= rate <= 96, "codebook and rate")
+    gains = bfloat16(slot_v) / np.float32(64)
+    codes = np.frombuffer(slot_t, np.uint8).reshape(n_rows, ((n_cols - 1) * rate // 16 + n_bits + 7) // 8)
+    check(len(gains) == n_rows and bool(np.isfinite(gains).all()), "slot_v")
+    bits = np.unpackbits(codes, axis=1, bitorder="little")
+    windows = (np.arange(n_cols) * rate // 16)[:, None] + np.arange(n_bits)
+    states = (bits[:, windows].astype(np.int64) << np.arange(n_bits)).sum(axis=2)
+    return gains[:, None] * book[states]
+
+
+def decode_trellis(
+    tensor: dict[str, Any], group: dict[str, Any], own: dict[str, bytes], sections: list[bytes]
+) -> np.ndarray:
+    """An hhtl_t tensor's rows."""
+    n_rows, n_cols = group["shape"]
+    shared = {kind: sections[n] for kind, n in group["sections"].items()}
+    check(0 <= group["seed"] < 1 << 64 and ("codebook_2" in shared) == ("slot_t_2" in own), "trellis")
+    y = trellis_level(group["rate"], shared["codebook"], own["slot_v"], own["slot_t"], n_rows, n_cols)
+    if "codebook_2" in shared:
+        y += trellis_level(group["rate_2"], shared["codebook_2"], own["slot_v_2"], own["slot_t_2"], n_rows, n_cols)
+    block = 1 << n_cols.bit_length() - 1
+    if block < n_cols:
+        y[:, n_cols - block :] = hadamard(y[:, n_cols - block :])
+        y = y * signs(group["seed"], n_cols, n_cols)
+    y[:, :block] = hadamard(y[:, :block])
+    y = y * signs(group["seed"], 0, n_cols)
+    check(("twigs" in own) == ("centroids" in shared) and ("slot_l" in own) == ("basis" in shared), "base")
+    base = np.zeros((n_rows, n_cols), np.float32)
+    if "twigs" in own:
+        base = bfloat16(shared["centroids"]).reshape(-1, n_cols)[np.frombuffer(own["twigs"], np.uint8)]
+    if "slot_l" in own:
+        base = add_slot_l(base, tensor, own["slot_l"], shared["basis"])
+    if "twigs" in own or "slot_l" in own:
+        y = y + base
+    return y / bfloat16(own["column_scale"]) if "column_scale" in own else y
+
+
 def decode(tensor: dict[str, Any], group: dict[str, Any], sections: list[bytes]) -> np.ndarray:
     """An encoded tensor as float32."""
     shape, own = tensor["shape"], {kind: sections[n] for kind, n in tensor["sections"].items()}
     n_rows, n_cols = shape[0], math.prod(shape[1:])
     check(len(shape) >= 2 and group["shape"] == [n_rows, n_cols] and tensor["dtype"] in ENCODABLE, "shape, dtype")
+    if tensor["codec"] == "hhtl_t":
+        return decode_trellis(tensor, group, own, sections).reshape(shape)
     if tensor["codec"] == "hhtl_d":
         palette = sections[group["sections"]["palette"]]
         check(len(palette) % 34 == 0 and len(own["entries"]) == 4 * n_rows, "palette, entries")

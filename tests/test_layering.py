@@ -17,9 +17,29 @@ FORMATS = Path(hhtld.formats.__file__).parent
 FLOORS = [
     {"hhtld._kernels"},
     {"hhtld.errors", "hhtld.sizes", "hhtld.dtypes", "hhtld.registry", "hhtld.atomic"},
-    {"hhtld.rows", "hhtld.source", "hhtld.base17", "hhtld.palette", "hhtld.fisher_z", "hhtld.basis", "hhtld.slots"},
-    {"hhtld.tensor", "hhtld.group"},
-    {"hhtld.roles", "hhtld.plan", "hhtld.gates", "hhtld.sections", "hhtld.table", "hhtld.pack", "hhtld.encoder"},
+    {
+        "hhtld.rows",
+        "hhtld.source",
+        "hhtld.base17",
+        "hhtld.palette",
+        "hhtld.fisher_z",
+        "hhtld.basis",
+        "hhtld.slots",
+        "hhtld.rotation",
+        "hhtld.trellis",
+        "hhtld.codebooks",
+    },
+    {"hhtld.tensor", "hhtld.trellis_tensor", "hhtld.group"},
+    {
+        "hhtld.roles",
+        "hhtld.plan",
+        "hhtld.gates",
+        "hhtld.rate",
+        "hhtld.sections",
+        "hhtld.table",
+        "hhtld.pack",
+        "hhtld.encoder",
+    },
     {"hhtld.formats"},
 ]
 BANNED = re.compile(r"utils?|helpers?|common|managers?|misc")

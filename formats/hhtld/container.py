@@ -29,7 +29,7 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
-from hhtld.sections import SECTION_KINDS, Buffer, RowSelection, as_bytes
+from hhtld.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, as_bytes
 from hhtld.sizes import align_up
 
 __all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "ContainerReader", "ContainerWriter", "SectionRecord"]
@@ -40,7 +40,7 @@ MAJOR_VERSIONS = (1, 2)
 MINOR = 0
 ALIGNMENT = 64
 MAX_TABLE_NBYTES = 100_000_000
-REQUIRED_FEATURES = 0  # bits this reader understands
+REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
 
 _HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
 _TRAILER = struct.Struct("<QQIIQ24x8s")  # 64 bytes
@@ -104,7 +104,11 @@ class ContainerWriter:
         head = _TRAILER.pack(offset, len(text), crc, 0, end, END_MAGIC)
         self._file.write(_TRAILER.pack(offset, len(text), crc, zlib.crc32(head), end, END_MAGIC))
         major = max((SECTION_KINDS[r.kind].major for r in self._records), default=1)
-        header = _HEADER.pack(MAGIC, major, MINOR, _HEADER.size, 0, 0, 0)
+        required = 0
+        for record in self._records:
+            feature = SECTION_KINDS[record.kind].feature
+            required |= 0 if feature is None else 1 << feature
+        header = _HEADER.pack(MAGIC, major, MINOR, _HEADER.size, required, 0, 0)
         self._file.write_at(0, header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
 
     def _pad(self) -> None:
@@ -147,11 +151,15 @@ class ContainerReader:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise BadMagicError(f"{path}: not a regular file")
-            major, minor = _read_header(fd, path, status.st_size)
+            major, minor, required = _read_header(fd, path, status.st_size)
             table, records = _read_table(fd, path, status.st_size)
             needed = max((SECTION_KINDS[r.kind].major for r in records if r.kind in SECTION_KINDS), default=1)
             if needed > major:
                 raise HeaderError(f"{path}: a version {major} file holds sections of version {needed}")
+            for index, record in enumerate(records):
+                feature = SECTION_KINDS[record.kind].feature if record.kind in SECTION_KINDS else None
+                if feature is not None and not required >> feature & 1:
+                    raise HeaderError(f"{path}: section {index} ({record.kind}) needs feature bit {feature}, not set")
             reader = cls(fd, path, records, table, mapped=mapped)
         except BaseException:
             os.close(fd)
@@ -243,7 +251,7 @@ def _pread(fd: int, path: Path, offset: int, nbytes: int) -> bytes:
     return bytes(out)
 
 
-def _read_header(fd: int, path: Path, size: int) -> tuple[int, int]:
+def _read_header(fd: int, path: Path, size: int) -> tuple[int, int, int]:
     head = os.pread(fd, _HEADER.size, 0)
     if head[:8] != MAGIC:
         if head[1:6] == b"HHTLD" or head[:5] == b"HHTLD":
@@ -273,7 +281,7 @@ def _read_header(fd: int, path: Path, size: int) -> tuple[int, int]:
         raise HeaderError(f"{path}: header length {header_nbytes}, expected {_HEADER.size}")
     if any(head[32:60]):
         raise HeaderError(f"{path}: reserved header bytes at offset 32 are not zero")
-    return major, minor
+    return major, minor, required
 
 
 def _read_table(fd: int, path: Path, size: int) -> tuple[dict[str, Any], list[SectionRecord]]:

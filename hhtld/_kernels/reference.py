@@ -5,12 +5,16 @@ its kernel agree bit for bit on finite input: either one accumulator an output, 
 virtual lanes (element j goes to lane j % 16) folded by a fixed tree. The twins do not validate; the doors do.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "base17_fold",
     "base17_unfold",
+    "decode",
+    "encode",
     "first_nonfinite_f32",
     "furthest_l1",
     "furthest_l2",
@@ -22,8 +26,12 @@ __all__ = [
     "project",
     "quantize_i8",
     "reconstruct",
+    "rotate",
     "row_dots",
+    "row_nbytes",
+    "trellis_dots",
     "truncate_f32_bf16",
+    "unrotate",
     "widen_bf16",
     "widen_f8",
     "widen_f16",
@@ -245,6 +253,153 @@ def row_dots(x: NDArray[np.float32], y: NDArray[np.float32], out: NDArray[np.flo
     a, b = x.astype(np.float64), y.astype(np.float64)
     for column, terms in enumerate((a * b, a * a, b * b)):
         out[:, column] = _tree16(terms)
+
+
+# ---- rotate ----
+
+
+def rotate(rows: NDArray[np.float32], signs: NDArray[np.float32]) -> None:
+    """Rotate rows (n_rows, n_cols) in place by signs (2, n_cols): two Hadamard blocks that overlap, or one."""
+    block = _hadamard_block(rows.shape[1])
+    rows *= signs[0]
+    _hadamard(rows[:, :block])
+    if block < rows.shape[1]:
+        rows *= signs[1]
+        _hadamard(rows[:, -block:])
+
+
+def unrotate(rows: NDArray[np.float32], signs: NDArray[np.float32]) -> None:
+    """Rotate rows (n_rows, n_cols) back in place: the steps of `rotate` in reverse, each its own inverse."""
+    block = _hadamard_block(rows.shape[1])
+    if block < rows.shape[1]:
+        _hadamard(rows[:, -block:])
+        rows *= signs[1]
+    _hadamard(rows[:, :block])
+    rows *= signs[0]
+
+
+def _hadamard_block(n_cols: int) -> int:
+    return 1 << max(n_cols.bit_length() - 1, 0)
+
+
+def _hadamard(x: NDArray[np.float32]) -> None:
+    """Transform the columns of x (n_rows, a power of two) in place, neighbours first."""
+    block = x.shape[1]
+    half = 1
+    while half < block:
+        for start in range(0, block, 2 * half):
+            a, b = x[:, start : start + half].copy(), x[:, start + half : start + 2 * half].copy()
+            x[:, start : start + half] = a + b
+            x[:, start + half : start + 2 * half] = a - b
+        half *= 2
+    x *= np.float32(1 / math.sqrt(block))
+
+
+# ---- trellis ----
+
+_SIGMA = 8192
+_RENORMALISE = 8
+_LEAST_COST = -32768
+
+
+def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
+    """Return the bytes of a row of `n_cols` weights at `rate` sixteenths of a bit with 2**n_bits states."""
+    return ((n_cols - 1) * rate // 16 + n_bits + 7) // 8 if n_cols else 0
+
+
+def encode(
+    rows: NDArray[np.float32],
+    table: NDArray[np.int8],
+    step: int,
+    rate: int,
+    codes: NDArray[np.uint8],
+    gains: NDArray[np.float32],
+) -> None:
+    """Encode rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,)."""
+    values = np.clip(table.astype(np.int32) * step, -32767, 32767)
+    for r, row in enumerate(rows):
+        states = _cheapest_path(_quantized(row), values, rate) if len(row) else []
+        stream = 0
+        for t, state in enumerate(states):  # windows overlap, and agree where they do
+            stream |= state << (t * rate // 16)
+        codes[r] = np.frombuffer(stream.to_bytes(codes.shape[1], "little"), np.uint8)
+        cross = own = 0.0
+        for t in reversed(range(len(states))):
+            level = float(table[states[t]])
+            cross += float(row[t]) * level
+            own += level * level
+        gains[r] = cross / own if own > 0 else 0
+
+
+def decode(
+    codes: NDArray[np.uint8],
+    table: NDArray[np.int8],
+    rate: int,
+    gains: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Decode codes (n_rows, row_nbytes) and gains (n_rows,) to rows (n_rows, n_cols)."""
+    for r in range(out.shape[0]):
+        stream = int.from_bytes(codes[r].tobytes(), "little")
+        for t in range(out.shape[1]):
+            state = (stream >> (t * rate // 16)) & (len(table) - 1)
+            out[r, t] = gains[r] * np.float32(table[state])
+
+
+def _quantized(row: NDArray[np.float32]) -> NDArray[np.int32]:
+    """A row (n_cols,) in 1/8192 of its root mean square, -32767..32767, ties to even."""
+    wide = row.astype(np.float64)
+    norm2 = float(_tree16((wide * wide)[None])[0])
+    inverse = _SIGMA * math.sqrt(len(row) / norm2) if norm2 > 0 else 0.0
+    return np.rint(np.clip(wide * inverse, -32767, 32767)).astype(np.int32)
+
+
+def _cheapest_path(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -> list[int]:
+    """The Viterbi search: one state for every weight of x (n_cols,), each following from the one before.
+
+    A state's successors drop its low `bits` bits and put any others on top, so the states that lead to the same
+    2**bits successors are consecutive, and differ in the bits that leave.
+    """
+    doublings = 0 if rate < 56 else 1 if rate < 68 else 2 if rate < 76 else 3
+
+    def squares(weight: np.int32) -> NDArray[np.int32]:
+        apart = _saturated(weight - values)
+        for _ in range(doublings):
+            apart = _saturated(apart + apart)
+        return (apart * apart) >> 16
+
+    costs = _saturated(_LEAST_COST + squares(x[0]))
+    came_from: list[NDArray[np.int64]] = []
+    for t in range(1, len(x)):
+        bits = t * rate // 16 - (t - 1) * rate // 16
+        groups = costs.reshape(-1, 1 << bits)
+        came_from.append((np.arange(len(groups)) << bits) + groups.argmin(axis=1))  # the first of the least
+        best = groups.min(axis=1)
+        if t % _RENORMALISE == 0:
+            best = _saturated(best - _saturated(costs.min() - np.int32(_LEAST_COST)))
+        costs = _saturated(np.tile(best, 1 << bits) + squares(x[t]))
+    states = [int(costs.argmin())]
+    for origins in reversed(came_from):
+        states.append(int(origins[states[-1] % len(origins)]))
+    return states[::-1]
+
+
+def _saturated(values: NDArray[np.int32] | np.int32) -> NDArray[np.int32]:
+    """What int16 arithmetic that saturates makes of sums."""
+    return np.clip(values, -32768, 32767)
+
+
+# ---- score ----
+
+
+def trellis_dots(
+    codes: NDArray[np.uint8], levels: NDArray[np.int8], rate: int, query: NDArray[np.int8], out: NDArray[np.int32]
+) -> None:
+    """Write to out (n_rows,) the sums of level times query (n_cols,) of codes (n_rows, row_nbytes)."""
+    for r in range(len(codes)):
+        stream = int.from_bytes(codes[r].tobytes(), "little")
+        states = ((stream >> (t * rate // 16)) & (len(levels) - 1) for t in range(len(query)))
+        out[r] = sum(int(levels[state]) * int(factor) for state, factor in zip(states, query, strict=True))
 
 
 # ---- order of sums ----

@@ -19,6 +19,7 @@ import hhtld
 from hhtld.formats import format_for_output, get_format, open_source, registry
 from hhtld.formats.__main__ import main
 from hhtld.formats.verify import verify
+from hhtld.gates import Threshold
 from hhtld.registry import Registry
 
 Model = dict[str, NDArray[np.generic]]
@@ -171,7 +172,7 @@ def test_text_output(snapshot: Path, tmp_path: Path) -> None:
         (("convert", "SRC"), 2, "DST"),
         (("convert", "SRC", "OUT", "--jobs", "0"), 2, "at least 1"),
         (("convert", "SRC", "OUT", "--jobs", "x"), 2, "invalid"),
-        (("convert", "SRC", "OUT", "--profile", "zip"), 2, "invalid choice"),
+        (("convert", "SRC", "OUT", "--profile", "zip"), 2, "no profile 'zip'"),
         (("nonsense",), 2, "invalid choice"),
         (("convert", "SRC", "DIR/x.zip"), 2, "no format writes '.zip'"),
         (("convert", "SRC", "OUT", "--to", "zip"), 2, "no format 'zip'; available: hhtld, safetensors"),
@@ -342,3 +343,120 @@ def test_reading_while_the_file_is_replaced(model: Model, snapshot: Path, tmp_pa
         assert np.array_equal(pack.get_rows("lm_head.weight", [1, 2]), before)
         assert pack.get_tensor("norm.weight").shape == (48,)
     assert time.time() - target.stat().st_mtime < 60
+
+
+# ---- profiles gates and bits ----
+
+
+def gated(model: Model) -> Model:
+    """The model with a convolution, tensors of few rows, and weights that no rate can pass for."""
+    rng = np.random.default_rng(8)
+    huge = np.zeros((40, 300), np.float32)
+    huge[1, 3] = 3e38
+    return {
+        **model,
+        "conv.weight": rng.standard_normal((64, 16, 3, 3)).astype(np.float16),
+        "few.weight": rng.standard_normal((2, 700)).astype(np.float32),
+        "huge.weight": huge,
+        "tiny.weight": np.eye(3, dtype=np.float32),
+    }
+
+
+def test_gates_pass_on_every_row_and_keep_what_cannot(model: Model, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(gated(model), tmp_path / "m.safetensors")
+    report = hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld")
+    assert report
+    assert report.gates.reached
+    codecs = {t.info.name: t.codec for t in report.tensors}
+    assert codecs["lm_head.weight"] == codecs["layers.0.up_proj.weight"] == codecs["conv.weight"] == "hhtl_t"
+    assert codecs["huge.weight"] == codecs["tiny.weight"] == codecs["norm.weight"] == codecs["ids"] == "keep"
+    regimes = report.to_json()["gates"]["regimes"]
+    assert regimes["index"]["median"] >= 0.98
+    assert regimes["argmax"]["median"] >= 0.95
+    with hhtld.open(tmp_path / "m.hhtld") as pack:
+        assert pack.get_tensor("conv.weight").shape == (64, 16, 3, 3)
+        assert pack.get_tensor("huge.weight").tobytes() == gated(model)["huge.weight"].tobytes()
+        whole = pack.get_tensor("lm_head.weight")
+        assert np.array_equal(pack.get_rows("lm_head.weight", [600, 3, 3]), whole[[600, 3, 3]])
+    assert (tmp_path / "m.hhtld").read_bytes()[8:24] == b"\x01\0\0\0\x40\0\0\0\x01" + bytes(7), (
+        "version 1, feature bit 0"
+    )
+    assert verify(tmp_path / "m.hhtld", tmp_path / "m.safetensors")
+
+
+def test_dry_run_predicts_size_and_quality(minilm: Path, tmp_path: Path) -> None:
+    predicted = hhtld.convert(minilm, tmp_path / "m.hhtld", dry_run=True)
+    real = hhtld.convert(minilm, tmp_path / "m.hhtld")
+    assert predicted.target_nbytes == pytest.approx(real.target_nbytes, rel=0.03)
+    assert real.ratio >= 6.8
+    for before, after in zip(predicted.tensors, real.tensors, strict=True):
+        assert before.codec == after.codec
+        if after.cosines is not None and after.info.n_rows > 100:
+            assert before.predicted_median == pytest.approx(after.cosines.median, abs=0.002)
+
+
+@pytest.mark.parametrize("tier", ["scalar", "avx2", "avx512"])
+def test_slot_t_is_the_same_on_every_tier(snapshot: Path, tmp_path: Path, tier: str) -> None:
+    from hhtld._kernels._isa import available_tiers
+
+    if tier not in available_tiers():
+        pytest.skip(f"this machine has no {tier}")
+    assert run("convert", snapshot, tmp_path / "a.hhtld", "--jobs", 2).returncode == 0
+    assert run("convert", snapshot, tmp_path / "b.hhtld", "--jobs", 1, env={"HHTLD_ISA": tier}).returncode == 0
+    assert (tmp_path / "a.hhtld").read_bytes() == (tmp_path / "b.hhtld").read_bytes()
+
+
+def test_a_missed_gate_is_loud(snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(hhtld.GateError, match="9 is asked") as missed:
+        hhtld.convert(snapshot, tmp_path / "m.hhtld", min_ratio=9)
+    assert not missed.value.report
+    assert verify(tmp_path / "m.hhtld", snapshot), "the file is complete all the same"
+    assert main(["convert", str(snapshot), str(tmp_path / "m.hhtld"), "--min-ratio", "9"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_bits_rules_and_gates(snapshot: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    rules = [("norm*", "keep"), ("lm_*", "bits:4"), ("*.up_proj.*", "lookup")]
+    report = hhtld.convert(snapshot, target, profile="bits:3.5", rules=rules)
+    assert {t.info.name: t.codec for t in report.tensors} == {
+        "ids": "keep",
+        "layers.0.up_proj.weight": "hhtl_d",
+        "lm_head.weight": "hhtl_t",
+        "norm.weight": "keep",
+    }
+    with hhtld.open(target) as pack:
+        groups = {group.key.role: group.rate for group in pack.table.groups}
+    assert groups == {"lm_head": 64, "up": None}
+    lenient = {"index": Threshold(0.8, 0.7), "argmax": Threshold(0.8, 0.7)}
+    small = hhtld.convert(snapshot, target, gates=lenient)
+    assert small.ratio > hhtld.convert(snapshot, target).ratio
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--profile", "bits:0.5"), "need 1 to 6 bits"),
+        (("--profile", "bits:2.01"), "steps of 1/16"),
+        (("--profile", "bits:x"), "need 1 to 6 bits"),
+        (("--profile", "keep"), "no profile 'keep'"),
+        (("--rule", "nothing*=keep"), "matches no tensor"),
+        (("--rule", "x"), "GLOB=PROFILE"),
+        (("--rule", "*=zip"), "no profile 'zip'; available: lookup, f32, gates, bits:B, keep"),
+        (("--gate", "argmax=2,1"), "two cosines"),
+        (("--gate", "argmax=.9"), "REGIME=MEDIAN,P5"),
+        (("--seed", "-1"), "seed must be"),
+    ],
+)
+def test_bad_settings(
+    snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    try:
+        code = main(["convert", str(snapshot), str(tmp_path / "m.hhtld"), *arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,12 @@
 """Make the golden packs: `python tests/golden/make.py`.
 
 Inputs are formulas, exact on every machine; packs of this format version must decode to the same bits for
-ever. Files that exist are never written over: a changed byte is a format change, not a refresh.
+ever. Files that exist are never written over: a changed byte is a format change, not a refresh. A new kind
+of pack is added to `goldens` and made beside them.
 """
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -88,11 +88,21 @@ def goldens() -> dict[str, Golden]:
     tied = {"model.embed.weight": embed, "model.lm_head.weight": embed}
     leaf = {"talker.embed.weight": matrix(640, 84, 9, distinct=300).astype(np.float16)}
     down = {"layers.0.mlp.down_proj.weight": matrix(520, 50, 13), "layers.0.mlp.down_proj.bias": matrix(1, 50, 14)[0]}
+    small = {
+        "a.q_proj": matrix(40, 300, 17),
+        "b.conv": matrix(24, 150, 18).reshape(24, 6, 5, 5),
+        "c.w": matrix(60, 97, 19),
+    }
+    near = matrix(1100, 64, 21, distinct=16) * 8 + matrix(1100, 64, 22) / 4
     return {
         "v1_lookup.hhtld": Golden("lookup", up | kept(), {"format": "pt", "text": 'quote " and \u00e9'}),
         "v1_f32.hhtld": Golden("f32", down),
         "v2_lookup_leaf.hhtld": Golden("lookup", tied, with_basis=True),
         "v2_f32_leaf.hhtld": Golden("f32", leaf, {"format": "np"}, with_basis=True),
+        "v1_slot_t.hhtld": Golden("bits:2.3125", small | kept()),
+        "v1_slot_t_gates.hhtld": Golden("gates", {"x.down_proj": matrix(70, 333, 23).astype(ml_dtypes.bfloat16)}),
+        "v1_slot_t_levels.hhtld": Golden("bits:2+1.5", {"z.v_proj": matrix(50, 200, 31)}),
+        "v2_slot_t_leaf.hhtld": Golden("gates", {"y.embed": near}, with_basis=True),
     }
 
 
@@ -111,23 +121,20 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def make() -> Iterator[Path]:
-    """Write every pack and the manifest, none of which may exist."""
+    """Write the packs that do not exist yet and add them to the manifest."""
     manifest = FOLDER / "MANIFEST.json"
-    for path in (manifest, *(FOLDER / name for name in goldens())):
-        if path.exists():
-            raise FileExistsError(f"{path} exists and golden files are for ever; a new format version adds new ones")
+    found = json.loads(manifest.read_text()) if manifest.exists() else {}
     FOLDER.mkdir(exist_ok=True)
     for name, golden in goldens().items():
-        hhtld.save(golden.encode(), FOLDER / name)
-        yield FOLDER / name
-    found = {name: facts(FOLDER / name) for name in sorted(goldens())}
-    manifest.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    yield manifest
+        path = FOLDER / name
+        if name in found or path.exists():
+            continue
+        hhtld.save(golden.encode(), path)
+        found[name] = facts(path)
+        manifest.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+        yield path
 
 
 if __name__ == "__main__":
-    try:
-        for path in make():
-            print(f"{path}: {path.stat().st_size} bytes")
-    except FileExistsError as error:
-        sys.exit(str(error))
+    for path in make():
+        print(f"{path}: {path.stat().st_size} bytes")

@@ -1,0 +1,31 @@
+import numpy as np
+from numpy.typing import NDArray
+
+# rates are sixteenths of a bit a weight
+MIN_RATE: int
+MAX_RATE: int
+
+def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int: ...
+
+# rows (n_rows, n_cols), table (2**n_bits,), codes (n_rows, row_nbytes), gains (n_rows,)
+def encode(
+    rows: NDArray[np.float32],
+    table: NDArray[np.int8],
+    step: int,
+    rate: int,
+    codes: NDArray[np.uint8],
+    gains: NDArray[np.float32],
+    *,
+    isa: str | None = ...,
+) -> None: ...
+
+# codes (n_rows, row_nbytes), table (2**n_bits,), gains (n_rows,), out (n_rows, n_cols)
+def decode(
+    codes: NDArray[np.uint8],
+    table: NDArray[np.int8],
+    rate: int,
+    gains: NDArray[np.float32],
+    out: NDArray[np.float32],
+    *,
+    isa: str | None = ...,
+) -> None: ...

@@ -1,0 +1,131 @@
+"""Door to trellis.h: Slot T's trellis encoder and decoder, on rotated rows."""
+
+import sys
+
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
+from libc.stdlib cimport free, malloc
+
+from hhtld._kernels._isa cimport require_aligned, resolve
+
+cdef extern from "trellis.h" nogil:
+    enum: HH_TRELLIS_LANES
+    enum: HH_MIN_STATE_BITS
+    enum: HH_MAX_STATE_BITS
+    ctypedef struct hh_trellis_scratch:
+        int16_t *x
+        int16_t *values
+        int16_t *costs
+        int16_t *back
+        uint8_t *steps
+    Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
+    Py_ssize_t hh_back_words(int rate, int n_bits)
+    void hh_trellis_encode(int tier, const float *rows, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
+                           const int8_t *table, int step, hh_trellis_scratch scratch, uint8_t *codes, float *gains)
+    void hh_trellis_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
+                           const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, float *out)
+
+MIN_RATE = 16
+MAX_RATE = 96
+_MAX_COLS = sys.maxsize // MAX_RATE
+
+
+cdef int _require_rate(int rate) except -1:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(f"rate must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rate}")
+    return 0
+
+
+cdef int _state_bits(const int8_t[::1] table, int rate) except -1:
+    cdef int n_bits = HH_MIN_STATE_BITS
+    while n_bits < HH_MAX_STATE_BITS and (1 << n_bits) < table.shape[0]:
+        n_bits += 1
+    if (1 << n_bits) != table.shape[0]:
+        raise ValueError(f"a table has {1 << HH_MIN_STATE_BITS} to {1 << HH_MAX_STATE_BITS} levels, a power of two; "
+                         f"got {table.shape[0]}")
+    _require_rate(rate)
+    return n_bits
+
+
+def row_nbytes(Py_ssize_t n_cols, int rate, int n_bits):
+    """Return the bytes of a row of `n_cols` weights at `rate` sixteenths of a bit with 2**n_bits states."""
+    if not 0 <= n_cols <= _MAX_COLS:
+        raise ValueError(f"n_cols must be 0..{_MAX_COLS}, got {n_cols}")
+    if not HH_MIN_STATE_BITS <= n_bits <= HH_MAX_STATE_BITS:
+        raise ValueError(f"state bits must be {HH_MIN_STATE_BITS}..{HH_MAX_STATE_BITS}, got {n_bits}")
+    _require_rate(rate)
+    return hh_trellis_row_nbytes(n_cols, rate, n_bits)
+
+
+cdef class _Scratch:
+    """Memory of one encoding call, owned here."""
+    cdef hh_trellis_scratch scratch
+    cdef char *block
+
+    def __cinit__(self, Py_ssize_t n_cols, int rate, int n_bits):
+        cdef Py_ssize_t lanes = HH_TRELLIS_LANES, states = 1 << n_bits
+        cdef Py_ssize_t costs = 2 * states * lanes * 2, back = n_cols * hh_back_words(rate, n_bits) * lanes * 2
+        cdef Py_ssize_t x = n_cols * lanes * 2
+        self.block = <char *> malloc(costs + back + x + n_cols * lanes + 2 * states + 64)
+        if not self.block:
+            raise MemoryError(f"cannot allocate the trellis of rows of {n_cols} columns")
+        # Costs come first and on a cache line's edge: they are loaded 64 bytes at a time.
+        cdef char *at = self.block + (64 - <size_t> self.block % 64) % 64
+        self.scratch.costs = <int16_t *> at
+        self.scratch.back = <int16_t *> (at + costs)
+        self.scratch.x = <int16_t *> (at + costs + back)
+        self.scratch.values = <int16_t *> (at + costs + back + x)
+        self.scratch.steps = <uint8_t *> (at + costs + back + x + 2 * states)
+
+    def __dealloc__(self):
+        free(self.block)
+
+
+def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, int step, int rate,
+           uint8_t[:, ::1] codes not None, float[::1] gains not None, *, isa=None):
+    """Encode finite rotated rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,)."""
+    cdef int tier = resolve(isa), n_bits = _state_bits(table, rate)
+    cdef Py_ssize_t n_rows = rows.shape[0], n_cols = rows.shape[1], nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
+    cdef _Scratch scratch
+    if codes.shape[0] != n_rows or codes.shape[1] != nbytes or gains.shape[0] != n_rows:
+        raise ValueError(f"codes must be ({n_rows}, {nbytes}) and gains ({n_rows},), "
+                         f"got ({codes.shape[0]}, {codes.shape[1]}) and ({gains.shape[0]},)")
+    if not 1 <= step <= 8192:
+        raise ValueError(f"step must be 1..8192, got {step}")
+    if n_rows == 0:
+        return
+    require_aligned(&gains[0], 4, "gains")
+    if n_cols == 0:
+        gains[:] = 0
+        return
+    require_aligned(&rows[0, 0], 4, "rows")
+    scratch = _Scratch(n_cols, rate, n_bits)
+    with nogil:
+        hh_trellis_encode(tier, &rows[0, 0], n_rows, n_cols, rate, n_bits, &table[0], step, scratch.scratch,
+                          &codes[0, 0], &gains[0])
+
+
+def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not None, int rate,
+           const float[::1] gains not None, float[:, ::1] out not None, *, isa=None):
+    """Decode codes (n_rows, row_nbytes) and gains (n_rows,) to rotated rows (n_rows, n_cols)."""
+    cdef int tier = resolve(isa), n_bits = _state_bits(table, rate)
+    cdef Py_ssize_t n_rows = out.shape[0], n_cols = out.shape[1], nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
+    cdef uint8_t *padded
+    cdef int32_t *wide
+    if codes.shape[0] != n_rows or codes.shape[1] != nbytes or gains.shape[0] != n_rows:
+        raise ValueError(f"codes must be ({n_rows}, {nbytes}) and gains ({n_rows},), "
+                         f"got ({codes.shape[0]}, {codes.shape[1]}) and ({gains.shape[0]},)")
+    if n_rows == 0 or n_cols == 0:
+        return
+    require_aligned(&gains[0], 4, "gains")
+    require_aligned(&out[0, 0], 4, "out")
+    padded = <uint8_t *> malloc(nbytes + 64)
+    wide = <int32_t *> malloc(table.shape[0] * sizeof(int32_t))
+    if not padded or not wide:
+        free(padded)
+        free(wide)
+        raise MemoryError(f"cannot allocate a row of {n_cols} columns")
+    with nogil:
+        hh_trellis_decode(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &table[0], &gains[0], padded, wide,
+                          &out[0, 0])
+    free(padded)
+    free(wide)

@@ -1,0 +1,105 @@
+/* The row-parallel Viterbi search of trellis.h, once for every tier.
+ *
+ * Included with HH_LANES_T rows a vector and these names defined: HH_V (vector of int16), HH_NAME(x)
+ * (x with the tier's suffix), HH_LOAD, HH_STORE, HH_SET1, HH_SUBS, HH_ADDS (saturating), HH_MULHI,
+ * HH_MIN, HH_LT (a mask), HH_SELECT(mask, yes, no), HH_SLL, HH_OR. The end takes them all away again.
+ * Lanes never meet, so a row's bits do not depend on how many travel together.
+ */
+
+/* One step of `bits` new bits: `from` and `to` hold 2^n_bits costs of HH_LANES_T lanes each. */
+HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int doublings, int renormalise, const int16_t *x,
+                                 const int16_t *values, const int16_t *from, int16_t *to, int16_t *back) {
+    const int n_groups = 1 << (n_bits - bits), n_branches = 1 << bits;
+    const int width = hh_back_width(bits), per_word = 16 / width;
+    const HH_V x_i16 = HH_LOAD(x);
+    HH_V least_i16 = HH_SET1(INT16_MIN);
+    if (renormalise) { /* the least cost becomes INT16_MIN again */
+        least_i16 = HH_LOAD(from);
+        for (int s = 1; s < 1 << n_bits; s++) least_i16 = HH_MIN(least_i16, HH_LOAD(from + s * HH_LANES_T));
+    }
+    const HH_V down_i16 = HH_SUBS(least_i16, HH_SET1(INT16_MIN));
+    HH_V word_i16 = HH_SET1(0);
+    for (int g = 0; g < n_groups; g++) {
+        const int16_t *const before = from + (ptrdiff_t)(g << bits) * HH_LANES_T;
+        HH_V best_i16 = HH_LOAD(before), which_i16 = HH_SET1(0);
+        for (int j = 1; j < n_branches; j++) {
+            const HH_V cost_i16 = HH_LOAD(before + j * HH_LANES_T);
+            which_i16 = HH_SELECT(HH_LT(cost_i16, best_i16), HH_SET1((int16_t)j), which_i16);
+            best_i16 = HH_MIN(best_i16, cost_i16);
+        }
+        if (renormalise) best_i16 = HH_SUBS(best_i16, down_i16);
+        for (int e = 0; e < n_branches; e++) {
+            const int s = g + e * n_groups;
+            HH_V apart_i16 = HH_SUBS(x_i16, HH_SET1(values[s]));
+            for (int d = 0; d < doublings; d++) apart_i16 = HH_ADDS(apart_i16, apart_i16);
+            HH_STORE(to + (ptrdiff_t)s * HH_LANES_T, HH_ADDS(best_i16, HH_MULHI(apart_i16, apart_i16)));
+        }
+        const int slot = g % per_word;
+        word_i16 = HH_OR(word_i16, HH_SLL(which_i16, slot * width));
+        if (slot == per_word - 1 || g == n_groups - 1) {
+            HH_STORE(back + (ptrdiff_t)(g / per_word) * HH_LANES_T, word_i16);
+            word_i16 = HH_SET1(0);
+        }
+    }
+}
+
+/* Encode HH_LANES_T rows: x is [n_cols][HH_LANES_T]; bits come out as one uint8 a step and lane. */
+HH_KERNEL void HH_NAME(hh_viterbi_)(const int16_t *x, ptrdiff_t n_cols, int rate, int n_bits, int doublings,
+                                    const int16_t *values, int16_t *costs, int16_t *back, ptrdiff_t back_words,
+                                    uint8_t *steps, uint16_t *last) {
+    const ptrdiff_t n_states = (ptrdiff_t)1 << n_bits;
+    int16_t *from = costs, *to = costs + n_states * HH_LANES_T;
+    for (ptrdiff_t s = 0; s < n_states; s++) {
+        HH_V apart_i16 = HH_SUBS(HH_LOAD(x), HH_SET1(values[s]));
+        for (int d = 0; d < doublings; d++) apart_i16 = HH_ADDS(apart_i16, apart_i16);
+        HH_STORE(from + s * HH_LANES_T, HH_ADDS(HH_SET1(INT16_MIN), HH_MULHI(apart_i16, apart_i16)));
+    }
+    for (ptrdiff_t t = 1; t < n_cols; t++) {
+        const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
+        const int renormalise = t % HH_RENORMALISE == 0;
+        const int16_t *const now = x + t * HH_LANES_T;
+        int16_t *const step_back = back + t * back_words * HH_LANES_T;
+        switch (bits) { /* a constant number of branches unrolls */
+#define HH_CASE(b) case b: HH_NAME(hh_step_)(b, n_bits, doublings, renormalise, now, values, from, to, step_back); break;
+            HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) HH_CASE(6)
+#undef HH_CASE
+        }
+        int16_t *const swap = from;
+        from = to, to = swap;
+    }
+    unsigned state[HH_LANES_T];
+    for (int lane = 0; lane < HH_LANES_T; lane++) {
+        state[lane] = 0;
+        for (ptrdiff_t s = 1; s < n_states; s++)
+            if (from[s * HH_LANES_T + lane] < from[state[lane] * HH_LANES_T + lane]) state[lane] = (unsigned)s;
+        last[lane] = (uint16_t)state[lane];
+    }
+    for (ptrdiff_t t = n_cols - 1; t > 0; t--) {
+        const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
+        const int width = hh_back_width(bits), shift = hh_back_shift(bits);
+        const unsigned groups = (1u << (n_bits - bits)) - 1u, low = (1u << bits) - 1u, slots = (1u << shift) - 1u;
+        const int16_t *const step_back = back + t * back_words * HH_LANES_T;
+        for (int lane = 0; lane < HH_LANES_T; lane++) {
+            const unsigned g = state[lane] & groups;
+            const unsigned word = (uint16_t)step_back[(ptrdiff_t)(g >> shift) * HH_LANES_T + lane];
+            const unsigned branch = (word >> ((g & slots) * (unsigned)width)) & low;
+            steps[t * HH_LANES_T + lane] = (uint8_t)branch;
+            state[lane] = (g << bits) | branch;
+        }
+    }
+}
+
+#undef HH_LANES_T
+#undef HH_V
+#undef HH_NAME
+#undef HH_LOAD
+#undef HH_STORE
+#undef HH_SET1
+#undef HH_SUBS
+#undef HH_ADDS
+#undef HH_MULHI
+#undef HH_MIN
+#undef HH_LT
+#undef HH_SELECT
+#undef HH_SLL
+#undef HH_OR

@@ -1,0 +1,305 @@
+"""The reconstruction-grade tensor: what centroid and Slot L leave over, rotated and trellis-coded.
+
+``w = centroid[twig] + L.B + (gain * R^T level)``, divided by the column scale where there is one. Every part
+but gain and codes is optional and decided for the group by the energy it was measured to take out.
+
+Layout
+------
+slot_v: u16 a row, bfloat16 gain. slot_t: codes, `Trellis.row_nbytes(n_cols)` bytes a row. twigs: u8 a row into
+the group's centroids (k * n_cols bfloat16). slot_l: 8 int8 a row on the group's basis. column_scale: n_cols
+bfloat16. slot_v_2 and slot_t_2: a second level, which codes what the first leaves of the rotated row; a reader
+may stop before it. Codebooks, rates and rotation seed are the group's.
+
+Rounding
+--------
+Encoding: y = row * scale (float32); residual = y - entry - leaf, the entry and leaf exactly as decoding gives them;
+rotated, coded. Decoding: level * gain (float32, one rounding), rotated back, plus entry-and-leaf (one addition),
+divided by scale.
+
+Edge cases
+----------
+Any width from one column on; rows of zeros decode to their entry, which is zero where there is none.
+
+Source
+------
+Slot T of this project; the slots upon the HHTL-D design published in AdaWorldAPI/lance-graph.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld._kernels import _cast, _leaf, _search
+from hhtld.basis import SvdBasis
+from hhtld.errors import RangeError
+from hhtld.rotation import Rotation
+from hhtld.rows import Rows, for_each_block
+from hhtld.slots import SLOT_L_LANES, encode_leaf
+from hhtld.tensor import RowIndex, selected_rows
+from hhtld.trellis import Trellis, gain_bits, gain_values
+
+__all__ = ["HhtlTTensor", "TrellisShared", "bf16_values"]
+
+
+def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return bfloat16 bits as float32 of the same shape."""
+    out = np.empty(bits.shape, np.float32)
+    _cast.widen_bf16(np.require(bits, np.uint16, ["C", "A"]).reshape(-1), out.reshape(-1))
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class TrellisShared:
+    """What the tensors of a group share.
+
+    Attributes
+    ----------
+    trellis : Trellis
+    rotation : Rotation
+    centroid_bits : ndarray of uint16, shape (k, n_cols), or None
+        bfloat16, 1 <= k <= 256.
+    basis : SvdBasis or None
+    second : Trellis or None
+        Of the second level.
+    """
+
+    trellis: Trellis
+    rotation: Rotation
+    centroid_bits: NDArray[np.uint16] | None = None
+    basis: SvdBasis | None = None
+    second: Trellis | None = None
+
+    @property
+    def n_cols(self) -> int:
+        """Width of the rows."""
+        return self.rotation.n_cols
+
+    @cached_property
+    def centroids(self) -> NDArray[np.float32]:
+        """The centroids, float32 (k, n_cols); one row of zeros where there are none."""
+        if self.centroid_bits is None:
+            return np.zeros((1, self.n_cols), np.float32)
+        return bf16_values(self.centroid_bits)
+
+    def tensor_nbytes(self, n_rows: int) -> int:
+        """Return the bytes of the own sections of a tensor of `n_rows` rows."""
+        twig, leaf = self.centroid_bits is not None, 0 if self.basis is None else SLOT_L_LANES
+        second = 0 if self.second is None else 2 + self.second.row_nbytes(self.n_cols)
+        return n_rows * (2 + self.trellis.row_nbytes(self.n_cols) + twig + leaf + second)
+
+    def shared_nbytes(self) -> int:
+        """Return the bytes of what the group shares."""
+        centroids = 0 if self.centroid_bits is None else self.centroid_bits.nbytes
+        second = 0 if self.second is None else self.second.levels.nbytes
+        return self.trellis.levels.nbytes + second + centroids + (0 if self.basis is None else self.basis.byte_size())
+
+    def assign(self, block: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the nearest centroid of every row."""
+        twigs = np.zeros(len(block), np.int32)
+        if self.centroid_bits is not None:
+            _search.nearest_l2(block, self.centroids, twigs)
+        return twigs.astype(np.uint8)
+
+
+@dataclass(eq=False)
+class HhtlTTensor:
+    """A trellis-coded tensor.
+
+    Attributes
+    ----------
+    role : str
+    shared : TrellisShared
+    slot_v : ndarray of uint16, shape (n_rows,)
+        Gains as bfloat16 bits.
+    slot_t : ndarray of uint8, shape (n_rows, row_nbytes)
+    original_shape : (n_rows, n_cols)
+    twigs : ndarray of uint8, shape (n_rows,), or None
+    slot_l : ndarray of int8, shape (n_rows, 8), or None
+    slot_l_scale : float or None
+    column_scale : ndarray of uint16, shape (n_cols,), or None
+        bfloat16 bits; what is coded is the weights times it.
+    slot_v_2, slot_t_2 : as slot_v and slot_t, or None
+        The second level.
+    """
+
+    role: str
+    shared: TrellisShared
+    slot_v: NDArray[np.uint16]
+    slot_t: NDArray[np.uint8]
+    original_shape: tuple[int, int]
+    twigs: NDArray[np.uint8] | None = None
+    slot_l: NDArray[np.int8] | None = None
+    slot_l_scale: float | None = None
+    column_scale: NDArray[np.uint16] | None = None
+    slot_v_2: NDArray[np.uint16] | None = None
+    slot_t_2: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        n_rows, n_cols = self.original_shape
+        nbytes = self.shared.trellis.row_nbytes(n_cols)
+        if self.slot_t.shape != (n_rows, nbytes) or self.slot_v.shape != (n_rows,):
+            raise ValueError(f"slot_t must be ({n_rows}, {nbytes}) and slot_v ({n_rows},), got {self.slot_t.shape}")
+        if n_cols != self.shared.n_cols:
+            raise ValueError(f"the group's rows have {self.shared.n_cols} columns, the tensor's {n_cols}")
+        if (self.twigs is None) != (self.shared.centroid_bits is None):
+            raise ValueError("twigs and centroids come together or not at all")
+        if self.twigs is not None:
+            k = len(self.shared.centroids)
+            if self.twigs.shape != (n_rows,) or (n_rows and int(self.twigs.max()) >= k):
+                raise ValueError(f"twigs must be {n_rows} numbers below {k}")
+        if len({self.slot_l is None, self.slot_l_scale is None, self.shared.basis is None}) != 1:
+            raise ValueError("slot_l, slot_l_scale and the group's basis come together or not at all")
+        if self.slot_l is not None and self.slot_l.shape != (n_rows, SLOT_L_LANES):
+            raise ValueError(f"slot_l must have shape ({n_rows}, {SLOT_L_LANES}), got {self.slot_l.shape}")
+        if len({self.slot_v_2 is None, self.slot_t_2 is None, self.shared.second is None}) != 1:
+            raise ValueError("slot_v_2, slot_t_2 and the group's second code come together or not at all")
+        if self.slot_v_2 is not None and self.slot_t_2 is not None and self.shared.second is not None:
+            nbytes = self.shared.second.row_nbytes(n_cols)
+            if self.slot_t_2.shape != (n_rows, nbytes) or self.slot_v_2.shape != (n_rows,):
+                raise ValueError(f"slot_t_2 must be ({n_rows}, {nbytes}), got {self.slot_t_2.shape}")
+        for gains in (self.slot_v, self.slot_v_2):
+            if gains is not None and (gains & 0x7F80 == 0x7F80).any():
+                raise ValueError("a gain must be finite")
+        if self.column_scale is not None:
+            scale = self._scale
+            if scale.shape != (n_cols,) or not (np.isfinite(scale) & (scale > 0)).all():
+                raise ValueError(f"column_scale must be {n_cols} positive finite numbers")
+
+    @cached_property
+    def _scale(self) -> NDArray[np.float32]:
+        assert self.column_scale is not None
+        return bf16_values(self.column_scale)
+
+    @classmethod
+    def encode(
+        cls,
+        role: str,
+        rows: Rows,
+        shared: TrellisShared,
+        column_scale: NDArray[np.uint16] | None = None,
+        executor: Executor | None = None,
+    ) -> Self:
+        """Encode finite rows (n_rows, n_cols) with what their group shares.
+
+        Raises
+        ------
+        RangeError
+            When a row passes float32's range on its way: weights near 1e38.
+        """
+        scaled: Rows = rows if column_scale is None else _ScaledRows(rows, bf16_values(column_scale))
+        n_rows, n_cols = rows.n_rows, rows.n_cols
+        twigs = np.zeros(n_rows, np.uint8)
+        if shared.centroid_bits is not None:
+
+            def assign(start: int, stop: int, block: NDArray[np.float32]) -> None:
+                twigs[start:stop] = shared.assign(block)
+
+            for_each_block(scaled, assign, executor)
+        slot_l, slot_l_scale = None, None
+        if shared.basis is not None:
+            slot_l, slot_l_scale = encode_leaf(scaled, shared.centroids, twigs, shared.basis, executor)
+        slot_v = np.empty(n_rows, np.uint16)
+        slot_t = np.empty((n_rows, shared.trellis.row_nbytes(n_cols)), np.uint8)
+        second = shared.second
+        slot_v_2 = None if second is None else np.empty(n_rows, np.uint16)
+        slot_t_2 = None if second is None else np.empty((n_rows, second.row_nbytes(n_cols)), np.uint8)
+
+        def code(start: int, stop: int, block: NDArray[np.float32]) -> None:
+            leaf = None if slot_l is None else slot_l[start:stop]
+            residual = block - _base(shared, twigs[start:stop], leaf, slot_l_scale)
+            shared.rotation.rotate(residual)
+            bad = _cast.first_nonfinite_f32(residual.reshape(-1))
+            if bad >= 0:
+                raise RangeError(f"row {start + bad // n_cols} passes float32's range when it is rotated")
+            slot_t[start:stop], gains = shared.trellis.encode(residual)
+            slot_v[start:stop] = gain_bits(gains)
+            if second is not None and slot_v_2 is not None and slot_t_2 is not None:
+                residual -= shared.trellis.decode(slot_t[start:stop], gain_values(slot_v[start:stop]), n_cols)
+                slot_t_2[start:stop], gains = second.encode(residual)
+                slot_v_2[start:stop] = gain_bits(gains)
+
+        for_each_block(scaled, code, executor)
+        held = twigs if shared.centroid_bits is not None else None
+        shape = (n_rows, n_cols)
+        return cls(role, shared, slot_v, slot_t, shape, held, slot_l, slot_l_scale, column_scale, slot_v_2, slot_t_2)
+
+    def reconstruct_rows(self, rows: RowIndex = None, levels: int = 2) -> NDArray[np.float32]:
+        """Decode the given rows, or all, to float32 (n, n_cols); `levels` of 1 leaves a second level out."""
+        if levels not in (1, 2):
+            raise ValueError(f"levels must be 1 or 2, got {levels}")
+        picked = selected_rows(self.original_shape[0], rows)
+        codes, gains = np.ascontiguousarray(self.slot_t[picked]), gain_values(self.slot_v[picked])
+        out = self.shared.trellis.decode(codes, gains, self.original_shape[1])
+        second = self.shared.second
+        if levels == 2 and second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
+            codes_2, gains_2 = np.ascontiguousarray(self.slot_t_2[picked]), gain_values(self.slot_v_2[picked])
+            out += second.decode(codes_2, gains_2, self.original_shape[1])
+        self.shared.rotation.unrotate(out)
+        if self.twigs is not None or self.slot_l is not None:
+            twigs = np.zeros(len(codes), np.uint8) if self.twigs is None else self.twigs[picked]
+            leaf = None if self.slot_l is None else self.slot_l[picked]
+            out += _base(self.shared, twigs, leaf, self.slot_l_scale)
+        if self.column_scale is not None:
+            out /= self._scale
+        return out
+
+    def reconstruct_row(self, row: int) -> NDArray[np.float32]:
+        """Decode one row to float32 (n_cols,)."""
+        decoded: NDArray[np.float32] = self.reconstruct_rows([row])[0]
+        return decoded
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Return the tensor's own arrays by section kind."""
+        named: dict[str, NDArray[Any] | None] = {
+            "slot_v": self.slot_v,
+            "slot_t": self.slot_t,
+            "twigs": self.twigs,
+            "slot_l": self.slot_l,
+            "column_scale": self.column_scale,
+            "slot_v_2": self.slot_v_2,
+            "slot_t_2": self.slot_t_2,
+        }
+        return {kind: array for kind, array in named.items() if array is not None}
+
+    def total_byte_size(self) -> int:
+        """Bytes of the tensor's own arrays; what the group shares is the group's."""
+        return sum(array.nbytes for array in self.parts().values())
+
+    def compression_ratio(self) -> float:
+        """Bytes as bfloat16 over `total_byte_size()`."""
+        size = self.total_byte_size()
+        return 2 * self.original_shape[0] * self.original_shape[1] / size if size else 0.0
+
+
+class _ScaledRows:
+    """Rows times a column scale."""
+
+    def __init__(self, rows: Rows, scale: NDArray[np.float32]) -> None:
+        self._rows, self._scale = rows, scale
+        self.n_rows, self.n_cols = rows.n_rows, rows.n_cols
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            return self._rows.read(start, stop) * self._scale
+
+
+def _base(
+    shared: TrellisShared,
+    twigs: NDArray[np.uint8],
+    slot_l: NDArray[np.int8] | None,
+    scale: float | None,
+) -> NDArray[np.float32]:
+    """What centroid and Slot L say of rows, exactly as the decoder computes it."""
+    out = np.empty((len(twigs), shared.n_cols), np.float32)
+    if slot_l is None or scale is None or shared.basis is None:
+        _leaf.reconstruct(shared.centroids, np.ascontiguousarray(twigs), None, 0.0, None, out)
+    else:
+        codes = np.ascontiguousarray(slot_l)
+        _leaf.reconstruct(shared.centroids, np.ascontiguousarray(twigs), codes, scale, shared.basis.vectors, out)
+    return out
