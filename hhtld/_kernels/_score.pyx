@@ -7,8 +7,8 @@ from hhtld._kernels._isa cimport require_aligned, resolve
 
 cdef extern from "score.h" nogil:
     enum: HH_MAX_STATE_BITS
-    enum: HH_SCORE_BLOCK
     enum: HH_SCORE_MAX_COLS
+    enum: HH_TRELLIS_BLOCK
     ctypedef struct hh_score_scratch:
         uint8_t *row
         int8_t *query
@@ -16,8 +16,8 @@ cdef extern from "score.h" nogil:
         uint8_t *table
         int32_t *wide
     Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
-    Py_ssize_t hh_score_blocks(Py_ssize_t n_cols)
-    Py_ssize_t hh_score_row_nbytes(Py_ssize_t n_cols, int rate)
+    Py_ssize_t hh_trellis_blocks(Py_ssize_t n_cols)
+    Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     void hh_trellis_dots(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                          const int8_t *table, const int8_t *query, hh_score_scratch scratch, int32_t *out)
 
@@ -51,7 +51,7 @@ def trellis_dots(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels 
         for i in range(n_rows):
             out[i] = 0
         return
-    n_padded, reach = hh_score_blocks(n_cols) * HH_SCORE_BLOCK, hh_score_row_nbytes(n_cols, rate)
+    n_padded, reach = hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK, hh_trellis_reach_nbytes(n_cols, rate)
     block = <char *> malloc(64 + 5 * (1 << HH_MAX_STATE_BITS) + 3 * n_padded + reach)
     if not block:
         raise MemoryError(f"cannot allocate a row of {n_cols} columns")

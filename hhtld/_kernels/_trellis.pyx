@@ -18,11 +18,13 @@ cdef extern from "trellis.h" nogil:
         int16_t *back
         uint8_t *steps
     Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
+    Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     Py_ssize_t hh_back_words(int rate, int n_bits)
     void hh_trellis_encode(int tier, const float *rows, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                            const int8_t *table, int step, hh_trellis_scratch scratch, uint8_t *codes, float *gains)
     void hh_trellis_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
-                           const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, float *out)
+                           const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
+                           float *out)
 
 MIN_RATE = 16
 MAX_RATE = 96
@@ -109,8 +111,8 @@ def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not Non
     """Decode codes (n_rows, row_nbytes) and gains (n_rows,) to rotated rows (n_rows, n_cols)."""
     cdef int tier = resolve(isa), n_bits = _state_bits(table, rate)
     cdef Py_ssize_t n_rows = out.shape[0], n_cols = out.shape[1], nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
-    cdef uint8_t *padded
-    cdef int32_t *wide
+    cdef char *block
+    cdef uint8_t *bytes
     if codes.shape[0] != n_rows or codes.shape[1] != nbytes or gains.shape[0] != n_rows:
         raise ValueError(f"codes must be ({n_rows}, {nbytes}) and gains ({n_rows},), "
                          f"got ({codes.shape[0]}, {codes.shape[1]}) and ({gains.shape[0]},)")
@@ -118,14 +120,13 @@ def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not Non
         return
     require_aligned(&gains[0], 4, "gains")
     require_aligned(&out[0, 0], 4, "out")
-    padded = <uint8_t *> malloc(nbytes + 64)
-    wide = <int32_t *> malloc(table.shape[0] * sizeof(int32_t))
-    if not padded or not wide:
-        free(padded)
-        free(wide)
+    block = <char *> malloc(64 + 5 * (1 << HH_MAX_STATE_BITS) + hh_trellis_reach_nbytes(n_cols, rate))
+    if not block:
         raise MemoryError(f"cannot allocate a row of {n_cols} columns")
+    # Tables come first and on a cache line's edge: they are loaded 64 bytes at a time.
+    bytes = <uint8_t *> (block + (64 - <size_t> block % 64) % 64)
     with nogil:
-        hh_trellis_decode(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &table[0], &gains[0], padded, wide,
+        hh_trellis_decode(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &table[0], &gains[0],
+                          bytes + 5 * (1 << HH_MAX_STATE_BITS), <int32_t *> (bytes + (1 << HH_MAX_STATE_BITS)), bytes,
                           &out[0, 0])
-    free(padded)
-    free(wide)
+    free(block)

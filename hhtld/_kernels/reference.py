@@ -360,13 +360,14 @@ def _cheapest_path(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -
     A state's successors drop its low `bits` bits and put any others on top, so the states that lead to the same
     2**bits successors are consecutive, and differ in the bits that leave.
     """
-    doublings = 0 if rate < 56 else 1 if rate < 68 else 2 if rate < 76 else 3
+    doublings = 0 if rate < 56 else 1 if rate < 68 else 2
 
     def squares(weight: np.int32) -> NDArray[np.int32]:
         apart = _saturated(weight - values)
+        wide = apart
         for _ in range(doublings):
-            apart = _saturated(apart + apart)
-        return (apart * apart) >> 16
+            wide = _saturated(wide + wide)
+        return ((wide * wide) >> 16) + (((apart * apart) >> 16) if doublings else 0)
 
     costs = _saturated(_LEAST_COST + squares(x[0]))
     came_from: list[NDArray[np.int64]] = []

@@ -25,7 +25,13 @@ HH_INLINE ptrdiff_t hh_rotation_block(ptrdiff_t n_cols) {
 
 /* ---- scalar ---- */
 
-HH_KERNEL void hh_hadamard_f32_scalar(float *x, ptrdiff_t block) {
+HH_INLINE void hh_flip_f32_(float *x, const float *signs, ptrdiff_t count) {
+    for (ptrdiff_t i = 0; i < count; i++) x[i] *= signs[i];
+}
+
+/* Signs before or after the transform, where not NULL; a multiplication by +-1 is exact. */
+HH_KERNEL void hh_hadamard_f32_scalar(float *x, ptrdiff_t block, const float *before, const float *after) {
+    if (before) hh_flip_f32_(x, before, block);
     for (ptrdiff_t half = 1; half < block; half *= 2)
         for (ptrdiff_t start = 0; start < block; start += 2 * half)
             for (ptrdiff_t i = start; i < start + half; i++) {
@@ -34,12 +40,10 @@ HH_KERNEL void hh_hadamard_f32_scalar(float *x, ptrdiff_t block) {
             }
     const float scale = (float)(1.0 / sqrt((double)block));
     for (ptrdiff_t i = 0; i < block; i++) x[i] *= scale;
+    if (after) hh_flip_f32_(x, after, block);
 }
 
 #if HH_X86
-/* In a register, the partner of lane i is lane i ^ half; where bit `half` of i is set the result is
- * partner - x, else partner + x: partner + (+-x), which rounds the same. Across registers two stages are
- * taken at once, so that a value is loaded and stored half as often. */
 HH_TARGET_AVX2_BEGIN
 HH_INLINE __m256 hh_stage8_avx2_(__m256 x_f32x8) {
     const __m256 odd1_f32x8 = _mm256_castsi256_ps(_mm256_setr_epi32(0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN));
@@ -50,25 +54,22 @@ HH_INLINE __m256 hh_stage8_avx2_(__m256 x_f32x8) {
     return _mm256_add_ps(_mm256_permute2f128_ps(x_f32x8, x_f32x8, 0x01), _mm256_xor_ps(x_f32x8, odd4_f32x8));
 }
 
-HH_KERNEL void hh_hadamard_f32_avx2(float *x, ptrdiff_t block) {
-    if (block < 8) { hh_hadamard_f32_scalar(x, block); return; }
-    const __m256 scale_f32x8 = _mm256_set1_ps((float)(1.0 / sqrt((double)block)));
-    for (ptrdiff_t i = 0; i < block; i += 8) _mm256_storeu_ps(x + i, hh_stage8_avx2_(_mm256_loadu_ps(x + i)));
-    ptrdiff_t half = 8;
-    for (; 4 * half <= block; half *= 4)
-        for (ptrdiff_t start = 0; start < block; start += 4 * half)
-            for (ptrdiff_t i = start; i < start + half; i += 8) {
-                const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + half);
-                const __m256 c = _mm256_loadu_ps(x + i + 2 * half), d = _mm256_loadu_ps(x + i + 3 * half);
-                const __m256 e = _mm256_add_ps(a, b), f = _mm256_sub_ps(a, b), g = _mm256_add_ps(c, d), h = _mm256_sub_ps(c, d);
-                _mm256_storeu_ps(x + i, _mm256_add_ps(e, g)), _mm256_storeu_ps(x + i + half, _mm256_add_ps(f, h));
-                _mm256_storeu_ps(x + i + 2 * half, _mm256_sub_ps(e, g)), _mm256_storeu_ps(x + i + 3 * half, _mm256_sub_ps(f, h));
-            }
-    for (ptrdiff_t i = 0; half < block && i < half; i += 8) {
-        const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + half);
-        _mm256_storeu_ps(x + i, _mm256_add_ps(a, b)), _mm256_storeu_ps(x + i + half, _mm256_sub_ps(a, b));
-    }
-    for (ptrdiff_t i = 0; i < block; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale_f32x8));
+#define HH_F __m256
+#define HH_LANES_F 8
+#define HH_NAME(x) x##avx2
+#define HH_LOAD(p) _mm256_loadu_ps(p)
+#define HH_STORE(p, v) _mm256_storeu_ps(p, v)
+#define HH_SET1(v) _mm256_set1_ps(v)
+#define HH_ADD(a, b) _mm256_add_ps(a, b)
+#define HH_SUB(a, b) _mm256_sub_ps(a, b)
+#define HH_MUL(a, b) _mm256_mul_ps(a, b)
+#define HH_WITHIN(v) hh_stage8_avx2_(v)
+#include "rotate_body.h"
+
+HH_KERNEL void hh_hadamard_f32_avx2(float *x, ptrdiff_t block, const float *before, const float *after) {
+    if (block < 8) hh_hadamard_f32_scalar(x, block, before, after);
+    else if (before) hh_hadamard_avx2(x, block, before, NULL);
+    else hh_hadamard_avx2(x, block, NULL, after);
 }
 HH_TARGET_END
 
@@ -83,64 +84,57 @@ HH_INLINE __m512 hh_stage16_avx512_(__m512 x_f32x16) {
 #undef HH_FLIP
 }
 
-HH_KERNEL void hh_hadamard_f32_avx512(float *x, ptrdiff_t block) {
-    if (block < 16) { hh_hadamard_f32_avx2(x, block); return; }
-    const __m512 scale_f32x16 = _mm512_set1_ps((float)(1.0 / sqrt((double)block)));
-    for (ptrdiff_t i = 0; i < block; i += 16) _mm512_storeu_ps(x + i, hh_stage16_avx512_(_mm512_loadu_ps(x + i)));
-    ptrdiff_t half = 16;
-    for (; 4 * half <= block; half *= 4)
-        for (ptrdiff_t start = 0; start < block; start += 4 * half)
-            for (ptrdiff_t i = start; i < start + half; i += 16) {
-                const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + half);
-                const __m512 c = _mm512_loadu_ps(x + i + 2 * half), d = _mm512_loadu_ps(x + i + 3 * half);
-                const __m512 e = _mm512_add_ps(a, b), f = _mm512_sub_ps(a, b), g = _mm512_add_ps(c, d), h = _mm512_sub_ps(c, d);
-                _mm512_storeu_ps(x + i, _mm512_add_ps(e, g)), _mm512_storeu_ps(x + i + half, _mm512_add_ps(f, h));
-                _mm512_storeu_ps(x + i + 2 * half, _mm512_sub_ps(e, g)), _mm512_storeu_ps(x + i + 3 * half, _mm512_sub_ps(f, h));
-            }
-    for (ptrdiff_t i = 0; half < block && i < half; i += 16) {
-        const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + half);
-        _mm512_storeu_ps(x + i, _mm512_add_ps(a, b)), _mm512_storeu_ps(x + i + half, _mm512_sub_ps(a, b));
-    }
-    for (ptrdiff_t i = 0; i < block; i += 16) _mm512_storeu_ps(x + i, _mm512_mul_ps(_mm512_loadu_ps(x + i), scale_f32x16));
+#define HH_F __m512
+#define HH_LANES_F 16
+#define HH_NAME(x) x##avx512
+#define HH_LOAD(p) _mm512_loadu_ps(p)
+#define HH_STORE(p, v) _mm512_storeu_ps(p, v)
+#define HH_SET1(v) _mm512_set1_ps(v)
+#define HH_ADD(a, b) _mm512_add_ps(a, b)
+#define HH_SUB(a, b) _mm512_sub_ps(a, b)
+#define HH_MUL(a, b) _mm512_mul_ps(a, b)
+#define HH_WITHIN(v) hh_stage16_avx512_(v)
+#include "rotate_body.h"
+
+HH_KERNEL void hh_hadamard_f32_avx512(float *x, ptrdiff_t block, const float *before, const float *after) {
+    if (block < 16) hh_hadamard_f32_avx2(x, block, before, after);
+    else if (before) hh_hadamard_avx512(x, block, before, NULL);
+    else hh_hadamard_avx512(x, block, NULL, after);
 }
 HH_TARGET_END
 #endif
 
-HH_INLINE void hh_hadamard_f32(int tier, float *x, ptrdiff_t block) {
+HH_INLINE void hh_hadamard_f32(int tier, float *x, ptrdiff_t block, const float *before, const float *after) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_hadamard_f32_avx512(x, block); return; }
-    if (tier >= HH_TIER_AVX2) { hh_hadamard_f32_avx2(x, block); return; }
+    if (tier >= HH_TIER_AVX512) { hh_hadamard_f32_avx512(x, block, before, after); return; }
+    if (tier >= HH_TIER_AVX2) { hh_hadamard_f32_avx2(x, block, before, after); return; }
 #endif
     (void)tier;
-    hh_hadamard_f32_scalar(x, block);
-}
-
-HH_INLINE void hh_flip_f32_(float *x, const float *signs, ptrdiff_t count) {
-    for (ptrdiff_t i = 0; i < count; i++) x[i] *= signs[i];
+    hh_hadamard_f32_scalar(x, block, before, after);
 }
 
 /* Rotate rows in place. */
 HH_KERNEL void hh_rotate_f32(int tier, float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const float *signs) {
-    const ptrdiff_t block = hh_rotation_block(n_cols);
+    const ptrdiff_t block = hh_rotation_block(n_cols), rest = n_cols - block;
     for (float *row = rows; row < rows + n_rows * n_cols; row += n_cols) {
-        hh_flip_f32_(row, signs, n_cols);
-        hh_hadamard_f32(tier, row, block);
-        if (block == n_cols) continue;
-        hh_flip_f32_(row, signs + n_cols, n_cols);
-        hh_hadamard_f32(tier, row + n_cols - block, block);
+        hh_hadamard_f32(tier, row, block, signs, NULL);
+        if (!rest) continue;
+        hh_flip_f32_(row + block, signs + block, rest);
+        hh_flip_f32_(row, signs + n_cols, rest);
+        hh_hadamard_f32(tier, row + rest, block, signs + n_cols + rest, NULL);
     }
 }
 
 /* Rotate rows back in place. */
 HH_KERNEL void hh_unrotate_f32(int tier, float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const float *signs) {
-    const ptrdiff_t block = hh_rotation_block(n_cols);
+    const ptrdiff_t block = hh_rotation_block(n_cols), rest = n_cols - block;
     for (float *row = rows; row < rows + n_rows * n_cols; row += n_cols) {
-        if (block != n_cols) {
-            hh_hadamard_f32(tier, row + n_cols - block, block);
-            hh_flip_f32_(row, signs + n_cols, n_cols);
+        if (rest) {
+            hh_hadamard_f32(tier, row + rest, block, NULL, signs + n_cols + rest);
+            hh_flip_f32_(row, signs + n_cols, rest);
+            hh_flip_f32_(row + block, signs + block, rest);
         }
-        hh_hadamard_f32(tier, row, block);
-        hh_flip_f32_(row, signs, n_cols);
+        hh_hadamard_f32(tier, row, block, NULL, signs);
     }
 }
 

@@ -9,7 +9,8 @@
  * The encoder is a Viterbi search in int16 with saturating arithmetic, the same integers on every tier.
  * With 1 sigma = 8192 units and `step` units a table level:
  *     x = clamp(rint(row[t] * (8192 / rms))), value = clamp(table[state] * step),
- *     apart = x - value, doubled `doublings` times, cost += apart * apart >> 16,
+ *     apart = x - value, wide = apart doubled `doublings` times,
+ *     cost += (wide * wide >> 16) + (doublings ? apart * apart >> 16 : 0),
  * all saturating. Costs start at INT16_MIN and every HH_RENORMALISE steps the least is brought back
  * there. On a tie the lowest branch wins, at the end the lowest state. A squared sigma costs 1024, and
  * four times that with every doubling, which high rates need to tell small errors apart.
@@ -116,7 +117,7 @@ HH_INLINE ptrdiff_t hh_back_words(int rate, int n_bits) {
     return most;
 }
 
-HH_INLINE int hh_trellis_doublings(int rate) { return rate < 56 ? 0 : rate < 68 ? 1 : rate < 76 ? 2 : 3; }
+HH_INLINE int hh_trellis_doublings(int rate) { return rate < 56 ? 0 : rate < 68 ? 1 : 2; }
 
 HH_INLINE double hh_row_norm2_(const float *row, ptrdiff_t n_cols) {
     double lane[16] = {0};
@@ -210,112 +211,284 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
 
 /* ---- codes in, levels out ---- */
 
-/* The table levels of one row. Windows are read 4 bytes at a time (offset of at most 7 + L bits = 19),
- * the last of them from a padded copy. */
-HH_INLINE unsigned hh_window_(const uint8_t *codes, ptrdiff_t bit, unsigned mask) {
-    uint32_t word;
-    memcpy(&word, codes + (bit >> 3), 4);
-    return (word >> (bit & 7)) & mask;
+/* The vector bodies take HH_TRELLIS_BLOCK weights at a time, which is a whole number of bytes at every rate, so
+ * shuffles and shifts are the same in every block. Whole blocks reach past a row's end, into the next row; rows whose
+ * blocks reach past the last one are copied to scratch first. Tables are unsigned bytes, level + 128, repeated to
+ * 256, 1024 or 4096, so that windows may carry a bit that does not matter. */
+enum { HH_TRELLIS_BLOCK = 128, HH_TRELLIS_PADDING = 64 };
+
+HH_INLINE ptrdiff_t hh_trellis_blocks(ptrdiff_t n_cols) { return (n_cols + HH_TRELLIS_BLOCK - 1) / HH_TRELLIS_BLOCK; }
+
+/* What the vector bodies may read from a row's first byte on; a block takes `rate` bytes. */
+HH_INLINE ptrdiff_t hh_trellis_reach_nbytes(ptrdiff_t n_cols, int rate) {
+    return hh_trellis_blocks(n_cols) * rate + HH_TRELLIS_PADDING;
 }
 
-/* Rows are copied to `padded` (row_nbytes + 64 bytes) so that wide loads stay inside. */
-HH_KERNEL void hh_levels_scalar(const uint8_t *padded, ptrdiff_t first, ptrdiff_t n_cols, int rate, int n_bits,
-                                 const int8_t *table, float gain, float *out) {
-    const unsigned mask = (1u << n_bits) - 1u;
-    for (ptrdiff_t t = first; t < n_cols; t++) out[t] = gain * (float)table[hh_window_(padded, hh_bit_offset(t, rate), mask)];
+/* Rows that may be read where they lie. */
+HH_INLINE ptrdiff_t hh_trellis_whole_rows(ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    const ptrdiff_t spare = n_rows * row_nbytes - hh_trellis_reach_nbytes(n_cols, rate);
+    return spare < 0 ? 0 : spare / row_nbytes + 1;
+}
+
+HH_KERNEL void hh_trellis_bytes_table(const int8_t *table, int n_bits, uint8_t *bytes) {
+    const int n_even = n_bits <= 8 ? 8 : (n_bits + 1) / 2 * 2;
+    for (int s = 0; s < 1 << n_even; s++) bytes[s] = (uint8_t)(table[s & ((1 << n_bits) - 1)] + 128);
+}
+
+/* Byte by byte, because the last window ends with the row. */
+HH_INLINE unsigned hh_window_(const uint8_t *codes, ptrdiff_t t, int rate, int n_bits) {
+    const ptrdiff_t bit = hh_bit_offset(t, rate), first = bit >> 3;
+    uint32_t word = 0;
+    for (ptrdiff_t byte = first; 8 * byte < bit + n_bits; byte++) word |= (uint32_t)codes[byte] << (8 * (byte - first));
+    return (word >> (bit & 7)) & ((1u << n_bits) - 1u);
+}
+
+HH_KERNEL void hh_levels_scalar(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits, const int8_t *table,
+                                float gain, float *out) {
+    for (ptrdiff_t t = 0; t < n_cols; t++) out[t] = gain * (float)table[hh_window_(codes, t, rate, n_bits)];
 }
 
 #if HH_X86
 HH_TARGET_AVX2_BEGIN
-/* 8 weights: each lane gathers the dword that holds its window, shifts, masks, gathers its level. */
-HH_KERNEL void hh_levels_avx2(const uint8_t *padded, ptrdiff_t n_cols, int rate, int n_bits, const int32_t *table,
-                               float gain, float *out) {
+HH_INLINE __m256i hh_look16_avx2_(const uint8_t *part, __m256i index_i8x32) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)part)), index_i8x32);
+}
+
+/* 256 levels: 16 shuffles by the low nibble, which give 0 where bit 7 of the index is set, so the halves of the table
+ * are ORed, and a tree of blends by bits 4, 5 and 6. */
+HH_INLINE __m256i hh_look256_avx2_(const uint8_t *table, __m256i state_i8x32) {
+    const __m256i low_i8x32 = _mm256_and_si256(state_i8x32, _mm256_set1_epi8((char)0x8F));
+    const __m256i high_i8x32 = _mm256_xor_si256(low_i8x32, _mm256_set1_epi8((char)0x80));
+    const __m256i bit4_i8x32 = _mm256_slli_epi16(state_i8x32, 3), bit5_i8x32 = _mm256_slli_epi16(state_i8x32, 2);
+    const __m256i bit6_i8x32 = _mm256_slli_epi16(state_i8x32, 1);
+#define HH_BOTH(k) _mm256_or_si256(hh_look16_avx2_(table + 16 * (k), low_i8x32), hh_look16_avx2_(table + 128 + 16 * (k), high_i8x32))
+#define HH_PAIR(k) _mm256_blendv_epi8(HH_BOTH(k), HH_BOTH((k) + 1), bit4_i8x32)
+    const __m256i first_i8x32 = _mm256_blendv_epi8(HH_PAIR(0), HH_PAIR(2), bit5_i8x32);
+    const __m256i second_i8x32 = _mm256_blendv_epi8(HH_PAIR(4), HH_PAIR(6), bit5_i8x32);
+#undef HH_PAIR
+#undef HH_BOTH
+    return _mm256_blendv_epi8(first_i8x32, second_i8x32, bit6_i8x32);
+}
+
+/* Shuffles that bring each 16-bit lane the two bytes of its window, and factors that push the window to its upper
+ * byte: even and odd weights of two groups of 16, for the four pairs of groups of a block. */
+typedef struct {
+    __m256i even_i8x32[4], odd_i8x32[4], even_factor_i16x16[4], odd_factor_i16x16[4];
+    int first[8]; /* byte of each group */
+} hh_block_plan_avx2;
+
+HH_KERNEL void hh_block_plan_avx2_(int rate, hh_block_plan_avx2 *plan) {
+    for (int pair = 0; pair < 4; pair++) {
+        uint8_t shuffle[2][32];
+        uint16_t factor[2][16];
+        for (int i = 0; i < 32; i++) {
+            const int group = 2 * pair + i / 16, first = group * rate / 8;
+            const int bit = (int)hh_bit_offset(32 * pair + i, rate) - 8 * first;
+            const int lane = i / 2;
+            plan->first[group] = first;
+            shuffle[i & 1][2 * lane] = (uint8_t)(bit >> 3), shuffle[i & 1][2 * lane + 1] = (uint8_t)((bit >> 3) + 1);
+            factor[i & 1][lane] = (uint16_t)(256 >> (bit & 7));
+        }
+        plan->even_i8x32[pair] = _mm256_loadu_si256((const __m256i *)shuffle[0]);
+        plan->odd_i8x32[pair] = _mm256_loadu_si256((const __m256i *)shuffle[1]);
+        plan->even_factor_i16x16[pair] = _mm256_loadu_si256((const __m256i *)factor[0]);
+        plan->odd_factor_i16x16[pair] = _mm256_loadu_si256((const __m256i *)factor[1]);
+    }
+}
+
+/* The levels, plus 128, of a pair of groups: 32 weights. */
+HH_INLINE __m256i hh_levels32_avx2_(const uint8_t *codes, const uint8_t *table, const hh_block_plan_avx2 *plan, int pair) {
+    const __m256i bytes_i8x32 = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair]))),
+        _mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair + 1])), 1);
+    const __m256i even_i16x16 = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->even_i8x32[pair]), plan->even_factor_i16x16[pair]);
+    const __m256i odd_i16x16 = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->odd_i8x32[pair]), plan->odd_factor_i16x16[pair]);
+    return hh_look256_avx2_(table, _mm256_or_si256(_mm256_srli_epi16(even_i16x16, 8), _mm256_andnot_si256(_mm256_set1_epi16(0xFF), odd_i16x16)));
+}
+
+/* The bytes of 16 weights' windows, `offset` bits behind the first byte, shifted into 32-bit lanes, for larger tables. */
+HH_INLINE __m256i hh_states8_avx2_(__m256i bytes_i8x32, __m256i offset_i32x8, __m256i mask_i32x8) {
+    const __m256i spread_i8x32 = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    const __m256i at_i8x32 = _mm256_add_epi8(_mm256_shuffle_epi8(_mm256_srli_epi32(offset_i32x8, 3), spread_i8x32), _mm256_set1_epi32(0x03020100));
+    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(bytes_i8x32, at_i8x32), _mm256_and_si256(offset_i32x8, _mm256_set1_epi32(7))), mask_i32x8);
+}
+
+HH_INLINE void hh_widen32_avx2_(float *out, __m256i level_i8x32, __m256 gain_f32x8) {
+    const __m256i signed_i8x32 = _mm256_xor_si256(level_i8x32, _mm256_set1_epi8(-128));
+    const __m128i low_i8x16 = _mm256_castsi256_si128(signed_i8x32), high_i8x16 = _mm256_extracti128_si256(signed_i8x32, 1);
+#define HH_EIGHT(k, level_i8x16) _mm256_storeu_ps(out + 8 * (k), _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(level_i8x16))));
+    HH_EIGHT(0, low_i8x16) HH_EIGHT(1, _mm_unpackhi_epi64(low_i8x16, low_i8x16))
+    HH_EIGHT(2, high_i8x16) HH_EIGHT(3, _mm_unpackhi_epi64(high_i8x16, high_i8x16))
+#undef HH_EIGHT
+}
+
+/* Up to 256 levels. */
+HH_KERNEL void hh_levels8_avx2(const uint8_t *codes, ptrdiff_t n_cols, int rate, const hh_block_plan_avx2 *plan,
+                               const uint8_t *table, float gain, float *out) {
+    const __m256 gain_f32x8 = _mm256_set1_ps(gain);
+    float rest[HH_TRELLIS_BLOCK];
+    for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, codes += rate) {
+        float *const to = t + HH_TRELLIS_BLOCK <= n_cols ? out + t : rest;
+        for (int pair = 0; pair < 4; pair++) hh_widen32_avx2_(to + 32 * pair, hh_levels32_avx2_(codes, table, plan, pair), gain_f32x8);
+        if (to == rest) memcpy(out + t, rest, (size_t)(n_cols - t) * sizeof(float));
+    }
+}
+
+/* Larger tables, levels gathered; 16 weights take exactly `rate` bits. */
+HH_KERNEL void hh_levels_wide_avx2(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits, const int32_t *wide,
+                                   float gain, float *out) {
     const __m256i mask_i32x8 = _mm256_set1_epi32((1 << n_bits) - 1);
+    const __m256 gain_f32x8 = _mm256_set1_ps(gain);
     int32_t offsets[16];
     for (int t = 0; t < 16; t++) offsets[t] = (int32_t)hh_bit_offset(t, rate);
     const __m256i low_i32x8 = _mm256_loadu_si256((const __m256i *)offsets), high_i32x8 = _mm256_loadu_si256((const __m256i *)(offsets + 8));
-    const __m256 gain_f32x8 = _mm256_set1_ps(gain);
-    ptrdiff_t t = 0;
-    for (; t + 16 <= n_cols; t += 16) { /* 16 weights take exactly `rate` bits */
-        const ptrdiff_t bit = t / 16 * rate;
-        const int *const base = (const int *)(const void *)(padded + (bit >> 3));
+    float rest[16];
+    ptrdiff_t bit = 0;
+    for (ptrdiff_t t = 0; t < n_cols; t += 16, bit += rate) {
+        float *const to = t + 16 <= n_cols ? out + t : rest;
+        const __m256i bytes_i8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(codes + (bit >> 3))));
         const __m256i at_i32x8 = _mm256_set1_epi32((int)(bit & 7));
-        for (int half = 0; half < 2; half++) {
-            const __m256i offset_i32x8 = _mm256_add_epi32(half ? high_i32x8 : low_i32x8, at_i32x8);
-            const __m256i word_i32x8 = _mm256_i32gather_epi32(base, _mm256_srli_epi32(offset_i32x8, 3), 1);
-            const __m256i state_i32x8 = _mm256_and_si256(_mm256_srlv_epi32(word_i32x8, _mm256_and_si256(offset_i32x8, _mm256_set1_epi32(7))), mask_i32x8);
-            const __m256i level_i32x8 = _mm256_i32gather_epi32(table, state_i32x8, 4);
-            _mm256_storeu_ps(out + t + 8 * half, _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(level_i32x8)));
-        }
+        const __m256i first_i32x8 = hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(low_i32x8, at_i32x8), mask_i32x8);
+        const __m256i second_i32x8 = hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(high_i32x8, at_i32x8), mask_i32x8);
+        _mm256_storeu_ps(to, _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_i32gather_epi32(wide, first_i32x8, 4))));
+        _mm256_storeu_ps(to + 8, _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_i32gather_epi32(wide, second_i32x8, 4))));
+        if (to == rest) memcpy(out + t, rest, (size_t)(n_cols - t) * sizeof(float));
     }
-    const unsigned mask = (1u << n_bits) - 1u;
-    for (; t < n_cols; t++) out[t] = gain * (float)table[hh_window_(padded, hh_bit_offset(t, rate), mask)];
+}
+
+HH_KERNEL void hh_trellis_decode_avx2(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
+                                      const uint8_t *table, const int32_t *wide, const float *gains, uint8_t *padded,
+                                      ptrdiff_t n_whole, float *out) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    hh_block_plan_avx2 plan;
+    hh_block_plan_avx2_(rate, &plan);
+    for (ptrdiff_t r = 0; r < n_rows; r++) {
+        const uint8_t *row = codes + r * row_nbytes;
+        if (r >= n_whole) row = memcpy(padded, row, (size_t)row_nbytes);
+        if (n_bits <= 8) hh_levels8_avx2(row, n_cols, rate, &plan, table, gains[r], out + r * n_cols);
+        else hh_levels_wide_avx2(row, n_cols, rate, n_bits, wide, gains[r], out + r * n_cols);
+    }
 }
 HH_TARGET_END
 
 HH_TARGET_AVX512VNNI_BEGIN
-/* 16 weights: one 16-byte load at the group's first byte holds all of their windows (96 + 7 + 12 bits at most);
- * vpermb brings each lane its 4 bytes, a variable shift and a mask leave the state. Tables of 256 levels
- * are looked up in registers, larger ones by gather. */
-HH_KERNEL void hh_levels_avx512vnni(const uint8_t *padded, ptrdiff_t n_cols, int rate, int n_bits, const int8_t *bytes,
-                                     const int32_t *table, float gain, float *out) {
-    const __m512i mask_i32x16 = _mm512_set1_epi32((1 << n_bits) - 1);
+/* For each half of a block: the bytes of every 8 weights (at most 42 + 7 + 12 bits) to one 64-bit lane, the first bit
+ * of every weight's window in it, and the bit 8 places on. */
+typedef struct {
+    __m512i spread_i8x64[2], shift_i8x64[2], above_i8x64[2];
+    int second; /* first byte of the second half */
+} hh_block_plan_avx512vnni;
+
+HH_KERNEL void hh_block_plan_avx512vnni_(int rate, hh_block_plan_avx512vnni *plan) {
+    plan->second = 4 * rate / 8;
+    for (int half = 0; half < 2; half++) {
+        uint8_t spread[64], shift[64];
+        for (int i = 0; i < 64; i++) {
+            const int first = (int)hh_bit_offset(64 * half + i / 8 * 8, rate) >> 3;
+            spread[i] = (uint8_t)(first - half * plan->second + i % 8);
+            shift[i] = (uint8_t)((int)hh_bit_offset(64 * half + i, rate) - 8 * first);
+        }
+        plan->spread_i8x64[half] = _mm512_loadu_si512(spread);
+        plan->shift_i8x64[half] = _mm512_loadu_si512(shift);
+        plan->above_i8x64[half] = _mm512_add_epi8(plan->shift_i8x64[half], _mm512_set1_epi8(8));
+    }
+}
+
+HH_INLINE __m512i hh_look128_avx512vnni_(const uint8_t *table, __m512i state_i8x64) {
+    return _mm512_permutex2var_epi8(_mm512_loadu_si512(table), state_i8x64, _mm512_loadu_si512(table + 64));
+}
+
+HH_INLINE __m512i hh_look256_avx512vnni_(const uint8_t *table, __m512i state_i8x64, __mmask64 bit7) {
+    return _mm512_mask_mov_epi8(hh_look128_avx512vnni_(table, state_i8x64), bit7, hh_look128_avx512vnni_(table + 128, state_i8x64));
+}
+
+HH_INLINE __m512i hh_look1024_avx512vnni_(const uint8_t *table, __m512i state_i8x64, __mmask64 bit7, __mmask64 bit8, __mmask64 bit9) {
+    const __m512i low_i8x64 = _mm512_mask_mov_epi8(hh_look256_avx512vnni_(table, state_i8x64, bit7), bit8,
+                                                   hh_look256_avx512vnni_(table + 256, state_i8x64, bit7));
+    const __m512i high_i8x64 = _mm512_mask_mov_epi8(hh_look256_avx512vnni_(table + 512, state_i8x64, bit7), bit8,
+                                                    hh_look256_avx512vnni_(table + 768, state_i8x64, bit7));
+    return _mm512_mask_mov_epi8(low_i8x64, bit9, high_i8x64);
+}
+
+/* The levels, plus 128, of one half of a block; n_bits is 8, 10 or 12 and constant where this is inlined. */
+HH_INLINE __m512i hh_levels64_avx512vnni_(const uint8_t *codes, int n_bits, const uint8_t *table, __m512i spread_i8x64,
+                                          __m512i shift_i8x64, __m512i above_i8x64) {
+    const __m512i bytes_i8x64 = _mm512_permutexvar_epi8(spread_i8x64, _mm512_loadu_si512(codes));
+    const __m512i state_i8x64 = _mm512_multishift_epi64_epi8(shift_i8x64, bytes_i8x64);
+    const __mmask64 bit7 = _mm512_movepi8_mask(state_i8x64);
+    if (n_bits == 8) return hh_look256_avx512vnni_(table, state_i8x64, bit7);
+    const __m512i high_i8x64 = _mm512_multishift_epi64_epi8(above_i8x64, bytes_i8x64);
+    const __mmask64 bit8 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(1)), bit9 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(2));
+    const __m512i first_i8x64 = hh_look1024_avx512vnni_(table, state_i8x64, bit7, bit8, bit9);
+    if (n_bits == 10) return first_i8x64;
+    const __mmask64 bit10 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(4)), bit11 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(8));
+    const __m512i low_i8x64 = _mm512_mask_mov_epi8(first_i8x64, bit10, hh_look1024_avx512vnni_(table + 1024, state_i8x64, bit7, bit8, bit9));
+    const __m512i third_i8x64 = hh_look1024_avx512vnni_(table + 2048, state_i8x64, bit7, bit8, bit9);
+    return _mm512_mask_mov_epi8(low_i8x64, bit11, _mm512_mask_mov_epi8(third_i8x64, bit10, hh_look1024_avx512vnni_(table + 3072, state_i8x64, bit7, bit8, bit9)));
+}
+
+HH_INLINE void hh_widen64_avx512vnni_(float *out, __m512i level_i8x64, __m512 gain_f32x16) {
+    const __m512i signed_i8x64 = _mm512_xor_si512(level_i8x64, _mm512_set1_epi8(-128));
+#define HH_QUARTER(k) _mm512_storeu_ps(out + 16 * (k), _mm512_mul_ps(gain_f32x16, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(signed_i8x64, k)))));
+    HH_QUARTER(0) HH_QUARTER(1) HH_QUARTER(2) HH_QUARTER(3)
+#undef HH_QUARTER
+}
+
+HH_INLINE void hh_levels_avx512vnni_(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits, const hh_block_plan_avx512vnni *plan,
+                                     const uint8_t *table, float gain, float *out) {
+    const __m512i spread0_i8x64 = plan->spread_i8x64[0], shift0_i8x64 = plan->shift_i8x64[0], above0_i8x64 = plan->above_i8x64[0];
+    const __m512i spread1_i8x64 = plan->spread_i8x64[1], shift1_i8x64 = plan->shift_i8x64[1], above1_i8x64 = plan->above_i8x64[1];
     const __m512 gain_f32x16 = _mm512_set1_ps(gain);
-    __m512i spread_i8x64[8], shift_i32x16[8]; /* by the group's first bit within its byte */
-    for (int at = 0; at < 8; at++) {
-        int8_t spread[64];
-        int32_t shift[16];
-        for (int t = 0; t < 16; t++) {
-            const int bit = at + (int)hh_bit_offset(t, rate);
-            for (int b = 0; b < 4; b++) spread[4 * t + b] = (int8_t)((bit >> 3) + b < 15 ? (bit >> 3) + b : 15);
-            shift[t] = bit & 7;
-        }
-        spread_i8x64[at] = _mm512_loadu_si512(spread);
-        shift_i32x16[at] = _mm512_loadu_si512(shift);
+    const ptrdiff_t second = plan->second;
+    float rest[HH_TRELLIS_BLOCK];
+    for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, codes += rate) {
+        float *const to = t + HH_TRELLIS_BLOCK <= n_cols ? out + t : rest;
+        hh_widen64_avx512vnni_(to, hh_levels64_avx512vnni_(codes, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64), gain_f32x16);
+        hh_widen64_avx512vnni_(to + 64, hh_levels64_avx512vnni_(codes + second, n_bits, table, spread1_i8x64, shift1_i8x64, above1_i8x64), gain_f32x16);
+        if (to == rest) memcpy(out + t, rest, (size_t)(n_cols - t) * sizeof(float));
     }
-    __m512i part_i8x64[4];
-    if (n_bits == 8)
-        for (int part = 0; part < 4; part++) part_i8x64[part] = _mm512_loadu_si512(bytes + 64 * part);
-    ptrdiff_t t = 0;
-    for (; t + 16 <= n_cols; t += 16) {
-        const ptrdiff_t bit = t / 16 * rate;
-        const __m512i bytes_i8x64 = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(padded + (bit >> 3))));
-        const int at = (int)(bit & 7);
-        const __m512i word_i32x16 = _mm512_permutexvar_epi8(spread_i8x64[at], bytes_i8x64);
-        const __m512i state_i32x16 = _mm512_and_si512(_mm512_srlv_epi32(word_i32x16, shift_i32x16[at]), mask_i32x16);
-        __m512i level_i32x16;
-        if (n_bits == 8) {
-            const __m512i low_i8x64 = _mm512_permutex2var_epi8(part_i8x64[0], state_i32x16, part_i8x64[1]);
-            const __m512i high_i8x64 = _mm512_permutex2var_epi8(part_i8x64[2], state_i32x16, part_i8x64[3]);
-            const __m512i level_i8x64 = _mm512_mask_mov_epi8(low_i8x64, _mm512_movepi8_mask(state_i32x16), high_i8x64);
-            level_i32x16 = _mm512_srai_epi32(_mm512_slli_epi32(level_i8x64, 24), 24);
-        } else {
-            level_i32x16 = _mm512_i32gather_epi32(state_i32x16, table, 4);
-        }
-        _mm512_storeu_ps(out + t, _mm512_mul_ps(gain_f32x16, _mm512_cvtepi32_ps(level_i32x16)));
+}
+
+HH_KERNEL void hh_trellis_decode_avx512vnni(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
+                                            const uint8_t *table, const float *gains, uint8_t *padded, ptrdiff_t n_whole,
+                                            float *out) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    hh_block_plan_avx512vnni plan;
+    hh_block_plan_avx512vnni_(rate, &plan);
+    for (ptrdiff_t r = 0; r < n_rows; r++, out += n_cols) {
+        const uint8_t *row = codes + r * row_nbytes;
+        if (r >= n_whole) row = memcpy(padded, row, (size_t)row_nbytes);
+        if (n_bits <= 8) hh_levels_avx512vnni_(row, n_cols, rate, 8, &plan, table, gains[r], out);
+        else if (n_bits <= 10) hh_levels_avx512vnni_(row, n_cols, rate, 10, &plan, table, gains[r], out);
+        else hh_levels_avx512vnni_(row, n_cols, rate, 12, &plan, table, gains[r], out);
     }
-    const unsigned mask = (1u << n_bits) - 1u;
-    for (; t < n_cols; t++) out[t] = gain * (float)table[hh_window_(padded, hh_bit_offset(t, rate), mask)];
 }
 HH_TARGET_END
 #endif
 
-/* Write gain * level of every weight: rotated rows. `padded` is scratch of row_nbytes + 64 bytes, `wide` of
- * 2^L int32. */
+/* Write gain * level of every weight: rotated rows. `padded` is scratch of hh_trellis_reach_nbytes, `wide` of 2^12
+ * int32, `bytes` of 2^12 bytes. */
 HH_KERNEL void hh_trellis_decode(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                 const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, float *out) {
-    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
-    for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << n_bits; s++) wide[s] = table[s];
-    memset(padded, 0, (size_t)row_nbytes + 64);
-    for (ptrdiff_t r = 0; r < n_rows; r++) {
-        memcpy(padded, codes + r * row_nbytes, (size_t)row_nbytes);
+                                 const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
+                                 float *out) {
 #if HH_X86
-        if (tier >= HH_TIER_AVX512VNNI) { hh_levels_avx512vnni(padded, n_cols, rate, n_bits, table, wide, gains[r], out + r * n_cols); continue; }
-        if (tier >= HH_TIER_AVX2) { hh_levels_avx2(padded, n_cols, rate, n_bits, wide, gains[r], out + r * n_cols); continue; }
-#endif
-        hh_levels_scalar(padded, 0, n_cols, rate, n_bits, table, gains[r], out + r * n_cols);
+    if (tier >= HH_TIER_AVX2) {
+        const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
+        for (int s = 0; s < 1 << n_bits; s++) wide[s] = table[s];
+        hh_trellis_bytes_table(table, n_bits, bytes);
+        memset(padded, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
+        if (tier >= HH_TIER_AVX512VNNI)
+            hh_trellis_decode_avx512vnni(codes, n_rows, n_cols, rate, n_bits, bytes, gains, padded, n_whole, out);
+        else
+            hh_trellis_decode_avx2(codes, n_rows, n_cols, rate, n_bits, bytes, wide, gains, padded, n_whole, out);
+        return;
     }
-    (void)tier;
+#endif
+    (void)tier, (void)padded, (void)wide, (void)bytes;
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    for (ptrdiff_t r = 0; r < n_rows; r++)
+        hh_levels_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table, gains[r], out + r * n_cols);
 }
 
 #endif

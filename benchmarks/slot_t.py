@@ -1,0 +1,286 @@
+"""Quality and speed of Slot T, beside llama.cpp's quantisers and a dense float32 product.
+
+    pip install -e '.[bench]' && python benchmarks/slot_t.py [quality | speed]
+
+One thread. Each figure is the median of rounds in which the parts that are compared run in turn, so that a
+machine whose speed drifts slows both; ratios are medians of the rounds' own ratios.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from lookup_grade import in_turn, processor, ratio
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from hhtld._kernels import _isa, _rotate, _score, _trellis
+from hhtld.rotation import Rotation
+from hhtld.trellis import STATE_BITS, Trellis, gain_bits, gain_values
+
+Rows = NDArray[np.float32]
+
+N_COLS = 1024
+QUALITY_ROWS = 512
+QUALITY_RATES = (16, 24, 32, 40, 48, 64, 80, 96)
+TWO_LEVELS = ((32, 16), (32, 32))
+SPEED_RATES = (32, 48, 64)
+SPEED_STATE_BITS = (8, 10)
+ENCODE_ROWS = 512
+DECODE_ROWS = 4096
+DOT_ROWS = 16384
+
+Q2_K, Q3_K, Q4_K, IQ2_XS, IQ2_S = 10, 11, 12, 17, 22
+GGML_NAMES = {Q2_K: "Q2_K", IQ2_XS: "IQ2_XS", IQ2_S: "IQ2_S", Q3_K: "Q3_K", Q4_K: "Q4_K"}
+
+
+# ---- llama.cpp ----
+
+
+class Ggml:
+    """llama.cpp's own routines, from the shared library in the llama-cpp-python package."""
+
+    def __init__(self) -> None:
+        spec = find_spec("llama_cpp")
+        if spec is None or spec.origin is None:
+            raise SystemExit("llama-cpp-python is not installed: pip install -e '.[bench]'")
+        folder = Path(spec.origin).parent / "lib"
+        library = ctypes.CDLL(str(next(p for p in sorted(folder.iterdir()) if "ggml-base." in p.name)))
+        self._quantize, self._row_nbytes = library.ggml_quantize_chunk, library.ggml_row_size
+        self._quantize.restype = self._row_nbytes.restype = ctypes.c_size_t
+        pointer, wide = ctypes.c_void_p, ctypes.c_int64
+        self._quantize.argtypes = [ctypes.c_int, pointer, pointer, wide, wide, wide, pointer]
+        self._row_nbytes.argtypes = [ctypes.c_int, wide]
+        self._dequantize = {}
+        for kind, name in GGML_NAMES.items():
+            library.ggml_quantize_init(kind)  # tables are built here and not on the first row
+            routine = getattr(library, f"dequantize_row_{name.lower()[:-1] + 'K' if name[-1] == 'K' else name.lower()}")
+            routine.restype, routine.argtypes = None, [pointer, pointer, wide]
+            self._dequantize[kind] = routine
+
+    def row_nbytes(self, kind: int, n_cols: int) -> int:
+        found: int = self._row_nbytes(kind, n_cols)
+        return found
+
+    def encode(self, kind: int, rows: Rows) -> NDArray[np.uint8]:
+        """Return rows as blocks, every weight of the same importance."""
+        n_rows, n_cols = rows.shape
+        blocks = np.empty((n_rows, self.row_nbytes(kind, n_cols)), np.uint8)
+        importance = np.ones(n_cols, np.float32)
+        self._quantize(kind, rows.ctypes.data, blocks.ctypes.data, 0, n_rows, n_cols, importance.ctypes.data)
+        return blocks
+
+    def decode(self, kind: int, blocks: NDArray[np.uint8], out: Rows) -> None:
+        self._dequantize[kind](blocks.ctypes.data, out.ctypes.data, out.size)
+
+
+# ---- quality ----
+
+
+def cosines(rows: Rows, coded: Rows) -> NDArray[np.float64]:
+    a, b = rows.astype(np.float64), coded.astype(np.float64)
+    found: NDArray[np.float64] = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return found
+
+
+def coded_once(rows: Rows, rate: int, n_bits: int) -> Rows:
+    """Rotated rows through the trellis, gains as Slot V holds them."""
+    code = Trellis.trained(rate, n_bits)
+    codes, gains = code.encode(rows)
+    return code.decode(codes, gain_values(gain_bits(gains)), rows.shape[1])
+
+
+def coded_twice(rows: Rows, rates: tuple[int, int], n_bits: int) -> Rows:
+    """The second trellis codes what the first leaves over, with a gain of its own."""
+    first = coded_once(rows, rates[0], n_bits)
+    return first + coded_once(rows - first, rates[1], n_bits)
+
+
+def quality_line(name: str, bits: float, cosine: NDArray[np.float64]) -> None:
+    middle = float(np.median(cosine))
+    gap = bits + np.log2(1 - middle * middle) / 2
+    print(f"  {name:22} {bits:5.2f} b   cosine {middle:.6f}, p5 {np.percentile(cosine, 5):.6f}   gap {gap:.3f} b")
+
+
+def with_outliers(rows: Rows, kind: str) -> Rows:
+    rng = np.random.default_rng(5)
+    scales = np.ones(rows.shape[1])
+    if kind == "log-normal scales":
+        scales = rng.lognormal(0, 1, rows.shape[1])
+    elif kind == "8 columns x 10":
+        scales[rng.permutation(rows.shape[1])[:8]] = 10
+    return (rows * scales).astype(np.float32)
+
+
+def quality() -> None:
+    rows = np.random.default_rng(3).standard_normal((QUALITY_ROWS, N_COLS)).astype(np.float32)
+    print(f"\nGaussian rows of {N_COLS}; the gap is to -log2(1 - cosine^2) / 2")
+    for n_bits in STATE_BITS:
+        for rate in QUALITY_RATES:
+            quality_line(f"{1 << n_bits} states", rate / 16, cosines(rows, coded_once(rows, rate, n_bits)))
+        for rates in TWO_LEVELS:
+            cosine = cosines(rows, coded_twice(rows, rates, n_bits))
+            quality_line(f"{1 << n_bits} states, {rates[0] / 16:g}+{rates[1] / 16:g}", sum(rates) / 16, cosine)
+    rotation = Rotation(N_COLS, 1)
+    for kind in ("Gaussian", "log-normal scales", "8 columns x 10"):
+        uneven = with_outliers(rows, kind)
+        rotated = uneven.copy()
+        rotation.rotate(rotated)
+        print(f"\n{kind}, rotated, 1024 states")
+        for rate in SPEED_RATES:
+            coded = coded_once(rotated, rate, 10)
+            rotation.unrotate(coded)
+            quality_line("", rate / 16, cosines(uneven, coded))
+
+
+# ---- speed ----
+
+
+def vector_tiers() -> list[str]:
+    """The tiers whose bodies differ here."""
+    return [tier for tier in _isa.available_tiers() if tier not in ("scalar", "avx512")]
+
+
+def speed_lines(
+    times: Mapping[str, list[float]], n_weights: int, unit: float, name: str, beside: Mapping[str, str]
+) -> None:
+    for part in times:
+        each = median(times[part])
+        against = "".join(f"   {ratio(times, other, part):.2f} x {title}" for other, title in beside.items())
+        print(f"  {part:34} {n_weights / each / 1e3 / unit:8.2f} {name}{against if part not in beside else ''}")
+
+
+def encode_speed(ggml: Ggml, rows: Rows) -> None:
+    rotation = Rotation(N_COLS, 1)
+    scratch = np.empty_like(rows)
+
+    def ours(code: Trellis, tier: str) -> Callable[[], None]:
+        codes, gains = np.empty((len(rows), code.row_nbytes(N_COLS)), np.uint8), np.empty(len(rows), np.float32)
+
+        def encode() -> None:
+            np.copyto(scratch, rows)
+            _rotate.rotate(scratch, rotation.signs, isa=tier)
+            _trellis.encode(scratch, code.levels, code.step, code.rate, codes, gains, isa=tier)
+
+        return encode
+
+    parts: dict[str, Callable[[], object]] = {
+        name: lambda kind=kind: ggml.encode(kind, rows) for kind, name in GGML_NAMES.items()
+    }
+    for n_bits in SPEED_STATE_BITS:
+        for rate in SPEED_RATES:
+            for tier in vector_tiers():
+                parts[f"{1 << n_bits} states, {rate / 16:g} b, {tier}"] = ours(Trellis.trained(rate, n_bits), tier)
+    print(
+        f"\nencode {len(rows)} x {N_COLS}, rotation included (asked: 40 Mweights/s at 2 b, AVX2 within 3 x of AVX-512)"
+    )
+    times = in_turn(parts, 3)
+    speed_lines(times, rows.size, 1, "Mweights/s", {"Q2_K": "Q2_K", "IQ2_XS": "IQ2_XS"})
+    tier_ratios(times)
+    print("\ntheir cosines on the same rows")
+    for kind, name in GGML_NAMES.items():
+        out = np.empty_like(rows)
+        ggml.decode(kind, ggml.encode(kind, rows), out)
+        quality_line(name, 8 * ggml.row_nbytes(kind, N_COLS) / N_COLS, cosines(rows, out))
+
+
+def tier_ratios(times: Mapping[str, list[float]]) -> None:
+    found = [
+        f"{part.removesuffix(', avx2')} {ratio(times, part, part.removesuffix('avx2') + 'avx512vnni'):.2f}"
+        for part in times
+        if part.endswith("avx2") and part.removesuffix("avx2") + "avx512vnni" in times
+    ]
+    if found:
+        print(f"  AVX2's time over AVX-512's: {'; '.join(found)}")
+
+
+def decode_speed(ggml: Ggml) -> None:
+    rows = np.random.default_rng(4).standard_normal((DECODE_ROWS, N_COLS)).astype(np.float32)
+    rotation, out = Rotation(N_COLS, 1), np.empty_like(rows)
+    rng = np.random.default_rng(6)
+    parts: dict[str, Callable[[], object]] = {}
+    for kind, name in GGML_NAMES.items():
+        # The time does not depend on the values; repeating some rows spares minutes of IQ2's search.
+        blocks = np.ascontiguousarray(
+            np.resize(ggml.encode(kind, rows[:64]), (DECODE_ROWS, ggml.row_nbytes(kind, N_COLS)))
+        )
+        parts[name] = lambda kind=kind, blocks=blocks: ggml.decode(kind, blocks, out)
+
+    # A tensor's decoder takes rows by the block, so that the rotation finds them in the cache.
+    block = 32
+
+    def ours(code: Trellis, tier: str, back: bool) -> Callable[[], None]:
+        codes = rng.integers(0, 256, (DECODE_ROWS, code.row_nbytes(N_COLS)), np.uint8)
+        gains = np.ones(DECODE_ROWS, np.float32)
+
+        def decode() -> None:
+            for first in range(0, DECODE_ROWS, block):
+                part = slice(first, first + block)
+                _trellis.decode(codes[part], code.levels, code.rate, gains[part], out[part], isa=tier)
+                if back:
+                    _rotate.unrotate(out[part], rotation.signs, isa=tier)
+
+        return decode
+
+    for n_bits in SPEED_STATE_BITS:
+        for rate in SPEED_RATES:
+            for tier in vector_tiers():
+                parts[f"{1 << n_bits} states, {rate / 16:g} b, {tier}"] = ours(
+                    Trellis.trained(rate, n_bits), tier, True
+                )
+        parts[f"{1 << n_bits} states, 2 b, not rotated"] = ours(Trellis.trained(32, n_bits), _isa.tier(), False)
+    parts["rotation back alone"] = lambda: [
+        _rotate.unrotate(out[i : i + block], rotation.signs) for i in range(0, DECODE_ROWS, block)
+    ]
+    print(f"\ndecode to float32 {DECODE_ROWS} x {N_COLS}, rotation back included (asked: 1.5 x Q2_K)")
+    times = in_turn(parts)
+    speed_lines(times, rows.size, 1e3, "Gweights/s", {"Q2_K": "Q2_K"})
+    tier_ratios(times)
+
+
+def dot_speed() -> None:
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((DOT_ROWS, N_COLS)).astype(np.float32)
+    vector, query = rows[0].copy(), rng.integers(-127, 128, N_COLS, np.int8)
+    parts: dict[str, Callable[[], object]] = {"dense float32": lambda: rows @ vector}
+    scores = np.empty(DOT_ROWS, np.int32)
+    for n_bits in STATE_BITS:
+        for rate in SPEED_RATES:
+            code = Trellis.trained(rate, n_bits)
+            codes = rng.integers(0, 256, (DOT_ROWS, code.row_nbytes(N_COLS)), np.uint8)
+            for tier in vector_tiers():
+                parts[f"{1 << n_bits} states, {rate / 16:g} b, {tier}"] = lambda code=code, codes=codes, tier=tier: (
+                    _score.trellis_dots(codes, code.levels, code.rate, query, scores, isa=tier)
+                )
+    print(f"\nint8 decode-and-dot {DOT_ROWS} x {N_COLS} (asked: 2.5 x dense, AVX2 within 3 x of AVX-512)")
+    times = in_turn(parts)
+    speed_lines(times, rows.size, 1e3, "Gweights/s", {"dense float32": "dense"})
+    tier_ratios(times)
+
+
+def speed() -> None:
+    ggml = Ggml()
+    print(f"\nbeside the routines of llama.cpp in llama-cpp-python {version('llama-cpp-python')}")
+    encode_speed(ggml, np.random.default_rng(2).standard_normal((ENCODE_ROWS, N_COLS)).astype(np.float32))
+    decode_speed(ggml)
+    dot_speed()
+
+
+def main(arguments: list[str]) -> None:
+    """Run the parts named, or both, and print."""
+    print(f"{processor()}, numpy {np.__version__}, tier {_isa.tier()}, one thread")
+    parts = {"quality": quality, "speed": speed}
+    with threadpool_limits(1):
+        for name in arguments or parts:
+            parts[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
