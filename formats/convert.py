@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import ArrayLike
+
 from hhtld.base17 import BASE17_NBYTES
 from hhtld.encoder import Progress
 from hhtld.errors import GateError, RangeError
@@ -175,6 +177,7 @@ def convert(
     jobs: int | None = None,
     nonfinite: str = "refuse",
     seed: int = 0,
+    column_scales: Mapping[str, ArrayLike] | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -201,6 +204,8 @@ def convert(
         What becomes of weight tensors that hold an infinity or NaN.
     seed : int
         Of the rotations.
+    column_scales : mapping of str to array (n_cols,), optional
+        See `hhtld.plan.make_plan`; a dry run predicts without them.
     dry_run : bool
         Predict sizes and cosines, write nothing.
     progress : callable, optional
@@ -231,7 +236,15 @@ def convert(
                 output.write_source(source, target)
             _count(report, source, target)
         else:
-            plan = make_plan(source, profile, rules=rules, thresholds=gates, nonfinite=nonfinite, seed=seed)
+            plan = make_plan(
+                source,
+                profile,
+                rules=rules,
+                thresholds=gates,
+                nonfinite=nonfinite,
+                seed=seed,
+                column_scales=column_scales,
+            )
             measured = GateReport(plan.profile.text == "gates", plan.thresholds, min_ratio)
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(os.fspath(src), str(target), profile, measured, dry_run=dry_run)

@@ -76,6 +76,10 @@ def print_description(facts: dict[str, Any], out: Console) -> None:
             sizes[section["kind"]].append(section["nbytes"])
         rows = ((safe(kind), len(found), human_nbytes(sum(found))) for kind, found in sorted(sizes.items()))
         out.print(plain_table(("section", ">count", ">bytes"), rows))
+        if facts["groups"]:
+            out.print(
+                plain_table(("group", "rows x columns", ">bits", ">states", ">centroids", "slot L"), _group_rows(facts))
+            )
     else:
         out.print(f"{facts['path']}: {len(facts['tensors'])} tensors", highlight=False, markup=False)
     out.print(
@@ -83,6 +87,19 @@ def print_description(facts: dict[str, Any], out: Console) -> None:
             ("tensor", "type", "shape", "codec", ">bytes", ">bits/weight", ">median", ">p5", ">min"), _rows(facts)
         )
     )
+
+
+def _group_rows(facts: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    sizes = [section["nbytes"] for section in facts["sections"]]
+    for group in facts["groups"]:
+        held, (n_rows, n_cols) = group["sections"], group["shape"]
+        rate = ""
+        if "rate" in group:
+            rate = " + ".join(f"{group[key] / 16:g}" for key in ("rate", "rate_2") if key in group)
+        states = sizes[held["codebook"]] if "codebook" in held else ""
+        centroids = sizes[held["centroids"]] // max(1, 2 * n_cols) if "centroids" in held else ""
+        name = safe(f"{group['component']}/{group['role']}")
+        yield name, f"{n_rows} x {n_cols}", rate, states, centroids, "yes" if "basis" in held else ""
 
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

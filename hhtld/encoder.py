@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hhtld.basis import SvdBasis
 from hhtld.errors import RangeError
@@ -29,7 +29,7 @@ from hhtld.source import ArraySource, SourceRows, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
 from hhtld.tensor import HhtlF32Tensor
 from hhtld.trellis import MAX_RATE, Trellis
-from hhtld.trellis_tensor import HhtlTTensor
+from hhtld.trellis_tensor import HhtlTTensor, ScaledRows, bf16_bits, bf16_values
 
 __all__ = ["Progress", "encode", "encode_source", "measure"]
 
@@ -77,7 +77,8 @@ class _Encoder:
 
     def add_trellis_group(self, key: PaletteGroupKey, names: list[str], plan: Plan, profile: Profile) -> None:
         rows = [SourceRows(self.source, name) for name in names]
-        coded = _TrellisGroup(key, rows, plan, profile, self.executor)
+        scales = [bf16_bits(plan.column_scales[name]) if name in plan.column_scales else None for name in names]
+        coded = _TrellisGroup(key, rows, scales, plan, profile, self.executor)
         if not coded.worthwhile([plan.tensors[name].info.nbytes for name in names]):
             for name in names:
                 self.keep(name, plan)
@@ -134,8 +135,15 @@ class _TrellisGroup:
     """
 
     def __init__(
-        self, key: PaletteGroupKey, rows: list[SourceRows], plan: Plan, profile: Profile, executor: Executor | None
+        self,
+        key: PaletteGroupKey,
+        rows: list[SourceRows],
+        scales: list[NDArray[np.uint16] | None],
+        plan: Plan,
+        profile: Profile,
+        executor: Executor | None,
     ) -> None:
+        self._scales = scales
         threshold = None if profile.rate is not None else plan.thresholds[regime(key.role)]
         self.tensors: list[HhtlTTensor] = []
         try:
@@ -152,7 +160,11 @@ class _TrellisGroup:
         threshold: Threshold | None,
         executor: Executor | None,
     ) -> None:
-        self.shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed)
+        coded = [
+            own if scale is None else ScaledRows(own, bf16_values(scale))
+            for own, scale in zip(rows, self._scales, strict=True)
+        ]
+        self.shared, prediction = decide_group(coded, profile.rate, threshold, plan.seed)
         if prediction is None:
             return
         for rate in range(prediction.rate, MAX_RATE + 1):
@@ -166,9 +178,13 @@ class _TrellisGroup:
 
     def _encoded(self, role: str, rows: list[SourceRows], executor: Executor | None) -> list[HhtlTTensor]:
         if executor is None or len(rows) == 1:
-            return [HhtlTTensor.encode(role, own, self.shared, executor=executor) for own in rows]
+            pairs = zip(rows, self._scales, strict=True)
+            return [HhtlTTensor.encode(role, own, self.shared, scale, executor) for own, scale in pairs]
         # Whole tensors side by side: many are a single block. A task never waits for another.
-        futures = [executor.submit(HhtlTTensor.encode, role, own, self.shared) for own in rows]
+        futures = [
+            executor.submit(HhtlTTensor.encode, role, own, self.shared, scale)
+            for own, scale in zip(rows, self._scales, strict=True)
+        ]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -268,6 +284,7 @@ def encode(
     *,
     metadata: Mapping[str, str] | None = None,
     nonfinite: str = "refuse",
+    column_scales: Mapping[str, ArrayLike] | None = None,
     executor: Executor | None = None,
 ) -> HhtldPack:
     """Encode arrays, or any source, into a pack in memory.
@@ -280,12 +297,15 @@ def encode(
     metadata : mapping of str to str, optional
         Travels with the pack; a source brings its own.
     nonfinite : {"refuse", "keep"}
+    column_scales : mapping of str to array, optional
+        See `hhtld.plan.make_plan`.
     executor : concurrent.futures.Executor, optional
         Threads to spread blocks of rows over.
     """
     source = tensors if isinstance(tensors, TensorSource) else ArraySource(tensors, metadata)
+    plan = make_plan(source, profile, nonfinite=nonfinite, column_scales=column_scales)
     sections = MemorySections()
-    table = encode_source(source, make_plan(source, profile, nonfinite=nonfinite), sections, executor)
+    table = encode_source(source, plan, sections, executor)
     report = GateReport(enforced=False)
     measure(HhtldPack(table, sections), source, report, executor)
     return HhtldPack(table.with_gates(report.tensors), sections)

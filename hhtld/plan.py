@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from hhtld.errors import NonFiniteError
 from hhtld.gates import THRESHOLDS, Threshold
@@ -96,12 +97,15 @@ class Plan:
     thresholds : dict of regime to Threshold
     seed : int
         Of the rotations.
+    column_scales : dict of name to float32 array (n_cols,)
+        What Slot T multiplies a tensor's columns by before it codes them.
     """
 
     profile: Profile
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
     thresholds: Mapping[str, Threshold] = field(default_factory=lambda: dict(THRESHOLDS))
     seed: int = 0
+    column_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def groups(self) -> dict[tuple[PaletteGroupKey, Profile], list[str]]:
         """Return the encoded names by group and profile, all in ascending order."""
@@ -124,6 +128,7 @@ def make_plan(
     thresholds: Mapping[str, Threshold] | None = None,
     nonfinite: str = "refuse",
     seed: int = 0,
+    column_scales: Mapping[str, ArrayLike] | None = None,
 ) -> Plan:
     """Plan a source under a profile.
 
@@ -139,11 +144,14 @@ def make_plan(
         What becomes of a weight tensor that holds an infinity or NaN; "keep" reads every candidate
         once more to find them.
     seed : int
+    column_scales : mapping of str to array (n_cols,), optional
+        Positive numbers by which Slot T multiplies a tensor's columns before it codes them, for example
+        the fourth root of what the columns' activations measure; decoding divides. Rounded to bfloat16.
 
     Raises
     ------
     ValueError
-        For an unknown profile, and for a rule that no tensor matches.
+        For an unknown profile, a rule that no tensor matches, and scales that fit no tensor.
     """
     chosen = Profile.parse(profile)
     parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
@@ -155,6 +163,7 @@ def make_plan(
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     tied = _tied(source, infos.values()) | dict(source.aliases())
     plan = Plan(chosen, thresholds={**THRESHOLDS, **(thresholds or {})}, seed=seed)
+    plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
     keep = Profile("keep")
     for name in sorted(infos):
         info = infos[name]
@@ -166,6 +175,15 @@ def make_plan(
         else:
             plan.tensors[name] = TensorPlan(info, keep)
     return plan
+
+
+def _scale(infos: Mapping[str, TensorInfo], name: str, scale: ArrayLike) -> NDArray[np.float32]:
+    values = np.asarray(scale, np.float32)
+    if name not in infos or values.shape != (infos[name].n_cols,):
+        raise ValueError(f"column scale {name!r} of shape {values.shape} fits no tensor of the source")
+    if not (np.isfinite(values) & (values > 1e-30) & (values < 1e30)).all():
+        raise ValueError(f"column scale {name!r} must hold positive finite numbers")
+    return values
 
 
 def _takes(profile: Profile, info: TensorInfo) -> bool:

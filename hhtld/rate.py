@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _cast, _dot, _search
+from hhtld._kernels import _dot, _search
 from hhtld.basis import SvdBasis
 from hhtld.gates import Threshold, row_cosines
 from hhtld.palette import MAX_PALETTE_K
@@ -21,7 +21,7 @@ from hhtld.rotation import Rotation
 from hhtld.rows import ArrayRows, Rows
 from hhtld.slots import SLOT_L_LANES
 from hhtld.trellis import MAX_RATE, MIN_RATE, Trellis
-from hhtld.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.trellis_tensor import HhtlTTensor, TrellisShared, bf16_bits
 
 __all__ = [
     "DEFAULT_STATE_BITS",
@@ -84,9 +84,7 @@ def _centroids(sample: NDArray[np.float32], norms2: NDArray[np.float64], k: int)
             share = weights[members].sum()
             if share > 0:  # axis 0 sums row after row, so the order is fixed
                 centroids[entry] = (weighted[members].sum(axis=0) / share).astype(np.float32)
-    bits = np.empty(centroids.shape, np.uint16)
-    _cast.narrow_f32_bf16(centroids.reshape(-1), bits.reshape(-1))
-    return bits
+    return bf16_bits(centroids)
 
 
 def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBasis, float]:

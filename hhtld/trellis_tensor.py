@@ -44,7 +44,7 @@ from hhtld.slots import SLOT_L_LANES, encode_leaf
 from hhtld.tensor import RowIndex, selected_rows
 from hhtld.trellis import Trellis, gain_bits, gain_values
 
-__all__ = ["HhtlTTensor", "TrellisShared", "bf16_values"]
+__all__ = ["HhtlTTensor", "ScaledRows", "TrellisShared", "bf16_bits", "bf16_values"]
 
 
 def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -52,6 +52,13 @@ def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     out = np.empty(bits.shape, np.float32)
     _cast.widen_bf16(np.require(bits, np.uint16, ["C", "A"]).reshape(-1), out.reshape(-1))
     return out
+
+
+def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return float32 values of any shape as bfloat16 bits, rounded to nearest even."""
+    bits = np.empty(values.shape, np.uint16)
+    _cast.narrow_f32_bf16(np.ascontiguousarray(values).reshape(-1), bits.reshape(-1))
+    return bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +199,7 @@ class HhtlTTensor:
         RangeError
             When a row passes float32's range on its way: weights near 1e38.
         """
-        scaled: Rows = rows if column_scale is None else _ScaledRows(rows, bf16_values(column_scale))
+        scaled: Rows = rows if column_scale is None else ScaledRows(rows, bf16_values(column_scale))
         n_rows, n_cols = rows.n_rows, rows.n_cols
         twigs = np.zeros(n_rows, np.uint8)
         if shared.centroid_bits is not None:
@@ -277,14 +284,15 @@ class HhtlTTensor:
         return 2 * self.original_shape[0] * self.original_shape[1] / size if size else 0.0
 
 
-class _ScaledRows:
-    """Rows times a column scale."""
+class ScaledRows:
+    """Rows times a column scale, float32 (n_cols,)."""
 
     def __init__(self, rows: Rows, scale: NDArray[np.float32]) -> None:
         self._rows, self._scale = rows, scale
         self.n_rows, self.n_cols = rows.n_rows, rows.n_cols
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows [start, stop), scaled."""
         with np.errstate(over="ignore"):
             return self._rows.read(start, stop) * self._scale
 

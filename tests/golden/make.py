@@ -58,10 +58,13 @@ class Golden:
     tensors: dict[str, NDArray[Any]]
     metadata: dict[str, str] = field(default_factory=dict)
     with_basis: bool = False
+    column_scales: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def encode(self, executor: Executor | None = None) -> hhtld.HhtldPack:
         """Encode the inputs anew."""
-        return hhtld.encode(self.tensors, self.profile, metadata=self.metadata, executor=executor)
+        return hhtld.encode(
+            self.tensors, self.profile, metadata=self.metadata, column_scales=self.column_scales, executor=executor
+        )
 
 
 def kept() -> dict[str, NDArray[Any]]:
@@ -101,6 +104,11 @@ def goldens() -> dict[str, Golden]:
         "v2_f32_leaf.hhtld": Golden("f32", leaf, {"format": "np"}, with_basis=True),
         "v1_slot_t.hhtld": Golden("bits:2.3125", small | kept()),
         "v1_slot_t_gates.hhtld": Golden("gates", {"x.down_proj": matrix(70, 333, 23).astype(ml_dtypes.bfloat16)}),
+        "v1_slot_t_scaled.hhtld": Golden(
+            "bits:3",
+            {"s.up_proj": matrix(40, 130, 41), "t.up_proj": matrix(40, 130, 42)},
+            column_scales={"s.up_proj": 1 + np.arange(130) % 7 / np.float32(4)},
+        ),
         "v1_slot_t_levels.hhtld": Golden("bits:2+1.5", {"z.v_proj": matrix(50, 200, 31)}),
         "v2_slot_t_leaf.hhtld": Golden("gates", {"y.embed": near}, with_basis=True),
     }

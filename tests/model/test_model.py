@@ -256,3 +256,28 @@ def test_a_missing_name_suggests_the_nearest() -> None:
     pack = hhtld.encode({"lm_head.weight": np.zeros((3, 4))})
     with pytest.raises(KeyError, match=r"did you mean 'lm_head\.weight'"):
         pack.get_tensor("lm_head.weights")
+
+
+def test_column_scales_travel_with_the_pack(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((60, 128)).astype(np.float32)
+    rows[:, :9] *= 6
+    scale = np.where(np.arange(128) < 9, 1 / 6, 1).astype(np.float32)
+    pack = encode({"x.up_proj": rows, "y.up_proj": rows + 1}, "bits:3", column_scales={"x.up_proj": scale})
+    assert "column_scale" in pack.info("x.up_proj").sections
+    assert "column_scale" not in pack.table.tensors["y.up_proj"].sections
+    assert row_cosines(rows, pack.get_tensor("x.up_proj")).min() > 0.95
+    for bad in ({"z": scale}, {"x.up_proj": scale[:-1]}, {"x.up_proj": scale * 0}):
+        with pytest.raises(ValueError, match="column scale"):
+            encode({"x.up_proj": rows}, "bits:3", column_scales=bad)
+
+
+def test_a_reader_may_stop_after_the_first_level(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((50, 200)).astype(np.float32)
+    pack = encode({"x.v_proj": rows}, "bits:2+1")
+    coarse, fine = pack.get_tensor("x.v_proj", levels=1), pack.get_tensor("x.v_proj")
+    assert 0.955 < np.median(row_cosines(rows, coarse)) < 0.97 < 0.985 < np.median(row_cosines(rows, fine))
+    assert np.array_equal(pack.get_rows("x.v_proj", [7, 3], levels=1), coarse[[7, 3]])
+    alone = encode({"x.v_proj": rows}, "bits:2")
+    assert np.array_equal(alone.get_tensor("x.v_proj"), coarse), "the first level is what it would be alone"
+    with pytest.raises(ValueError, match="levels must be 1 or 2"):
+        pack.get_tensor("x.v_proj", levels=3)
