@@ -35,6 +35,8 @@ examples:
   hhtld convert model.hhtld back.safetensors
   hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4
   hhtld verify model.hhtld model.safetensors
+  hhtld diff model.safetensors model.hhtld
+  hhtld report model.hhtld model.safetensors page.html
 """
 
 
@@ -90,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
     )
     command.add_argument("--dry-run", action="store_true", help="predict what each tensor becomes; write nothing")
+    command.add_argument(
+        "--report", metavar="FILE", help="write a page of tables and plots as well (.html, extra 'report'; or .json)"
+    )
     _json_flag(command)
 
     command = commands.add_parser("inspect", help="show what is in a file")
@@ -103,6 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("file", metavar="FILE")
     command.add_argument("src", metavar="SRC", nargs="?", help="what FILE was made from")
+    command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors)")
+    _json_flag(command)
+
+    command = commands.add_parser(
+        "diff", help="compare two sources tensor by tensor", description="Compare A and B, any two readable sources."
+    )
+    command.add_argument("a", metavar="A")
+    command.add_argument("b", metavar="B")
+    command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors)")
+    _json_flag(command)
+
+    command = commands.add_parser(
+        "report",
+        help="write a page of tables and plots about a file and its source (extra 'report')",
+        description="Measure FILE against SRC anew and write one self-contained HTML page, or JSON.",
+    )
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("src", metavar="SRC", help="what FILE was made from")
+    command.add_argument("out", metavar="OUT", nargs="?", help="page to write (default: FILE with .html)")
     command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors)")
     _json_flag(command)
 
@@ -154,6 +178,8 @@ def _span(text: str) -> slice:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    if args.report and args.dry_run:
+        raise ValueError("--report tells what was measured, and --dry-run measures nothing")
     from hhtld.formats import open_source
     from hhtld.formats.convert import convert, resolve_source
     from hhtld.formats.terminal import console, gate_table, human_nbytes, plain_table, progress_bar, safe
@@ -179,6 +205,14 @@ def _convert(args: argparse.Namespace) -> int:
             )
         except GateError as missed:
             report = missed.report
+    if args.report and report.profile is not None:
+        from hhtld.formats.hhtld import open_pack
+        from hhtld.formats.report import section_nbytes, write_report
+
+        with open_pack(Path(args.dst)) as pack:
+            sections = section_nbytes(pack)
+        histograms = {regime: cosines.counts for regime, cosines in report.gates.regimes.items()}
+        write_report(args.report, report.to_json() | {"sections": sections}, histograms)
     if args.json:
         print(report.to_text())
         return DONE if report else FAILED
@@ -278,6 +312,31 @@ def _verify(args: argparse.Namespace) -> int:
     return DONE if report else FAILED
 
 
+def _diff(args: argparse.Namespace) -> int:
+    from hhtld.formats.diff import diff, print_diff
+    from hhtld.formats.terminal import console
+
+    report = diff(args.a, args.b, jobs=args.jobs)
+    if args.json:
+        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        print_diff(report, console())
+    return DONE if report else FAILED
+
+
+def _report(args: argparse.Namespace) -> int:
+    from hhtld.formats.report import report_facts, write_report
+
+    out = Path(args.out) if args.out else Path(args.file).with_suffix(".html")
+    facts, cosines = report_facts(args.file, args.src, jobs=args.jobs)
+    write_report(out, facts, cosines)
+    if args.json:
+        print(json.dumps(facts, indent=2, allow_nan=False))
+    else:
+        print(f"{out} is written")
+    return FAILED if facts.get("differences") else DONE
+
+
 def _list(args: argparse.Namespace) -> int:
     from hhtld.formats import Format, registry
     from hhtld.formats.terminal import console, plain_table
@@ -316,7 +375,14 @@ def _list(args: argparse.Namespace) -> int:
     return DONE
 
 
-_COMMANDS = {"convert": _convert, "inspect": _inspect, "verify": _verify, "list": _list}
+_COMMANDS = {
+    "convert": _convert,
+    "inspect": _inspect,
+    "verify": _verify,
+    "diff": _diff,
+    "report": _report,
+    "list": _list,
+}
 
 
 def _exit_code(error: BaseException) -> int | None:
