@@ -205,14 +205,15 @@ def _convert(args: argparse.Namespace) -> int:
             )
         except GateError as missed:
             report = missed.report
-    if args.report and report.profile is not None:
+    if args.report:
         from hhtld.formats.hhtld import open_pack
         from hhtld.formats.report import section_nbytes, write_report
 
-        with open_pack(Path(args.dst)) as pack:
-            sections = section_nbytes(pack)
-        histograms = {regime: cosines.counts for regime, cosines in report.gates.regimes.items()}
-        write_report(args.report, report.to_json() | {"sections": sections}, histograms)
+        facts = report.to_json()
+        if report.profile is not None:
+            with open_pack(Path(args.dst)) as pack:
+                facts["sections"] = section_nbytes(pack)
+        write_report(args.report, facts, {regime: c.counts for regime, c in report.gates.regimes.items()})
     if args.json:
         print(report.to_text())
         return DONE if report else FAILED

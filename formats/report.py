@@ -192,8 +192,8 @@ def _verdict(facts: Mapping[str, Any]) -> Iterator[str]:
     else:
         kind = "plain"
         words = (
-            f"Profile {facts.get('profile')} routes and looks up rows; its gates are shown, not enforced. "
-            f"Below the numbers of a reconstruction: {'; '.join(missed)}."
+            f"The gates are shown, not enforced, for profile {facts.get('profile')}. "
+            f"Below what profile gates must reach: {'; '.join(missed)}."
         )
     yield f'<p class="verdict {kind}">{_text(words)}</p>\n'
     for difference in facts.get("differences", ()):
@@ -342,7 +342,7 @@ def _draw_cosines(axes: Axes, counts: Counts, required: Mapping[str, float]) -> 
     axes.set_ylabel("rows")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=8.5, handlelength=1.8, borderpad=0.1)
     stray = int(below[start])
-    notes = [f"{stray:,} more rows lie left of the plot"] if stray else []
+    notes = [f"{stray:,} of them left of the plot"] if stray else []
     notes += [f"{label}: {value:g}, outside the plot" for label, value in asked.items() if label not in near]
     return "; ".join(notes).capitalize() + "." if notes else ""
 
@@ -406,7 +406,7 @@ _CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 28px 16px 56px; }
+main { max-width: 1200px; margin: 0 auto; padding: 28px 16px 56px; }
 h1 { margin: 0; font-size: 26px; line-height: 1.25; font-weight: 650; overflow-wrap: anywhere; }
 h2 { margin: 0 0 10px; font-size: 15px; font-weight: 650; }
 header p { margin: 4px 0 0; color: var(--soft); overflow-wrap: anywhere; }
@@ -429,10 +429,11 @@ figure svg text { font-family: inherit !important; }
 figcaption { margin-top: 8px; color: var(--soft); font-size: 13px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 10px; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+th, td { padding: 5px 8px; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 500; }
 .n { text-align: right; }
+.tensors td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9.5em; }
 td.good { color: var(--good); }
 td.bad { color: var(--mark); }
 tbody tr:hover td { background: color-mix(in srgb, var(--accent) 8%, transparent); }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hhtld.errors import MissingExtraError as MissingExtraError
     from hhtld.errors import NonFiniteError as NonFiniteError
     from hhtld.errors import OutputError as OutputError
+    from hhtld.errors import RangeError as RangeError
     from hhtld.errors import UnknownFormatError as UnknownFormatError
     from hhtld.fisher_z import FisherZTable as FisherZTable
     from hhtld.formats.convert import ConversionReport as ConversionReport
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from hhtld.source import TensorSource as TensorSource
     from hhtld.tensor import HhtlDTensor as HhtlDTensor
     from hhtld.tensor import HhtlF32Tensor as HhtlF32Tensor
+    from hhtld.trellis_tensor import HhtlTTensor as HhtlTTensor
 
 _HOMES = {
     "Base17": "base17",
@@ -64,6 +66,7 @@ _HOMES = {
     "HhtlDEntry": "slots",
     "HhtlDTensor": "tensor",
     "HhtlF32Tensor": "tensor",
+    "HhtlTTensor": "trellis_tensor",
     "HhtldError": "errors",
     "HhtldPack": "pack",
     "MAX_PALETTE_K": "palette",
@@ -71,6 +74,7 @@ _HOMES = {
     "NonFiniteError": "errors",
     "OutputError": "errors",
     "PaletteGroupKey": "group",
+    "RangeError": "errors",
     "RouteAction": "palette",
     "SharedPaletteGroup": "group",
     "SvdBasis": "basis",

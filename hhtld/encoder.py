@@ -274,7 +274,8 @@ def measure(
             cosines[start:stop] = row_cosines(block, pack.get_rows(name, slice(start, stop)))
 
         for_each_block(rows, compare, executor)
-        report.add(name, regime(pack.table.groups[record.group].key.role), cosines)
+        key = pack.table.groups[record.group].key
+        report.add(name, regime(key.role), cosines, str(key))
         progress("measure", name, record.info.nbytes)
 
 

@@ -186,6 +186,7 @@ class GateReport:
         Source as bfloat16 over the file, 0 until the file's size is known.
     exempt : set of str
         Tensors that a rule gave to a grade that is not judged.
+    groups : dict of group's name to RegimeCosines
     """
 
     enforced: bool
@@ -197,10 +198,12 @@ class GateReport:
     tensors: dict[str, CosineSummary] = field(default_factory=dict)
     ratio: float = 0.0
     exempt: set[str] = field(default_factory=set)
+    groups: dict[str, RegimeCosines] = field(default_factory=dict)
 
-    def add(self, name: str, regime: str, cosines: NDArray[np.float64]) -> None:
+    def add(self, name: str, regime: str, cosines: NDArray[np.float64], group: str = "") -> None:
         """Count one tensor's rows; an exempt tensor's are recorded but not judged."""
         self.tensors[name] = summarize(cosines)
+        self.groups.setdefault(group, RegimeCosines()).add(name, cosines)
         if name not in self.exempt:
             self.regimes[regime].add(name, cosines)
 
@@ -239,4 +242,5 @@ class GateReport:
                 | {"required": {"median": self.thresholds[regime].median, "p5": self.thresholds[regime].p5}}
                 for regime, cosines in self.regimes.items()
             },
+            "groups": {group: cosines.to_json() for group, cosines in sorted(self.groups.items())},
         }

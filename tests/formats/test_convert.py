@@ -376,6 +376,8 @@ def test_gates_pass_on_every_row_and_keep_what_cannot(model: Model, tmp_path: Pa
     regimes = report.to_json()["gates"]["regimes"]
     assert regimes["index"]["median"] >= 0.98
     assert regimes["argmax"]["median"] >= 0.95
+    groups = report.to_json()["gates"]["groups"]
+    assert groups["other/lm_head 640 x 48"]["median"] == regimes["index"]["median"]
     with hhtld.open(tmp_path / "m.hhtld") as pack:
         assert pack.get_tensor("conv.weight").shape == (64, 16, 3, 3)
         assert pack.get_tensor("huge.weight").tobytes() == gated(model)["huge.weight"].tobytes()
@@ -461,3 +463,19 @@ def test_bad_settings(
     assert code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_that_look_at_files(snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, page = tmp_path / "m.hhtld", tmp_path / "m.html"
+    assert main(["convert", str(snapshot), str(target), "--report", str(tmp_path / "c.html")]) == 0
+    assert main(["report", str(target), str(snapshot)]) == 0
+    for written in (page, tmp_path / "c.html"):
+        assert "lm_head.weight" in written.read_text()
+    assert main(["convert", str(target), str(tmp_path / "b.safetensors"), "--report", str(tmp_path / "b.json")]) == 0
+    assert json.loads((tmp_path / "b.json").read_text())["schema"] == "hhtld.convert/1"
+    capsys.readouterr()
+    assert main(["diff", str(snapshot), str(target), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "hhtld.diff/1"
+    assert main(["diff", str(snapshot), str(snapshot)]) == 0
+    assert main(["convert", str(snapshot), str(target), "--dry-run", "--report", str(page)]) == 2
