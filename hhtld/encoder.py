@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from hhtld.pack import HhtldPack
 from hhtld.plan import Plan, Profile, make_plan
 from hhtld.rate import DEFAULT_STATE_BITS, decide_group
 from hhtld.roles import regime, should_use_leaf
-from hhtld.rows import for_each_block, row_ranges
+from hhtld.rows import Rows, for_each_block, row_ranges
 from hhtld.sections import MemorySections, SectionSink
 from hhtld.source import ArraySource, SourceRows, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
@@ -193,21 +194,9 @@ class _TrellisGroup:
             raise
 
     def _passes(self, rows: list[SourceRows], threshold: Threshold, executor: Executor | None) -> bool:
-        cosines = []
-        for own, tensor in zip(rows, self.tensors, strict=True):
-            found = np.empty(own.n_rows)
-
-            def compare(
-                start: int,
-                stop: int,
-                block: NDArray[np.float32],
-                tensor: HhtlTTensor = tensor,
-                found: NDArray[np.float64] = found,
-            ) -> None:
-                found[start:stop] = row_cosines(block, tensor.reconstruct_rows(slice(start, stop)))
-
-            for_each_block(own, compare, executor)
-            cosines.append(found)
+        cosines = [
+            _compared(own, tensor.reconstruct_rows, executor) for own, tensor in zip(rows, self.tensors, strict=True)
+        ]
         return summarize(np.concatenate(cosines)).passes(threshold)
 
     def worthwhile(self, source_nbytes: list[int]) -> bool:
@@ -250,6 +239,17 @@ def encode_source(
     )
 
 
+def _compared(rows: Rows, decoded: Callable[[slice], NDArray[Any]], executor: Executor | None) -> NDArray[np.float64]:
+    """The cosine of every row with what `decoded` gives for it."""
+    cosines = np.empty(rows.n_rows)
+
+    def compare(start: int, stop: int, block: NDArray[np.float32]) -> None:
+        cosines[start:stop] = row_cosines(block, decoded(slice(start, stop)))
+
+    for_each_block(rows, compare, executor)
+    return cosines
+
+
 def measure(
     pack: HhtldPack,
     source: TensorSource,
@@ -262,18 +262,7 @@ def measure(
         if record.codec == "keep" or record.group is None:
             continue
         rows = SourceRows(source, name)
-        cosines = np.empty(rows.n_rows)
-
-        def compare(
-            start: int,
-            stop: int,
-            block: NDArray[np.float32],
-            name: str = name,
-            cosines: NDArray[np.float64] = cosines,
-        ) -> None:
-            cosines[start:stop] = row_cosines(block, pack.get_rows(name, slice(start, stop)))
-
-        for_each_block(rows, compare, executor)
+        cosines = _compared(rows, partial(pack.get_rows, name), executor)
         key = pack.table.groups[record.group].key
         report.add(name, regime(key.role), cosines, str(key))
         progress("measure", name, record.info.nbytes)
