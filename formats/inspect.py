@@ -130,6 +130,6 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
         rows = {str(row): values.tolist() for row, values in zip(chosen, block, strict=True)}
         print(json.dumps({"schema": "hhtld.rows/1", "tensor": name, "rows": rows}))
         return
-    with np.printoptions(threshold=24, edgeitems=8, linewidth=max(60, out.width), precision=5, suppress=True):
+    with np.printoptions(threshold=24, edgeitems=6, linewidth=max(60, out.width - 16), precision=5, suppress=True):
         for row, values in zip(chosen, block, strict=True):
             out.print(f"row {row}: {values}", highlight=False, markup=False)
