@@ -270,7 +270,7 @@ def test_slot_l_errs_by_half_a_step(rows: NDArray[np.float32]) -> None:
 )
 def test_rows_are_checked_at_the_door(rows: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ArrayRows(rows)  # type: ignore[arg-type]
+        ArrayRows(rows)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_rows_of_any_memory_order_are_the_same(rng: np.random.Generator) -> None:

@@ -473,7 +473,7 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
     "fisher_z of another k": (section(1, lambda b: b + b"\0"), HeaderError, "fisher_z is 18 bytes long, expected 17"),
     **{
         f"Fisher z {low} + {span}": (
-            section(1, lambda b, low=low, span=span: struct.pack("<ff", low, span) + b[8:]),  # type: ignore[misc]
+            section(1, lambda b, low=low, span=span: struct.pack("<ff", low, span) + b[8:]),  # type: ignore[misc]  # defaults bind the loop
             HeaderError,
             "Fisher z",
         )
@@ -781,7 +781,7 @@ def test_rows_in_any_order(small: Path, mmap: bool) -> None:
                     pack.get_rows(name, bad)
             for wrong in ([0.5], [[0]], [True], ["0"]):
                 with pytest.raises(TypeError, match="flat sequence of integers"):
-                    pack.get_rows(name, wrong)  # type: ignore[arg-type]
+                    pack.get_rows(name, wrong)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(IndexError):
             pack.get_rows("e.empty", [0])
         for name in ("c.f32", "f.scalar", "g.f4"):

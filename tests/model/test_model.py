@@ -169,7 +169,7 @@ def test_float64_beyond_float32_is_refused(rng: np.random.Generator) -> None:
 )
 def test_bad_arrays_are_refused(tensors: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        encode(tensors)  # type: ignore[arg-type]
+        encode(tensors)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}, {"a": None}])

@@ -178,7 +178,7 @@ def test_f32_palette_never_picks_twice(rng: np.random.Generator) -> None:
 def test_bad_row_numbers(rows: object, error: type[Exception], message: str) -> None:
     tensor = HhtlF32Tensor.encode("v", np.eye(5))
     with pytest.raises(error, match=message):
-        tensor.reconstruct_rows(rows)  # type: ignore[arg-type]
+        tensor.reconstruct_rows(rows)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_constructors_check_what_they_are_given(rng: np.random.Generator) -> None:
