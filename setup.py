@@ -63,6 +63,7 @@ setup(
         "hhtld._kernels",
         "hhtld.codebooks",
         "hhtld.formats",
+        "hhtld.formats.hdf5",
         "hhtld.formats.hhtld",
     ],
     package_dir={"hhtld.formats": "formats"},

@@ -14,6 +14,7 @@ __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_for
 registry = Registry(
     "hhtld.formats",
     {
+        "hdf5": "hhtld.formats.hdf5:Hdf5Format",
         "hhtld": "hhtld.formats.hhtld:HhtldFormat",
         "safetensors": "hhtld.formats.safetensors:SafetensorsFormat",
     },
@@ -74,7 +75,7 @@ def open_source(path: Path) -> TensorSource:
         except Exception as error:
             broken.append(f"{plugin.name} ({error})")
             continue
-        if candidate.reads and candidate.sniff(path, head):
+        if candidate.sniff(path, head):
             return candidate.open_source(path)
     message = f"{path}: not recognised by any format; available: {', '.join(sorted(registry.plugins()))}"
     if broken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ examples:
   hhtld convert model.safetensors model.hhtld --profile lookup
   hhtld convert snapshot-folder/ model.hhtld --dry-run
   hhtld convert model.hhtld back.safetensors
+  hhtld convert model.hhtld model.h5 --original model.safetensors
   hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4
   hhtld verify model.hhtld model.safetensors
   hhtld diff model.safetensors model.hhtld
@@ -53,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "convert",
         help="convert between formats",
-        description="Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes.",
+        description="Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes, "
+        ".h5 exports what is inside a .hhtld for HDF5 viewers.",
     )
     command.add_argument("src", metavar="SRC", help=".safetensors, snapshot folder or index.json, .hhtld, or demo:")
     command.add_argument("dst", metavar="DST", help="file to write; replaced only by a complete, verified one")
@@ -95,11 +98,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--report", metavar="FILE", help="write a page of tables and plots as well (.html, extra 'report'; or .json)"
     )
+    export = command.add_argument_group("debug export (DST ends in .h5)")
+    export.add_argument(
+        "--original", metavar="SRC", help="what the .hhtld was made from: adds row cosines, originals and errors"
+    )
+    export.add_argument(
+        "--tensor", action="append", default=[], metavar="GLOB", help="export only tensors whose name matches"
+    )
+    export.add_argument("--rows", type=_span, metavar="A:B", help="export only these rows of every tensor")
+    export.add_argument(
+        "--max-size",
+        type=_size,
+        metavar="SIZE",
+        help="stay below this, as 64MB or 1GiB, by taking rows evenly (default 256MB)",
+    )
+    export.add_argument("--codes", action="store_true", help="export Slot T's codes too")
     _json_flag(command)
 
     command = commands.add_parser("inspect", help="show what is in a file")
     command.add_argument("file", metavar="FILE")
-    command.add_argument("--tensor", metavar="NAME", help="only this tensor")
+    command.add_argument("--tensor", metavar="NAME", help="only this tensor, and what its slots hold")
     command.add_argument("--rows", type=_span, metavar="A:B", help="print these rows of --tensor, decoded")
     _json_flag(command)
 
@@ -144,6 +162,14 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def _size(text: str) -> int:
+    units = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Z]*)", text.upper())
+    if not found or found[2] not in units or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"expected a size such as 64MB or 1GiB, got {text!r}")
+    return int(float(found[1]) * units[found[2]])
 
 
 def _rule(text: str) -> tuple[str, str]:
@@ -202,6 +228,11 @@ def _convert(args: argparse.Namespace) -> int:
                 seed=args.seed,
                 dry_run=args.dry_run,
                 progress=progress,
+                original=args.original,
+                tensors=args.tensor,
+                rows=args.rows,
+                max_nbytes=args.max_size,
+                codes=args.codes,
             )
         except GateError as missed:
             report = missed.report
@@ -218,6 +249,15 @@ def _convert(args: argparse.Namespace) -> int:
         print(report.to_text())
         return DONE if report else FAILED
     out = console()
+    if report.profile is None:
+        verb = "would take" if report.dry_run else "is written:"
+        size = human_nbytes(report.target_nbytes)
+        for text in (
+            f"{args.dst} {verb} {size} of {len(report.tensors)} tensors; {report.seconds:.1f} s",
+            *report.notes,
+        ):
+            out.print(text, highlight=False, markup=False)
+        return DONE
     encoded = [t for t in report.tensors if t.regime is not None]
     if encoded:
         rows = (

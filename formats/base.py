@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hhtld.source import TensorInfo, TensorSource
 
@@ -40,6 +40,8 @@ class Format(ABC):
         Lower-case, with the dot.
     reads, writes : bool
         What it can do; a format that only exports says why in `open_source`.
+    options : frozenset of str
+        Keywords that its `write_source` takes.
     """
 
     name: ClassVar[str]
@@ -47,6 +49,7 @@ class Format(ABC):
     description: ClassVar[str]
     reads: ClassVar[bool] = True
     writes: ClassVar[bool] = True
+    options: ClassVar[frozenset[str]] = frozenset()
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Whether a file of these first bytes (at most 64), or a folder (empty head), is this format."""
@@ -62,6 +65,10 @@ class Format(ABC):
             For every malformation of the file.
         """
 
-    def write_source(self, source: TensorSource, path: Path) -> None:
-        """Write every tensor of a source as it is, atomically."""
+    def write_source(self, source: TensorSource, path: Path, **options: Any) -> list[str] | None:
+        """Write a source's tensors atomically; may return what a user should know, one sentence each.
+
+        Of the keywords of `hhtld.convert` it is given those that `options` names, and if they are named there
+        "executor", threads to use or None, and "progress", see `hhtld.progress`.
+        """
         raise TypeError(f"format {self.name!r} does not write tensors as they are")

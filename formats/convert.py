@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hhtld.base17 import BASE17_NBYTES
-from hhtld.encoder import Progress
 from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.demo import DEMO, demo_model
@@ -23,6 +22,7 @@ from hhtld.formats.hhtld import open_pack, write_pack
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, TensorPlan, make_plan
+from hhtld.progress import Progress, silent
 from hhtld.rate import DEFAULT_STATE_BITS, decide_group
 from hhtld.roles import regime, should_use_leaf
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
@@ -122,6 +122,8 @@ class ConversionReport:
     gates : GateReport
     seconds : float
     dry_run : bool
+    notes : list of str
+        What a user should know, one sentence each.
     """
 
     source: str
@@ -134,6 +136,7 @@ class ConversionReport:
     tensors: list[TensorOutcome] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
@@ -157,6 +160,7 @@ class ConversionReport:
             "ratio": round(self.ratio, 4),
             "seconds": round(self.seconds, 3),
             "gates": self.gates.to_json(),
+            "notes": self.notes,
             "tensors": [tensor.to_json() for tensor in self.tensors],
         }
 
@@ -180,6 +184,11 @@ def convert(
     column_scales: Mapping[str, ArrayLike] | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    original: str | os.PathLike[str] | None = None,
+    tensors: Sequence[str] = (),
+    rows: slice | None = None,
+    max_nbytes: int | None = None,
+    codes: bool = False,
 ) -> ConversionReport:
     """Convert a source to a file.
 
@@ -210,6 +219,9 @@ def convert(
         Predict sizes and cosines, write nothing.
     progress : callable, optional
         Called with a stage, a tensor's name and its bytes when that stage is done with it.
+    original, tensors, rows, max_nbytes, codes
+        Of a debug export (.h5): what `src` was made from, names, rows and size to export, and whether Slot T's
+        codes are; see `hhtld.formats.hdf5.export.export_pack`.
 
     Returns
     -------
@@ -227,13 +239,29 @@ def convert(
     started = time.perf_counter()
     source_path, target = resolve_source(src), Path(dst)
     output = format_for_output(target, to)
-    with open_source(source_path) as source, workers(jobs or default_jobs()) as executor:
+    options: dict[str, Any] = {
+        "original": original,
+        "tensors": tuple(tensors) or None,
+        "rows": rows,
+        "max_nbytes": max_nbytes,
+    }
+    given = {key: value for key, value in (options | {"codes": codes or None}).items() if value is not None}
+    if not set(given) <= output.options:
+        others = " and ".join(sorted(set(given) - output.options))
+        raise ValueError(f"format {output.name!r} takes no {others}; only a debug export (.h5) does")
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(source_path))
+        executor = stack.enter_context(workers(jobs or default_jobs()))
+        if original is not None:
+            given["original"] = stack.enter_context(open_source(resolve_source(original)))
         if target.exists() and source_path.exists() and target.samefile(source_path):
             raise ValueError(f"{target} is the source itself; give the result another name")
         if output.name != "hhtld":
             report = ConversionReport(os.fspath(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
             if not dry_run:
-                output.write_source(source, target)
+                offered = {"executor": executor, "progress": progress or silent}
+                given |= {key: value for key, value in offered.items() if key in output.options}
+                report.notes = output.write_source(source, target, **given) or []
             _count(report, source, target)
         else:
             plan = make_plan(
@@ -251,7 +279,7 @@ def convert(
             if dry_run:
                 _predict_pack(report, source, plan)
             else:
-                write_pack(source, plan, target, measured, executor, progress or (lambda *_: None))
+                write_pack(source, plan, target, measured, executor, progress or silent)
                 _count_pack(report, plan, target)
     report.gates.ratio = report.ratio
     report.seconds = time.perf_counter() - started

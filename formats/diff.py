@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.dtypes import widen
-from hhtld.encoder import Progress
 from hhtld.formats import open_source
 from hhtld.formats.convert import default_jobs, resolve_source, workers
 from hhtld.formats.terminal import human_nbytes, plain_table, safe
 from hhtld.gates import CosineSummary, row_cosines, summarize
 from hhtld.pack import PackSource
+from hhtld.progress import Progress
 from hhtld.rows import row_ranges
 from hhtld.source import TensorInfo, TensorSource
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.encoder import Progress
 from hhtld.errors import HeaderError, MissingExtraError
 from hhtld.formats.convert import ConversionReport, TensorOutcome, as_bf16_nbytes
 from hhtld.formats.hhtld import open_pack
@@ -32,6 +31,7 @@ from hhtld.formats.terminal import human_nbytes, safe
 from hhtld.formats.verify import verify
 from hhtld.gates import RegimeCosines
 from hhtld.pack import HhtldPack
+from hhtld.progress import Progress
 from hhtld.roles import regime
 
 if TYPE_CHECKING:

@@ -48,6 +48,7 @@ from hhtld.atomic import AtomicFile, replacing
 from hhtld.dtypes import DTYPES, dtype_named
 from hhtld.errors import BadMagicError, FormatError, HeaderError, TruncatedError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.progress import Progress, silent
 from hhtld.rows import row_ranges
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.source import checked_name
@@ -633,6 +634,7 @@ class SafetensorsFormat(Format):
     name: ClassVar[str] = "safetensors"
     suffixes: ClassVar[tuple[str, ...]] = (SUFFIX,)
     description: ClassVar[str] = "safetensors file, sharded index or model folder: plain tensors, no code"
+    options: ClassVar[frozenset[str]] = frozenset({"progress"})
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Whether the name says safetensors, the folder holds some, or the head opens a header."""
@@ -654,7 +656,7 @@ class SafetensorsFormat(Format):
         given = Path(path)
         return ShardedSnapshot(given) if given.is_dir() or _is_index(given) else SafetensorsFile(given)
 
-    def write_source(self, source: TensorSource, path: Path) -> None:
+    def write_source(self, source: TensorSource, path: Path, *, progress: Progress = silent, **options: Any) -> None:
         """Write every tensor of `source.infos()` as it is, in the official library's order.
 
         The bytes depend on the tensors and the metadata alone. Rows are streamed, so at most one
@@ -673,3 +675,4 @@ class SafetensorsFormat(Format):
             out.write(header)
             for info in infos:
                 _write_tensor(out, source, info)
+                progress("write", info.name, info.nbytes)

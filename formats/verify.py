@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from hhtld.encoder import Progress, measure
+from hhtld.encoder import measure
 from hhtld.formats import open_source
 from hhtld.formats.convert import default_jobs, resolve_source, workers
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.gates import GateReport
 from hhtld.pack import HhtldPack
+from hhtld.progress import Progress, silent
 from hhtld.rows import row_ranges
 from hhtld.source import TensorSource
 
@@ -89,7 +90,7 @@ def verify(
         if src is not None:
             report.source = os.fspath(src)
             with open_source(resolve_source(src)) as source:
-                _compare(report, pack, source, executor, progress or (lambda *_: None))
+                _compare(report, pack, source, executor, progress or silent)
     return report
 
 

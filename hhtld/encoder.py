@@ -22,6 +22,7 @@ from hhtld.gates import GateReport, Threshold, row_cosines, summarize
 from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
 from hhtld.pack import HhtldPack
 from hhtld.plan import Plan, Profile, make_plan
+from hhtld.progress import Progress, silent
 from hhtld.rate import DEFAULT_STATE_BITS, decide_group
 from hhtld.roles import regime, should_use_leaf
 from hhtld.rows import Rows, for_each_block, row_ranges
@@ -32,14 +33,7 @@ from hhtld.tensor import HhtlF32Tensor
 from hhtld.trellis import MAX_RATE, Trellis
 from hhtld.trellis_tensor import HhtlTTensor, ScaledRows, bf16_bits, bf16_values
 
-__all__ = ["Progress", "encode", "encode_source", "measure"]
-
-# Called with a stage ("encode", "measure"), a tensor's name and its source bytes when it is done.
-Progress = Callable[[str, str, int], None]
-
-
-def _silent(stage: str, name: str, nbytes: int) -> None:
-    pass
+__all__ = ["compared_rows", "encode", "encode_source", "measure"]
 
 
 @dataclass
@@ -195,7 +189,8 @@ class _TrellisGroup:
 
     def _passes(self, rows: list[SourceRows], threshold: Threshold, executor: Executor | None) -> bool:
         cosines = [
-            _compared(own, tensor.reconstruct_rows, executor) for own, tensor in zip(rows, self.tensors, strict=True)
+            compared_rows(own, tensor.reconstruct_rows, executor)
+            for own, tensor in zip(rows, self.tensors, strict=True)
         ]
         return summarize(np.concatenate(cosines)).passes(threshold)
 
@@ -208,7 +203,7 @@ class _TrellisGroup:
 
 
 def encode_source(
-    source: TensorSource, plan: Plan, sink: SectionSink, executor: Executor | None = None, progress: Progress = _silent
+    source: TensorSource, plan: Plan, sink: SectionSink, executor: Executor | None = None, progress: Progress = silent
 ) -> PackTable:
     """Write a source's sections to a sink and return the table that names them.
 
@@ -239,8 +234,10 @@ def encode_source(
     )
 
 
-def _compared(rows: Rows, decoded: Callable[[slice], NDArray[Any]], executor: Executor | None) -> NDArray[np.float64]:
-    """The cosine of every row with what `decoded` gives for it."""
+def compared_rows(
+    rows: Rows, decoded: Callable[[slice], NDArray[Any]], executor: Executor | None
+) -> NDArray[np.float64]:
+    """Return the cosine of every row with what `decoded` gives for a slice of rows, float64 (n_rows,)."""
     cosines = np.empty(rows.n_rows)
 
     def compare(start: int, stop: int, block: NDArray[np.float32]) -> None:
@@ -255,14 +252,14 @@ def measure(
     source: TensorSource,
     report: GateReport,
     executor: Executor | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> None:
     """Compare every row of every encoded tensor of a pack with its source and add it to a report."""
     for name, record in pack.table.tensors.items():
         if record.codec == "keep" or record.group is None:
             continue
         rows = SourceRows(source, name)
-        cosines = _compared(rows, partial(pack.get_rows, name), executor)
+        cosines = compared_rows(rows, partial(pack.get_rows, name), executor)
         key = pack.table.groups[record.group].key
         report.add(name, regime(key.role), cosines, str(key))
         progress("measure", name, record.info.nbytes)

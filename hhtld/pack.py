@@ -133,12 +133,12 @@ class HhtldPack:
         """Return an object to slice, as safetensors' `get_slice` does."""
         return PackSlice(self, self.table.resolved(name))
 
-    def get_encoded(self, name: str) -> EncodedTensor:
-        """Return an encoded tensor's slots, all rows, checksums verified."""
+    def get_encoded(self, name: str, rows: RowIndex = None) -> EncodedTensor:
+        """Return an encoded tensor's slots: all rows, checksums verified, or the given rows alone."""
         record = self.table.resolved(name)
         if record.codec == "keep":
             raise ValueError(f"tensor {shown(name)} is kept as it came; use get_tensor")
-        return self._encoded(record, None)
+        return self._encoded(record, None if rows is None else selected_rows(record.info.n_rows, rows))
 
     # ---- decoding ----
 
@@ -218,7 +218,8 @@ class HhtldPack:
 
         def level(code: Trellis, suffix: str) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
             gains = np.require(part(f"slot_v{suffix}", 2).view("<u2"), requirements="A")
-            return gains, part(f"slot_t{suffix}", code.row_nbytes(n_cols)).reshape(len(gains), -1)
+            width = code.row_nbytes(n_cols)
+            return gains, part(f"slot_t{suffix}", width).reshape(len(gains), width)
 
         slot_v, slot_t = level(code.trellis, "")
         slot_v_2, slot_t_2 = (None, None) if code.second is None else level(code.second, "_2")

@@ -16,7 +16,7 @@ PACKAGE = Path(hhtld.__file__).parent
 FORMATS = Path(hhtld.formats.__file__).parent
 FLOORS = [
     {"hhtld._kernels"},
-    {"hhtld.errors", "hhtld.sizes", "hhtld.dtypes", "hhtld.registry", "hhtld.atomic"},
+    {"hhtld.errors", "hhtld.sizes", "hhtld.dtypes", "hhtld.registry", "hhtld.atomic", "hhtld.progress"},
     {
         "hhtld.rows",
         "hhtld.source",

@@ -6,13 +6,14 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from hhtld.atomic import replacing
-from hhtld.encoder import Progress, encode_source, measure
+from hhtld.encoder import encode_source, measure
 from hhtld.errors import HeaderError
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWriter
 from hhtld.gates import GateReport
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 from hhtld.plan import Plan
+from hhtld.progress import Progress, silent
 from hhtld.sections import SECTION_KINDS
 from hhtld.table import PackTable
 
@@ -60,7 +61,7 @@ def write_pack(
     path: Path,
     report: GateReport,
     executor: Executor | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> None:
     """Encode a source into a file, measure every row as the file gives it back, and record that.
 

@@ -176,7 +176,7 @@ def test_text_output(snapshot: Path, tmp_path: Path) -> None:
         (("convert", "SRC", "OUT", "--profile", "zip"), 2, "no profile 'zip'"),
         (("nonsense",), 2, "invalid choice"),
         (("convert", "SRC", "DIR/x.zip"), 2, "no format writes '.zip'"),
-        (("convert", "SRC", "OUT", "--to", "zip"), 2, "no format 'zip'; available: hhtld, safetensors"),
+        (("convert", "SRC", "OUT", "--to", "zip"), 2, "no format 'zip'; available: hdf5, hhtld, safetensors"),
         (("convert", "SRC", "SRC"), 2, "is the source itself"),
         (("inspect", "SRC", "--tensor", "lm_head.weights"), 2, "did you mean 'lm_head.weight'"),
         (("inspect", "SRC", "--rows", "0:1"), 2, "--rows needs --tensor"),
@@ -290,7 +290,7 @@ def test_names_from_files_cannot_steer_the_terminal(tmp_path: Path) -> None:
 def test_formats_by_name_and_suffix() -> None:
     assert {plugin.name for plugin in registry} >= {"hhtld", "safetensors"}
     assert format_for_output(Path("x.HHTLD")).name == "hhtld"
-    with pytest.raises(hhtld.UnknownFormatError, match="available: hhtld, safetensors"):
+    with pytest.raises(hhtld.UnknownFormatError, match="available: hdf5, hhtld, safetensors"):
         get_format("gguf2")
 
 

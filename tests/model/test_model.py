@@ -281,3 +281,16 @@ def test_a_reader_may_stop_after_the_first_level(rng: np.random.Generator) -> No
     assert np.array_equal(alone.get_tensor("x.v_proj"), coarse), "the first level is what it would be alone"
     with pytest.raises(ValueError, match="levels must be 1 or 2"):
         pack.get_tensor("x.v_proj", levels=3)
+
+
+@pytest.mark.parametrize("profile", ["lookup", "f32", "bits:2", "bits:2+1"])
+def test_slots_of_chosen_rows_are_those_of_all(profile: str) -> None:
+    rng = np.random.default_rng(8)
+    pack = encode({"embed.weight": rng.standard_normal((600, 96)).astype(np.float32)}, profile)
+    whole = pack.get_tensor("embed.weight")
+    for rows in ([], slice(0, 0), [599, 0, 599], slice(None, None, -100), slice(5, 9)):
+        index = np.asarray(rows, np.intp) if isinstance(rows, list) else rows
+        np.testing.assert_array_equal(pack.get_rows("embed.weight", rows), whole[index])
+        part = pack.get_encoded("embed.weight", rows)
+        assert part.original_shape == whole[index].shape
+        np.testing.assert_array_equal(part.reconstruct_rows(), whole[index])

@@ -1,0 +1,283 @@
+"""Writing the export: what a file holds, its groups' tables, and every tensor's slots. SPEC.md is the layout."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+import hhtld
+from hhtld.atomic import replacing
+from hhtld.encoder import compared_rows
+from hhtld.formats.hdf5.nexus import Field, escaped, group, note, plot, put, storable, text
+from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
+from hhtld.formats.hdf5.shared import group_name, write_group
+from hhtld.formats.hdf5.tensors import TensorWriter
+from hhtld.formats.hhtld.container import ContainerReader
+from hhtld.gates import CosineSummary, GateReport
+from hhtld.pack import HhtldPack
+from hhtld.progress import Progress, silent
+from hhtld.roles import regime
+from hhtld.source import SourceRows, TensorSource
+from hhtld.table import TensorRecord
+
+__all__ = ["SCHEMA", "export_pack"]
+
+SCHEMA = "hhtld.hdf5/1"
+_CODECS = {"keep": 0, "hhtl_d": 1, "hhtl_f32": 2, "hhtl_t": 3}
+_REGIMES = {"none": 0, "argmax": 1, "index": 2}
+
+
+def export_pack(
+    pack: HhtldPack,
+    path: str | os.PathLike[str],
+    *,
+    original: TensorSource | None = None,
+    tensors: Sequence[str] = (),
+    rows: slice | None = None,
+    max_nbytes: int | None = None,
+    codes: bool = False,
+    executor: Executor | None = None,
+    progress: Progress = silent,
+) -> list[str]:
+    """Write the inside of a pack to an HDF5 file that opens with a plot.
+
+    Parameters
+    ----------
+    pack : HhtldPack
+    path : path
+        Replaced only by a complete file.
+    original : TensorSource, optional
+        What the pack was made from: adds the cosine of every row, and original and error of sampled ones.
+    tensors : sequence of glob
+        Names to export; all by default.
+    rows : slice, optional
+        Rows of every tensor to export; all by default.
+    max_nbytes : int, optional
+        Size to stay below, 256 MB by default; rows are taken evenly until they fit.
+    codes : bool
+        Export Slot T's codes too.
+    executor : concurrent.futures.Executor, optional
+        Threads that decode rows to compare them with the original.
+    progress : callable, optional
+        Called with "export", a tensor's name and its source bytes when it is done.
+
+    Returns
+    -------
+    list of str
+        One sentence for everything that was left out.
+
+    Raises
+    ------
+    ValueError
+        When a glob matches nothing, nothing fits, or `original` holds other tensors.
+    OutputError
+        When the file cannot be written.
+    """
+    limit = DEFAULT_MAX_NBYTES if max_nbytes is None else max_nbytes
+    chosen = select(pack, tensors, rows, limit, codes=codes, triple=original is not None)
+    if original is not None:
+        _check_original(pack, original, chosen)
+    # Built in memory, at most max_nbytes of it: HDF5 2.0 crashes the process when a write to a full disk
+    # fails or Ctrl-C comes while it writes, so it never sees the disk.
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver=("earliest", "v110")) as root:  # superblock 0, which every viewer reads
+        _Export(pack, original, chosen, codes, executor, progress).write(root)
+    with replacing(path) as file:
+        file.write(image.getbuffer())
+    return chosen.notes
+
+
+def _check_original(pack: HhtldPack, original: TensorSource, chosen: Selection) -> None:
+    infos = original.infos()
+    for name in chosen.rows:
+        held = pack.table.tensors[name].info
+        if name not in infos or (infos[name].shape, infos[name].dtype) != (held.shape, held.dtype):
+            found = "is missing" if name not in infos else f"is {infos[name].dtype.name} {infos[name].shape}"
+            raise ValueError(
+                f"the original is not what the pack was made from: {name!r}, {held.dtype.name} {held.shape}, {found}"
+            )
+
+
+class _Export:
+    def __init__(
+        self,
+        pack: HhtldPack,
+        original: TensorSource | None,
+        chosen: Selection,
+        codes: bool,
+        executor: Executor | None,
+        progress: Progress,
+    ) -> None:
+        self.pack, self.original, self.chosen = pack, original, chosen
+        self.codes, self.executor, self.progress = codes, executor, progress
+        self.measured = GateReport(enforced=False)
+
+    def write(self, root: h5py.File) -> None:
+        pack = self.pack
+        root.attrs["NX_class"] = "NXroot"
+        root.attrs["default"] = "entry"
+        root.attrs["schema"] = SCHEMA
+        root.attrs["creator"] = f"hhtld {hhtld.__version__}"
+        entry = group(root, "entry", "NXentry", "one pack, seen from inside", profile=pack.table.profile)
+        entry.attrs["n_tensors"] = len(pack)
+        entry.attrs["row_stride"] = self.chosen.stride
+        entry.attrs["sampling"] = "; ".join(self.chosen.notes) or "every row asked for is exported"
+        self._write_container(entry)
+        groups = group(entry, "groups", "NXcollection", "what the tensors of one role and shape share")
+        tensors = group(entry, "tensors", "NXcollection", "tensors by escaped name; attribute tensor_name is the name")
+        numbers = {pack.info(name).group for name in self.chosen.rows}
+        for number in sorted(number for number in numbers if number is not None):
+            write_group(groups, pack, number)
+        for name, rows in self.chosen.rows.items():
+            record = pack.table.tensors[name]
+            if record.alias_of is not None:
+                self._write_alias(tensors, record)
+            else:
+                self._write_tensor(tensors, record, rows)
+            self.progress("export", name, record.info.nbytes)
+        self._write_overview(entry)
+        self._write_gates(entry)
+
+    # ---- the file ----
+
+    def _write_container(self, entry: h5py.Group) -> None:
+        pack = self.pack
+        held = group(entry, "container", "NXcollection", "the .hhtld file: header, sections, what the source said")
+        facts = {"metadata": pack.metadata(), "source": dict(pack.table.source)}
+        note(held, "source", facts, "metadata and description that came with the tensors")
+        reader = pack.sections
+        if not isinstance(reader, ContainerReader):
+            return
+        held.attrs["file"] = storable(reader.path.name)
+        held.attrs["nbytes"] = reader.path.stat().st_size
+        held.attrs["version_major"], held.attrs["version_minor"] = reader.major, reader.minor
+        held.attrs["n_sections"] = len(reader.records)
+        layout = [("kind", h5py.string_dtype()), ("offset", "<u8"), ("nbytes", "<u8"), ("crc32", "<u4")]
+        table = np.array([(r.kind, r.offset, r.nbytes, r.crc32) for r in reader.records], np.dtype(layout))
+        put(held, Field("sections", table, "kind, place, length and checksum of every section, in file order"))
+
+    def _write_overview(self, entry: h5py.Group) -> None:
+        names = list(self.chosen.rows)
+        text(entry, "tensor_names", names, "names of the tensors, by their number in summary")
+        summary = self._summary(names)
+        put(entry, Field("summary", summary, "one row a tensor: what it was, what it became, how well it came back"))
+        encoded = np.flatnonzero(summary["codec"] != _CODECS["keep"]).astype(np.int32)
+        number = Field("tensor", encoded, "number of the tensor in summary", "1", "tensor number (see summary)")
+        shown = summary[encoded]
+        if not len(encoded):
+            everything = np.arange(len(names), dtype=np.int32)
+            sizes = Field("nbytes", summary["nbytes"].astype(np.float32), "bytes of the tensor's own sections", "byte")
+            if len(names):
+                number = Field("tensor", everything, number.description, "1", number.long_name)
+                plot(entry, "overview", "Bytes by tensor; no tensor is encoded", sizes, [number])
+                entry.attrs["default"] = "overview"
+            return
+        median, p5, least = (
+            Field(key, shown[key].astype(np.float32), f"{key} of the cosines of its rows", "1", f"{key} row cosine")
+            for key in ("median", "p5", "min")
+        )
+        title = f"Cosine of every encoded row with itself, by tensor (profile {self.pack.table.profile})"
+        plot(entry, "overview", title, median, [number], [p5, least])
+        entry.attrs["default"] = "overview"
+        bits = Field(
+            "bits_per_weight", shown["bits_per_weight"].astype(np.float32), "own sections over elements", "bit"
+        )
+        plot(entry, "rates", "Bits a weight by tensor, without what its group shares", bits, [number])
+
+    def _summary(self, names: list[str]) -> NDArray[Any]:
+        codec, kind = (h5py.enum_dtype(table, np.uint8) for table in (_CODECS, _REGIMES))
+        layout = [
+            ("name", h5py.string_dtype()),
+            ("source_dtype", h5py.string_dtype()),
+            ("codec", codec),
+            ("regime", kind),
+            *((key, "<i8") for key in ("n_rows", "n_cols", "nbytes")),
+            *((key, "<f4") for key in ("bits_per_weight", "median", "p5", "min")),
+            ("worst_row", "<i8"),
+        ]
+        table = np.zeros(len(names), np.dtype(layout))
+        for line, name in zip(table, names, strict=True):
+            record, info = self.pack.info(name), self.pack.table.tensors[name].info
+            nbytes, elements = self.pack.nbytes(name), max(1, info.n_rows * info.n_cols)
+            line["name"], line["source_dtype"] = storable(name), info.dtype.name
+            line["codec"] = _CODECS[record.codec]
+            line["regime"] = _REGIMES[self._regime(record) or "none"]
+            line["n_rows"], line["n_cols"], line["nbytes"] = info.n_rows, info.n_cols, nbytes
+            line["bits_per_weight"] = 8 * nbytes / elements
+            found = self._cosines(record)
+            if found is not None:
+                line["median"], line["p5"], line["min"] = found.median, found.p5, found.minimum
+                line["worst_row"] = found.worst_row
+        return table
+
+    def _write_gates(self, entry: h5py.Group) -> None:
+        held = group(entry, "gates", "NXcollection", "row cosines by regime, and what profile gates asks of them")
+        held.attrs["measured"] = "anew, of all rows" if self.original is not None else "when the file was made"
+        for kind, asked in self.measured.thresholds.items():
+            held.attrs[f"{kind}_median_asked"], held.attrs[f"{kind}_p5_asked"] = asked.median, asked.p5
+            cosines = self.measured.regimes[kind]
+            if cosines.n_rows:
+                worst, name, row = cosines.worst
+                found = {"n_rows": cosines.n_rows, "median": cosines.quantile(0.5), "p5": cosines.quantile(0.05)}
+                for key, value in (found | {"min": worst, "worst_tensor": storable(name), "worst_row": row}).items():
+                    held.attrs[f"{kind}_{key}"] = value
+
+    # ---- its tensors ----
+
+    def _write_alias(self, parent: h5py.Group, record: TensorRecord) -> None:
+        assert record.alias_of is not None
+        made = self._tensor_group(parent, record, f"the same bytes as {record.alias_of!r}")
+        made.attrs["alias_of"] = storable(record.alias_of)
+        made["same_as"] = h5py.SoftLink(f"/entry/tensors/{escaped(record.alias_of)}")
+
+    def _tensor_group(self, parent: h5py.Group, record: TensorRecord, description: str) -> h5py.Group:
+        info = record.info
+        made = group(parent, escaped(record.name), "NXcollection", description, regime=self._regime(record))
+        made.attrs["tensor_name"], made.attrs["source_dtype"] = storable(record.name), info.dtype.name
+        made.attrs["shape"] = np.array(info.shape, np.int64) if info.shape else "scalar"
+        made.attrs["codec"], made.attrs["nbytes"] = record.codec, self.pack.nbytes(record.name)
+        made.attrs["n_rows"], made.attrs["n_cols"] = info.n_rows, info.n_cols
+        if info.n_rows * info.n_cols:
+            made.attrs["bits_per_weight"] = 8 * self.pack.nbytes(record.name) / (info.n_rows * info.n_cols)
+        if record.group is not None:
+            made.attrs["group"] = f"/entry/groups/{group_name(self.pack, record.group)}"
+        return made
+
+    def _write_tensor(self, parent: h5py.Group, record: TensorRecord, rows: range) -> None:
+        kept = record.codec == "keep"
+        made = self._tensor_group(parent, record, "kept byte for byte" if kept else "one encoded tensor")
+        made.attrs["row_stride"] = rows.step
+        made.attrs["n_rows_exported"] = len(rows)
+        cosines = None
+        if not kept and self.original is not None and record.group is not None:
+            source = SourceRows(self.original, record.name)
+            cosines = compared_rows(source, partial(self.pack.get_rows, record.name), self.executor)
+            self.measured.add(record.name, self._regime(record) or "argmax", cosines)
+        found = self._cosines(record)
+        if found is not None:
+            for key, value in (("median", found.median), ("p5", found.p5), ("min", found.minimum)):
+                made.attrs[f"cosine_{key}"] = value
+            made.attrs["cosine_worst_row"] = found.worst_row
+        sample = self.chosen.samples[record.name]
+        writer = TensorWriter(made, self.pack, record, rows, sample, self.original)
+        if kept:
+            writer.write_kept()
+        else:
+            writer.write_encoded(cosines, found, self.codes)
+
+    def _regime(self, record: TensorRecord) -> str | None:
+        resolved = self.pack.info(record.name)
+        return None if resolved.group is None else regime(self.pack.table.groups[resolved.group].key.role)
+
+    def _cosines(self, record: TensorRecord) -> CosineSummary | None:
+        """Those measured now, else those recorded."""
+        resolved = self.pack.info(record.name)
+        return self.measured.tensors.get(resolved.name, resolved.gates)

@@ -1,0 +1,261 @@
+"""One tensor: its rows' slots as a table and plots, how they are used, and a few rows in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.dtypes import widen
+from hhtld.formats.hdf5.nexus import Field, empty, group, plot, put
+from hhtld.formats.hdf5.selection import MAX_POINTS
+from hhtld.formats.hdf5.shared import column_axis, entry_axis
+from hhtld.gates import CosineSummary
+from hhtld.pack import EncodedTensor, HhtldPack
+from hhtld.slots import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
+from hhtld.source import TensorSource
+from hhtld.table import TensorRecord
+from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+from hhtld.trellis import gain_values
+from hhtld.trellis_tensor import HhtlTTensor, bf16_values
+
+__all__ = ["TensorWriter"]
+
+_BLOCK_ROWS = 16_384  # rows whose slots are held at a time
+_N_BINS = 64
+_BASIN = h5py.enum_dtype({basin.name: basin.value for basin in HeelBasin}, np.uint8)
+
+
+class TensorWriter:
+    """Writes one tensor into its group.
+
+    Parameters
+    ----------
+    made : h5py.Group
+    pack : HhtldPack
+    record : TensorRecord
+    rows : range
+        Rows whose slots are written.
+    sample : list of int
+        Rows that are written decoded.
+    original : TensorSource or None
+    """
+
+    def __init__(
+        self,
+        made: h5py.Group,
+        pack: HhtldPack,
+        record: TensorRecord,
+        rows: range,
+        sample: list[int],
+        original: TensorSource | None,
+    ) -> None:
+        self.made, self.pack, self.record = made, pack, record
+        self.rows, self.sample, self.original = rows, sample, original
+
+    # ---- kept ----
+
+    def write_kept(self) -> None:
+        """Write a kept tensor's values, or a few rows of them."""
+        info = self.record.info
+        if info.dtype.numpy is None or info.dtype.numpy.kind == "c" or info.n_rows * info.n_cols == 0:
+            self.made.attrs["values"] = f"{info.dtype.name} {list(info.shape)} is not shown"
+            return
+        if info.has_rows:
+            if self.sample:
+                self._plot_rows("values", "Rows as they were kept", self._kept(self.sample))
+            return
+        step = -(-info.n_cols // MAX_POINTS)
+        values = self._kept(None).reshape(-1)[::step]
+        index = np.arange(0, info.n_cols, step, dtype=np.int64).astype(_index_dtype(info.n_cols))
+        shown = Field("value", values, "the kept values" if step == 1 else f"one of {step} kept values")
+        plot(self.made, "values", self.record.name, shown, [Field("index", index, "place in the tensor")])
+        self.made.attrs["default"] = "values"
+        if values.dtype.kind == "f":
+            self.made.attrs["n_nonfinite"] = int((~np.isfinite(values)).sum())
+
+    def _kept(self, rows: list[int] | None) -> NDArray[Any]:
+        dtype = self.record.info.dtype
+        name = self.record.name
+        raw = self.pack.get_tensor(name, "source") if rows is None else self.pack.get_rows(name, rows, "source")
+        if dtype.is_weight:  # float16 and bfloat16 are shown by no viewer
+            values = widen(np.ascontiguousarray(raw).reshape(-1).view(np.uint8), dtype).reshape(raw.shape)
+            return np.asarray(values, np.float32)
+        if raw.dtype.kind not in "iu":
+            return raw.astype(np.uint8) if raw.dtype == np.bool_ else raw.astype(np.float32)
+        return raw
+
+    # ---- encoded ----
+
+    def write_encoded(self, cosines: NDArray[np.float64] | None, found: CosineSummary | None, codes: bool) -> None:
+        """Write an encoded tensor; `cosines` of all its rows where they were measured."""
+        if self.rows:
+            self._write_slots(codes)
+        self._write_shared()
+        self._write_twig_usage()
+        if self.sample:
+            self._write_sample()
+        if found is not None and found.n_rows:
+            quantiles = Field("cosine", np.array(found.quantiles, np.float32), "quantiles of the row cosines")
+            share = np.linspace(0, 1, len(found.quantiles), dtype=np.float32)
+            axis = Field("fraction", share, "share of the rows that are no better")
+            plot(self.made, "cosine_quantiles", "Quantiles of the row cosines", quantiles, [axis])
+            self.made.attrs["default"] = "cosine_quantiles"
+        if cosines is not None and len(cosines):
+            self._write_cosines(cosines)
+
+    def _blocks(self, rows: range) -> Iterator[tuple[int, EncodedTensor]]:
+        """Slots of the rows, block by block, with the place of the first."""
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            picked = rows[start : start + _BLOCK_ROWS]
+            index: Any = slice(picked.start, picked.stop, picked.step) if picked.step > 0 else np.asarray(picked)
+            yield start, self.pack.get_encoded(self.record.name, index)
+
+    def _write_slots(self, codes: bool) -> None:
+        numbers = np.asarray(self.rows, np.int64).astype(_index_dtype(self.record.info.n_rows))
+        held = group(self.made, "rows", "NXcollection", "slots of the exported rows, one dataset a slot")
+        row = Field("row", put(held, Field("row", numbers, "number of the row in the tensor")))
+        slots: dict[str, h5py.Dataset] = {}
+        for start, tensor in self._blocks(self.rows):
+            block = numbers[start : start + _BLOCK_ROWS]
+            entries = Field("entries", _entries(tensor, block), "one line a row: its slots, taken apart")
+            for field in [entries, *_slots(tensor, codes)]:
+                if field.name not in slots:
+                    slots[field.name] = empty(self.made if field is entries else held, field, len(self.rows))
+                slots[field.name][start : start + len(block)] = field.values
+        if "slot_l" in slots:
+            lane = Field("lane", np.arange(SLOT_L_LANES, dtype=np.int32), "lane of Slot L")
+            signal, title = Field("slot_l", slots["slot_l"]), "Slot L: 8 int8 a row"
+            leaf = plot(self.made, "slot_l", title, signal, [row, lane], interpretation="image")
+            leaf.attrs["scale"] = self.record.slot_l_scale
+        if "gain" in slots:
+            second = [Field("gain_2", slots["gain_2"])] if "gain_2" in slots else []
+            plot(self.made, "gains", "Gain of every row", Field("gain", slots["gain"]), [row], second)
+        for name in ("slot_t", "slot_t_2"):
+            if name in slots:
+                axis = Field("byte", np.arange(slots[name].shape[1], dtype=np.int32), "byte of the row's code")
+                signal, title = Field(name, slots[name]), f"{name}: the codes, byte by byte"
+                plot(self.made, name, title, signal, [row, axis], interpretation="image")
+
+    def _write_shared(self) -> None:
+        tensor = self.pack.get_encoded(self.record.name, [])
+        if isinstance(tensor, HhtlF32Tensor):
+            palette = Field("palette", tensor.palette_f32, "the tensor's palette of real rows, decoded from bfloat16")
+            axes = [entry_axis(len(tensor.palette_f32)), column_axis(self.record.info.n_cols)]
+            plot(self.made, "palette", "Palette of real rows", palette, axes, interpretation="image")
+        if isinstance(tensor, HhtlTTensor):
+            for suffix, code in (("", tensor.shared.trellis), ("_2", tensor.shared.second)):
+                if code is not None:
+                    self.made.attrs[f"rate{suffix}_bits"] = code.rate / 16
+                    self.made.attrs[f"row{suffix}_nbytes"] = code.row_nbytes(self.record.info.n_cols)
+            if tensor.column_scale is not None:
+                scale = Field("scale", bf16_values(tensor.column_scale), "what a column was multiplied with")
+                plot(self.made, "column_scale", "Column scale", scale, [column_axis(self.record.info.n_cols)])
+
+    def _write_twig_usage(self) -> None:
+        empty_tensor = self.pack.get_encoded(self.record.name, [])
+        k = _n_entries(empty_tensor)
+        if k is None or not self.record.info.n_rows:
+            return
+        counts = np.zeros(k, np.int64)
+        for _, tensor in self._blocks(range(self.record.info.n_rows)):
+            assert tensor.twigs is not None
+            counts += np.bincount(tensor.twigs, minlength=k)
+        rows = Field("count", counts.astype(np.uint32), "rows on the entry, of all rows", "row")
+        plot(self.made, "twig_usage", "Rows on every palette entry", rows, [entry_axis(k, "twig")])
+
+    def _write_sample(self) -> None:
+        decoded = self.pack.get_rows(self.record.name, self.sample)
+        if self.original is None:
+            self._plot_rows("sample", "Rows as the file gives them back", decoded)
+            return
+        info = self.record.info
+        raw = [self.original.read_rows(self.record.name, row, row + 1) for row in self.sample]
+        original = widen(np.concatenate(raw).reshape(-1), info.dtype).reshape(decoded.shape)
+        curves = [
+            Field("decoded", decoded, "the row as the file gives it back"),
+            Field("error", decoded - original, "decoded less original"),
+        ]
+        title = "Rows: original, decoded and their difference"
+        signal = Field("original", original, "the row as the source has it", "1", "weight")
+        self._plot_rows("sample", title, signal, curves)
+
+    def _plot_rows(
+        self, name: str, title: str, signal: Field | NDArray[Any], curves: list[Field] | None = None
+    ) -> None:
+        if not isinstance(signal, Field):
+            signal = Field("row_values", signal, title, "1", "weight")
+        row = Field("row", np.array(self.sample, _index_dtype(self.record.info.n_rows)), "number of the row")
+        axes = [row, column_axis(self.record.info.n_cols)]
+        plot(self.made, name, title, signal, axes, curves or (), interpretation="spectrum")
+        self.made.attrs.setdefault("default", name)
+
+    def _write_cosines(self, cosines: NDArray[np.float64]) -> None:
+        if self.rows:
+            shown = Field("cosine", cosines[np.asarray(self.rows)].astype(np.float32), "cosine of the row with itself")
+            plot(
+                self.made, "row_cosine", "Cosine of every row with itself", shown, [Field("row", self.made["rows/row"])]
+            )
+        low = min(float(cosines.min()), 1 - 1e-6)
+        counts, edges = np.histogram(cosines, _N_BINS, (low, 1.0))
+        rows = Field("count", counts.astype(np.uint32), "rows with such a cosine, of all rows", "row")
+        edge = Field("edge", edges.astype(np.float32), "edges of the bins", "1", "cosine of the row with itself")
+        plot(self.made, "cosine_histogram", "Row cosines", rows, [edge])
+        self.made.attrs["default"] = "cosine_histogram"
+
+
+def _index_dtype(n: int) -> Any:
+    return np.int32 if n < 2**31 else np.int64
+
+
+def _n_entries(tensor: EncodedTensor) -> int | None:
+    if isinstance(tensor, HhtlDTensor):
+        return tensor.cache.k
+    if isinstance(tensor, HhtlF32Tensor):
+        return len(tensor.palette_bits)
+    return None if tensor.twigs is None else len(tensor.shared.centroids)
+
+
+def _slots(tensor: EncodedTensor, codes: bool) -> list[Field]:
+    """The slots that are plotted, as arrays of one line a row."""
+    fields = []
+    if tensor.slot_l is not None:
+        fields.append(Field("slot_l", tensor.slot_l, "8 int8 on the group's basis; times scale is a coefficient"))
+    if isinstance(tensor, HhtlTTensor):
+        fields.append(Field("gain", gain_values(tensor.slot_v), "what a level is multiplied with"))
+        if tensor.slot_v_2 is not None:
+            fields.append(Field("gain_2", gain_values(tensor.slot_v_2), "the same of the second level"))
+        for name, held in (("slot_t", tensor.slot_t), ("slot_t_2", tensor.slot_t_2)):
+            if codes and held is not None:
+                fields.append(Field(name, held, "the row's code, a little-endian bit stream", "byte"))
+    return fields
+
+
+def _entries(tensor: EncodedTensor, numbers: NDArray[Any]) -> NDArray[Any]:
+    columns: list[tuple[str, Any, NDArray[Any]]] = [("row", numbers.dtype, numbers)]
+    if isinstance(tensor, HhtlDTensor):
+        slot_d, slot_v = tensor.entries["slot_d"], tensor.entries["slot_v"]
+        columns += [
+            ("basin", _BASIN, heel_basin(slot_d)),
+            ("family", np.uint8, hip_family(slot_d)),
+            ("twig", np.uint8, twig(slot_d)),
+            ("polarity", np.bool_, polarity(slot_d)),
+            ("residual", np.float32, residual(np.ascontiguousarray(slot_v))),
+            ("slot_d", np.uint16, slot_d),
+            ("slot_v", np.uint16, slot_v),
+        ]
+    elif isinstance(tensor, HhtlF32Tensor):
+        columns.append(("twig", np.uint8, tensor.twigs))
+    else:
+        if tensor.twigs is not None:
+            columns.append(("twig", np.uint8, tensor.twigs))
+        for suffix, bits in (("", tensor.slot_v), ("_2", tensor.slot_v_2)):
+            if bits is not None:
+                columns += [(f"gain{suffix}", np.float32, gain_values(bits)), (f"slot_v{suffix}", np.uint16, bits)]
+    table = np.empty(len(numbers), np.dtype([(name, dtype) for name, dtype, _ in columns]))
+    for name, _, values in columns:
+        table[name] = values
+    return table

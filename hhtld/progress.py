@@ -1,0 +1,14 @@
+"""What long work calls to say how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["Progress", "silent"]
+
+# Called with a stage ("encode", "measure", ...), a tensor's name and its source bytes when it is done.
+Progress = Callable[[str, str, int], None]
+
+
+def silent(stage: str, name: str, nbytes: int) -> None:
+    """Report nothing."""
