@@ -208,7 +208,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError("--report tells what was measured, and --dry-run measures nothing")
     from hhtld.formats import open_source
     from hhtld.formats.convert import convert, resolve_source
-    from hhtld.formats.terminal import console, gate_table, human_nbytes, plain_table, progress_bar, safe
+    from hhtld.formats.terminal import console, cosine, gate_table, human_nbytes, plain_table, progress_bar, safe
     from hhtld.gates import Threshold
 
     with open_source(resolve_source(args.src)) as source:
@@ -269,8 +269,8 @@ def _convert(args: argparse.Namespace) -> int:
                 human_nbytes(t.info.nbytes),
                 human_nbytes(t.nbytes),
                 f"{t.bits_per_weight:.3f}",
-                f"{t.cosines.median:.4f}" if t.cosines else f"~{t.predicted_median:.4f}" if t.predicted_median else "",
-                f"{t.cosines.p5:.4f}" if t.cosines else "",
+                cosine(t.cosines.median) if t.cosines else f"~{t.predicted_median:.4f}" if t.predicted_median else "",
+                cosine(t.cosines.p5) if t.cosines else "",
             )
             for t in encoded
         )

@@ -1,45 +1,79 @@
-"""Looking at a file: what is in it, as a table or as JSON."""
+"""Looking at a file: every fact that `hhtld inspect` prints, as a table or as JSON, computed once."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
+from hhtld.base17 import BASE17_NBYTES
 from hhtld.dtypes import view, widen
+from hhtld.formats.card import print_tensor
+from hhtld.formats.convert import as_bf16_nbytes
 from hhtld.formats.hhtld.container import ContainerReader
-from hhtld.formats.terminal import human_nbytes, plain_table, safe
+from hhtld.formats.listing import print_listing
+from hhtld.formats.statistics import slot_statistics, value_statistics, weight_blocks
+from hhtld.gates import rounded_down
 from hhtld.pack import HhtldPack, PackSource
-from hhtld.source import TensorSource
+from hhtld.roles import regime
+from hhtld.rows import row_ranges
+from hhtld.source import TensorInfo, TensorSource
+from hhtld.table import GroupRecord, TensorRecord
 
 __all__ = ["describe", "print_description", "print_rows"]
 
 
 def describe(source: TensorSource, path: Path, name: str | None = None) -> dict[str, Any]:
-    """Return everything `inspect --json` prints of a source, or of one of its tensors."""
+    """Return everything `inspect --json` prints of a source; with `name`, of that tensor and what it holds."""
     facts: dict[str, Any] = {"schema": "hhtld.inspect/1", "path": os.fspath(path)}
-    if isinstance(source, PackSource):
-        facts |= _pack_facts(source.pack)
+    facts |= _pack_facts(source.pack) if isinstance(source, PackSource) else _source_facts(source)
+    if name is None:
+        return facts
+    found = [tensor for tensor in facts["tensors"] if tensor["name"] == name]
+    if not found:
+        source.read_tensor(name)  # raises the error that names the nearest tensors
+    for tensor in found:
+        if isinstance(source, PackSource):
+            tensor |= _content(source.pack, facts, name)
+        elif source.infos()[name].dtype.is_weight:
+            tensor["values"] = _source_values(source, source.infos()[name])
+    return facts | {"tensor": name, "tensors": found}
+
+
+def print_description(facts: Mapping[str, Any], out: Console) -> None:
+    """Print `describe()`: a card of one tensor, or the tables of the whole."""
+    if "tensor" in facts:
+        print_tensor(facts, out)
     else:
-        facts |= {
-            "metadata": dict(source.metadata),
-            "source": dict(source.description),
-            "tensors": [
-                {"name": i.name, "dtype": i.dtype.name, "shape": list(i.shape), "nbytes": i.nbytes}
-                for i in source.infos().values()
-            ],
-        }
-    if name is not None:
-        facts["tensors"] = [tensor for tensor in facts["tensors"] if tensor["name"] == name]
-        if not facts["tensors"]:
-            source.read_tensor(name)  # raises the error that names the nearest tensors
-    return facts
+        print_listing(facts, out)
+
+
+def _source_facts(source: TensorSource) -> dict[str, Any]:
+    infos = list(source.infos().values())
+    tensors: list[dict[str, Any]] = []
+    for info in infos:
+        tensor = {"name": info.name, "dtype": info.dtype.name, "shape": list(info.shape), "nbytes": info.nbytes}
+        tensors.append(tensor if info.shard is None else tensor | {"shard": info.shard})
+    return {
+        "metadata": dict(source.metadata),
+        "source": dict(source.description),
+        "tensors": tensors,
+        "totals": {
+            "n_tensors": len(infos),
+            "n_elements": sum(map(_n_elements, infos)),
+            "nbytes": sum(info.nbytes for info in infos),
+            "bf16_nbytes": sum(map(as_bf16_nbytes, infos)),
+        },
+        "dtypes": _tallied((info.dtype.name, info.nbytes) for info in infos),
+    }
 
 
 def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
@@ -55,61 +89,151 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
             ],
         }
     facts |= pack.table.to_json()
-    for tensor in facts["tensors"]:
-        nbytes = pack.nbytes(tensor["name"])
-        elements = int(np.prod(tensor["shape"], dtype=np.int64))
-        tensor |= {"nbytes": nbytes, "bits_per_weight": round(8 * nbytes / elements, 4) if elements else 0.0}
+    for tensor, record in zip(facts["tensors"], pack.table.tensors.values(), strict=True):
+        nbytes, elements = pack.nbytes(record.name), _n_elements(record.info)
+        tensor |= {"nbytes": nbytes, "bits_per_weight": round(_bits(nbytes, elements), 4)}
+        tensor["source_nbytes"] = record.info.nbytes
+        if record.group is not None:
+            tensor["regime"] = regime(pack.table.groups[record.group].key.role)
+    for number, (group, shared) in enumerate(zip(facts["groups"], pack.table.groups, strict=True)):
+        group |= _group_facts(pack, number, shared)
+    facts["section_kinds"] = _tallied((k, pack.sections.nbytes(i)) for i, k in enumerate(pack.sections.kinds()))
+    facts["totals"] = _totals(pack, facts)
+    for kind in facts["section_kinds"].values():
+        kind["share"] = _share(kind["nbytes"], facts["totals"]["nbytes"])
+    facts["regimes"] = _regimes(facts["tensors"])
     return facts
 
 
-def print_description(facts: dict[str, Any], out: Console) -> None:
-    """Print `describe()` as tables."""
-    if "version" in facts:
-        out.print(
-            f"{facts['path']}: .hhtld version {facts['version']}, profile {facts['profile']}, "
-            f"{human_nbytes(facts['nbytes'])} in {len(facts['sections'])} sections, {len(facts['tensors'])} tensors",
-            highlight=False,
-            markup=False,
-        )
-        sizes: dict[str, list[int]] = defaultdict(list)
-        for section in facts["sections"]:
-            sizes[section["kind"]].append(section["nbytes"])
-        rows = ((safe(kind), len(found), human_nbytes(sum(found))) for kind, found in sorted(sizes.items()))
-        out.print(plain_table(("section", ">count", ">bytes"), rows))
-        if facts["groups"]:
-            out.print(
-                plain_table(("group", "rows x columns", ">bits", ">states", ">centroids", "slot L"), _group_rows(facts))
-            )
-    else:
-        out.print(f"{facts['path']}: {len(facts['tensors'])} tensors", highlight=False, markup=False)
-    out.print(
-        plain_table(
-            ("tensor", "type", "shape", "codec", ">bytes", ">bits/weight", ">median", ">p5", ">min"), _rows(facts)
-        )
-    )
+def _n_elements(info: TensorInfo) -> int:
+    return math.prod(info.shape)
 
 
-def _group_rows(facts: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    sizes = [section["nbytes"] for section in facts["sections"]]
-    for group in facts["groups"]:
-        held, (n_rows, n_cols) = group["sections"], group["shape"]
-        rate = ""
-        if "rate" in group:
-            rate = " + ".join(f"{group[key] / 16:g}" for key in ("rate", "rate_2") if key in group)
-        states = sizes[held["codebook"]] if "codebook" in held else ""
-        centroids = sizes[held["centroids"]] // max(1, 2 * n_cols) if "centroids" in held else ""
-        name = safe(f"{group['component']}/{group['role']}")
-        yield name, f"{n_rows} x {n_cols}", rate, states, centroids, "yes" if "basis" in held else ""
+def _bits(nbytes: int, elements: int) -> float:
+    return 8 * nbytes / elements if elements else 0.0
 
 
-def _rows(facts: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    for tensor in facts["tensors"]:
-        codec = f"= {tensor['alias_of']}" if "alias_of" in tensor else tensor.get("codec", "")
-        quantiles = tensor.get("gates", {}).get("quantiles")
-        cosines = (f"{quantiles[10]:.4f}", f"{quantiles[1]:.4f}", f"{quantiles[0]:.4f}") if quantiles else ("", "", "")
-        bits = f"{tensor['bits_per_weight']:.3f}" if "bits_per_weight" in tensor else ""
-        shape = " x ".join(map(str, tensor["shape"])) or "scalar"
-        yield safe(tensor["name"]), tensor["dtype"], shape, safe(codec), human_nbytes(tensor["nbytes"]), bits, *cosines
+def _share(nbytes: int, whole: int) -> float:
+    return round(nbytes / whole, 6) if whole else 0.0
+
+
+def _tallied(sized: Iterable[tuple[str, int]]) -> dict[str, dict[str, Any]]:
+    """Count and bytes by kind, the most bytes first."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for kind, nbytes in sized:
+        found[kind].append(nbytes)
+    ranked = sorted(found.items(), key=lambda item: (-sum(item[1]), item[0]))
+    return {kind: {"count": len(sizes), "nbytes": sum(sizes)} for kind, sizes in ranked}
+
+
+def _group_facts(pack: HhtldPack, number: int, group: GroupRecord) -> dict[str, Any]:
+    """What a group's sections say without being read, and what it comes to with its tensors."""
+    sizes = {kind: pack.sections.nbytes(index) for kind, index in group.sections.items()}
+    members = [record for record in pack.table.tensors.values() if record.group == number]
+    own, shared = sum(pack.nbytes(record.name) for record in members), sum(sizes.values())
+    facts = {
+        "regime": regime(group.key.role),
+        "n_tensors": len(members),
+        "nbytes": own,
+        "shared_nbytes": shared,
+        "bits_per_weight": round(_bits(own + shared, sum(_n_elements(record.info) for record in members)), 4),
+    }
+    if group.rate is not None:
+        facts["bits"] = [rate / 16 for rate in (group.rate, group.rate_2) if rate is not None]
+        facts["states"] = [sizes[kind] for kind in ("codebook", "codebook_2") if kind in sizes]
+    for kind, width in (("palette", BASE17_NBYTES), ("centroids", 2 * group.key.shape[1])):
+        if kind in sizes:
+            facts["entries"] = sizes[kind] // max(1, width)
+    return facts
+
+
+def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the whole; tied tensors count once, as in what `convert` reports."""
+    records = [record for record in pack.table.tensors.values() if record.alias_of is None]
+    encoded = [record for record in records if record.codec != "keep"]
+    elements, n_encoded = (sum(_n_elements(r.info) for r in some) for some in (records, encoded))
+    shared = sum(group["shared_nbytes"] for group in facts["groups"])
+    own = sum(pack.nbytes(record.name) for record in encoded)
+    held = sum(kind["nbytes"] for kind in facts["section_kinds"].values())
+    nbytes = facts.get("nbytes", held)
+    bf16 = sum(as_bf16_nbytes(record.info) for record in records)
+    return {
+        "n_tensors": len(pack),
+        "encoded": len(encoded),
+        "kept": len(records) - len(encoded),
+        "tied": len(pack) - len(records),
+        "codecs": dict(sorted(Counter(record.codec for record in records).items())),
+        "n_sections": len(pack.sections.kinds()),
+        "n_elements": elements,
+        "source_nbytes": sum(record.info.nbytes for record in pack.table.tensors.values()),
+        "bf16_nbytes": bf16,
+        "nbytes": nbytes,
+        "encoded_nbytes": own,
+        "shared_nbytes": shared,
+        "kept_nbytes": sum(pack.nbytes(record.name) for record in records if record.codec == "keep"),
+        "table_nbytes": nbytes - held,
+        "table_share": _share(nbytes - held, nbytes),
+        "ratio": rounded_down(bf16 / nbytes) if nbytes else None,
+        "bits_per_weight": round(_bits(nbytes, elements), 4),
+        "encoded_bits_per_weight": round(_bits(own + shared, n_encoded), 4),
+    }
+
+
+def _regimes(tensors: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """How far the recorded medians and p5 of tensors reach, and the worst row; quantiles do not add up."""
+    members: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for tensor in tensors:
+        if "gates" in tensor and tensor["gates"]["n_rows"]:
+            members[tensor["regime"]].append(tensor)
+    found = {}
+    for kind, recorded in sorted(members.items()):
+        medians, p5s = ([t["gates"]["quantiles"][i] for t in recorded] for i in (10, 1))
+        worst = min(recorded, key=lambda t: (t["gates"]["quantiles"][0], t["name"]))
+        found[kind] = {
+            "n_tensors": len(recorded),
+            "n_rows": sum(t["gates"]["n_rows"] for t in recorded),
+            "median": {"min": min(medians), "max": max(medians)},
+            "p5": {"min": min(p5s), "max": max(p5s)},
+            "min": worst["gates"]["quantiles"][0],
+            "worst": {"tensor": worst["name"], "row": worst["gates"]["worst_row"]},
+        }
+    return found
+
+
+def _content(pack: HhtldPack, facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What one tensor of a pack holds; of an alias, the tensor whose bytes it shares."""
+    record = pack.table.tensors[name]
+    if record.alias_of is not None:
+        target = next(tensor for tensor in facts["tensors"] if tensor["name"] == record.alias_of)
+        return {"target": target | _content(pack, facts, record.alias_of)}
+    found: dict[str, Any] = {"stored": _stored(pack, facts, record)}
+    if record.codec != "keep":
+        found["slots"] = slot_statistics(pack.get_encoded(name))
+    elif record.info.dtype.is_weight:
+        raw = pack.sections.whole(record.sections["raw"])
+        found["values"] = value_statistics(weight_blocks([raw], record.info.dtype))
+    return found
+
+
+def _stored(pack: HhtldPack, facts: Mapping[str, Any], record: TensorRecord) -> list[dict[str, Any]]:
+    """The sections a tensor is read from: its own, then those of its group."""
+    elements = _n_elements(record.info)
+    shared = {} if record.group is None else pack.table.groups[record.group].sections
+    found = []
+    for of, sections in (("tensor", record.sections), ("group", shared)):
+        for kind, index in sorted(sections.items(), key=lambda item: item[1]):
+            section: dict[str, Any] = {"kind": kind, "of": of, "index": index, "nbytes": pack.sections.nbytes(index)}
+            if of == "tensor":
+                section["bits_per_weight"] = round(_bits(section["nbytes"], elements), 4)
+            if "sections" in facts:
+                section |= {key: facts["sections"][index][key] for key in ("offset", "crc32")}
+            found.append(section)
+    return found
+
+
+def _source_values(source: TensorSource, info: TensorInfo) -> dict[str, Any]:
+    spans = row_ranges(info.n_rows, info.row_nbytes)
+    return value_statistics(weight_blocks((source.read_rows(info.name, *span) for span in spans), info.dtype))
 
 
 def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out: Console) -> None:
@@ -127,9 +251,19 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
         block = widen(data, info.dtype) if info.dtype.is_weight else view(data, info.dtype, (-1,))
         block = block.reshape(len(chosen), -1)
     if as_json:
-        rows = {str(row): values.tolist() for row, values in zip(chosen, block, strict=True)}
-        print(json.dumps({"schema": "hhtld.rows/1", "tensor": name, "rows": rows}))
+        rows = {str(row): _json_values(values) for row, values in zip(chosen, block, strict=True)}
+        print(json.dumps({"schema": "hhtld.rows/1", "tensor": name, "rows": rows}, allow_nan=False))
         return
     with np.printoptions(threshold=24, edgeitems=6, linewidth=max(60, out.width - 16), precision=5, suppress=True):
         for row, values in zip(chosen, block, strict=True):
             out.print(f"row {row}: {values}", highlight=False, markup=False)
+
+
+def _json_values(values: NDArray[Any]) -> list[Any]:
+    """Numbers as JSON knows them: null for what is not finite, complex ones as [real, imaginary]."""
+    if values.dtype.kind == "c":
+        return [_json_values(np.array([value.real, value.imag])) for value in values]
+    if values.dtype.kind in "biu":
+        plain: list[Any] = values.tolist()
+        return plain
+    return [value if math.isfinite(value) else None for value in values.astype(np.float64).tolist()]
