@@ -28,7 +28,7 @@ encoded = summary[summary["codec"] != 0]
 largest = encoded[np.argmax(encoded["n_rows"] * encoded["n_cols"])]["name"].decode()
 tensor = next(group for group in entry["tensors"].values() if group.attrs["tensor_name"] == largest)
 bins = tensor["cosine_histogram"]
-histogram.stairs(bins["count"][:], bins["edge"][:], fill=True)
+histogram.stairs(bins["count"][:], bins["edges"][:], fill=True)
 histogram.set_title(f"Row cosines of {largest}", fontsize=9)
 histogram.set(xlabel="cosine", ylabel="rows")
 

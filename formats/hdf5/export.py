@@ -187,6 +187,8 @@ class _Export:
         title = f"Cosine of every encoded row with itself, by tensor (profile {self.pack.table.profile})"
         plot(entry, "overview", title, median, [number], [p5, least])
         entry.attrs["default"] = "overview"
+        if len(encoded) == 1 and shown["n_rows"][0]:  # one point is no curve
+            entry.attrs["default"] = f"tensors/{escaped(names[encoded[0]])}"
         bits = Field(
             "bits_per_weight", shown["bits_per_weight"].astype(np.float32), "own sections over elements", "bit"
         )

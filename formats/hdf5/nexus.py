@@ -1,10 +1,11 @@
 """HDF5 as NeXus viewers read it: datasets that say what they are, and groups that open as plots.
 
 A plot is a group of NX_class NXdata whose attributes name a signal, its axes and further curves; `default`
-attributes lead from the root to the one to show first. Measured on h5web 17 (h5wasm) and silx 3.1:
+attributes lead from the root to the one to show first. Measured on h5web 16 (h5wasm) and silx 3.1:
 float16, array fields in a compound and a `signal` that is an array of one string show nothing, an axis
-must be a plain number dataset in the same group, silx takes an axis of two values for offset and
-scale, and only gzip and shuffle are read everywhere.
+must be a plain number dataset in the same group and of the signal's length, silx takes an axis of two
+values for offset and scale, h5web draws no image with a side above 8192 (one WebGL texture) and no curve
+of one point, and only gzip and shuffle are read everywhere.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 __all__ = ["CHUNK_NBYTES", "Field", "empty", "escaped", "group", "note", "plot", "put", "storable", "text"]
 
 CHUNK_NBYTES = 1 << 20
+_IMAGE_SIDE = 8192
 _GZIP_LEVEL = 4
 
 
@@ -150,13 +152,13 @@ def plot(
     signal : Field
         One axis draws a curve, two a heatmap.
     axes : sequence of Field or None
-        One for every axis of the signal; one of n + 1 values holds the edges of n bins.
+        One for every axis of the signal.
     auxiliary : sequence of Field
         More curves, of the signal's shape.
     description : str, optional
         The signal's by default.
     interpretation : {"spectrum", "image"}, optional
-        How a signal of two axes is shown.
+        How a signal of two axes is shown; an image too large to be drawn becomes curves.
     log : bool
         Draw the values on a logarithmic scale.
     """
@@ -172,6 +174,8 @@ def plot(
     shown = [put(made, field) for field in (signal, *auxiliary)]
     if auxiliary:
         made.attrs["auxiliary_signals"] = [field.name for field in auxiliary]
+    if interpretation == "image" and max(signal.values.shape) > _IMAGE_SIDE:
+        interpretation = "spectrum"
     if interpretation is not None:
         for dataset in shown:
             dataset.attrs["interpretation"] = interpretation

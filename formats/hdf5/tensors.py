@@ -25,6 +25,7 @@ from hhtld.trellis_tensor import HhtlTTensor, bf16_values
 __all__ = ["TensorWriter"]
 
 _BLOCK_ROWS = 16_384  # rows whose slots are held at a time
+_IMAGE_ROWS, _IMAGE_ASPECT = 1024, 16
 _N_BINS = 64
 _BASIN = h5py.enum_dtype({basin.name: basin.value for basin in HeelBasin}, np.uint8)
 
@@ -128,8 +129,7 @@ class TensorWriter:
                 slots[field.name][start : start + len(block)] = field.values
         if "slot_l" in slots:
             lane = Field("lane", np.arange(SLOT_L_LANES, dtype=np.int32), "lane of Slot L")
-            signal, title = Field("slot_l", slots["slot_l"]), "Slot L: 8 int8 a row"
-            leaf = plot(self.made, "slot_l", title, signal, [row, lane], interpretation="image")
+            leaf = self._plot_slots("slot_l", "Slot L: 8 int8 a row", slots["slot_l"], numbers, lane)
             leaf.attrs["scale"] = self.record.slot_l_scale
         if "gain" in slots:
             second = [Field("gain_2", slots["gain_2"])] if "gain_2" in slots else []
@@ -137,8 +137,18 @@ class TensorWriter:
         for name in ("slot_t", "slot_t_2"):
             if name in slots:
                 axis = Field("byte", np.arange(slots[name].shape[1], dtype=np.int32), "byte of the row's code")
-                signal, title = Field(name, slots[name]), f"{name}: the codes, byte by byte"
-                plot(self.made, name, title, signal, [row, axis], interpretation="image")
+                self._plot_slots(name, f"{name}: the codes, byte by byte", slots[name], numbers, axis)
+
+    def _plot_slots(self, name: str, title: str, held: h5py.Dataset, numbers: NDArray[Any], axis: Field) -> h5py.Group:
+        """An image of rows by lane or byte; rows are evenly taken where they would be a line too thin to be seen."""
+        step = -(-len(numbers) // min(_IMAGE_ROWS, _IMAGE_ASPECT * held.shape[1]))
+        shown = Field(name, held)
+        if step > 1:
+            shown = Field(name, held[::step], f"one in {step} of the exported rows; all are in rows/{name}")
+        # No axis of row numbers: viewers draw its units square, so 30,000 rows beside 8 lanes would be a hair.
+        held = plot(self.made, name, title, shown, [None, axis], interpretation="image")
+        put(held, Field("row", numbers[::step], "number of the row in the tensor"))
+        return held
 
     def _write_shared(self) -> None:
         tensor = self.pack.get_encoded(self.record.name, [])
@@ -202,8 +212,11 @@ class TensorWriter:
         low = min(float(cosines.min()), 1 - 1e-6)
         counts, edges = np.histogram(cosines, _N_BINS, (low, 1.0))
         rows = Field("count", counts.astype(np.uint32), "rows with such a cosine, of all rows", "row")
-        edge = Field("edge", edges.astype(np.float32), "edges of the bins", "1", "cosine of the row with itself")
-        plot(self.made, "cosine_histogram", "Row cosines", rows, [edge])
+        center = Field(
+            "center", ((edges[1:] + edges[:-1]) / 2).astype(np.float32), "centers of the bins", "1", "cosine"
+        )
+        held = plot(self.made, "cosine_histogram", "Row cosines", rows, [center])
+        put(held, Field("edges", edges.astype(np.float32), "edges of the bins"))
         self.made.attrs["default"] = "cosine_histogram"
 
 
