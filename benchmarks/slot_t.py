@@ -1,6 +1,6 @@
 """Quality and speed of Slot T, beside llama.cpp's quantisers and a dense float32 product.
 
-    pip install -e '.[bench]' && python benchmarks/slot_t.py [quality | speed]
+    pip install -e '.[bench]' && python benchmarks/slot_t.py [quality | speed | search]
 
 One thread. Each figure is the median of rounds in which the parts that are compared run in turn, so that a
 machine whose speed drifts slows both; ratios are medians of the rounds' own ratios.
@@ -36,6 +36,9 @@ SPEED_STATE_BITS = (8, 10)
 ENCODE_ROWS = 512
 DECODE_ROWS = 4096
 DOT_ROWS = 16384
+SEARCH_COLS = 576
+SEARCH_ROWS = 720_000
+SEARCH_QUERIES = (1, 8, 64)
 
 Q2_K, Q3_K, Q4_K, IQ2_XS, IQ2_S = 10, 11, 12, 17, 22
 GGML_NAMES = {Q2_K: "Q2_K", IQ2_XS: "IQ2_XS", IQ2_S: "IQ2_S", Q3_K: "Q3_K", Q4_K: "Q4_K"}
@@ -248,9 +251,9 @@ def decode_speed(ggml: Ggml) -> None:
 def dot_speed() -> None:
     rng = np.random.default_rng(7)
     rows = rng.standard_normal((DOT_ROWS, N_COLS)).astype(np.float32)
-    vector, query = rows[0].copy(), rng.integers(-127, 128, N_COLS, np.int8)
+    vector, query = rows[0].copy(), rng.integers(-127, 128, (1, N_COLS), np.int8)
     parts: dict[str, Callable[[], object]] = {"dense float32": lambda: rows @ vector}
-    scores = np.empty(DOT_ROWS, np.int32)
+    scores = np.empty((1, DOT_ROWS), np.int32)
     for n_bits in STATE_BITS:
         for rate in SPEED_RATES:
             code = Trellis.trained(rate, n_bits)
@@ -265,6 +268,38 @@ def dot_speed() -> None:
     tier_ratios(times)
 
 
+def search_speed() -> None:
+    """Queries against rows that no cache holds, coded or dense."""
+    rng = np.random.default_rng(8)
+    rows = rng.random((SEARCH_ROWS, SEARCH_COLS), np.float32) - np.float32(0.5)
+    coded = [Trellis.trained(32, n_bits) for n_bits in SPEED_STATE_BITS]
+    codes = [rng.integers(0, 256, (SEARCH_ROWS, code.row_nbytes(SEARCH_COLS)), np.uint8) for code in coded]
+    energies = np.empty(SEARCH_ROWS, np.int32)
+
+    def parts(queries: NDArray[np.int8]) -> dict[str, Callable[[], object]]:
+        columns = np.ascontiguousarray(queries.T, np.float32)
+        products = np.empty((SEARCH_ROWS, len(queries)), np.float32)
+        scores = np.empty((len(queries), SEARCH_ROWS), np.int32)
+        found: dict[str, Callable[[], object]] = {"dense float32": lambda: np.matmul(rows, columns, products)}
+        for code, own in zip(coded, codes, strict=True):
+            for tier in vector_tiers():
+                found[f"{len(code.levels)} states, {tier}"] = lambda code=code, own=own, tier=tier: _score.trellis_dots(
+                    own, code.levels, code.rate, queries, scores, isa=tier
+                )
+            if len(queries) == 1:
+                found[f"{len(code.levels)} states, energies"] = lambda code=code, own=own: _score.trellis_energies(
+                    own, code.levels, code.rate, SEARCH_COLS, energies
+                )
+        return found
+
+    print(f"\nqueries against {SEARCH_ROWS} x {SEARCH_COLS} at 2 b, beside {rows.nbytes / 1e9:.2f} GB of float32")
+    for n_queries in SEARCH_QUERIES:
+        print(f"{n_queries} at a time")
+        times = in_turn(parts(rng.integers(-127, 128, (n_queries, SEARCH_COLS), np.int8)), 5)
+        speed_lines(times, rows.size * n_queries, 1e3, "Gmultiply-adds/s", {"dense float32": "dense"})
+        tier_ratios(times)
+
+
 def speed() -> None:
     ggml = Ggml()
     print(f"\nbeside the routines of llama.cpp in llama-cpp-python {version('llama-cpp-python')}")
@@ -274,9 +309,9 @@ def speed() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the parts named, or both, and print."""
+    """Run the parts named, or all, and print."""
     print(f"{processor()}, numpy {np.__version__}, tier {_isa.tier()}, one thread")
-    parts = {"quality": quality, "speed": speed}
+    parts = {"quality": quality, "speed": speed, "search": search_speed}
     with threadpool_limits(1):
         for name in arguments or parts:
             parts[name]()

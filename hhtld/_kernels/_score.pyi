@@ -3,12 +3,24 @@ from numpy.typing import NDArray
 
 MAX_COLS: int
 
-# codes (n_rows, row_nbytes), levels (2**L,), rate in sixteenths of a bit, query (n_cols,), out (n_rows,)
+# codes (n_rows, row_nbytes), levels (2**L,), rate in sixteenths of a bit, queries (n_queries, n_cols),
+# out (n_queries, n_rows)
 def trellis_dots(
     codes: NDArray[np.uint8],
     levels: NDArray[np.int8],
     rate: int,
-    query: NDArray[np.int8],
+    queries: NDArray[np.int8],
+    out: NDArray[np.int32],
+    *,
+    isa: str | None = ...,
+) -> None: ...
+
+# out (n_rows,)
+def trellis_energies(
+    codes: NDArray[np.uint8],
+    levels: NDArray[np.int8],
+    rate: int,
+    n_cols: int,
     out: NDArray[np.int32],
     *,
     isa: str | None = ...,

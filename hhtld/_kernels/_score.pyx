@@ -1,4 +1,4 @@
-"""Door to score.h: int8 scores of Slot T's rows without decoding them."""
+"""Door to score.h: int8 scores of Slot T's rows without decoding them to memory."""
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 from libc.stdlib cimport free, malloc
@@ -8,6 +8,10 @@ from hhtld._kernels._isa cimport require_aligned, resolve
 cdef extern from "score.h" nogil:
     enum: HH_MAX_STATE_BITS
     enum: HH_SCORE_MAX_COLS
+    enum: HH_SCORE_PANEL
+    enum: HH_SCORE_TILE
+    enum: HH_SCORE_COLS
+    enum: HH_SCORE_QUERIES
     enum: HH_TRELLIS_BLOCK
     ctypedef struct hh_score_scratch:
         uint8_t *row
@@ -15,52 +19,106 @@ cdef extern from "score.h" nogil:
         int16_t *halves
         uint8_t *table
         int32_t *wide
+        uint8_t *levels
+        uint8_t *tile
+        int32_t *bias
+        int32_t *rest
     Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
     Py_ssize_t hh_trellis_blocks(Py_ssize_t n_cols)
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     void hh_trellis_dots(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
-                         const int8_t *table, const int8_t *query, hh_score_scratch scratch, int32_t *out)
+                         const int8_t *table, const int8_t *queries, Py_ssize_t n_queries, hh_score_scratch scratch,
+                         int32_t *out)
+    void hh_trellis_energies(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate,
+                             int n_bits, const int8_t *table, hh_score_scratch scratch, int32_t *out)
 
 MAX_COLS = HH_SCORE_MAX_COLS
 cdef int _MIN_RATE = 16, _MAX_RATE = 96
 
 
-def trellis_dots(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
-                 const int8_t[::1] query not None, int32_t[::1] out not None, *, isa=None):
-    """Write to out (n_rows,) the sums of level times query (n_cols,) of codes (n_rows, row_nbytes); exact."""
-    cdef int tier = resolve(isa), n_bits = 0
-    cdef Py_ssize_t n_rows = codes.shape[0], n_cols = query.shape[0], n_padded, reach, nbytes, i
-    cdef hh_score_scratch scratch
-    cdef char *block
-    while (1 << n_bits) < levels.shape[0] and n_bits <= HH_MAX_STATE_BITS:
+cdef int _state_bits(const uint8_t[:, ::1] codes, Py_ssize_t n_levels, int rate, Py_ssize_t n_cols) except -1:
+    """Return log2 of n_levels, after looking at everything that both doors are given."""
+    cdef int n_bits = 0
+    cdef Py_ssize_t nbytes
+    while (1 << n_bits) < n_levels and n_bits <= HH_MAX_STATE_BITS:
         n_bits += 1
-    if (1 << n_bits) != levels.shape[0] or n_bits > HH_MAX_STATE_BITS or n_bits < 7:
-        raise ValueError(f"a table has 128 to {1 << HH_MAX_STATE_BITS} levels, a power of two; got {levels.shape[0]}")
+    if (1 << n_bits) != n_levels or n_bits > HH_MAX_STATE_BITS or n_bits < 7:
+        raise ValueError(f"a table has 128 to {1 << HH_MAX_STATE_BITS} levels, a power of two; got {n_levels}")
     if not _MIN_RATE <= rate <= _MAX_RATE:
         raise ValueError(f"rate must be {_MIN_RATE}..{_MAX_RATE} sixteenths of a bit, got {rate}")
-    if n_cols > HH_SCORE_MAX_COLS:
-        raise ValueError(f"query has {n_cols} columns, at most {HH_SCORE_MAX_COLS} keep the sum in int32")
+    if not 0 <= n_cols <= HH_SCORE_MAX_COLS:
+        raise ValueError(f"rows have {n_cols} columns, at most {HH_SCORE_MAX_COLS} keep a sum in int32")
     nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
-    if codes.shape[1] != nbytes or out.shape[0] != n_rows:
-        raise ValueError(f"codes must be (n_rows, {nbytes}) and out (n_rows,), "
-                         f"got ({n_rows}, {codes.shape[1]}) and ({out.shape[0]},)")
+    if codes.shape[1] != nbytes:
+        raise ValueError(f"codes must be (n_rows, {nbytes}), got ({codes.shape[0]}, {codes.shape[1]})")
+    return n_bits
+
+
+cdef void *_allocate(hh_score_scratch *scratch, Py_ssize_t n_cols, int rate, Py_ssize_t n_queries) except NULL:
+    """Return what to free after the call."""
+    cdef Py_ssize_t n_states = 1 << HH_MAX_STATE_BITS, reach = hh_trellis_reach_nbytes(n_cols, rate)
+    cdef Py_ssize_t n_query = hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK, n_sums = 1, n_tile = 0
+    cdef Py_ssize_t n_levels = HH_SCORE_PANEL * HH_SCORE_COLS
+    cdef char *block
+    if n_queries > 1:
+        n_sums, n_tile = min(n_queries, HH_SCORE_QUERIES), HH_SCORE_TILE * HH_SCORE_COLS
+        n_query = n_sums * HH_SCORE_COLS
+    block = <char *> malloc(64 + 5 * n_states + n_levels + n_tile + 4 * n_sums * (HH_SCORE_TILE + 1) + 3 * n_query
+                            + reach)
+    if not block:
+        raise MemoryError(f"cannot allocate the scratch of {n_queries} queries of {n_cols} columns")
+    # What is loaded 64 bytes at a time comes first and on a cache line's edge.
+    scratch.table = <uint8_t *> (block + (64 - <size_t> block % 64) % 64)
+    scratch.wide = <int32_t *> (scratch.table + n_states)
+    scratch.levels = <uint8_t *> (scratch.wide + n_states)
+    scratch.tile = scratch.levels + n_levels
+    scratch.rest = <int32_t *> (scratch.tile + n_tile)
+    scratch.bias = scratch.rest + n_sums * HH_SCORE_TILE
+    scratch.query = <int8_t *> (scratch.bias + n_sums)
+    scratch.halves = <int16_t *> (scratch.query + n_query)
+    scratch.row = <uint8_t *> (scratch.halves + n_query)
+    return block
+
+
+def trellis_dots(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
+                 const int8_t[:, ::1] queries not None, int32_t[:, ::1] out not None, *, isa=None):
+    """Write to out (n_queries, n_rows) the sums of level times query (n_queries, n_cols) of codes; exact."""
+    cdef int tier = resolve(isa)
+    cdef Py_ssize_t n_rows = codes.shape[0], n_queries = queries.shape[0], n_cols = queries.shape[1]
+    cdef int n_bits = _state_bits(codes, levels.shape[0], rate, n_cols)
+    cdef hh_score_scratch scratch
+    cdef void *block
+    if out.shape[0] != n_queries or out.shape[1] != n_rows:
+        raise ValueError(f"out must be ({n_queries}, {n_rows}), got ({out.shape[0]}, {out.shape[1]})")
+    if n_rows == 0 or n_queries == 0:
+        return
+    require_aligned(&out[0, 0], 4, "out")
+    if n_cols == 0:
+        out[:, :] = 0
+        return
+    block = _allocate(&scratch, n_cols, rate, n_queries)
+    with nogil:
+        hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], &queries[0, 0], n_queries,
+                        scratch, &out[0, 0])
+    free(block)
+
+
+def trellis_energies(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
+                     Py_ssize_t n_cols, int32_t[::1] out not None, *, isa=None):
+    """Write to out (n_rows,) the sums of squared levels of codes (n_rows, row_nbytes); exact."""
+    cdef int tier = resolve(isa), n_bits = _state_bits(codes, levels.shape[0], rate, n_cols)
+    cdef Py_ssize_t n_rows = codes.shape[0]
+    cdef hh_score_scratch scratch
+    cdef void *block
+    if out.shape[0] != n_rows:
+        raise ValueError(f"out must be ({n_rows},), got ({out.shape[0]},)")
     if n_rows == 0:
         return
     require_aligned(&out[0], 4, "out")
     if n_cols == 0:
-        for i in range(n_rows):
-            out[i] = 0
+        out[:] = 0
         return
-    n_padded, reach = hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK, hh_trellis_reach_nbytes(n_cols, rate)
-    block = <char *> malloc(64 + 5 * (1 << HH_MAX_STATE_BITS) + 3 * n_padded + reach)
-    if not block:
-        raise MemoryError(f"cannot allocate a row of {n_cols} columns")
-    # Tables come first and on a cache line's edge: they are loaded 64 bytes at a time.
-    scratch.table = <uint8_t *> (block + (64 - <size_t> block % 64) % 64)
-    scratch.wide = <int32_t *> (scratch.table + (1 << HH_MAX_STATE_BITS))
-    scratch.query = <int8_t *> (scratch.wide + (1 << HH_MAX_STATE_BITS))
-    scratch.halves = <int16_t *> (scratch.query + n_padded)
-    scratch.row = <uint8_t *> (scratch.halves + n_padded)
+    block = _allocate(&scratch, n_cols, rate, 1)
     with nogil:
-        hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], &query[0], scratch, &out[0])
+        hh_trellis_energies(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], scratch, &out[0])
     free(block)

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "add_dots",
     "base17_fold",
     "base17_unfold",
+    "collect",
     "decode",
     "encode",
+    "estimate",
     "first_nonfinite_f32",
     "furthest_l1",
     "furthest_l2",
@@ -30,6 +33,7 @@ __all__ = [
     "row_dots",
     "row_nbytes",
     "trellis_dots",
+    "trellis_energies",
     "truncate_f32_bf16",
     "unrotate",
     "widen_bf16",
@@ -394,13 +398,67 @@ def _saturated(values: NDArray[np.int32] | np.int32) -> NDArray[np.int32]:
 
 
 def trellis_dots(
-    codes: NDArray[np.uint8], levels: NDArray[np.int8], rate: int, query: NDArray[np.int8], out: NDArray[np.int32]
+    codes: NDArray[np.uint8], levels: NDArray[np.int8], rate: int, queries: NDArray[np.int8], out: NDArray[np.int32]
 ) -> None:
-    """Write to out (n_rows,) the sums of level times query (n_cols,) of codes (n_rows, row_nbytes)."""
-    for r in range(len(codes)):
-        stream = int.from_bytes(codes[r].tobytes(), "little")
-        states = ((stream >> (t * rate // 16)) & (len(levels) - 1) for t in range(len(query)))
-        out[r] = sum(int(levels[state]) * int(factor) for state, factor in zip(states, query, strict=True))
+    """Write to out (n_queries, n_rows) the sums of level times query (n_queries, n_cols) of codes."""
+    out[...] = queries.astype(np.int64) @ _levels(codes, levels, rate, queries.shape[1]).T
+
+
+def trellis_energies(
+    codes: NDArray[np.uint8], levels: NDArray[np.int8], rate: int, n_cols: int, out: NDArray[np.int32]
+) -> None:
+    """Write to out (n_rows,) the sums of squared levels of codes (n_rows, row_nbytes)."""
+    out[...] = (_levels(codes, levels, rate, n_cols) ** 2).sum(1)
+
+
+def _levels(codes: NDArray[np.uint8], levels: NDArray[np.int8], rate: int, n_cols: int) -> NDArray[np.int64]:
+    found = np.empty((len(codes), n_cols), np.int64)
+    for r, row in enumerate(codes):
+        stream = int.from_bytes(row.tobytes(), "little")
+        found[r] = [levels[(stream >> (t * rate // 16)) & (len(levels) - 1)] for t in range(n_cols)]
+    return found
+
+
+# ---- screen ----
+
+
+def estimate(
+    twigs: NDArray[np.uint8] | None,
+    tables: NDArray[np.float32] | None,
+    slot_l: NDArray[np.int8] | None,
+    lanes: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+) -> None:
+    """Write to out (n_queries, n_rows) the tables at twigs plus slot_l (n_rows, 8) times lanes (n_queries, 8)."""
+    out[...] = 0 if twigs is None or tables is None else tables[:, twigs]
+    if slot_l is not None and lanes is not None:
+        total = np.zeros_like(out)
+        for lane in range(8):
+            total += lanes[:, lane, None] * slot_l[:, lane].astype(np.float32)
+        out += total
+
+
+def add_dots(
+    dots: NDArray[np.int32], gains: NDArray[np.float32], scales: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """Add to out (n_queries, n_rows) gains (n_rows,) times scales (n_queries,) times dots."""
+    out += gains * scales[:, None] * dots.astype(np.float32)
+
+
+def collect(
+    estimates: NDArray[np.float32],
+    spreads: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    slacks: NDArray[np.float32],
+    floors: NDArray[np.float32],
+    queries: NDArray[np.int32],
+    rows: NDArray[np.int32],
+) -> int:
+    """Write the pairs with estimate + (factor * spread + slack) >= floor that there is room for; return how many."""
+    found = np.argwhere(estimates + (factors[:, None] * spreads + slacks[:, None]) >= floors[:, None])
+    room = min(len(found), len(rows))
+    queries[:room], rows[:room] = found[:room].T
+    return len(found)
 
 
 # ---- order of sums ----

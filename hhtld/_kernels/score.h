@@ -1,10 +1,17 @@
-/* Scores of Slot T's rows without decoding them: int8 levels times an int8 query, summed in int32.
+/* Scores of Slot T's rows without decoding them to memory: int8 levels times int8 queries, summed in int32.
  *
- * out[r] = sum over t of table[window(r, t)] * query[t], windows as in trellis.h. Integers are exact, so every
- * tier gives the same; up to HH_SCORE_MAX_COLS columns nothing overflows even with -128 on both sides.
+ * out[q][r] = sum over t of table[window(r, t)] * queries[q][t], windows as in trellis.h; and energies,
+ * out[r] = sum over t of table[window(r, t)] squared. Integers are exact, so every tier gives the same; up to
+ * HH_SCORE_MAX_COLS columns nothing overflows even with -128 on both sides.
  *
- * The vector bodies look levels up as unsigned bytes, level + 128, and 128 * sum(query) comes off at the end.
- * The query is filled up with zeros to whole blocks, and what lies behind a row's end is multiplied by them.
+ * The vector bodies look levels up as unsigned bytes, level + 128, and 128 * sum(query) comes off again. Queries are
+ * filled up with zeros, and what lies behind a row's end is multiplied by them.
+ *
+ * One query: a row's levels go from the tables straight into the product. Several: HH_SCORE_TILE rows are decoded
+ * once, HH_SCORE_COLS columns at a time, into panels of 16 rows that hold 4 columns of each row in a 32-bit lane, so
+ * that a sum has a lane of its own and a query's 4 columns are one broadcast; a panel meets a group of queries with all
+ * the sums in registers. Panels stay in the first cache, HH_SCORE_QUERIES queries and the scores of
+ * HH_SCORE_ROWS rows in the second.
  */
 #ifndef HHTLD_SCORE_H
 #define HHTLD_SCORE_H
@@ -12,15 +19,27 @@
 #include "isa.h"
 #include "trellis.h"
 
-enum { HH_SCORE_MAX_COLS = 65536 };
+enum {
+    HH_SCORE_MAX_COLS = 65536,
+    HH_SCORE_PANEL = 16,                   /* rows */
+    HH_SCORE_TILE = 3 * HH_SCORE_PANEL,    /* 48 rows of 640 levels are 30 KB */
+    HH_SCORE_ROWS = 10 * HH_SCORE_TILE,    /* that share a visit of the queries where columns come in parts */
+    HH_SCORE_COLS = 5 * HH_TRELLIS_BLOCK,
+    HH_SCORE_QUERIES = 256,
+};
 
-/* Scratch; the caller owns the memory. */
+/* Scratch; the caller owns the memory. `query` and `halves` are whole for one query, else HH_SCORE_COLS columns of up
+ * to HH_SCORE_QUERIES; the last three are for several queries only. */
 typedef struct {
     uint8_t *row;    /* [hh_trellis_reach_nbytes] */
-    int8_t *query;   /* [n_cols up to whole blocks] */
-    int16_t *halves; /* [n_cols up to whole blocks] */
+    int8_t *query;   /* [n_cols up to whole blocks], or [n_queries][HH_SCORE_COLS] */
+    int16_t *halves; /* the same, as int16 */
     uint8_t *table;  /* [2^12] */
     int32_t *wide;   /* [2^12] */
+    uint8_t *levels; /* [HH_SCORE_PANEL][HH_SCORE_COLS] */
+    uint8_t *tile;   /* [HH_SCORE_TILE][HH_SCORE_COLS] */
+    int32_t *bias;   /* [n_queries] */
+    int32_t *rest;   /* [n_queries][HH_SCORE_TILE] */
 } hh_score_scratch;
 
 /* ---- scalar ---- */
@@ -32,7 +51,45 @@ HH_KERNEL int32_t hh_trellis_dot_scalar(const uint8_t *codes, ptrdiff_t n_cols, 
     return sum;
 }
 
+HH_KERNEL int32_t hh_trellis_energy_scalar(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits, const int8_t *table) {
+    int32_t sum = 0;
+    for (ptrdiff_t t = 0; t < n_cols; t++) {
+        const int32_t level = table[hh_window_(codes, t, rate, n_bits)];
+        sum += level * level;
+    }
+    return sum;
+}
+
+/* ---- vector bodies ---- */
+
+/* GCC 12 holds a sum of a loop twice, before and after its change of vector type, and spills. Held to one register,
+ * AVX-512 VNNI makes 510 products a ns and not 200, AVX2 102 and not 79. */
+#if defined(__GNUC__)
+#define HH_HOLD(v) __asm__("" : "+v"(v))
+#else
+#define HH_HOLD(v) (void)0
+#endif
+
+/* A query as int16 for multiply-adds of pairs: of every `span` weights the even ones first, then the odd ones, as they
+ * come out of bytes masked and shifted in 16-bit lanes. */
+HH_INLINE void hh_halves_(const int8_t *query, ptrdiff_t n_cols, int span, int16_t *halves) {
+    for (ptrdiff_t t = 0; t < n_cols; t++) halves[t / span * span + t % span / 2 + t % 2 * (span / 2)] = query[t];
+}
+
+/* Sums of biased levels may pass INT32_MAX on their way, and come back. */
+HH_INLINE int32_t hh_less_(int32_t a, int32_t b) { return (int32_t)((uint32_t)a - (uint32_t)b); }
+
 #if HH_X86
+/* What it takes to read rows. */
+typedef struct {
+    int tier, rate, n_bits;
+    ptrdiff_t row_nbytes, n_whole;
+    const uint8_t *codes;
+    hh_score_scratch scratch;
+    hh_block_plan_avx2 plan_avx2;
+    hh_block_plan_avx512vnni plan_avx512vnni;
+} hh_score_rows;
+
 HH_TARGET_AVX2_BEGIN
 HH_INLINE int32_t hh_sum_i32x8_avx2_(__m256i sum_i32x8) {
     __m128i sum_i32x4 = _mm_add_epi32(_mm256_castsi256_si128(sum_i32x8), _mm256_extracti128_si256(sum_i32x8, 1));
@@ -40,124 +97,390 @@ HH_INLINE int32_t hh_sum_i32x8_avx2_(__m256i sum_i32x8) {
     return _mm_cvtsi128_si32(_mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0xB1)));
 }
 
-/* `halves` holds the query as int16, of every 32 weights the even ones first, then the odd ones. */
-HH_KERNEL int32_t hh_trellis_dot8_avx2(const uint8_t *codes, ptrdiff_t n_blocks, int rate, const hh_block_plan_avx2 *plan,
-                                       const uint8_t *table, const int16_t *halves) {
+/* Of rows either the products with the `halves` of a query, by spans of 32, or, where `keep` says so, the levels,
+ * HH_SCORE_COLS apart. `keep` is constant where this is inlined. */
+HH_INLINE void hh_score_read8_avx2_(int keep, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                    const int16_t *halves, int32_t bias, int32_t *out, uint8_t *levels) {
+    const uint8_t *const table = rows->scratch.table;
+    const ptrdiff_t row_nbytes = rows->row_nbytes;
+    const int rate = rows->rate;
     const __m256i low_i16x16 = _mm256_set1_epi16(0xFF);
-    __m256i even_sum_i32x8 = _mm256_setzero_si256(), odd_sum_i32x8 = _mm256_setzero_si256();
-    for (ptrdiff_t block = 0; block < n_blocks; block++, codes += rate)
-        for (int pair = 0; pair < 4; pair++, halves += 32) {
-            const __m256i level_i8x32 = hh_levels32_avx2_(codes, table, plan, pair);
-            even_sum_i32x8 = _mm256_add_epi32(even_sum_i32x8, _mm256_madd_epi16(_mm256_and_si256(level_i8x32, low_i16x16), _mm256_loadu_si256((const __m256i *)halves)));
-            odd_sum_i32x8 = _mm256_add_epi32(odd_sum_i32x8, _mm256_madd_epi16(_mm256_srli_epi16(level_i8x32, 8), _mm256_loadu_si256((const __m256i *)(halves + 16))));
-        }
-    return hh_sum_i32x8_avx2_(_mm256_add_epi32(even_sum_i32x8, odd_sum_i32x8));
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, levels += keep ? HH_SCORE_COLS : 0) {
+        const uint8_t *block = codes;
+        __m256i even_sum_i32x8 = _mm256_setzero_si256(), odd_sum_i32x8 = _mm256_setzero_si256();
+        for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, block += rate)
+            for (int pair = 0; pair < 4; pair++) {
+                const __m256i level_i8x32 = hh_levels32_avx2_(block, table, &rows->plan_avx2, pair);
+                if (keep) {
+                    _mm256_storeu_si256((__m256i *)(levels + t + 32 * pair), level_i8x32);
+                    continue;
+                }
+                const int16_t *const factors = halves + t + 32 * pair;
+                even_sum_i32x8 = _mm256_add_epi32(even_sum_i32x8, _mm256_madd_epi16(_mm256_and_si256(level_i8x32, low_i16x16), _mm256_loadu_si256((const __m256i *)factors)));
+                odd_sum_i32x8 = _mm256_add_epi32(odd_sum_i32x8, _mm256_madd_epi16(_mm256_srli_epi16(level_i8x32, 8), _mm256_loadu_si256((const __m256i *)(factors + 16))));
+            }
+        if (!keep) out[r] = hh_less_(hh_sum_i32x8_avx2_(_mm256_add_epi32(even_sum_i32x8, odd_sum_i32x8)), bias);
+    }
 }
 
-/* Larger tables: windows in 32-bit lanes, levels gathered. 16 weights take exactly `rate` bits. */
-HH_KERNEL int32_t hh_trellis_dot_wide_avx2(const uint8_t *codes, ptrdiff_t n_blocks, int rate, int n_bits, const int32_t *wide,
-                                           const int8_t *query) {
-    const __m256i mask_i32x8 = _mm256_set1_epi32((1 << n_bits) - 1);
+/* The same for larger tables: windows in 32-bit lanes, levels gathered. 16 weights take exactly `rate` bits. */
+HH_INLINE void hh_score_read_wide_avx2_(int keep, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                        const int8_t *query, int32_t bias, int32_t *out, uint8_t *levels) {
+    const int32_t *const wide = rows->scratch.wide;
+    const ptrdiff_t row_nbytes = rows->row_nbytes;
+    const int rate = rows->rate;
+    const __m256i mask_i32x8 = _mm256_set1_epi32((1 << rows->n_bits) - 1);
     int32_t offsets[16];
     for (int t = 0; t < 16; t++) offsets[t] = (int32_t)hh_bit_offset(t, rate);
     const __m256i low_i32x8 = _mm256_loadu_si256((const __m256i *)offsets), high_i32x8 = _mm256_loadu_si256((const __m256i *)(offsets + 8));
-    __m256i sum_i32x8 = _mm256_setzero_si256(), other_i32x8 = _mm256_setzero_si256();
-    for (ptrdiff_t group = 0; group < 8 * n_blocks; group++, query += 16) {
-        const ptrdiff_t bit = group * rate;
-        const __m256i bytes_i8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(codes + (bit >> 3))));
-        const __m256i at_i32x8 = _mm256_set1_epi32((int)(bit & 7));
-#define HH_PRODUCTS(offset_i32x8, query) _mm256_madd_epi16(_mm256_i32gather_epi32(wide, hh_states8_avx2_(bytes_i8x32, offset_i32x8, mask_i32x8), 4), \
-            _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(query))))
-        const __m256i first_i32x8 = _mm256_add_epi32(low_i32x8, at_i32x8), second_i32x8 = _mm256_add_epi32(high_i32x8, at_i32x8);
-        sum_i32x8 = _mm256_add_epi32(sum_i32x8, HH_PRODUCTS(first_i32x8, query));
-        other_i32x8 = _mm256_add_epi32(other_i32x8, HH_PRODUCTS(second_i32x8, query + 8));
-#undef HH_PRODUCTS
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, levels += keep ? HH_SCORE_COLS : 0) {
+        __m256i sum_i32x8 = _mm256_setzero_si256(), other_i32x8 = _mm256_setzero_si256();
+        ptrdiff_t bit = 0;
+        for (ptrdiff_t t = 0; t < n_cols; t += 16, bit += rate) {
+            const __m256i bytes_i8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(codes + (bit >> 3))));
+            const __m256i at_i32x8 = _mm256_set1_epi32((int)(bit & 7));
+            const __m256i first_i32x8 = _mm256_i32gather_epi32(wide, hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(low_i32x8, at_i32x8), mask_i32x8), 4);
+            const __m256i second_i32x8 = _mm256_i32gather_epi32(wide, hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(high_i32x8, at_i32x8), mask_i32x8), 4);
+            if (keep) {
+                const __m256i level_i16x16 = _mm256_permute4x64_epi64(_mm256_packus_epi32(first_i32x8, second_i32x8), 0xD8);
+                _mm_storeu_si128((__m128i *)(levels + t), _mm_packus_epi16(_mm256_castsi256_si128(level_i16x16), _mm256_extracti128_si256(level_i16x16, 1)));
+                continue;
+            }
+            sum_i32x8 = _mm256_add_epi32(sum_i32x8, _mm256_madd_epi16(first_i32x8, _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(query + t)))));
+            other_i32x8 = _mm256_add_epi32(other_i32x8, _mm256_madd_epi16(second_i32x8, _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(query + t + 8)))));
+        }
+        if (!keep) out[r] = hh_less_(hh_sum_i32x8_avx2_(_mm256_add_epi32(sum_i32x8, other_i32x8)), bias);
     }
-    return hh_sum_i32x8_avx2_(_mm256_add_epi32(sum_i32x8, other_i32x8));
+}
+
+HH_KERNEL void hh_score_dots_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *out) {
+    const hh_score_scratch *const scratch = &rows->scratch;
+    if (rows->n_bits <= 8) hh_score_read8_avx2_(0, rows, codes, n_rows, n_cols, scratch->halves, *scratch->bias, out, NULL);
+    else hh_score_read_wide_avx2_(0, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
+}
+
+HH_KERNEL void hh_score_levels_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, uint8_t *levels) {
+    if (rows->n_bits <= 8) hh_score_read8_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
+    else hh_score_read_wide_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
+}
+
+/* Squares of levels less 128; n_cols is a multiple of 64. */
+HH_KERNEL int32_t hh_energy_avx2(const uint8_t *levels, ptrdiff_t n_cols) {
+    __m256i sum_i32x8 = _mm256_setzero_si256();
+    for (ptrdiff_t t = 0; t < n_cols; t += 16) {
+        const __m256i level_i16x16 = _mm256_sub_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(levels + t))), _mm256_set1_epi16(128));
+        sum_i32x8 = _mm256_add_epi32(sum_i32x8, _mm256_madd_epi16(level_i16x16, level_i16x16));
+    }
+    return hh_sum_i32x8_avx2_(sum_i32x8);
+}
+
+/* Rows of levels to a panel. Lanes of 128 bits are filled by loads, so that two rounds of shuffles remain; in 512 bits it
+ * took 0.54 ns for 64 levels and not 0.62, of 11 with 64 queries. */
+HH_KERNEL void hh_panel_avx2(const uint8_t *levels, ptrdiff_t n_cols, uint8_t *panel) {
+    for (ptrdiff_t t = 0; t < n_cols; t += 16, panel += 16 * HH_SCORE_PANEL)
+        for (int half = 0; half < 2; half++) {
+            const uint8_t *const rows = levels + 8 * half * HH_SCORE_COLS + t;
+            __m256i row_i32x8[4];
+            for (int r = 0; r < 4; r++)
+                row_i32x8[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows + r * HH_SCORE_COLS))),
+                                                       _mm_loadu_si128((const __m128i *)(rows + (r + 4) * HH_SCORE_COLS)), 1);
+            for (int pair = 0; pair < 2; pair++) {
+                const __m256i first_i32x8 = pair ? _mm256_unpackhi_epi32(row_i32x8[0], row_i32x8[1]) : _mm256_unpacklo_epi32(row_i32x8[0], row_i32x8[1]);
+                const __m256i second_i32x8 = pair ? _mm256_unpackhi_epi32(row_i32x8[2], row_i32x8[3]) : _mm256_unpacklo_epi32(row_i32x8[2], row_i32x8[3]);
+                _mm256_storeu_si256((__m256i *)(panel + 128 * pair + 32 * half), _mm256_unpacklo_epi64(first_i32x8, second_i32x8));
+                _mm256_storeu_si256((__m256i *)(panel + 128 * pair + 64 + 32 * half), _mm256_unpackhi_epi64(first_i32x8, second_i32x8));
+            }
+        }
+}
+
+/* A panel and `count` queries, which is constant where this is inlined. */
+HH_INLINE void hh_products_avx2_(int count, const uint8_t *panel, ptrdiff_t n_cols, const int16_t *halves, const int32_t *bias,
+                                 int more, ptrdiff_t stride, int32_t *out) {
+    __m256i sum_i32x8[6][2];
+    for (int q = 0; q < count; q++)
+        for (int v = 0; v < 2; v++) sum_i32x8[q][v] = _mm256_setzero_si256();
+    for (; n_cols > 0; n_cols -= 4, panel += 4 * HH_SCORE_PANEL, halves += 4)
+        for (int odd = 0; odd < 2; odd++) {
+            __m256i level_i16x16[2];
+            for (int v = 0; v < 2; v++) {
+                const __m256i level_i8x32 = _mm256_loadu_si256((const __m256i *)(panel + 32 * v));
+                level_i16x16[v] = odd ? _mm256_srli_epi16(level_i8x32, 8) : _mm256_and_si256(level_i8x32, _mm256_set1_epi16(0xFF));
+            }
+            for (int q = 0; q < count; q++) {
+                int32_t two;
+                memcpy(&two, halves + q * HH_SCORE_COLS + 2 * odd, 4);
+                const __m256i factor_i16x16 = _mm256_set1_epi32(two);
+                for (int v = 0; v < 2; v++) {
+                    sum_i32x8[q][v] = _mm256_add_epi32(sum_i32x8[q][v], _mm256_madd_epi16(level_i16x16[v], factor_i16x16));
+                    HH_HOLD(sum_i32x8[q][v]);
+                }
+            }
+        }
+    for (int q = 0; q < count; q++, out += stride)
+        for (int v = 0; v < 2; v++) {
+            __m256i *const to = (__m256i *)(out + 8 * v);
+            const __m256i found_i32x8 = _mm256_sub_epi32(sum_i32x8[q][v], _mm256_set1_epi32(bias[q]));
+            _mm256_storeu_si256(to, more ? _mm256_add_epi32(found_i32x8, _mm256_loadu_si256(to)) : found_i32x8);
+        }
+}
+
+HH_KERNEL void hh_products_avx2(const uint8_t *tile, ptrdiff_t n_cols, const int16_t *halves, const int32_t *bias, ptrdiff_t n_queries,
+                                int more, ptrdiff_t stride, int32_t *out) {
+    for (int p = 0; p < HH_SCORE_TILE; p += HH_SCORE_PANEL)
+        for (ptrdiff_t q = 0; q < n_queries; q += 6)
+            switch (n_queries - q) {
+#define HH_CASE(count) case count: hh_products_avx2_(count, tile + p * HH_SCORE_COLS, n_cols, halves + q * HH_SCORE_COLS, bias + q, more, stride, out + q * stride + p); break;
+                HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5)
+                default: HH_CASE(6)
+#undef HH_CASE
+            }
 }
 HH_TARGET_END
 
 HH_TARGET_AVX512VNNI_BEGIN
-HH_INLINE int32_t hh_trellis_dot_avx512vnni_(const uint8_t *codes, ptrdiff_t n_blocks, int rate, int n_bits,
-                                             const hh_block_plan_avx512vnni *plan, const uint8_t *table, const int8_t *query) {
+/* As hh_score_read8_avx2_; n_bits is 8, 10 or 12 and constant. */
+HH_INLINE void hh_score_read_avx512vnni_(int keep, int n_bits, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                         const int8_t *query, int32_t bias, int32_t *out, uint8_t *levels) {
+    const hh_block_plan_avx512vnni *const plan = &rows->plan_avx512vnni;
+    const uint8_t *const table = rows->scratch.table;
+    const ptrdiff_t row_nbytes = rows->row_nbytes;
+    const int rate = rows->rate;
     const __m512i spread0_i8x64 = plan->spread_i8x64[0], shift0_i8x64 = plan->shift_i8x64[0], above0_i8x64 = plan->above_i8x64[0];
     const __m512i spread1_i8x64 = plan->spread_i8x64[1], shift1_i8x64 = plan->shift_i8x64[1], above1_i8x64 = plan->above_i8x64[1];
     const ptrdiff_t second = plan->second;
-    __m512i sum0_i32x16 = _mm512_setzero_si512(), sum1_i32x16 = _mm512_setzero_si512();
-    for (ptrdiff_t block = 0; block < n_blocks; block++, codes += rate, query += HH_TRELLIS_BLOCK) {
-        const __m512i level0_i8x64 = hh_levels64_avx512vnni_(codes, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64);
-        const __m512i level1_i8x64 = hh_levels64_avx512vnni_(codes + second, n_bits, table, spread1_i8x64, shift1_i8x64, above1_i8x64);
-        sum0_i32x16 = _mm512_dpbusd_epi32(sum0_i32x16, level0_i8x64, _mm512_loadu_si512(query));
-        sum1_i32x16 = _mm512_dpbusd_epi32(sum1_i32x16, level1_i8x64, _mm512_loadu_si512(query + 64));
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, levels += keep ? HH_SCORE_COLS : 0) {
+        const uint8_t *block = codes;
+        __m512i sum0_i32x16 = _mm512_setzero_si512(), sum1_i32x16 = _mm512_setzero_si512();
+        for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, block += rate) {
+            if (!keep) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0); /* rows that no cache holds: 86 weights a ns, not 62 */
+            const __m512i level0_i8x64 = hh_levels64_avx512vnni_(block, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64);
+            if (keep) _mm512_storeu_si512(levels + t, level0_i8x64);
+            else sum0_i32x16 = _mm512_dpbusd_epi32(sum0_i32x16, level0_i8x64, _mm512_loadu_si512(query + t));
+            if (t + 64 >= n_cols) break; /* no second half */
+            const __m512i level1_i8x64 = hh_levels64_avx512vnni_(block + second, n_bits, table, spread1_i8x64, shift1_i8x64, above1_i8x64);
+            if (keep) _mm512_storeu_si512(levels + t + 64, level1_i8x64);
+            else sum1_i32x16 = _mm512_dpbusd_epi32(sum1_i32x16, level1_i8x64, _mm512_loadu_si512(query + t + 64));
+        }
+        if (!keep) out[r] = hh_less_(_mm512_reduce_add_epi32(_mm512_add_epi32(sum0_i32x16, sum1_i32x16)), bias);
     }
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(sum0_i32x16, sum1_i32x16));
 }
 
-HH_KERNEL int32_t hh_trellis_dot_avx512vnni(const uint8_t *codes, ptrdiff_t n_blocks, int rate, int n_bits,
-                                            const hh_block_plan_avx512vnni *plan, const uint8_t *table, const int8_t *query) {
-    if (n_bits <= 8) return hh_trellis_dot_avx512vnni_(codes, n_blocks, rate, 8, plan, table, query);
-    if (n_bits <= 10) return hh_trellis_dot_avx512vnni_(codes, n_blocks, rate, 10, plan, table, query);
-    return hh_trellis_dot_avx512vnni_(codes, n_blocks, rate, 12, plan, table, query);
+HH_KERNEL void hh_score_dots_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *out) {
+    const hh_score_scratch *const scratch = &rows->scratch;
+    if (rows->n_bits <= 8) hh_score_read_avx512vnni_(0, 8, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
+    else if (rows->n_bits <= 10) hh_score_read_avx512vnni_(0, 10, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
+    else hh_score_read_avx512vnni_(0, 12, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
 }
 
-HH_KERNEL void hh_trellis_dots_avx512vnni(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                          hh_score_scratch scratch, ptrdiff_t row_nbytes, ptrdiff_t n_whole, int32_t bias, int32_t *out) {
-    hh_block_plan_avx512vnni plan;
-    hh_block_plan_avx512vnni_(rate, &plan);
-    for (ptrdiff_t r = 0; r < n_rows; r++) {
-        const uint8_t *row = codes + r * row_nbytes;
-        if (r >= n_whole) row = memcpy(scratch.row, row, (size_t)row_nbytes);
-        const int32_t sum = hh_trellis_dot_avx512vnni(row, hh_trellis_blocks(n_cols), rate, n_bits, &plan, scratch.table, scratch.query);
-        out[r] = (int32_t)((uint32_t)sum - (uint32_t)bias);
+HH_KERNEL void hh_score_levels_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, uint8_t *levels) {
+    if (rows->n_bits <= 8) hh_score_read_avx512vnni_(1, 8, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
+    else if (rows->n_bits <= 10) hh_score_read_avx512vnni_(1, 10, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
+    else hh_score_read_avx512vnni_(1, 12, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
+}
+
+/* As hh_energy_avx2: |level| times -|level|, which fits an int8 where 128 would not. */
+HH_KERNEL int32_t hh_energy_avx512vnni(const uint8_t *levels, ptrdiff_t n_cols) {
+    __m512i sum_i32x16 = _mm512_setzero_si512();
+    for (ptrdiff_t t = 0; t < n_cols; t += 64) {
+        const __m512i size_i8x64 = _mm512_abs_epi8(_mm512_xor_si512(_mm512_loadu_si512(levels + t), _mm512_set1_epi8(-128)));
+        sum_i32x16 = _mm512_dpbusd_epi32(sum_i32x16, size_i8x64, _mm512_sub_epi8(_mm512_setzero_si512(), size_i8x64));
     }
+    return -_mm512_reduce_add_epi32(sum_i32x16);
+}
+
+/* A tile of three panels and `count` queries, which is constant where this is inlined. */
+HH_INLINE void hh_products_avx512vnni_(int count, const uint8_t *tile, ptrdiff_t n_cols, const int8_t *queries, const int32_t *bias,
+                                       int more, ptrdiff_t stride, int32_t *out) {
+    __m512i sum_i32x16[8][3];
+    for (int q = 0; q < count; q++)
+        for (int p = 0; p < 3; p++) {
+            sum_i32x16[q][p] = _mm512_setzero_si512();
+            _mm_prefetch((const char *)(out + q * stride + 16 * p), _MM_HINT_T0);
+        }
+    for (; n_cols > 0; n_cols -= 4, tile += 4 * HH_SCORE_PANEL, queries += 4) {
+        __m512i level_i8x64[3];
+        for (int p = 0; p < 3; p++) level_i8x64[p] = _mm512_loadu_si512(tile + p * HH_SCORE_PANEL * HH_SCORE_COLS);
+        for (int q = 0; q < count; q++) {
+            int32_t four;
+            memcpy(&four, queries + q * HH_SCORE_COLS, 4);
+            const __m512i factor_i8x64 = _mm512_set1_epi32(four);
+            for (int p = 0; p < 3; p++) {
+                sum_i32x16[q][p] = _mm512_dpbusd_epi32(sum_i32x16[q][p], level_i8x64[p], factor_i8x64);
+                HH_HOLD(sum_i32x16[q][p]);
+            }
+        }
+    }
+    for (int q = 0; q < count; q++, out += stride)
+        for (int p = 0; p < 3; p++) {
+            const __m512i found_i32x16 = _mm512_sub_epi32(sum_i32x16[q][p], _mm512_set1_epi32(bias[q]));
+            _mm512_storeu_si512(out + 16 * p, more ? _mm512_add_epi32(found_i32x16, _mm512_loadu_si512(out + 16 * p)) : found_i32x16);
+        }
+}
+
+HH_KERNEL void hh_products_avx512vnni(const uint8_t *tile, ptrdiff_t n_cols, const int8_t *queries, const int32_t *bias, ptrdiff_t n_queries,
+                                      int more, ptrdiff_t stride, int32_t *out) {
+    for (ptrdiff_t q = 0; q < n_queries; q += 8)
+        switch (n_queries - q) {
+#define HH_CASE(count) case count: hh_products_avx512vnni_(count, tile, n_cols, queries + q * HH_SCORE_COLS, bias + q, more, stride, out + q * stride); break;
+            HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) HH_CASE(6) HH_CASE(7)
+            default: HH_CASE(8)
+#undef HH_CASE
+        }
 }
 HH_TARGET_END
 
-HH_TARGET_AVX2_BEGIN
-HH_KERNEL void hh_trellis_dots_avx2(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                    hh_score_scratch scratch, ptrdiff_t row_nbytes, ptrdiff_t n_whole, int32_t bias, int32_t *out) {
-    hh_block_plan_avx2 plan;
-    hh_block_plan_avx2_(rate, &plan);
-    const ptrdiff_t n_blocks = hh_trellis_blocks(n_cols);
-    for (ptrdiff_t r = 0; r < n_rows; r++) {
-        const uint8_t *row = codes + r * row_nbytes;
-        if (r >= n_whole) row = memcpy(scratch.row, row, (size_t)row_nbytes);
-        const int32_t sum = n_bits <= 8 ? hh_trellis_dot8_avx2(row, n_blocks, rate, &plan, scratch.table, scratch.halves)
-                                        : hh_trellis_dot_wide_avx2(row, n_blocks, rate, n_bits, scratch.wide, scratch.query);
-        out[r] = (int32_t)((uint32_t)sum - (uint32_t)bias);
+/* ---- rows ---- */
+
+HH_KERNEL void hh_score_open_(hh_score_rows *rows, int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
+                              const int8_t *table, hh_score_scratch scratch) {
+    rows->tier = tier, rows->rate = rate, rows->n_bits = n_bits, rows->codes = codes, rows->scratch = scratch;
+    rows->row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    rows->n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
+    memset(scratch.row, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
+    hh_trellis_bytes_table(table, n_bits, scratch.table);
+    for (int s = 0; s < 1 << n_bits; s++) scratch.wide[s] = scratch.table[s];
+    if (tier >= HH_TIER_AVX512VNNI) hh_block_plan_avx512vnni_(rate, &rows->plan_avx512vnni);
+    else hh_block_plan_avx2_(rate, &rows->plan_avx2);
+}
+
+HH_INLINE ptrdiff_t hh_least_(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* Rows from `from` on to one call of a body: as many as may be read where they lie, or one from scratch. */
+HH_INLINE ptrdiff_t hh_score_some_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t n_rows, const uint8_t **codes) {
+    *codes = rows->codes + from * rows->row_nbytes;
+    if (from < rows->n_whole) return hh_least_(rows->n_whole - from, n_rows);
+    *codes = memcpy(rows->scratch.row, *codes, (size_t)rows->row_nbytes);
+    return 1;
+}
+
+/* Levels of n_cols columns from column `first` on, which is a multiple of HH_TRELLIS_BLOCK, of up to HH_SCORE_PANEL rows. */
+HH_KERNEL void hh_score_levels_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t n_rows, ptrdiff_t first, ptrdiff_t n_cols) {
+    for (ptrdiff_t r = 0, some; r < n_rows; r += some) {
+        const uint8_t *codes;
+        some = hh_score_some_(rows, from + r, n_rows - r, &codes);
+        codes += first / HH_TRELLIS_BLOCK * rows->rate;
+        uint8_t *const levels = rows->scratch.levels + r * HH_SCORE_COLS;
+        if (rows->tier >= HH_TIER_AVX512VNNI) hh_score_levels_avx512vnni(rows, codes, some, n_cols, levels);
+        else hh_score_levels_avx2(rows, codes, some, n_cols, levels);
     }
 }
-HH_TARGET_END
+
+/* Columns of queries to scratch, filled up with zeros to n_padded of them and `apart` from each other. */
+HH_KERNEL void hh_score_queries_(const hh_score_rows *rows, const int8_t *queries, ptrdiff_t n_queries, ptrdiff_t stride, ptrdiff_t n_cols,
+                                 ptrdiff_t n_padded, ptrdiff_t apart, int span) {
+    for (ptrdiff_t q = 0; q < n_queries; q++) {
+        int8_t *const query = rows->scratch.query + q * apart;
+        int32_t sum = 0;
+        memcpy(query, queries + q * stride, (size_t)n_cols);
+        memset(query + n_cols, 0, (size_t)(n_padded - n_cols));
+        for (ptrdiff_t t = 0; t < n_cols; t++) sum += query[t];
+        rows->scratch.bias[q] = 128 * sum;
+        if (rows->tier < HH_TIER_AVX512VNNI) hh_halves_(query, n_padded, span, rows->scratch.halves + q * apart);
+    }
+}
+
+HH_KERNEL void hh_trellis_dots_one_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *query, int32_t *out) {
+    hh_score_queries_(rows, query, 1, 0, n_cols, hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK, 0, 32);
+    for (ptrdiff_t r = 0, some; r < n_rows; r += some) {
+        const uint8_t *codes;
+        some = hh_score_some_(rows, r, n_rows - r, &codes);
+        if (rows->tier >= HH_TIER_AVX512VNNI) hh_score_dots_avx512vnni(rows, codes, some, n_cols, out + r);
+        else hh_score_dots_avx2(rows, codes, some, n_cols, out + r);
+    }
+}
+
+/* A tile of the n_left rows from `from` on, n_cols columns from `first` on, and the queries in scratch. */
+HH_KERNEL void hh_score_tile_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t n_left, ptrdiff_t first, ptrdiff_t n_cols,
+                              ptrdiff_t n_queries, ptrdiff_t stride, int32_t *out) {
+    const hh_score_scratch *const scratch = &rows->scratch;
+    const ptrdiff_t n_rows = hh_least_(n_left, HH_SCORE_TILE), n_next = hh_least_(n_left - n_rows, HH_SCORE_TILE);
+    for (ptrdiff_t r = 0; r < n_rows; r += HH_SCORE_PANEL) {
+        hh_score_levels_(rows, from + r, hh_least_(n_rows - r, HH_SCORE_PANEL), first, n_cols);
+        hh_panel_avx2(scratch->levels, n_cols, scratch->tile + r * HH_SCORE_COLS);
+    }
+    /* The next tile comes from memory while this one is multiplied: 320 products a ns and not 255, 64 queries. */
+    const uint8_t *const next = rows->codes + (from + n_rows) * rows->row_nbytes + first / HH_TRELLIS_BLOCK * rows->rate;
+    for (ptrdiff_t r = 0; r < n_next; r++)
+        for (ptrdiff_t byte = 0; byte < hh_trellis_blocks(n_cols) * rows->rate; byte += 64)
+            _mm_prefetch((const char *)(next + r * rows->row_nbytes + byte), _MM_HINT_T0);
+    /* Rows that are not there have sums too, of what lay in scratch, so a last tile's go there. */
+    const size_t nbytes = (size_t)n_rows * sizeof(int32_t);
+    const int whole = n_rows == HH_SCORE_TILE;
+    int32_t *const sums = whole ? out : scratch->rest;
+    const ptrdiff_t apart = whole ? stride : HH_SCORE_TILE;
+    if (!whole && first)
+        for (ptrdiff_t q = 0; q < n_queries; q++) memcpy(sums + q * apart, out + q * stride, nbytes);
+    if (rows->tier >= HH_TIER_AVX512VNNI)
+        hh_products_avx512vnni(scratch->tile, n_cols, scratch->query, scratch->bias, n_queries, first > 0, apart, sums);
+    else
+        hh_products_avx2(scratch->tile, n_cols, scratch->halves, scratch->bias, n_queries, first > 0, apart, sums);
+    if (!whole)
+        for (ptrdiff_t q = 0; q < n_queries; q++) memcpy(out + q * stride, sums + q * apart, nbytes);
+}
+
+HH_KERNEL void hh_trellis_dots_many_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *queries,
+                                     ptrdiff_t n_queries, int32_t *out) {
+    const ptrdiff_t n_parts = (n_cols + HH_SCORE_COLS - 1) / HH_SCORE_COLS;
+    const ptrdiff_t part = hh_trellis_blocks((n_cols + n_parts - 1) / n_parts) * HH_TRELLIS_BLOCK;
+    const ptrdiff_t visit = n_parts == 1 ? n_rows : HH_SCORE_ROWS; /* queries stay in scratch where there is one part */
+    for (ptrdiff_t q = 0; q < n_queries; q += HH_SCORE_QUERIES)
+        for (ptrdiff_t from = 0; from < n_rows; from += visit)
+            for (ptrdiff_t t = 0; t < n_cols; t += part) {
+                const ptrdiff_t end = hh_least_(from + visit, n_rows), width = hh_least_(part, n_cols - t);
+                const ptrdiff_t count = hh_least_(HH_SCORE_QUERIES, n_queries - q);
+                hh_score_queries_(rows, queries + q * n_cols + t, count, n_cols, width, (width + 3) / 4 * 4, HH_SCORE_COLS, 4);
+                for (ptrdiff_t r = from; r < end; r += HH_SCORE_TILE)
+                    hh_score_tile_(rows, r, end - r, t, width, count, n_rows, out + q * n_rows + r);
+            }
+}
 #endif
 
-/* Scores of rows against one query. */
+/* Scores of rows against queries. */
 HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                               const int8_t *table, const int8_t *query, hh_score_scratch scratch, int32_t *out) {
-    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+                               const int8_t *table, const int8_t *queries, ptrdiff_t n_queries, hh_score_scratch scratch, int32_t *out) {
 #if HH_X86
     if (tier >= HH_TIER_AVX2) {
-        const ptrdiff_t n_padded = hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK, reach = hh_trellis_reach_nbytes(n_cols, rate);
-        const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
-        int32_t bias = 0;
-        memset(scratch.row, 0, (size_t)reach);
-        memset(scratch.query, 0, (size_t)n_padded);
-        memcpy(scratch.query, query, (size_t)n_cols);
-        for (ptrdiff_t t = 0; t < n_padded; t++) {
-            bias += 128 * scratch.query[t];
-            scratch.halves[t / 32 * 32 + t % 32 / 2 + t % 2 * 16] = scratch.query[t];
-        }
-        hh_trellis_bytes_table(table, n_bits, scratch.table);
-        for (int s = 0; s < 1 << n_bits; s++) scratch.wide[s] = scratch.table[s];
-        if (tier >= HH_TIER_AVX512VNNI)
-            hh_trellis_dots_avx512vnni(codes, n_rows, n_cols, rate, n_bits, scratch, row_nbytes, n_whole, bias, out);
-        else
-            hh_trellis_dots_avx2(codes, n_rows, n_cols, rate, n_bits, scratch, row_nbytes, n_whole, bias, out);
+        hh_score_rows rows;
+        hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, scratch);
+        if (n_queries == 1) hh_trellis_dots_one_(&rows, n_rows, n_cols, queries, out);
+        else hh_trellis_dots_many_(&rows, n_rows, n_cols, queries, n_queries, out);
         return;
     }
 #endif
     (void)tier, (void)scratch;
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    for (ptrdiff_t q = 0; q < n_queries; q++)
+        for (ptrdiff_t r = 0; r < n_rows; r++)
+            out[q * n_rows + r] = hh_trellis_dot_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table, queries + q * n_cols);
+}
+
+/* Squared lengths of rows, in levels. */
+HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
+                                   const int8_t *table, hh_score_scratch scratch, int32_t *out) {
+#if HH_X86
+    if (tier >= HH_TIER_AVX2) {
+        hh_score_rows rows;
+        hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, scratch);
+        for (ptrdiff_t from = 0; from < n_rows; from += HH_SCORE_PANEL) {
+            const ptrdiff_t count = hh_least_(n_rows - from, HH_SCORE_PANEL);
+            for (ptrdiff_t t = 0; t < n_cols; t += HH_SCORE_COLS) {
+                const ptrdiff_t width = hh_least_(n_cols - t, HH_SCORE_COLS), n_padded = (width + 63) / 64 * 64;
+                hh_score_levels_(&rows, from, count, t, width);
+                for (ptrdiff_t r = 0; r < count; r++) {
+                    uint8_t *const levels = scratch.levels + r * HH_SCORE_COLS;
+                    memset(levels + width, 128, (size_t)(n_padded - width)); /* levels of 0 */
+                    const int32_t part = tier >= HH_TIER_AVX512VNNI ? hh_energy_avx512vnni(levels, n_padded) : hh_energy_avx2(levels, n_padded);
+                    out[from + r] = t ? out[from + r] + part : part;
+                }
+            }
+        }
+        return;
+    }
+#endif
+    (void)tier, (void)scratch;
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     for (ptrdiff_t r = 0; r < n_rows; r++)
-        out[r] = hh_trellis_dot_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table, query);
+        out[r] = hh_trellis_energy_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table);
 }
 
 #endif

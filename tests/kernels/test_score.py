@@ -1,5 +1,7 @@
 """score.h on every tier against its twin."""
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,23 +14,32 @@ from hhtld._kernels import _score, _trellis, reference
 Fence = Callable[[Any], NDArray[Any]]
 
 RATES = range(16, 97)
-WIDTHS = (*range(1, 71), 100, 127, 128, 129, 384, 576, 1000, 1024)
+WIDTHS = (*range(1, 71), 100, 127, 128, 129, 384, 576, 639, 640, 641, 1000, 1024, 1281)
+FEW = (*range(1, 10), 12, 13)  # queries, on both sides of the groups that meet a panel
+QUERY_COUNTS = (*range(1, 10), 11, 12, 13, 63, 64, 65, 200, 255, 256, 257, 513)
 
 
 def random_case(
-    n_rows: int, n_cols: int, rate: int, n_bits: int, seed: int = 0
+    n_rows: int, n_cols: int, rate: int, n_bits: int, n_queries: int = 1
 ) -> tuple[NDArray[np.uint8], NDArray[np.int8], NDArray[np.int8]]:
-    """Codes, levels and a query of every value an int8 has."""
-    rng = np.random.default_rng((seed, n_cols, rate, n_bits))
+    """Codes, levels and queries of every value an int8 has."""
+    rng = np.random.default_rng((n_cols, rate, n_bits, n_queries))
     codes = rng.integers(0, 256, (n_rows, _trellis.row_nbytes(n_cols, rate, n_bits)), np.uint8)
-    levels, query = rng.integers(-128, 128, (2, max(1 << n_bits, n_cols)), np.int8)
-    return codes, levels[: 1 << n_bits], query[:n_cols]
+    return codes, rng.integers(-128, 128, 1 << n_bits, np.int8), rng.integers(-128, 128, (n_queries, n_cols), np.int8)
 
 
-def check(codes: Any, levels: Any, rate: int, query: Any, isa: str, fenced: Fence) -> None:
+def check(codes: Any, levels: Any, rate: int, queries: Any, isa: str, fenced: Fence) -> None:
+    shape = len(queries), len(codes)
+    out, expected = fenced(np.full(shape, -1, np.int32)), np.empty(shape, np.int32)
+    _score.trellis_dots(fenced(codes), fenced(levels), rate, fenced(queries), out, isa=isa)
+    reference.trellis_dots(codes, levels, rate, queries, expected)
+    np.testing.assert_array_equal(out, expected)
+
+
+def check_energies(codes: Any, levels: Any, rate: int, n_cols: int, isa: str, fenced: Fence) -> None:
     out, expected = fenced(np.full(len(codes), -1, np.int32)), np.empty(len(codes), np.int32)
-    _score.trellis_dots(fenced(codes), fenced(levels), rate, fenced(query), out, isa=isa)
-    reference.trellis_dots(codes, levels, rate, query, expected)
+    _score.trellis_energies(fenced(codes), fenced(levels), rate, n_cols, out, isa=isa)
+    reference.trellis_energies(codes, levels, rate, n_cols, expected)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -36,30 +47,52 @@ def check(codes: Any, levels: Any, rate: int, query: Any, isa: str, fenced: Fenc
 @pytest.mark.parametrize("n_cols", WIDTHS)
 def test_every_width(n_cols: int, n_bits: int, isa: str, fenced: Fence) -> None:
     for rate in (16, 29, 32, 43, 96):
-        codes, levels, query = random_case(3, n_cols, rate, n_bits)
-        check(codes, levels, rate, query, isa, fenced)
+        codes, levels, queries = random_case(3, n_cols, rate, n_bits, 3)
+        check(codes, levels, rate, queries, isa, fenced)
+        check(codes, levels, rate, queries[:1], isa, fenced)
+        check_energies(codes, levels, rate, n_cols, isa, fenced)
 
 
 @pytest.mark.parametrize("n_bits", [7, 8, 9, 10, 11, 12])
 @pytest.mark.parametrize("rate", RATES)
 def test_every_rate(rate: int, n_bits: int, isa: str, fenced: Fence) -> None:
     for n_cols in (41, 300):
-        codes, levels, query = random_case(2, n_cols, rate, n_bits)
-        check(codes, levels, rate, query, isa, fenced)
+        codes, levels, queries = random_case(2, n_cols, rate, n_bits, 2)
+        check(codes, levels, rate, queries, isa, fenced)
+        check(codes, levels, rate, queries[:1], isa, fenced)
+        check_energies(codes, levels, rate, n_cols, isa, fenced)
 
 
 @pytest.mark.parametrize("n_bits", [8, 10, 12])
 def test_rows_of_many_blocks(n_bits: int, isa: str, fenced: Fence) -> None:
     for rate in (16, 37, 96):
-        codes, levels, query = random_case(2, 4097, rate, n_bits)
-        check(codes, levels, rate, query, isa, fenced)
+        for n_queries in (1, 10):
+            codes, levels, queries = random_case(2, 4097, rate, n_bits, n_queries)
+            check(codes, levels, rate, queries, isa, fenced)
+        check_energies(codes, levels, rate, 4097, isa, fenced)
 
 
 def test_every_row_count(isa: str, ragged_rows: tuple[int, ...], fenced: Fence) -> None:
-    for n_rows in ragged_rows:  # short rows: many of them lie within reach of the buffer's end
+    for n_rows in (*ragged_rows, 31, 47, 48, 49, 96, 97):  # short rows: many of them lie within reach of the end
         for n_cols in (1, 9, 130):
-            codes, levels, query = random_case(n_rows, n_cols, 33, 10)
-            check(codes, levels, 33, query, isa, fenced)
+            codes, levels, queries = random_case(n_rows, n_cols, 33, 10, 9)
+            check(codes, levels, 33, queries, isa, fenced)
+            check(codes, levels, 33, queries[:1], isa, fenced)
+            check_energies(codes, levels, 33, n_cols, isa, fenced)
+
+
+@pytest.mark.parametrize("n_queries", QUERY_COUNTS)
+def test_every_query_count(n_queries: int, isa: str, fenced: Fence) -> None:
+    for n_rows, n_cols in ((1, 20), (50, 70), (48, 7), (3, 650)):
+        codes, levels, queries = random_case(n_rows, n_cols, 35, 9, n_queries)
+        check(codes, levels, 35, queries, isa, fenced)
+
+
+@pytest.mark.parametrize("n_queries", FEW)
+def test_rows_and_columns_in_parts(n_queries: int, isa: str, fenced: Fence) -> None:
+    for n_rows in (480, 481, 530):  # the queries of each part are visited twice
+        codes, levels, queries = random_case(n_rows, 643, 33, 10, n_queries)
+        check(codes, levels, 33, queries, isa, fenced)
 
 
 @pytest.mark.parametrize("level", [-128, -127, 127])
@@ -68,49 +101,101 @@ def test_every_row_count(isa: str, ragged_rows: tuple[int, ...], fenced: Fence) 
 def test_the_largest_sums_are_exact(level: int, factor: int, n_bits: int, isa: str) -> None:
     n_cols = _score.MAX_COLS
     codes = np.zeros((2, _trellis.row_nbytes(n_cols, 16, n_bits)), np.uint8)
-    out = np.empty(2, np.int32)
-    _score.trellis_dots(codes, np.full(1 << n_bits, level, np.int8), 16, np.full(n_cols, factor, np.int8), out, isa=isa)
-    assert out.tolist() == [level * factor * n_cols] * 2
+    levels, queries = np.full(1 << n_bits, level, np.int8), np.full((3, n_cols), factor, np.int8)
+    for n_queries in (1, 3):
+        out = np.empty((n_queries, 2), np.int32)
+        _score.trellis_dots(codes, levels, 16, queries[:n_queries], out, isa=isa)
+        assert (out == level * factor * n_cols).all()
+    energies = np.empty(2, np.int32)
+    _score.trellis_energies(codes, levels, 16, n_cols, energies, isa=isa)
+    assert energies.tolist() == [level * level * n_cols] * 2
 
 
 @pytest.mark.parametrize("n_bits", [8, 10, 12])
 def test_agrees_with_decoding(n_bits: int, isa: str) -> None:
     for rate in (16, 24, 35, 48, 64, 96):
-        codes, levels, query = random_case(5, 1000, rate, n_bits)
-        decoded, out = np.empty((5, 1000), np.float32), np.empty(5, np.int32)
+        codes, levels, queries = random_case(5, 1000, rate, n_bits, 7)
+        decoded, out, energies = np.empty((5, 1000), np.float32), np.empty((7, 5), np.int32), np.empty(5, np.int32)
         _trellis.decode(codes, levels, rate, np.ones(5, np.float32), decoded, isa=isa)
-        _score.trellis_dots(codes, levels, rate, query, out, isa=isa)
-        np.testing.assert_array_equal(out, decoded.astype(np.int64) @ query.astype(np.int64))
+        _score.trellis_dots(codes, levels, rate, queries, out, isa=isa)
+        _score.trellis_energies(codes, levels, rate, 1000, energies, isa=isa)
+        np.testing.assert_array_equal(out, queries.astype(np.int64) @ decoded.astype(np.int64).T)
+        np.testing.assert_array_equal(energies, (decoded.astype(np.int64) ** 2).sum(1))
 
 
 def test_nothing_to_score(isa: str) -> None:
-    levels, query = np.zeros(256, np.int8), np.zeros(20, np.int8)
-    _score.trellis_dots(np.empty((0, 6), np.uint8), levels, 32, query, np.empty(0, np.int32), isa=isa)
-    out = np.ones(3, np.int32)
-    _score.trellis_dots(np.empty((3, 0), np.uint8), levels, 32, query[:0], out, isa=isa)
+    codes, levels, queries = np.zeros((3, 6), np.uint8), np.zeros(256, np.int8), np.zeros((2, 20), np.int8)
+    _score.trellis_dots(codes[:0], levels, 32, queries, np.empty((2, 0), np.int32), isa=isa)
+    _score.trellis_dots(codes, levels, 32, queries[:0], np.empty((0, 3), np.int32), isa=isa)
+    _score.trellis_energies(codes[:0], levels, 32, 20, np.empty(0, np.int32), isa=isa)
+    out = np.ones((2, 3), np.int32)
+    _score.trellis_dots(codes[:, :0], levels, 32, queries[:, :0], out, isa=isa)
     assert not out.any()
+    energies = np.ones(3, np.int32)
+    _score.trellis_energies(codes[:, :0], levels, 32, 0, energies, isa=isa)
+    assert not energies.any()
 
 
-def test_what_the_door_refuses() -> None:
-    codes, levels, query, out = (
-        np.zeros((3, 6), np.uint8),
-        np.zeros(256, np.int8),
-        np.zeros(20, np.int8),
-        np.zeros(3, np.int32),
-    )
-    _score.trellis_dots(codes, levels, 32, query, out)
+def refused(message: str, *given: Any, isa: str | None = None) -> None:
+    """Both doors look at codes, levels and rate; the fourth says which one is meant, by queries or a width."""
+    door: Callable[..., None] = _score.trellis_energies if isinstance(given[3], int) else _score.trellis_dots
+    with pytest.raises(ValueError, match=message):
+        door(*given, isa=isa)
+
+
+@pytest.mark.parametrize("door", ["dots", "energies"])
+def test_what_the_doors_refuse(door: str) -> None:
+    codes, levels = np.zeros((3, 6), np.uint8), np.zeros(256, np.int8)
+    rows: Any = np.zeros((2, 20), np.int8) if door == "dots" else 20
+    wide: Any = np.zeros((2, 65537), np.int8) if door == "dots" else 65537
+    shape = (2, 3) if door == "dots" else (3,)
+    out = np.zeros(shape, np.int32)
+    (_score.trellis_dots if door == "dots" else _score.trellis_energies)(codes, levels, 32, rows, out)
     for n_levels in (0, 1, 64, 255, 257, 8192):
-        with pytest.raises(ValueError, match="power of two"):
-            _score.trellis_dots(codes, np.zeros(n_levels, np.int8), 32, query, out)
+        refused("power of two", codes, np.zeros(n_levels, np.int8), 32, rows, out)
     for rate in (-1, 0, 15, 97):
-        with pytest.raises(ValueError, match="sixteenths"):
-            _score.trellis_dots(codes, levels, rate, query, out)
-    for wrong in (np.zeros((3, 5), np.uint8), np.zeros((3, 7), np.uint8), np.zeros((2, 6), np.uint8)):
-        with pytest.raises(ValueError, match="codes must be"):
-            _score.trellis_dots(wrong, levels, 32, query, out)
-    with pytest.raises(ValueError, match="at most 65536"):
-        _score.trellis_dots(codes, levels, 32, np.zeros(65537, np.int8), out)
-    with pytest.raises(ValueError, match="aligned"):
-        _score.trellis_dots(codes, levels, 32, query, np.zeros(13, np.uint8)[1:].view(np.int32))
-    with pytest.raises(ValueError, match="no instruction tier"):
-        _score.trellis_dots(codes, levels, 32, query, out, isa="avx1024")
+        refused("sixteenths", codes, levels, rate, rows, out)
+    for wrong in (np.zeros((3, 5), np.uint8), np.zeros((3, 7), np.uint8)):
+        refused("codes must be", wrong, levels, 32, rows, out)
+    refused("at most 65536", codes, levels, 32, wide, out)
+    for wrong_shape in ((*shape[:-1], 2), (*shape[:-1], 4), (0,) * len(shape)):
+        refused("out must be", codes, levels, 32, rows, np.zeros(wrong_shape, np.int32))
+    unaligned = np.zeros(out.nbytes + 1, np.uint8)[1:].view(np.int32).reshape(shape)
+    refused("aligned", codes, levels, 32, rows, unaligned)
+    refused("no instruction tier", codes, levels, 32, rows, out, isa="avx1024")
+
+
+def test_what_one_door_refuses() -> None:
+    codes, levels, queries = np.zeros((3, 6), np.uint8), np.zeros(256, np.int8), np.zeros((2, 20), np.int8)
+    refused("out must be", codes, levels, 32, queries, np.zeros((3, 2), np.int32))
+    refused("out must be", codes, levels, 32, queries, np.zeros((1, 3), np.int32))
+    refused("dimensions", codes, levels, 32, queries[0], np.zeros((1, 3), np.int32))
+    refused("columns", codes, levels, 32, -1, np.zeros(3, np.int32))
+
+
+@pytest.mark.parametrize("door", ["one query", "queries", "energies"])
+def test_other_threads_run_while_a_kernel_does(door: str) -> None:
+    codes, levels, queries = random_case(100, 60000, 32, 10, 1 if door == "one query" else 9)
+    called, returned, ran = threading.Event(), threading.Event(), []
+
+    def run() -> None:
+        called.wait()
+        time.sleep(0.001)
+        ran.append(not returned.is_set())
+
+    for _ in range(20):  # a busy machine may give the thread no turn in time
+        thread = threading.Thread(target=run)
+        thread.start()
+        called.set()
+        if door == "energies":
+            _score.trellis_energies(codes, levels, 32, 60000, np.empty(100, np.int32), isa="scalar")
+        else:
+            out = np.empty((len(queries), 100), np.int32)
+            _score.trellis_dots(codes, levels, 32, queries, out, isa="scalar")
+        returned.set()
+        thread.join()
+        if ran[-1]:
+            return
+        called.clear()
+        returned.clear()
+    pytest.fail("no other thread ran")
