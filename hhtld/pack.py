@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from hhtld.errors import HeaderError, shown
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import HhtlCache, Palette
 from hhtld.rotation import Rotation
+from hhtld.scorer import PlainRows, Scorer
 from hhtld.sections import SectionReader
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES, entries_from_bytes
 from hhtld.source import TensorInfo, TensorSource
@@ -140,6 +142,26 @@ class HhtldPack:
             raise ValueError(f"tensor {shown(name)} is kept as it came; use get_tensor")
         return self._encoded(record, None if rows is None else selected_rows(record.info.n_rows, rows))
 
+    def scorer(self, name: str, levels: int = 2) -> Scorer:
+        """Return what searches a tensor's rows without unpacking it; the checksums of its sections are verified.
+
+        A tensor that is kept as it came is searched block by block.
+
+        Parameters
+        ----------
+        name : str
+        levels : {2, 1}
+            1 leaves the second level of Slot T out.
+        """
+        record = self.table.resolved(name)
+        if record.codec != "keep":
+            return Scorer(self.get_encoded(name), record.gates, record.name, levels)
+        if not (record.info.has_rows and record.info.dtype.is_weight):
+            kind = f"{record.info.dtype.name} {list(record.info.shape)}"
+            raise ValueError(f"tensor {shown(name)}, {kind}, has no rows of weights to search")
+        plain = PlainRows((record.info.n_rows, record.info.n_cols), partial(self.get_rows, record.name))
+        return Scorer(plain, None, record.name, levels)
+
     # ---- decoding ----
 
     def _afford(self, record: TensorRecord, n_rows: int) -> None:
@@ -176,30 +198,38 @@ class HhtldPack:
         return decoded if dtype == "float32" else view(narrow(decoded, kind), kind, (-1,))
 
     def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> EncodedTensor:
+        try:  # not `with`, whose cost is a tenth of what one row takes
+            return self._assembled(record, rows, levels)
+        except HeaderError:
+            raise
+        except ValueError as error:
+            raise HeaderError(f"tensor {shown(record.name)}: {error}") from error
+
+    def _assembled(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int) -> EncodedTensor:
         def part(kind: str, width: int) -> NDArray[np.uint8]:
             if rows is None:
                 return self.sections.whole(record.sections[kind])
-            return np.ascontiguousarray(self.sections.rows(record.sections[kind], width, rows)).reshape(-1)
+            found = self.sections.rows(record.sections[kind], width, rows)
+            return (found if found.flags.c_contiguous else np.ascontiguousarray(found)).reshape(-1)
 
         assert record.group is not None
         shared = self._group(record.group)
-        with _as_header_error(f"tensor {shown(record.name)}"):
-            leaf: dict[str, Any] = {}
-            if record.slot_l_scale is not None:
-                leaf = {
-                    "slot_l": part("slot_l", SLOT_L_LANES).view(np.int8).reshape(-1, SLOT_L_LANES),
-                    "slot_l_scale": record.slot_l_scale,
-                    "svd_basis": shared.basis,
-                }
-            if record.codec == "hhtl_d":
-                entries = entries_from_bytes(part("entries", ENTRY_DTYPE.itemsize))
-                shape = (len(entries), record.info.n_cols)
-                return HhtlDTensor(shared.role, shared.cache, entries, shape, shared.fisher_z, **leaf)
-            if record.codec == "hhtl_t":
-                return self._trellis_tensor(record, shared.trellis_shared, shared.role, part, leaf, levels)
-            palette = shared.palette_f32(record)
-            twigs = part("twigs", 1)
-            return HhtlF32Tensor(shared.role, palette, twigs, (len(twigs), record.info.n_cols), **leaf)
+        leaf: dict[str, Any] = {}
+        if record.slot_l_scale is not None:
+            leaf = {
+                "slot_l": part("slot_l", SLOT_L_LANES).view(np.int8).reshape(-1, SLOT_L_LANES),
+                "slot_l_scale": record.slot_l_scale,
+                "svd_basis": shared.basis,
+            }
+        if record.codec == "hhtl_d":
+            entries = entries_from_bytes(part("entries", ENTRY_DTYPE.itemsize))
+            shape = (len(entries), record.info.n_cols)
+            return HhtlDTensor(shared.role, shared.cache, entries, shape, shared.fisher_z, **leaf)
+        if record.codec == "hhtl_t":
+            return self._trellis_tensor(record, shared.trellis_shared, shared.role, part, leaf, levels)
+        palette = shared.palette_f32(record)
+        twigs = part("twigs", 1)
+        return HhtlF32Tensor(shared.role, palette, twigs, (len(twigs), record.info.n_cols), **leaf)
 
     def _trellis_tensor(
         self,
@@ -217,7 +247,8 @@ class HhtldPack:
             code = replace(code, second=None)
 
         def level(code: Trellis, suffix: str) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-            gains = np.require(part(f"slot_v{suffix}", 2).view("<u2"), requirements="A")
+            gains = part(f"slot_v{suffix}", 2).view("<u2")
+            gains = gains if gains.flags.aligned else gains.copy()
             width = code.row_nbytes(n_cols)
             return gains, part(f"slot_t{suffix}", width).reshape(len(gains), width)
 

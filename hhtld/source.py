@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,22 +40,22 @@ class TensorInfo:
         nbytes = tensor_nbytes(self.shape, self.dtype.nbits, f"tensor {shown(self.name)}")
         object.__setattr__(self, "nbytes", nbytes)
 
-    @property
+    @cached_property
     def has_rows(self) -> bool:
         """Whether it has two axes or more and its rows fill whole bytes."""
         return len(self.shape) > 1 and math.prod(self.shape[1:]) * self.dtype.nbits % 8 == 0
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
         """Length of the first axis; 1 for a tensor without rows of its own."""
         return self.shape[0] if self.has_rows else 1
 
-    @property
+    @cached_property
     def n_cols(self) -> int:
         """Elements of one row."""
         return math.prod(self.shape[1:] if self.has_rows else self.shape)
 
-    @property
+    @cached_property
     def row_nbytes(self) -> int:
         """Bytes of one row."""
         return self.nbytes // self.n_rows if self.n_rows else 0

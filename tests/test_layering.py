@@ -38,6 +38,7 @@ FLOORS = [
         "hhtld.sections",
         "hhtld.table",
         "hhtld.pack",
+        "hhtld.scorer",
         "hhtld.encoder",
     },
     {"hhtld.formats"},
