@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ examples:
   hhtld verify model.hhtld model.safetensors
   hhtld diff model.safetensors model.hhtld
   hhtld report model.hhtld model.safetensors page.html
+  hhtld probe model.hhtld model.safetensors
 """
 
 
@@ -62,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dst", metavar="DST", help="file to write; replaced only by a complete, verified one")
     command.add_argument(
         "--profile",
-        default="gates",
         help="gates: the smallest file whose rows pass the gates (default); bits:B: B bits a weight, 1 to 6 in "
         "sixteenths; lookup: 4 bytes a row (12 with Slot L), routes and looks up, does not reconstruct; "
         "f32: 1 byte a row (9 with Slot L) into a palette of real rows",
@@ -84,9 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         help="cosines that profile gates must reach, for example 'index=0.98,0.95' (argmax: 0.95,0.90)",
     )
     command.add_argument(
-        "--min-ratio", type=float, default=2.0, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
+        "--min-ratio", type=float, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
     )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the rotations (default 0)")
+    command.add_argument("--seed", type=int, metavar="N", help="of the rotations (default 0)")
     command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
     command.add_argument(
         "--jobs", type=_positive, metavar="N", help="threads (default: all processors); same bytes for any N"
@@ -105,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--tensor", action="append", default=[], metavar="GLOB", help="export only tensors whose name matches"
     )
-    export.add_argument("--rows", type=_span, metavar="A:B", help="export only these rows of every tensor")
+    export.add_argument(
+        "--rows", type=_span, metavar="A:B", help="export only these rows of every tensor (--rows=-8: for the last 8)"
+    )
     export.add_argument(
         "--max-size",
         type=_size,
@@ -148,6 +151,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors)")
     _json_flag(command)
 
+    command = commands.add_parser(
+        "probe",
+        help="search a file's rows in every way there is, beside exact search in SRC",
+        description="Search encoded tensors of FILE in every way there is and exactly in SRC: what each way finds, "
+        "the time and the bytes it takes. It measures and does not judge: exit code 0.",
+    )
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("src", metavar="SRC", help="what FILE was made from")
+    command.add_argument(
+        "--tensor",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="search the encoded tensors whose name matches (default: embeddings and heads)",
+    )
+    command.add_argument(
+        "--queries", metavar="NPY", help="floats (n, n_cols) saved by numpy (default: rows of SRC with a little noise)"
+    )
+    command.add_argument(
+        "--count", type=_positive, default=256, metavar="N", help="queries to make, evenly spaced (default 256)"
+    )
+    _json_flag(command)
+
     command = commands.add_parser("list", help="show the formats and where they come from")
     _json_flag(command)
     return parser
@@ -167,9 +193,9 @@ def _positive(text: str) -> int:
 def _size(text: str) -> int:
     units = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Z]*)", text.upper())
-    if not found or found[2] not in units or not float(found[1]):
+    if not found or found[2] not in units or not Fraction(found[1]):
         raise argparse.ArgumentTypeError(f"expected a size such as 64MB or 1GiB, got {text!r}")
-    return int(float(found[1]) * units[found[2]])
+    return int(Fraction(found[1]) * units[found[2]])
 
 
 def _rule(text: str) -> tuple[str, str]:
@@ -200,17 +226,21 @@ def _span(text: str) -> slice:
         return slice(numbers[0], numbers[0] + 1 or None)
     if len(numbers) > 3 or len(numbers) < 2:
         raise argparse.ArgumentTypeError(f"expected A:B, got {text!r}")
+    if len(numbers) == 3 and numbers[2] == 0:
+        raise argparse.ArgumentTypeError("a step cannot be 0")
     return slice(*numbers)
 
 
 def _convert(args: argparse.Namespace) -> int:
     if args.report and args.dry_run:
         raise ValueError("--report tells what was measured, and --dry-run measures nothing")
-    from hhtld.formats import open_source
+    from hhtld.formats import format_for_output, open_source
     from hhtld.formats.convert import convert, resolve_source
     from hhtld.formats.terminal import console, cosine, gate_table, human_nbytes, plain_table, progress_bar, safe
     from hhtld.gates import Threshold
 
+    if args.report and "max_nbytes" in format_for_output(Path(args.dst), args.to).options:
+        raise ValueError(f"--report tells what became of tensors; {args.dst} only shows them")
     with open_source(resolve_source(args.src)) as source:
         total = sum(info.nbytes for info in source.infos().values())
     with progress_bar(total, wanted=not args.json and not args.dry_run) as progress:
@@ -251,11 +281,8 @@ def _convert(args: argparse.Namespace) -> int:
     out = console()
     if report.profile is None:
         verb = "would take" if report.dry_run else "is written:"
-        size = human_nbytes(report.target_nbytes)
-        for text in (
-            f"{args.dst} {verb} {size} of {len(report.tensors)} tensors; {report.seconds:.1f} s",
-            *report.notes,
-        ):
+        line = f"{args.dst} {verb} {human_nbytes(report.target_nbytes)}; {report.seconds:.1f} s"
+        for text in (line, *report.notes):
             out.print(text, highlight=False, markup=False)
         return DONE
     encoded = [t for t in report.tensors if t.regime is not None]
@@ -378,6 +405,24 @@ def _report(args: argparse.Namespace) -> int:
     return FAILED if facts.get("differences") else DONE
 
 
+def _probe(args: argparse.Namespace) -> int:
+    from hhtld.formats.hhtld import open_pack
+    from hhtld.formats.probe import chosen_tensors, print_probe, probe
+    from hhtld.formats.terminal import console, progress_bar
+
+    with open_pack(Path(args.file)) as pack:
+        total = sum(pack.info(name).info.nbytes for name in chosen_tensors(pack, args.tensor))
+    with progress_bar(total, wanted=not args.json) as progress:
+        report = probe(
+            args.file, args.src, tensors=args.tensor, queries=args.queries, count=args.count, progress=progress
+        )
+    if args.json:
+        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        print_probe(report, console())
+    return DONE
+
+
 def _list(args: argparse.Namespace) -> int:
     from hhtld.formats import Format, registry
     from hhtld.formats.terminal import console, plain_table
@@ -422,6 +467,7 @@ _COMMANDS = {
     "verify": _verify,
     "diff": _diff,
     "report": _report,
+    "probe": _probe,
     "list": _list,
 }
 

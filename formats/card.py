@@ -118,7 +118,7 @@ def _stored_table(tensor: Facts, shapes: Facts, width: int, ascii_only: bool) ->
         for section in tensor["stored"]
     )
     headings = ("section", "of", ">number", "shape", ">bytes", ">bits/weight", ">offset", "crc32")
-    return fitting_table(headings, rows, ("number", "of", "shape"), width)
+    return fitting_table(headings, rows, ("number", "of", "shape", "crc32", "offset", "bits/weight"), width)
 
 
 def _print_cosines(gates: Facts, out: Console) -> None:

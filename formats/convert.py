@@ -173,14 +173,14 @@ def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    profile: str = "gates",
+    profile: str | None = None,
     rules: Sequence[tuple[str, str]] = (),
     gates: Mapping[str, Threshold] | None = None,
-    min_ratio: float = 2.0,
+    min_ratio: float | None = None,
     to: str | None = None,
     jobs: int | None = None,
     nonfinite: str = "refuse",
-    seed: int = 0,
+    seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -200,19 +200,20 @@ def convert(
         Its suffix chooses the format unless `to` names one. An existing file is replaced once the
         new one is complete and verified.
     profile : str
-        "gates", "bits:B", "lookup" or "f32"; only used when writing .hhtld.
+        "gates" (the default), "bits:B", "lookup" or "f32". This, `rules`, `gates`, `min_ratio`, `seed` and
+        `column_scales` are for writing .hhtld only.
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
     gates : mapping of "argmax" and "index" to Threshold, optional
         Cosines asked of profile "gates".
     min_ratio : float
-        Bytes as bfloat16 over the file that profile "gates" must reach.
+        Bytes as bfloat16 over the file that profile "gates" must reach, 2 by default.
     jobs : int, optional
         Threads; all processors by default. The bytes are the same for any number.
     nonfinite : {"refuse", "keep"}
         What becomes of weight tensors that hold an infinity or NaN.
     seed : int
-        Of the rotations.
+        Of the rotations, 0 by default.
     column_scales : mapping of str to array (n_cols,), optional
         See `hhtld.plan.make_plan`; a dry run predicts without them.
     dry_run : bool
@@ -249,13 +250,29 @@ def convert(
     if not set(given) <= output.options:
         others = " and ".join(sorted(set(given) - output.options))
         raise ValueError(f"format {output.name!r} takes no {others}; only a debug export (.h5) does")
+    if output.name != "hhtld":
+        encoding: dict[str, Any] = {
+            "profile": profile,
+            "rules": tuple(rules) or None,
+            "gates": gates or None,
+            "min_ratio": min_ratio,
+        }
+        encoding |= {"seed": seed, "column_scales": column_scales}
+        others = " and ".join(key for key, value in encoding.items() if value is not None)
+        if others:
+            raise ValueError(f"format {output.name!r} takes no {others}; only .hhtld, which encodes, does")
+    if dry_run and "max_nbytes" in output.options:
+        raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
+    original_path = None if original is None else resolve_source(original)
+    for path in (source_path, original_path):
+        if path is not None and _overwrites(target, path):
+            what = "is" if path.is_file() and target.samefile(path) else "is a file of"
+            raise ValueError(f"{target} {what} the source itself; give the result another name")
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
         executor = stack.enter_context(workers(jobs or default_jobs()))
-        if original is not None:
-            given["original"] = stack.enter_context(open_source(resolve_source(original)))
-        if target.exists() and source_path.exists() and target.samefile(source_path):
-            raise ValueError(f"{target} is the source itself; give the result another name")
+        if original_path is not None:
+            given["original"] = stack.enter_context(open_source(original_path))
         if output.name != "hhtld":
             report = ConversionReport(os.fspath(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
             if not dry_run:
@@ -266,16 +283,18 @@ def convert(
         else:
             plan = make_plan(
                 source,
-                profile,
+                profile or "gates",
                 rules=rules,
                 thresholds=gates,
                 nonfinite=nonfinite,
-                seed=seed,
+                seed=seed or 0,
                 column_scales=column_scales,
             )
-            measured = GateReport(plan.profile.text == "gates", plan.thresholds, min_ratio)
+            measured = GateReport(
+                plan.profile.text == "gates", plan.thresholds, 2.0 if min_ratio is None else min_ratio
+            )
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
-            report = ConversionReport(os.fspath(src), str(target), profile, measured, dry_run=dry_run)
+            report = ConversionReport(os.fspath(src), str(target), plan.profile.text, measured, dry_run=dry_run)
             if dry_run:
                 _predict_pack(report, source, plan)
             else:
@@ -286,6 +305,14 @@ def convert(
     if not report:
         raise GateError(f"{target} is written, but {report.gates.verdict()}", report)
     return report
+
+
+def _overwrites(target: Path, source: Path) -> bool:
+    """Whether writing `target` would replace a file that is read: the source, or one in its folder."""
+    if not target.exists() or not source.exists():
+        return False
+    folder = source if source.is_dir() else source.parent if source.suffix == ".json" else None
+    return target.samefile(source) or (folder is not None and any(target.samefile(file) for file in folder.iterdir()))
 
 
 def _count(report: ConversionReport, source: TensorSource, target: Path) -> None:

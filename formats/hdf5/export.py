@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import Executor
-from functools import partial
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import h5py
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.atomic import replacing
 from hhtld.encoder import compared_rows
-from hhtld.formats.hdf5.nexus import Field, escaped, group, note, plot, put, storable, text
+from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, note, plot, put, storable, text
 from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
 from hhtld.formats.hdf5.shared import group_name, write_group
 from hhtld.formats.hdf5.tensors import TensorWriter
 from hhtld.formats.hhtld.container import ContainerReader
-from hhtld.gates import CosineSummary, GateReport
+from hhtld.gates import THRESHOLDS, CosineSummary, GateReport
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.roles import regime
@@ -32,6 +33,7 @@ __all__ = ["SCHEMA", "export_pack"]
 
 SCHEMA = "hhtld.hdf5/1"
 _CODECS = {"keep": 0, "hhtl_d": 1, "hhtl_f32": 2, "hhtl_t": 3}
+_MOST_JSON_NBYTES = 1 << 18
 _REGIMES = {"none": 0, "argmax": 1, "index": 2}
 
 
@@ -77,22 +79,55 @@ def export_pack(
     Raises
     ------
     ValueError
-        When a glob matches nothing, nothing fits, or `original` holds other tensors.
+        When a glob matches nothing, not even one row of every tensor fits, or `original` holds other tensors.
+    FormatError
+        When a section's checksum is wrong.
     OutputError
         When the file cannot be written.
     """
     limit = DEFAULT_MAX_NBYTES if max_nbytes is None else max_nbytes
-    chosen = select(pack, tensors, rows, limit, codes=codes, triple=original is not None)
-    if original is not None:
-        _check_original(pack, original, chosen)
-    # Built in memory, at most max_nbytes of it: HDF5 2.0 crashes the process when a write to a full disk
-    # fails or Ctrl-C comes while it writes, so it never sees the disk.
-    image = io.BytesIO()
-    with h5py.File(image, "w", libver=("earliest", "v110")) as root:  # superblock 0, which every viewer reads
-        _Export(pack, original, chosen, codes, executor, progress).write(root)
+    stride = 1
+    while True:
+        chosen = select(pack, tensors, rows, limit, codes=codes, triple=original is not None, least_stride=stride)
+        if original is not None:
+            _check_original(pack, original, chosen)
+        image = _image(_Export(pack, original, chosen, codes, executor, progress))
+        if len(image) <= limit:
+            break
+        if chosen.longest <= 1:
+            raise ValueError(
+                f"an export of {len(chosen.rows)} tensors takes {len(image):,} bytes with one row of each, "
+                f"{limit:,} are allowed; allow more (--max-size) or choose tensors (--tensor GLOB)"
+            )
+        stride = 2 * chosen.stride  # it took more than was reckoned
     with replacing(path) as file:
-        file.write(image.getbuffer())
+        file.write(image)
     return chosen.notes
+
+
+def _image(export: _Export) -> memoryview:
+    """The file, built in memory: HDF5 2.0 crashes the process when a write to a full disk fails.
+
+    It is built by a thread of its own: Ctrl-C reaches the main one only, and inside h5py it would be lost.
+    """
+    image = io.BytesIO()
+
+    def build() -> None:
+        with h5py.File(image, "w", libver=("earliest", "v110")) as root:  # superblock 0, which every viewer reads
+            export.write(root)
+
+    with ThreadPoolExecutor(1, "hdf5") as thread:
+        built = thread.submit(build)
+        try:
+            built.result()
+        except KeyboardInterrupt:
+            export.stop = True
+            raise
+    return image.getbuffer()
+
+
+class _StoppedError(Exception):
+    """The main thread was interrupted."""
 
 
 def _check_original(pack: HhtldPack, original: TensorSource, chosen: Selection) -> None:
@@ -119,24 +154,33 @@ class _Export:
         self.pack, self.original, self.chosen = pack, original, chosen
         self.codes, self.executor, self.progress = codes, executor, progress
         self.measured = GateReport(enforced=False)
+        self.stop = False  # set by another thread
+
+    def check(self) -> None:
+        """Raise when the export is to stop."""
+        if self.stop:
+            raise _StoppedError
 
     def write(self, root: h5py.File) -> None:
         pack = self.pack
-        root.attrs["NX_class"] = "NXroot"
-        root.attrs["default"] = "entry"
-        root.attrs["schema"] = SCHEMA
-        root.attrs["creator"] = f"hhtld {hhtld.__version__}"
+        creator, what = f"hhtld {hhtld.__version__}", "debug export of a .hhtld file"
+        describe(root, NX_class="NXroot", default="entry", description=what, schema=SCHEMA, creator=creator)
         entry = group(root, "entry", "NXentry", "one pack, seen from inside", profile=pack.table.profile)
-        entry.attrs["n_tensors"] = len(pack)
-        entry.attrs["row_stride"] = self.chosen.stride
-        entry.attrs["sampling"] = "; ".join(self.chosen.notes) or "every row asked for is exported"
+        sampling = "; ".join(self.chosen.notes) or "every row asked for is exported"
+        describe(entry, n_tensors=len(pack), row_stride=self.chosen.stride, sampling=sampling)
         self._write_container(entry)
         groups = group(entry, "groups", "NXcollection", "what the tensors of one role and shape share")
         tensors = group(entry, "tensors", "NXcollection", "tensors by escaped name; attribute tensor_name is the name")
+        members: dict[int, list[str]] = defaultdict(list)
+        for name, record in pack.table.tensors.items():
+            if record.group is not None:
+                members[record.group].append(name)
         numbers = {pack.info(name).group for name in self.chosen.rows}
         for number in sorted(number for number in numbers if number is not None):
-            write_group(groups, pack, number)
+            self.check()
+            write_group(groups, pack, number, members[number])
         for name, rows in self.chosen.rows.items():
+            self.check()
             record = pack.table.tensors[name]
             if record.alias_of is not None:
                 self._write_alias(tensors, record)
@@ -151,17 +195,24 @@ class _Export:
     def _write_container(self, entry: h5py.Group) -> None:
         pack = self.pack
         held = group(entry, "container", "NXcollection", "the .hhtld file: header, sections, what the source said")
-        facts = {"metadata": pack.metadata(), "source": dict(pack.table.source)}
+        facts: dict[str, Any] = {"metadata": pack.metadata(), "source": dict(pack.table.source)}
+        nbytes = len(json.dumps(facts))
+        if nbytes > _MOST_JSON_NBYTES:  # text is stored as it is: a tokenizer may be larger than all the rest
+            facts = {"left out": f"{nbytes:,} bytes; hhtld inspect --json prints them"}
         note(held, "source", facts, "metadata and description that came with the tensors")
         reader = pack.sections
         if not isinstance(reader, ContainerReader):
             return
-        held.attrs["file"] = storable(reader.path.name)
-        held.attrs["nbytes"] = reader.path.stat().st_size
-        held.attrs["version_major"], held.attrs["version_minor"] = reader.major, reader.minor
-        held.attrs["n_sections"] = len(reader.records)
+        describe(
+            held,
+            file=reader.path.name,
+            nbytes=reader.path.stat().st_size,
+            version_major=reader.major,
+            version_minor=reader.minor,
+            n_sections=len(reader.records),
+        )
         layout = [("kind", h5py.string_dtype()), ("offset", "<u8"), ("nbytes", "<u8"), ("crc32", "<u4")]
-        table = np.array([(r.kind, r.offset, r.nbytes, r.crc32) for r in reader.records], np.dtype(layout))
+        table = np.array([(storable(r.kind), r.offset, r.nbytes, r.crc32) for r in reader.records], np.dtype(layout))
         put(held, Field("sections", table, "kind, place, length and checksum of every section, in file order"))
 
     def _write_overview(self, entry: h5py.Group) -> None:
@@ -169,7 +220,8 @@ class _Export:
         text(entry, "tensor_names", names, "names of the tensors, by their number in summary")
         summary = self._summary(names)
         put(entry, Field("summary", summary, "one row a tensor: what it was, what it became, how well it came back"))
-        encoded = np.flatnonzero(summary["codec"] != _CODECS["keep"]).astype(np.int32)
+        own = [self.pack.table.tensors[name].alias_of is None for name in names]
+        encoded = np.flatnonzero((summary["codec"] != _CODECS["keep"]) & np.array(own, bool)).astype(np.int32)
         number = Field("tensor", encoded, "number of the tensor in summary", "1", "tensor number (see summary)")
         shown = summary[encoded]
         if not len(encoded):
@@ -208,60 +260,92 @@ class _Export:
         table = np.zeros(len(names), np.dtype(layout))
         for line, name in zip(table, names, strict=True):
             record, info = self.pack.info(name), self.pack.table.tensors[name].info
-            nbytes, elements = self.pack.nbytes(name), max(1, info.n_rows * info.n_cols)
+            nbytes, elements = self.pack.nbytes(record.name), max(1, info.n_rows * info.n_cols)
             line["name"], line["source_dtype"] = storable(name), info.dtype.name
             line["codec"] = _CODECS[record.codec]
             line["regime"] = _REGIMES[self._regime(record) or "none"]
             line["n_rows"], line["n_cols"], line["nbytes"] = info.n_rows, info.n_cols, nbytes
             line["bits_per_weight"] = 8 * nbytes / elements
             found = self._cosines(record)
-            if found is not None:
-                line["median"], line["p5"], line["min"] = found.median, found.p5, found.minimum
-                line["worst_row"] = found.worst_row
+            cosines = (np.nan, np.nan, np.nan) if found is None else (found.median, found.p5, found.minimum)
+            line["median"], line["p5"], line["min"] = cosines
+            line["worst_row"] = -1 if found is None else found.worst_row
         return table
 
     def _write_gates(self, entry: h5py.Group) -> None:
         held = group(entry, "gates", "NXcollection", "row cosines by regime, and what profile gates asks of them")
         held.attrs["measured"] = "anew, of all rows" if self.original is not None else "when the file was made"
-        for kind, asked in self.measured.thresholds.items():
-            held.attrs[f"{kind}_median_asked"], held.attrs[f"{kind}_p5_asked"] = asked.median, asked.p5
-            cosines = self.measured.regimes[kind]
-            if cosines.n_rows:
-                worst, name, row = cosines.worst
-                found = {"n_rows": cosines.n_rows, "median": cosines.quantile(0.5), "p5": cosines.quantile(0.05)}
-                for key, value in (found | {"min": worst, "worst_tensor": storable(name), "worst_row": row}).items():
-                    held.attrs[f"{kind}_{key}"] = value
+        for kind, asked in THRESHOLDS.items():
+            found = {"median_asked": asked.median, "p5_asked": asked.p5} | self._regime_gates(kind)
+            describe(held, **{f"{kind}_{key}": value for key, value in found.items()})
+
+    def _regime_gates(self, kind: str) -> dict[str, Any]:
+        """Cosines of one regime: of all its rows where they were measured now, ranges over its tensors as recorded."""
+        cosines = self.measured.regimes[kind]
+        if cosines.n_rows:
+            worst, name, row = cosines.worst
+            found = {"n_rows": cosines.n_rows, "median": cosines.quantile(0.5), "p5": cosines.quantile(0.05)}
+            return found | {"min": worst, "worst_tensor": name, "worst_row": row}
+        records = [self.pack.table.tensors[name] for name in self.chosen.rows]
+        own = [(r.name, r.gates) for r in records if r.gates is not None and r.gates.n_rows and self._regime(r) == kind]
+        if self.original is not None or not own:
+            return {}
+        name, lowest = min(own, key=lambda item: item[1].minimum)
+        medians, p5s = [gates.median for _, gates in own], [gates.p5 for _, gates in own]
+        return {
+            "n_rows": sum(gates.n_rows for _, gates in own),
+            "median_from": min(medians),
+            "median_to": max(medians),
+            "p5_from": min(p5s),
+            "p5_to": max(p5s),
+            "min": lowest.minimum,
+            "worst_tensor": name,
+            "worst_row": lowest.worst_row,
+        }
 
     # ---- its tensors ----
 
     def _write_alias(self, parent: h5py.Group, record: TensorRecord) -> None:
         assert record.alias_of is not None
         made = self._tensor_group(parent, record, f"the same bytes as {record.alias_of!r}")
-        made.attrs["alias_of"] = storable(record.alias_of)
+        describe(made, alias_of=record.alias_of, default="same_as")
         made["same_as"] = h5py.SoftLink(f"/entry/tensors/{escaped(record.alias_of)}")
 
     def _tensor_group(self, parent: h5py.Group, record: TensorRecord, description: str) -> h5py.Group:
-        info = record.info
-        made = group(parent, escaped(record.name), "NXcollection", description, regime=self._regime(record))
-        made.attrs["tensor_name"], made.attrs["source_dtype"] = storable(record.name), info.dtype.name
-        made.attrs["shape"] = np.array(info.shape, np.int64) if info.shape else "scalar"
-        made.attrs["codec"], made.attrs["nbytes"] = record.codec, self.pack.nbytes(record.name)
-        made.attrs["n_rows"], made.attrs["n_cols"] = info.n_rows, info.n_cols
-        if info.n_rows * info.n_cols:
-            made.attrs["bits_per_weight"] = 8 * self.pack.nbytes(record.name) / (info.n_rows * info.n_cols)
-        if record.group is not None:
-            made.attrs["group"] = f"/entry/groups/{group_name(self.pack, record.group)}"
+        info, resolved = record.info, self.pack.info(record.name)
+        made = group(parent, escaped(record.name), "NXcollection", description)
+        elements, nbytes = info.n_rows * info.n_cols, self.pack.nbytes(resolved.name)
+        describe(
+            made,
+            tensor_name=record.name,
+            source_dtype=info.dtype.name,
+            shape=np.array(info.shape, np.int64) if info.shape else "scalar",
+            n_rows=info.n_rows,
+            n_cols=info.n_cols,
+            codec=resolved.codec,
+            regime=self._regime(record),
+            nbytes=nbytes,
+            bits_per_weight=8 * nbytes / elements if elements else None,
+        )
+        if resolved.group is not None:
+            made.attrs["group"] = f"/entry/groups/{group_name(self.pack, resolved.group)}"
         return made
 
     def _write_tensor(self, parent: h5py.Group, record: TensorRecord, rows: range) -> None:
         kept = record.codec == "keep"
         made = self._tensor_group(parent, record, "kept byte for byte" if kept else "one encoded tensor")
-        made.attrs["row_stride"] = rows.step
-        made.attrs["n_rows_exported"] = len(rows)
+        describe(made, row_stride=rows.step, n_rows_exported=len(rows))
+        for index in record.sections.values():
+            self.pack.sections.whole(index)  # rows read one by one are not checked, and this is where people look
         cosines = None
         if not kept and self.original is not None and record.group is not None:
             source = SourceRows(self.original, record.name)
-            cosines = compared_rows(source, partial(self.pack.get_rows, record.name), self.executor)
+
+            def decoded(rows: slice) -> NDArray[Any]:
+                self.check()
+                return self.pack.get_rows(record.name, rows)
+
+            cosines = compared_rows(source, decoded, self.executor)
             self.measured.add(record.name, self._regime(record) or "argmax", cosines)
         found = self._cosines(record)
         if found is not None:
@@ -269,7 +353,7 @@ class _Export:
                 made.attrs[f"cosine_{key}"] = value
             made.attrs["cosine_worst_row"] = found.worst_row
         sample = self.chosen.samples[record.name]
-        writer = TensorWriter(made, self.pack, record, rows, sample, self.original)
+        writer = TensorWriter(made, self.pack, record, rows, sample, self.original, self.check)
         if kept:
             writer.write_kept()
         else:

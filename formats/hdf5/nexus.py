@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK_NBYTES", "Field", "empty", "escaped", "group", "note", "plot", "put", "storable", "text"]
+__all__ = ["CHUNK_NBYTES", "Field", "describe", "empty", "escaped", "group", "note", "plot", "put", "storable", "text"]
 
 CHUNK_NBYTES = 1 << 20
 _IMAGE_SIDE = 8192
@@ -54,7 +54,7 @@ class Field:
 def escaped(name: str) -> str:
     """Return a tensor's name as one component of a path: "/", "%", control characters and dots alone become %XX."""
     if name in ("", ".", ".."):
-        return "%" + "".join(f"%{ord(letter):02X}" for letter in name)[1:] if name else "%"
+        return name.replace(".", "%2E") or "%"
     return "".join(f"%{ord(c):02X}" if c in "/%" or ord(c) < 32 or ord(c) == 127 else c for c in name)
 
 
@@ -66,12 +66,15 @@ def storable(value: str) -> str:
 def group(parent: h5py.Group, name: str, nx_class: str, description: str, **attributes: Any) -> h5py.Group:
     """Return a new group of a NeXus class; attributes that are None are left out."""
     made = parent.create_group(name)
-    made.attrs["NX_class"] = nx_class
-    made.attrs["description"] = description
+    describe(made, NX_class=nx_class, description=description, **attributes)
+    return made
+
+
+def describe(obj: h5py.Group | h5py.Dataset, **attributes: Any) -> None:
+    """Set attributes; those that are None are left out, and text is made storable."""
     for key, value in attributes.items():
         if value is not None:
-            made.attrs[key] = value
-    return made
+            obj.attrs[key] = storable(value) if isinstance(value, str) else value
 
 
 def _described(dataset: h5py.Dataset, field: Field) -> h5py.Dataset:

@@ -15,13 +15,15 @@ from hhtld.palette import MAX_PALETTE_K
 from hhtld.slots import SLOT_L_LANES
 from hhtld.table import TensorRecord
 
-__all__ = ["DEFAULT_MAX_NBYTES", "MAX_POINTS", "Selection", "select"]
+__all__ = ["DEFAULT_MAX_NBYTES", "IMAGE_ASPECT", "IMAGE_ROWS", "MAX_POINTS", "Selection", "select"]
 
 DEFAULT_MAX_NBYTES = 256_000_000
 MAX_POINTS = 65_536  # of a kept vector
+IMAGE_ROWS, IMAGE_ASPECT = 1024, 16  # of a picture of slots
 _SAMPLE_ROWS = 8
-# What HDF5 itself takes for headers, chunk indices and attributes: 3 kB a dataset, measured on MiniLM, rounded up.
-_FILE_NBYTES, _GROUP_NBYTES, _ENCODED_NBYTES, _KEPT_NBYTES = 64_000, 96_000, 64_000, 16_000
+# What HDF5 itself takes for headers, chunk indices and attributes: 3 kB a dataset, measured on MiniLM.
+_FILE_NBYTES, _KEPT_NBYTES, _ENCODED_NBYTES, _TRIPLE_NBYTES = 64_000, 11_000, 40_000, 16_000
+_GROUP_NBYTES, _LOOKUP_GROUP_NBYTES = 16_000, 96_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Selection:
     stride: int
     notes: list[str]
 
+    @property
+    def longest(self) -> int:
+        """Rows of the tensor that shows the most."""
+        return max((len(span) for span in self.rows.values()), default=0)
+
 
 def select(
     pack: HhtldPack,
@@ -54,110 +61,132 @@ def select(
     *,
     codes: bool = False,
     triple: bool = False,
+    least_stride: int = 1,
 ) -> Selection:
-    """Choose what to export.
+    """Choose what to export, by what it is reckoned to take.
 
     Parameters
     ----------
     pack : HhtldPack
     tensors : sequence of glob
-        Names to export; all where there is none.
+        Names to export; all where there is none. What an alias stands for comes with it.
     rows : slice, optional
         Of every tensor.
     max_nbytes : int
-        Of the file; rows are taken evenly until they fit.
+        Of the file; rows are taken evenly until they are reckoned to fit.
     codes : bool
         Whether Slot T's codes are exported too.
     triple : bool
         Whether sampled rows come with the original and the error.
+    least_stride : int
+        Take no more than one row in so many.
 
     Raises
     ------
     ValueError
-        When a glob matches nothing, or not even one row of every tensor fits.
+        When a glob matches nothing.
     """
     names = _matching(pack, tensors)
     given = slice(None) if rows is None else rows
     ranges = {name: range(pack.table.tensors[name].info.n_rows)[given] for name in names}
     records = {name: pack.info(name) for name in names if pack.table.tensors[name].alias_of is None}
-    fixed = _FILE_NBYTES + _KEPT_NBYTES * len(names) + sum(_fixed_nbytes(record) for record in records.values())
+    fixed = _FILE_NBYTES + _KEPT_NBYTES * len(names)
+    fixed += sum(_fixed_nbytes(pack, record, codes, triple) for record in records.values())
     fixed += sum(_group_nbytes(pack, number) for number in {record.group for record in records.values()} - {None})
-    widths = sum(4 * record.info.n_cols for record in records.values()) * (3 if triple else 1)
-    # Whole rows cost the most and say the same after a few; they get at most half of the room.
-    count = next((n for n in (_SAMPLE_ROWS, 4, 2, 1) if fixed + n * widths <= max(fixed, max_nbytes // 2)), 0)
+    # Whole rows cost the most and say the same after a few: they get at most half of the room, in equal parts.
+    widths = {name: _sample_nbytes(record, triple) for name, record in records.items() if record.info.has_rows}
+    share = max(0, max_nbytes - fixed) // 2 // max(1, len(widths))
+    counts = {name: min(_SAMPLE_ROWS, share // max(1, width)) for name, width in widths.items()}
+    fixed += sum(counts[name] * widths[name] for name in widths)
     per_row = {name: _row_nbytes(pack, record, codes, triple) for name, record in records.items()}
 
     def total(stride: int) -> int:
-        return fixed + count * widths + sum(len(ranges[name][::stride]) * per_row[name] for name in records)
+        return fixed + sum(len(ranges[name][::stride]) * per_row[name] for name in records)
 
-    longest = max((len(span) for span in ranges.values()), default=0)
-    if total(max(1, longest)) > max_nbytes:
-        raise ValueError(
-            f"an export of {len(names)} tensors takes at least {total(max(1, longest)):,} bytes, max_nbytes is "
-            f"{max_nbytes:,}; allow more (--max-size) or choose tensors (--tensor GLOB)"
-        )
-    low, high = 1, max(1, longest)
+    high = max(1, max((len(span) for span in ranges.values()), default=0))
+    low = min(least_stride, high)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if total(middle) <= max_nbytes else (middle + 1, high)
+    samples = {name: _sample(record, ranges[name], counts.get(name, 0)) for name, record in records.items()}
     notes = []
     if len(names) < len(pack):
         notes.append(f"{len(names)} of {len(pack)} tensors are exported (--tensor)")
     if low > 1:
         notes.append(f"one row in {low} is exported, so that the file stays below {max_nbytes:,} bytes (--max-size)")
-    if count < _SAMPLE_ROWS:
-        notes.append(f"{count} rows of each tensor are exported decoded, for the same reason")
-    samples = {name: _sample(pack, record, ranges[name], count) for name, record in records.items()}
+    fewer = sum(len(rows) < min(_SAMPLE_ROWS, len(ranges[name])) for name, rows in samples.items() if name in widths)
+    if fewer:
+        notes.append(f"{fewer} tensors show fewer than {_SAMPLE_ROWS} rows decoded, so that the file stays small")
+    if codes and not any("slot_t" in record.sections for record in records.values()):
+        notes.append("no exported tensor has codes of Slot T")
     return Selection({name: span[::low] for name, span in ranges.items()}, samples, low, notes)
 
 
 def _matching(pack: HhtldPack, globs: Sequence[str]) -> list[str]:
+    if isinstance(globs, str):
+        raise TypeError(f"tensors must be a sequence of globs, got the string {globs!r}")
     names = list(pack)
     for glob in globs:
         if not fnmatch.filter(names, glob) and glob not in names:
             close = difflib.get_close_matches(glob, names, 3, 0.4)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise ValueError(f"no tensor matches {shown(glob)}{hint}")
-    return [n for n in names if not globs or any(n == glob or fnmatch.fnmatchcase(n, glob) for glob in globs)]
+    if not globs:
+        return names
+    chosen = {n for n in names if any(n == glob or fnmatch.fnmatchcase(n, glob) for glob in globs)}
+    chosen |= {pack.info(name).name for name in chosen}
+    return [name for name in names if name in chosen]
 
 
-def _fixed_nbytes(record: TensorRecord) -> int:
+def _fixed_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bool) -> int:
     if record.codec == "keep":
-        return 0 if record.info.has_rows else 8 * min(record.info.n_cols, MAX_POINTS)
-    palette = 4 * MAX_PALETTE_K * record.info.n_cols if record.codec == "hhtl_f32" else 0
-    scale = 4 * record.info.n_cols if "column_scale" in record.sections else 0
-    return _ENCODED_NBYTES + palette + scale + 8 * MAX_PALETTE_K
+        points = min(record.info.n_cols, MAX_POINTS)
+        return 0 if record.info.has_rows else points * (4 + max(4, record.info.dtype.nbits // 8))
+    nbytes = _ENCODED_NBYTES + 8 * MAX_PALETTE_K + (_TRIPLE_NBYTES if triple else 0)
+    nbytes += 4 * MAX_PALETTE_K * record.info.n_cols if record.codec == "hhtl_f32" else 0
+    nbytes += 4 * record.info.n_cols if "column_scale" in record.sections else 0
+    if codes:
+        nbytes += sum(min(IMAGE_ROWS, IMAGE_ASPECT * width) * width for width in _code_nbytes(pack, record))
+    return nbytes
 
 
 def _group_nbytes(pack: HhtldPack, number: int | None) -> int:
     assert number is not None
     group = pack.table.groups[number]
-    n_cols = group.key.shape[1]
-    nbytes = _GROUP_NBYTES
+    nbytes = 4 * group.key.shape[1]
+    nbytes += _LOOKUP_GROUP_NBYTES if "palette" in group.sections else _GROUP_NBYTES
     for kind, index in group.sections.items():
         held = pack.sections.nbytes(index)
-        nbytes += {"palette": 10 * MAX_PALETTE_K**2, "codebook": 8 * held, "codebook_2": 8 * held}.get(kind, 2 * held)
-    return nbytes + 4 * n_cols
-
-
-def _row_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bool) -> int:
-    if record.codec == "keep" or record.info.n_rows == 0:
-        return 0
-    nbytes = 8 + 24 + (4 if triple else 0)  # its number, its entry, its cosine
-    sections = record.sections
-    nbytes += SLOT_L_LANES if "slot_l" in sections else 0
-    nbytes += 4 * sum(kind in sections for kind in ("slot_v", "slot_v_2"))
-    if codes:
-        held = sum(pack.sections.nbytes(sections[kind]) for kind in ("slot_t", "slot_t_2") if kind in sections)
-        nbytes += held // record.info.n_rows
+        nbytes += {"palette": 10 * MAX_PALETTE_K**2, "codebook": 5 * held, "codebook_2": 5 * held}.get(kind, 2 * held)
     return nbytes
 
 
-def _sample(pack: HhtldPack, record: TensorRecord, span: range, count: int) -> list[int]:
+def _code_nbytes(pack: HhtldPack, record: TensorRecord) -> list[int]:
+    """Bytes a row of every level's codes."""
+    kinds = [kind for kind in ("slot_t", "slot_t_2") if kind in record.sections and record.info.n_rows]
+    return [pack.sections.nbytes(record.sections[kind]) // record.info.n_rows for kind in kinds]
+
+
+def _sample_nbytes(record: TensorRecord, triple: bool) -> int:
+    return 4 * record.info.n_cols * (3 if triple and record.codec != "keep" else 1)
+
+
+def _row_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bool) -> int:
+    if record.codec == "keep":
+        return 0
+    sections = record.sections
+    nbytes = 8 + 24 + (4 if triple else 0)  # its number, its entry, its cosine
+    nbytes += SLOT_L_LANES if "slot_l" in sections else 0
+    nbytes += 4 * sum(kind in sections for kind in ("slot_v", "slot_v_2"))
+    return nbytes + (sum(_code_nbytes(pack, record)) if codes else 0)
+
+
+def _sample(record: TensorRecord, span: range, count: int) -> list[int]:
     """Rows to decode: evenly spaced ones, and the worst where it was asked for."""
     if not record.info.has_rows or not span or not count:
         return []
-    picks = {span[int(i)] for i in np.linspace(0, len(span) - 1, min(count, len(span))).round()}
-    if record.gates is not None and record.gates.worst_row in span:
-        picks = {*sorted(picks)[: count - 1], record.gates.worst_row}
+    picks = sorted({span[int(i)] for i in np.linspace(0, len(span) - 1, min(count, len(span))).round()})
+    worst = None if record.gates is None else record.gates.worst_row
+    if worst is not None and worst in span and worst not in picks:
+        picks = [*picks[: count - 1], worst]
     return sorted(picks)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hhtld.basis import SvdBasis
 from hhtld.fisher_z import FisherZTable
-from hhtld.formats.hdf5.nexus import Field, escaped, group, plot, text
+from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, plot, put, text
 from hhtld.pack import HhtldPack
 from hhtld.palette import HhtlCache, RouteAction, build_hip_families
 from hhtld.rows import row_ranges
@@ -37,14 +37,11 @@ def column_axis(n_cols: int) -> Field:
     return Field("column", np.arange(n_cols, dtype=np.int32), "column of the matrix")
 
 
-def write_group(parent: h5py.Group, pack: HhtldPack, number: int) -> None:
-    """Write what a group shares: palette and its tables, basis, centroids, codebook."""
-    record = pack.table.groups[number]
-    key = record.key
-    names = [name for name, held in pack.table.tensors.items() if held.group == number]
+def write_group(parent: h5py.Group, pack: HhtldPack, number: int, names: list[str]) -> None:
+    """Write what a group of the tensors `names` shares: palette and its tables, basis, centroids, codebook."""
+    key = pack.table.groups[number].key
     made = group(parent, group_name(pack, number), "NXcollection", f"what the tensors of {key} share")
-    made.attrs["component"], made.attrs["role"] = key.component, key.role
-    made.attrs["n_rows"], made.attrs["n_cols"] = key.shape
+    describe(made, component=key.component, role=key.role, n_rows=key.shape[0], n_cols=key.shape[1])
     text(made, "tensor_names", names, "the tensors of this group")
     tensor = pack.get_encoded(names[0], [])  # no row of it, all that is shared
     if isinstance(tensor, HhtlDTensor):
@@ -87,9 +84,8 @@ def _write_palette(
         cosines = fisher_z.cosines(fisher_z.codes)
         what = "cosine of two entries' representatives, decoded from the Fisher z table"
         _heatmap(made, "fisher_z", "Cosine between entries", cosines, what)
-        codes = made["fisher_z"].create_dataset("codes", data=fisher_z.codes, compression="gzip", shuffle=True)
-        codes.attrs["description"] = "the table as stored: tanh((code + 127) / 254 * z_range + z_min) is the cosine"
-        codes.attrs["units"], codes.attrs["long_name"] = "1", "Fisher z code"
+        what = "the table as stored: tanh((code + 127) / 254 * z_range + z_min) is the cosine"
+        put(made["fisher_z"], Field("codes", fisher_z.codes, what, "1", "Fisher z code"))
         made.attrs["z_min"], made.attrs["z_range"] = fisher_z.z_min, fisher_z.z_range
     families = Field("family", build_hip_families(palette), "HIP family 0..15 of the entry")
     plot(made, "hip_family", "HIP family of every entry", families, [entry_axis(k)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hhtld.dtypes import widen
 from hhtld.formats.hdf5.nexus import Field, empty, group, plot, put
-from hhtld.formats.hdf5.selection import MAX_POINTS
+from hhtld.formats.hdf5.selection import IMAGE_ASPECT, IMAGE_ROWS, MAX_POINTS
 from hhtld.formats.hdf5.shared import column_axis, entry_axis
 from hhtld.gates import CosineSummary
 from hhtld.pack import EncodedTensor, HhtldPack
@@ -24,8 +24,7 @@ from hhtld.trellis_tensor import HhtlTTensor, bf16_values
 
 __all__ = ["TensorWriter"]
 
-_BLOCK_ROWS = 16_384  # rows whose slots are held at a time
-_IMAGE_ROWS, _IMAGE_ASPECT = 1024, 16
+_MOST_ROWS, _BLOCK_NBYTES = 16_384, 8 << 20  # whose slots are held at a time
 _N_BINS = 64
 _BASIN = h5py.enum_dtype({basin.name: basin.value for basin in HeelBasin}, np.uint8)
 
@@ -43,6 +42,8 @@ class TensorWriter:
     sample : list of int
         Rows that are written decoded.
     original : TensorSource or None
+    check : callable
+        Called now and then; raises when the export is to stop.
     """
 
     def __init__(
@@ -53,9 +54,13 @@ class TensorWriter:
         rows: range,
         sample: list[int],
         original: TensorSource | None,
+        check: Callable[[], None],
     ) -> None:
+        self._check = check
         self.made, self.pack, self.record = made, pack, record
         self.rows, self.sample, self.original = rows, sample, original
+        own = sum(pack.sections.nbytes(index) for index in record.sections.values())
+        self._step = max(1, min(_MOST_ROWS, _BLOCK_NBYTES * max(1, record.info.n_rows) // max(1, own)))
 
     # ---- kept ----
 
@@ -67,10 +72,11 @@ class TensorWriter:
             return
         if info.has_rows:
             if self.sample:
-                self._plot_rows("values", "Rows as they were kept", self._kept(self.sample))
+                raw = self.pack.get_rows(self.record.name, self.sample, "source")
+                self._plot_rows("values", "Rows as they were kept", self._widened(raw))
             return
         step = -(-info.n_cols // MAX_POINTS)
-        values = self._kept(None).reshape(-1)[::step]
+        values = self._widened(self.pack.get_tensor(self.record.name, "source").reshape(-1)[::step])
         index = np.arange(0, info.n_cols, step, dtype=np.int64).astype(_index_dtype(info.n_cols))
         shown = Field("value", values, "the kept values" if step == 1 else f"one of {step} kept values")
         plot(self.made, "values", self.record.name, shown, [Field("index", index, "place in the tensor")])
@@ -78,16 +84,15 @@ class TensorWriter:
         if values.dtype.kind == "f":
             self.made.attrs["n_nonfinite"] = int((~np.isfinite(values)).sum())
 
-    def _kept(self, rows: list[int] | None) -> NDArray[Any]:
+    def _widened(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """Values of a kept tensor in a type that viewers show, which float16 and bfloat16 are not."""
         dtype = self.record.info.dtype
-        name = self.record.name
-        raw = self.pack.get_tensor(name, "source") if rows is None else self.pack.get_rows(name, rows, "source")
-        if dtype.is_weight:  # float16 and bfloat16 are shown by no viewer
+        if dtype.is_weight:
             values = widen(np.ascontiguousarray(raw).reshape(-1).view(np.uint8), dtype).reshape(raw.shape)
             return np.asarray(values, np.float32)
         if raw.dtype.kind not in "iu":
             return raw.astype(np.uint8) if raw.dtype == np.bool_ else raw.astype(np.float32)
-        return raw
+        return np.ascontiguousarray(raw)
 
     # ---- encoded ----
 
@@ -95,8 +100,9 @@ class TensorWriter:
         """Write an encoded tensor; `cosines` of all its rows where they were measured."""
         if self.rows:
             self._write_slots(codes)
-        self._write_shared()
-        self._write_twig_usage()
+        nothing = self.pack.get_encoded(self.record.name, [])  # no row of it, all that is shared
+        self._write_shared(nothing)
+        self._write_twig_usage(nothing)
         if self.sample:
             self._write_sample()
         if found is not None and found.n_rows:
@@ -110,8 +116,9 @@ class TensorWriter:
 
     def _blocks(self, rows: range) -> Iterator[tuple[int, EncodedTensor]]:
         """Slots of the rows, block by block, with the place of the first."""
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            picked = rows[start : start + _BLOCK_ROWS]
+        for start in range(0, len(rows), self._step):
+            self._check()
+            picked = rows[start : start + self._step]
             index: Any = slice(picked.start, picked.stop, picked.step) if picked.step > 0 else np.asarray(picked)
             yield start, self.pack.get_encoded(self.record.name, index)
 
@@ -121,7 +128,7 @@ class TensorWriter:
         row = Field("row", put(held, Field("row", numbers, "number of the row in the tensor")))
         slots: dict[str, h5py.Dataset] = {}
         for start, tensor in self._blocks(self.rows):
-            block = numbers[start : start + _BLOCK_ROWS]
+            block = numbers[start : start + self._step]
             entries = Field("entries", _entries(tensor, block), "one line a row: its slots, taken apart")
             for field in [entries, *_slots(tensor, codes)]:
                 if field.name not in slots:
@@ -141,7 +148,7 @@ class TensorWriter:
 
     def _plot_slots(self, name: str, title: str, held: h5py.Dataset, numbers: NDArray[Any], axis: Field) -> h5py.Group:
         """An image of rows by lane or byte; rows are evenly taken where they would be a line too thin to be seen."""
-        step = -(-len(numbers) // min(_IMAGE_ROWS, _IMAGE_ASPECT * held.shape[1]))
+        step = -(-len(numbers) // min(IMAGE_ROWS, IMAGE_ASPECT * held.shape[1]))
         shown = Field(name, held)
         if step > 1:
             shown = Field(name, held[::step], f"one in {step} of the exported rows; all are in rows/{name}")
@@ -150,8 +157,7 @@ class TensorWriter:
         put(held, Field("row", numbers[::step], "number of the row in the tensor"))
         return held
 
-    def _write_shared(self) -> None:
-        tensor = self.pack.get_encoded(self.record.name, [])
+    def _write_shared(self, tensor: EncodedTensor) -> None:
         if isinstance(tensor, HhtlF32Tensor):
             palette = Field("palette", tensor.palette_f32, "the tensor's palette of real rows, decoded from bfloat16")
             axes = [entry_axis(len(tensor.palette_f32)), column_axis(self.record.info.n_cols)]
@@ -165,9 +171,8 @@ class TensorWriter:
                 scale = Field("scale", bf16_values(tensor.column_scale), "what a column was multiplied with")
                 plot(self.made, "column_scale", "Column scale", scale, [column_axis(self.record.info.n_cols)])
 
-    def _write_twig_usage(self) -> None:
-        empty_tensor = self.pack.get_encoded(self.record.name, [])
-        k = _n_entries(empty_tensor)
+    def _write_twig_usage(self, nothing: EncodedTensor) -> None:
+        k = _n_entries(nothing)
         if k is None or not self.record.info.n_rows:
             return
         counts = np.zeros(k, np.int64)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.encoder import compared_rows
 from hhtld.errors import FormatError
+from hhtld.formats.hdf5 import selection
 from hhtld.formats.hdf5.export import export_pack
 from hhtld.formats.hdf5.nexus import CHUNK_NBYTES, escaped
 from hhtld.formats.hdf5.selection import select
@@ -290,7 +291,7 @@ def test_a_small_budget_takes_rows_evenly_and_says_so(tmp_path: Path) -> None:
         np.testing.assert_array_equal(rows, np.arange(0, 40_000, stride))
         assert (tmp_path / "m.h5").stat().st_size > limit // 3  # the room is used
     assert select(pack, max_nbytes=limit, codes=True).stride == stride
-    with pytest.raises(ValueError, match=r"takes at least [0-9,]+ bytes, max_nbytes is 9; allow more \(--max-size\)"):
+    with pytest.raises(ValueError, match=r"takes [0-9,]+ bytes with one row of each, 9 are allowed; allow more"):
         export_pack(pack, tmp_path / "m.h5", max_nbytes=9)
 
 
@@ -308,6 +309,21 @@ def test_pictures_of_many_rows_show_some_of_them(tmp_path: Path) -> None:
         for _, obj in objects(file):
             if isinstance(obj, h5py.Dataset) and obj.attrs.get("interpretation") == "image":
                 assert max(obj.shape) <= 8192
+
+
+def test_what_was_reckoned_too_small_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = hhtld.encode({"a.embed": np.random.default_rng(1).standard_normal((9000, 64), np.float32)}, profile="bits:4")
+    monkeypatch.setattr(selection, "_row_nbytes", lambda *_: 1)
+    notes = export_pack(pack, tmp_path / "m.h5", max_nbytes=200_000, codes=True)
+    assert (tmp_path / "m.h5").stat().st_size <= 200_000
+    assert "one row in" in notes[0]
+
+
+def test_large_metadata_is_left_out_and_says_so(tmp_path: Path) -> None:
+    pack = hhtld.encode({"a": np.ones(3, np.float32)}, metadata={"tokens": "x" * 300_000})
+    export_pack(pack, tmp_path / "m.h5", max_nbytes=100_000)
+    with h5py.File(tmp_path / "m.h5") as file:
+        assert "300,0" in file["entry/container/source/data"].asstr()[()]
 
 
 def test_names_of_every_kind_have_a_path(tmp_path: Path) -> None:
@@ -330,10 +346,16 @@ def test_an_alias_points_to_what_it_shares(tmp_path: Path) -> None:
     tied = [name for name in pack if pack.table.tensors[name].alias_of is not None]
     export_pack(pack, tmp_path / "m.h5", original=source)
     with h5py.File(tmp_path / "m.h5") as file:
+        assert len(file["entry/overview/median"]) == 1 if "overview" in file["entry"] else True
         for name in tied:
             group = file["entry/tensors"][name]
+            assert group.attrs["codec"] == "hhtl_t"
+            assert plot_behind(group).attrs["NX_class"] == "NXdata"
             assert group["same_as"] == file["entry/tensors"][group.attrs["alias_of"]]
         assert len(tied) == 1
+    export_pack(pack, tmp_path / "m.h5", tensors=tied)
+    with h5py.File(tmp_path / "m.h5") as file:
+        assert len(file["entry/tensors"]) == 2  # what it shares comes with it
 
 
 def test_the_same_pack_gives_the_same_bytes(pack: HhtldPack, tmp_path: Path) -> None:
@@ -357,11 +379,18 @@ def test_bad_input_is_named(pack: HhtldPack, tmp_path: Path) -> None:
     others = arrays() | {"scalar": np.zeros(2, np.float32)}
     with pytest.raises(ValueError, match=r"not what the pack was made from: 'scalar', F32 \(\), is F32 \(2,\)"):
         export_pack(pack, path, original=ArraySource(others))
+    with pytest.raises(TypeError, match="tensors must be a sequence of globs"):
+        export_pack(pack, path, tensors="scalar")
     assert not path.exists()
     assert isinstance(pack.sections, ContainerReader)
     file = pack.sections.path
     with pytest.raises(ValueError, match="format 'safetensors' takes no codes and rows"):
         hhtld.convert(file, tmp_path / "x.safetensors", codes=True, rows=slice(3))
+    for options in ({"profile": "lookup"}, {"rules": [("*", "keep")]}, {"seed": 0}, {"min_ratio": 2.0}):
+        with pytest.raises(ValueError, match=f"format 'hdf5' takes no {next(iter(options))}; only"):
+            hhtld.convert(file, path, **options)
+    with pytest.raises(ValueError, match="a dry run predicts what is encoded"):
+        hhtld.convert(file, path, dry_run=True)
     hhtld.convert(file, path)
     with pytest.raises(FormatError, match="HDF5 files are not read: hhtld writes them to be looked at"):
         hhtld.convert(path, tmp_path / "back.hhtld")
@@ -369,6 +398,43 @@ def test_bad_input_is_named(pack: HhtldPack, tmp_path: Path) -> None:
     hhtld.convert(tmp_path / "plain.hhtld", tmp_path / "plain.safetensors")
     with pytest.raises(TypeError, match=r"convert the source to \.hhtld first"):
         hhtld.convert(tmp_path / "plain.safetensors", path)
+    before = (tmp_path / "plain.safetensors").read_bytes()
+    for original in (tmp_path / "plain.safetensors", tmp_path):  # the file itself, and the folder it is in
+        with pytest.raises(ValueError, match="the source itself"):
+            hhtld.convert(tmp_path / "plain.hhtld", tmp_path / "plain.safetensors", to="hdf5", original=original)
+    assert (tmp_path / "plain.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["slot_t", "slot_v", "entries", "raw"])
+def test_a_damaged_section_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.hhtld"
+    hhtld.save(hhtld.encode(arrays(), profile="lookup" if kind == "entries" else "bits:2"), path)
+    with hhtld.open(path) as pack:
+        assert isinstance(pack.sections, ContainerReader)
+        offset = next(r.offset for r in pack.sections.records if r.kind == kind and r.nbytes)
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 2
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="the file is damaged"):
+        hhtld.convert(path, tmp_path / "m.h5")
+    assert not (tmp_path / "m.h5").exists()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.05, 0.1, 0.2])
+def test_an_interrupt_stops_an_export(delay: float, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((200_000, 64)).astype(np.float32)
+    hhtld.save(hhtld.encode({"a.embed": rows}, profile="bits:1"), tmp_path / "m.hhtld")
+    code = (
+        "import hhtld, os, signal, threading\n"
+        "hhtld.convert('m.hhtld', 'm.h5')\n"
+        "try:\n"
+        f"    threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    while True:\n        hhtld.convert('m.hhtld', 'm.h5', codes=True)\n"
+        "except KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+    assert {path.name for path in tmp_path.iterdir()} <= {"m.hhtld", "m.h5"}
 
 
 def limited(nbytes: int) -> None:
@@ -401,6 +467,15 @@ def test_the_command_line_and_the_example(tmp_path: Path) -> None:
     refused = subprocess.run([*command, "--max-size", "64 lots"], cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "expected a size such as 64MB or 1GiB, got '64 lots'" in refused.stderr
+    refused = subprocess.run([*command, "--report", "m.html"], cwd=tmp_path, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "m.h5 only shows them" in refused.stderr
     example = [sys.executable, "-m", "hhtld.formats.hdf5.example", "m.h5", "m.png"]
     subprocess.run(example, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
+    plain = [*command[:-2], "--tensor", "*v_proj*"]  # one tensor, and without the original
+    subprocess.run(plain, cwd=tmp_path, capture_output=True, check=True)
+    subprocess.run(example, cwd=tmp_path, capture_output=True, check=True)
+    subprocess.run([*command[:-2], "--tensor", "scalar"], cwd=tmp_path, capture_output=True, check=True)
+    nothing = subprocess.run(example, cwd=tmp_path, capture_output=True, text=True)
+    assert nothing.stderr == "m.h5 shows no encoded tensor\n"
