@@ -56,10 +56,10 @@ __all__ = ["DEFAULT_EPSILON", "Cascade", "PlainRows", "Scorer", "TopK"]
 
 DEFAULT_EPSILON = 2.5  # of a row worse than 19 in 20: 3.2 of a typical one on SmolLM2's head
 _BLOCK_SCORES = 1 << 19  # estimates of a block: they and their dots stay in a core's cache
-_FIRST_ROWS, _MOST_ROWS = 1024, 1 << 16  # a small first block sets the bar for the larger ones
+_LEAST_ROWS, _MOST_ROWS = 1024, 1 << 16
 _MOST_QUERIES = 64
 _RESCORED_ROWS = 16  # read at a time, best estimate first
-_SAMPLE_ROWS = 1024  # whose norms stand for all when an angle is turned into a length
+_SAMPLE_ROWS = 1024  # evenly spaced: they set a first bar, and their lengths stand for all
 
 Array32 = NDArray[np.float32]
 Array64 = NDArray[np.float64]
@@ -276,10 +276,10 @@ class Scorer:
         batch, single = self._batch(queries)
         held = self._prepared(batch, n_planes=2)
         out = np.empty((len(batch), self.n_rows), np.float32)
-        for start, stop in self._blocks(len(batch)):
-            estimated = self._estimated(held, start, stop).astype(np.float64)
+        for block in self._blocks(len(batch)):
+            estimated = self._estimated(held, block).astype(np.float64)
             with np.errstate(over="ignore"):  # the score itself passes float32's range
-                out[:, start:stop] = estimated * (held.size / self._unit)[:, None]
+                out[:, block] = estimated * (held.size / self._unit)[:, None]
         return out[0] if single else out
 
     def argmax(self, queries: ArrayLike) -> Any:
@@ -403,7 +403,7 @@ class Scorer:
         """|row - decoded| over |Slot T| of a typical row and of one worse than 19 in 20, from the recorded cosines."""
         if self._cosines is None or not self._cosines.n_rows:
             raise ValueError(f"no cosines are recorded for tensor {shown(self.name)}; rescoring needs them")
-        rows = np.unique(np.linspace(0, self.n_rows - 1, min(self.n_rows, _SAMPLE_ROWS)).astype(np.intp))
+        rows = self._sample
         lengths = np.sqrt((self.decoded(rows).astype(np.float64) ** 2).sum(axis=1)) * self._unit
         spread = float(np.sqrt((self._noise_lengths()[rows] ** 2).mean())) or 1.0
         ratio = float(np.sqrt((lengths**2).mean())) / spread
@@ -440,29 +440,35 @@ class Scorer:
 
     # ---- rows ----
 
-    def _blocks(self, n_queries: int) -> Iterator[tuple[int, int]]:
-        step = min(_MOST_ROWS, max(_FIRST_ROWS, _BLOCK_SCORES // max(1, n_queries)))
-        start, stop = 0, min(_FIRST_ROWS, self.n_rows)
+    def _blocks(self, n_queries: int) -> Iterator[slice]:
+        most = min(_MOST_ROWS, max(_LEAST_ROWS, _BLOCK_SCORES // max(1, n_queries)))
+        step, start = min(most, 4 * _LEAST_ROWS), 0  # what the first rows tell keeps many of the others out
         while start < self.n_rows:
-            yield start, stop
-            start, stop = stop, min(stop + step, self.n_rows)
+            yield slice(start, min(start + step, self.n_rows))
+            start, step = start + step, min(most, 2 * step)
 
-    def _estimated(self, held: _Queries, start: int, stop: int, gain: float = 1.0) -> Array32:
-        """Estimates of rows [start, stop), float32 (n_queries, stop - start), in units of scorer and queries."""
+    @cached_property
+    def _sample(self) -> NDArray[np.intp]:
+        return np.unique(np.linspace(0, self.n_rows - 1, min(self.n_rows, _SAMPLE_ROWS)).astype(np.intp))
+
+    def _estimated(self, held: _Queries, rows: slice | NDArray[np.intp], gain: float = 1.0) -> Array32:
+        """Estimates of rows, float32 (n_queries, n), in units of scorer and queries."""
+        n = len(self._sample) if not isinstance(rows, slice) else rows.stop - rows.start
         if self._plain:
-            blocks = [self.decoded(slice(a + start, b + start)) for a, b in row_ranges(stop - start, 4 * self.n_cols)]
-            dense = [held.plain / held.size[:, None] @ (block.T * self._unit) for block in blocks]
+            index = np.arange(self.n_rows)[rows]
+            parts = [self.decoded(index[a:b]) for a, b in row_ranges(n, 4 * self.n_cols)]
+            dense = [held.plain / held.size[:, None] @ (block.T * self._unit) for block in parts]
             return np.concatenate(dense, axis=1).astype(np.float32)
-        out = np.empty((len(held.plain), stop - start), np.float32)
-        twigs = None if self._twigs is None else self._twigs[start:stop]
-        slot_l = None if self.tensor.slot_l is None else np.ascontiguousarray(self.tensor.slot_l[start:stop])
+        out = np.empty((len(held.plain), n), np.float32)
+        twigs = None if self._twigs is None else self._twigs[rows]
+        slot_l = None if self.tensor.slot_l is None else np.ascontiguousarray(self.tensor.slot_l[rows])
         _screen.estimate(twigs, held.tables, slot_l, held.lanes, out)
         if self._levels:
             dots = np.empty(out.shape, np.int32)
             for level in self._levels:
                 for codes, scales in held.planes:
-                    _score.trellis_dots(level.codes[start:stop], level.code.levels, level.code.rate, codes, dots)
-                    _screen.add_dots(dots, level.gains[start:stop], scales * np.float32(gain), out)
+                    _score.trellis_dots(level.codes[rows], level.code.levels, level.code.rate, codes, dots)
+                    _screen.add_dots(dots, level.gains[rows], scales * np.float32(gain), out)
         return out
 
     def _search(self, batch: Array32, k: int, source: Rows | None, epsilon: float, found: TopK) -> None:
@@ -486,16 +492,26 @@ class Scorer:
         order = np.lexsort((rows, -scores, which))
         starts = np.searchsorted(which[order], np.arange(len(batch) + 1))
         best = order[starts[:-1, None] + np.arange(k)]
-        found.rows[:], found.scores[:], found.n_rescored[:] = rows[best], scores[best], np.diff(starts)
+        found.rows[:], found.scores[:], found.n_rescored[:] = (
+            rows[best],
+            scores[best],
+            np.diff(starts) + pool.n_expected,
+        )
 
     def _screen(self, held: _Queries, bounds: _Bounds, pool: _Pool) -> None:
         """Fill a pool with the rows that may be among the best."""
         n_queries = len(held.plain)
         spreads = self._spreads if bounds.gain == 1.0 or self._levels else self._error_lengths
-        room = max(4096, _FIRST_ROWS * n_queries)
+        if self.n_rows > 4 * _SAMPLE_ROWS:
+            # Tables are often ordered: MiniLM's first thousand rows are unused words, and a bar set by them is none.
+            estimates = self._estimated(held, self._sample, bounds.gain).astype(np.float64)
+            pool.expect(
+                self._sample, estimates, bounds.factors[:, None] * spreads[self._sample] + bounds.slacks[:, None]
+            )
+        room = max(4096, _LEAST_ROWS * n_queries)
         queries, rows = np.empty(room, np.int32), np.empty(room, np.int32)
-        for start, stop in self._blocks(n_queries):
-            estimates, own = self._estimated(held, start, stop, bounds.gain), spreads[start:stop]
+        for block in self._blocks(n_queries):
+            estimates, own = self._estimated(held, block, bounds.gain), spreads[block]
             floors = np.nextafter(pool.floors.astype(np.float32), np.float32(-np.inf))
             while True:
                 count = _screen.collect(estimates, own, bounds.factors, bounds.slacks, floors, queries, rows)
@@ -506,7 +522,7 @@ class Scorer:
                 which, at = queries[:count].astype(np.int64), rows[:count].astype(np.int64)
                 middles = estimates[which, at].astype(np.float64)
                 margins = bounds.factors[which].astype(np.float64) * own[at] + bounds.slacks[which]
-                pool.add(which, at + start, middles, margins)
+                pool.add(which, at + block.start, middles, margins)
 
     def _exact(self, batch: Array32, which: NDArray[np.int64], rows: NDArray[np.int64], source: Rows | None) -> Array64:
         """Scores in float64 of pairs of query and row, summed as `dot.h` does: from the source, or decoded."""
@@ -518,7 +534,8 @@ class Scorer:
             if source is None:
                 block = self.decoded(wanted)
             else:
-                block = np.concatenate([source.read(int(row), int(row) + 1) for row in wanted])
+                runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
+                block = np.concatenate([source.read(int(run[0]), int(run[-1]) + 1) for run in runs])
             dots = np.empty((len(pairs), 3))
             _dot.row_dots(block[place], batch[which[pairs]], dots)
             scores[pairs] = dots[:, 0]
@@ -556,13 +573,26 @@ class _Pool:
         self.k, self._score = k, score
         self._sure = np.full((n_queries, k), -np.inf)
         self._promising = self._sure
+        self._bar = np.full(n_queries, -np.inf)
+        self.n_expected = 0  # rows of every query that the first bar made it read
         self._parts: list[tuple[NDArray[np.int64], NDArray[np.int64], Array64, NDArray[np.bool_]]] = []
 
     @property
     def floors(self) -> Array64:
         """What the k-th best row of every query reaches for sure."""
-        lowest: Array64 = self._sure.min(axis=1)
+        lowest: Array64 = np.maximum(self._sure.min(axis=1), self._bar)
         return lowest
+
+    def expect(self, rows: NDArray[np.intp], middles: Array64, margins: Array64) -> None:
+        """Set a first bar from some rows, estimates (n_queries, n); they will be candidates in their turn."""
+        if len(rows) < self.k:
+            return
+        if self._score is None:
+            self._bar = np.partition(middles - margins, -self.k, axis=1)[:, -self.k]
+            return
+        best = np.argpartition(middles, -self.k, axis=1)[:, -self.k :]
+        self._bar = np.array([self._score(query, rows[own]).min() for query, own in enumerate(best)])
+        self.n_expected = self.k
 
     def add(self, which: NDArray[np.int64], rows: NDArray[np.int64], middles: Array64, margins: Array64) -> None:
         """Take candidates: their queries, rows, estimates and what these may be off by."""
@@ -614,7 +644,8 @@ class _Pool:
             while done < len(open_):
                 if len(scores) >= self.k and uppers[open_[done]] < np.partition(scores, -self.k)[-self.k]:
                     break
-                step = open_[done : done + max(self.k, _RESCORED_ROWS)]
+                # A little more each time, so that a hopeless bound ends in a scan and not in single reads.
+                step = open_[done : done + max(self.k, _RESCORED_ROWS, done // 4)]
                 scores = np.concatenate([scores, self._score(query, rows[step])])
                 done += len(step)
             kept.append(np.concatenate([known, open_[:done]]))

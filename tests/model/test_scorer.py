@@ -58,7 +58,7 @@ def ranked(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("shape", [(1500, 96), (700, 17), (5000, 200)])
+@pytest.mark.parametrize("shape", [(1500, 96), (700, 17), (9000, 100)])
 def test_the_best_are_those_of_the_decoded_matrix(profile: str, shape: tuple[int, int]) -> None:
     rows = low_rank(*shape)
     pack = made(rows, profile)
@@ -245,7 +245,7 @@ def test_the_cosines_tell_the_error_that_rescoring_allows_for() -> None:
     queries = rng.standard_normal((40, 256)).astype(np.float32)
     held = scorer._prepared(queries, 1)
     bounds = scorer._bounds(held, 1.0)
-    estimates = scorer._estimated(held, 0, 3000, bounds.gain) * (held.size / scorer._unit)[:, None]
+    estimates = scorer._estimated(held, slice(0, 3000), bounds.gain) * (held.size / scorer._unit)[:, None]
     errors = estimates - exact(rows, queries)
     deviation = (bounds.factors[:, None] * scorer._spreads + bounds.slacks[:, None]) * (held.size / scorer._unit)[
         :, None
