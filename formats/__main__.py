@@ -21,6 +21,7 @@ from hhtld.errors import (
     OutputError,
     RangeError,
     UnknownFormatError,
+    no_such_tensor,
 )
 
 __all__ = ["main"]
@@ -334,7 +335,7 @@ def _inspect(args: argparse.Namespace) -> int:
     path = Path(args.file)
     with open_source(path) as source:
         if args.tensor is not None and args.tensor not in source:
-            raise ValueError(_no_such_tensor(args.tensor, list(source.infos())))
+            raise ValueError(no_such_tensor(args.tensor, source.infos()))
         if args.rows is not None:
             print_rows(source, args.tensor, args.rows, args.json, console())
             return DONE
@@ -344,13 +345,6 @@ def _inspect(args: argparse.Namespace) -> int:
     else:
         print_description(facts, console())
     return DONE
-
-
-def _no_such_tensor(name: str, names: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, names, 3, 0.4)
-    return f"no tensor {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -407,7 +401,8 @@ def _report(args: argparse.Namespace) -> int:
 
 def _probe(args: argparse.Namespace) -> int:
     from hhtld.formats.hhtld import open_pack
-    from hhtld.formats.probe import chosen_tensors, print_probe, probe
+    from hhtld.formats.probe import chosen_tensors, probe
+    from hhtld.formats.probe_report import print_probe
     from hhtld.formats.terminal import console, progress_bar
 
     with open_pack(Path(args.file)) as pack:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -214,10 +214,7 @@ def _print_lanes(slots: Facts, out: Console) -> None:
 
 
 def _print_lines(title: str, lines: Sequence[str], out: Console) -> None:
-    out.print()
-    out.print(Text(title, "bold"))
-    for line in lines:
-        out.print(Padding(Text(line), (0, 0, 0, _INDENT), expand=False), highlight=False)
+    print_titled(title, Group(*(Padding(Text(line), (0, 0, 0, _INDENT), expand=False) for line in lines)), out)
 
 
 def _chart(counts: Sequence[float], out: Console) -> list[str]:

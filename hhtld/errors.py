@@ -7,6 +7,7 @@ found; names from files are printed with `repr`, shortened.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "TruncatedError",
     "UnknownFormatError",
     "UnsupportedVersionError",
+    "did_you_mean",
+    "no_such_tensor",
     "shown",
 ]
 
@@ -92,3 +95,16 @@ class GateError(HhtldError):
 def shown(name: str, limit: int = 120) -> str:
     """Return `name` quoted and escaped for a message, shortened to about `limit` characters."""
     return repr(name) if len(name) <= limit else repr(name[:limit]) + "..."
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message, "; did you mean 'a'?" with the nearest names, or nothing where none is near."""
+    import difflib
+
+    close = difflib.get_close_matches(str(name), names, 3, 0.4)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def no_such_tensor(name: str, names: Iterable[str]) -> str:
+    """Return the message that no tensor has this name, with the nearest names."""
+    return f"no tensor {name!r}{did_you_mean(name, names)}"

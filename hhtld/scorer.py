@@ -224,10 +224,9 @@ class Scorer:
         """Measure lengths in a power of two near the longest row's: float32 estimates neither overflow nor fade."""
         lengths = [np.zeros(1)]
         if centroids is not None:
-            lengths.append(np.sqrt((centroids.astype(np.float64) ** 2).sum(axis=1)))
+            lengths.append(_row_lengths(centroids))
         if self.tensor.slot_l is not None and self.tensor.slot_l_scale is not None and self._basis is not None:
-            vectors = np.sqrt((self._basis.vectors.astype(np.float64) ** 2).sum(axis=1))
-            lengths.append(np.array([127 * self.tensor.slot_l_scale * vectors.sum()]))
+            lengths.append(np.array([127 * self.tensor.slot_l_scale * _row_lengths(self._basis.vectors).sum()]))
         if self._plain:
             lengths.append(self._lengths())
             if not np.isfinite(lengths[-1]).all():
@@ -359,7 +358,7 @@ class Scorer:
         y = batch.astype(np.float64)
         if self._column_scale is not None:
             y /= self._column_scale
-        norms = np.sqrt((y * y).sum(axis=1))
+        norms = _row_lengths(y)
         size = 2.0 ** np.where(norms > 0, np.frexp(norms)[1], 0)
         y /= size[:, None]
         tables = lanes = None
@@ -381,7 +380,7 @@ class Scorer:
                 codes = np.clip(np.rint(rest / step), -127, 127)
                 planes.append((codes.astype(np.int8), scale))
                 rest -= codes * step
-            lost = np.sqrt((rest * rest).sum(axis=1))
+            lost = _row_lengths(rest)
         return _Queries(batch, size, norms / size, lost, tables, lanes, planes)
 
     def _bounds(self, held: _Queries, epsilon: float | None) -> _Bounds:
@@ -404,7 +403,7 @@ class Scorer:
         if self._cosines is None or not self._cosines.n_rows:
             raise ValueError(f"no cosines are recorded for tensor {shown(self.name)}; rescoring needs them")
         rows = self._sample
-        lengths = np.sqrt((self.decoded(rows).astype(np.float64) ** 2).sum(axis=1)) * self._unit
+        lengths = _row_lengths(self.decoded(rows)) * self._unit
         spread = float(np.sqrt((self._noise_lengths()[rows] ** 2).mean())) or 1.0
         ratio = float(np.sqrt((lengths**2).mean())) / spread
         omitted = 0.0
@@ -430,8 +429,7 @@ class Scorer:
         """The length of every decoded row."""
         lengths = np.zeros(self.n_rows)
         for start, stop in row_ranges(self.n_rows, 4 * self.n_cols):
-            block = self.decoded(slice(start, stop)).astype(np.float64)
-            lengths[start:stop] = np.sqrt((block**2).sum(axis=1))
+            lengths[start:stop] = _row_lengths(self.decoded(slice(start, stop)))
         return lengths
 
     @cached_property
@@ -504,10 +502,8 @@ class Scorer:
         spreads = self._spreads if bounds.gain == 1.0 or self._levels else self._error_lengths
         if self.n_rows > 4 * _SAMPLE_ROWS:
             # Tables are often ordered: MiniLM's first thousand rows are unused words, and a bar set by them is none.
-            estimates = self._estimated(held, self._sample, bounds.gain).astype(np.float64)
-            pool.expect(
-                self._sample, estimates, bounds.factors[:, None] * spreads[self._sample] + bounds.slacks[:, None]
-            )
+            middles = self._estimated(held, self._sample, bounds.gain).astype(np.float64)
+            pool.expect(self._sample, middles, bounds.factors[:, None] * spreads[self._sample] + bounds.slacks[:, None])
         room = max(4096, _LEAST_ROWS * n_queries)
         queries, rows = np.empty(room, np.int32), np.empty(room, np.int32)
         for block in self._blocks(n_queries):
@@ -583,7 +579,7 @@ class _Pool:
         lowest: Array64 = np.maximum(self._sure.min(axis=1), self._bar)
         return lowest
 
-    def expect(self, rows: NDArray[np.intp], middles: Array64, margins: Array64) -> None:
+    def expect(self, rows: NDArray[np.intp], middles: Array64, margins: NDArray[np.floating[Any]]) -> None:
         """Set a first bar from some rows, estimates (n_queries, n); they will be candidates in their turn."""
         if len(rows) < self.k:
             return
@@ -651,6 +647,12 @@ class _Pool:
             kept.append(np.concatenate([known, open_[:done]]))
             found.append(scores)
         return np.concatenate(kept), np.concatenate(found)
+
+
+def _row_lengths(rows: NDArray[np.floating[Any]]) -> Array64:
+    wide = rows.astype(np.float64, copy=False)
+    lengths: Array64 = np.sqrt((wide * wide).sum(axis=1))
+    return lengths
 
 
 def _best(which: NDArray[np.int64], values: Array64, k: int) -> NDArray[np.int64]:

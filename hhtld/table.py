@@ -16,7 +16,7 @@ import numpy as np
 
 from hhtld.base17 import BASE17_NBYTES
 from hhtld.dtypes import DType, dtype_named
-from hhtld.errors import HeaderError, shown
+from hhtld.errors import HeaderError, no_such_tensor, shown
 from hhtld.gates import CosineSummary
 from hhtld.group import PaletteGroupKey
 from hhtld.palette import MAX_PALETTE_K
@@ -164,12 +164,7 @@ class PackTable:
         """Return the record that holds a tensor's sections, or KeyError with the nearest names."""
         record = self.tensors.get(name)
         if record is None:
-            import difflib
-
-            close = difflib.get_close_matches(str(name), self.tensors, 3, 0.4)
-            raise KeyError(
-                f"no tensor {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
-            )
+            raise KeyError(no_such_tensor(name, self.tensors))
         return record if record.alias_of is None else self.tensors[record.alias_of]
 
     def to_json(self) -> dict[str, Any]:

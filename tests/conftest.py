@@ -20,6 +20,11 @@ def low_rank(n_rows: int, n_cols: int, seed: int = 0, rank: int = 12) -> NDArray
     return (0.05 * (structure + 0.3 * rng.standard_normal((n_rows, n_cols)))).astype(np.float32)
 
 
+def ranked(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """The k best along the last axis, the lower row first among equals."""
+    return np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's name."""
@@ -36,3 +41,13 @@ def minilm() -> Path:
         return demo_model()
     except MissingExtraError:
         pytest.skip("the package of the extra 'demo' is not installed")
+
+
+@pytest.fixture(scope="session")
+def minilm_to_encode(minilm: Path) -> Path:
+    """The demo model, where encoding it with Slot T takes seconds."""
+    from hhtld._kernels import _isa
+
+    if _isa.tier() == "scalar":
+        pytest.skip("takes minutes on the scalar tier, which smaller models are converted on")
+    return minilm

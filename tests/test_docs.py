@@ -23,7 +23,7 @@ def examples(page: Path) -> Iterator[tuple[int, str, str]]:
         yield text.count("\n", 0, found.start()) + 2, found[1], found[2] or ""
 
 
-def test_search_prints_what_it_shows(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_prints_what_it_shows(minilm_to_encode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     try:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.atomic import replacing
 from hhtld.encoder import compared_rows
-from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, note, plot, put, storable, text
+from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, note, plot, put, storable, text
 from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
 from hhtld.formats.hdf5.shared import group_name, write_group
 from hhtld.formats.hdf5.tensors import TensorWriter
@@ -225,10 +225,9 @@ class _Export:
         number = Field("tensor", encoded, "number of the tensor in summary", "1", "tensor number (see summary)")
         shown = summary[encoded]
         if not len(encoded):
-            everything = np.arange(len(names), dtype=np.int32)
             sizes = Field("nbytes", summary["nbytes"].astype(np.float32), "bytes of the tensor's own sections", "byte")
             if len(names):
-                number = Field("tensor", everything, number.description, "1", number.long_name)
+                number = index_axis("tensor", len(names), number.description, number.long_name)
                 plot(entry, "overview", "Bytes by tensor; no tensor is encoded", sizes, [number])
                 entry.attrs["default"] = "overview"
             return

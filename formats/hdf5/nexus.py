@@ -20,7 +20,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK_NBYTES", "Field", "describe", "empty", "escaped", "group", "note", "plot", "put", "storable", "text"]
+__all__ = [
+    "CHUNK_NBYTES",
+    "Field",
+    "describe",
+    "empty",
+    "escaped",
+    "group",
+    "index_axis",
+    "note",
+    "plot",
+    "put",
+    "storable",
+    "text",
+]
 
 CHUNK_NBYTES = 1 << 20
 _IMAGE_SIDE = 8192
@@ -49,6 +62,11 @@ class Field:
     description: str = ""
     units: str = "1"
     long_name: str | None = None
+
+
+def index_axis(name: str, length: int, description: str, long_name: str | None = None) -> Field:
+    """Return the axis 0, 1, 2 and so on."""
+    return Field(name, np.arange(length, dtype=np.int32), description, "1", long_name)
 
 
 def escaped(name: str) -> str:

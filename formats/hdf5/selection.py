@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hhtld.errors import shown
+from hhtld.formats.names import matching
 from hhtld.pack import HhtldPack
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.slots import SLOT_L_LANES
@@ -86,7 +84,7 @@ def select(
     ValueError
         When a glob matches nothing.
     """
-    names = _matching(pack, tensors)
+    names = _chosen(pack, tensors)
     given = slice(None) if rows is None else rows
     ranges = {name: range(pack.table.tensors[name].info.n_rows)[given] for name in names}
     records = {name: pack.info(name) for name in names if pack.table.tensors[name].alias_of is None}
@@ -122,20 +120,13 @@ def select(
     return Selection({name: span[::low] for name, span in ranges.items()}, samples, low, notes)
 
 
-def _matching(pack: HhtldPack, globs: Sequence[str]) -> list[str]:
+def _chosen(pack: HhtldPack, globs: Sequence[str]) -> list[str]:
+    """Names that globs choose, and those of the tensors whose bytes they share."""
     if isinstance(globs, str):
         raise TypeError(f"tensors must be a sequence of globs, got the string {globs!r}")
-    names = list(pack)
-    for glob in globs:
-        if not fnmatch.filter(names, glob) and glob not in names:
-            close = difflib.get_close_matches(glob, names, 3, 0.4)
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise ValueError(f"no tensor matches {shown(glob)}{hint}")
-    if not globs:
-        return names
-    chosen = {n for n in names if any(n == glob or fnmatch.fnmatchcase(n, glob) for glob in globs)}
+    chosen = set(matching(pack, globs))
     chosen |= {pack.info(name).name for name in chosen}
-    return [name for name in names if name in chosen]
+    return [name for name in pack if name in chosen]
 
 
 def _fixed_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bool) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hhtld.basis import SvdBasis
 from hhtld.fisher_z import FisherZTable
-from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, plot, put, text
+from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, plot, put, text
 from hhtld.pack import HhtldPack
 from hhtld.palette import HhtlCache, RouteAction, build_hip_families
 from hhtld.rows import row_ranges
@@ -29,12 +29,12 @@ def group_name(pack: HhtldPack, number: int) -> str:
 
 def entry_axis(k: int, name: str = "entry", what: str = "palette entry") -> Field:
     """Return the axis of palette entries."""
-    return Field(name, np.arange(k, dtype=np.int32), f"number of the {what}", "1", what)
+    return index_axis(name, k, f"number of the {what}", what)
 
 
 def column_axis(n_cols: int) -> Field:
     """Return the axis of a row's columns."""
-    return Field("column", np.arange(n_cols, dtype=np.int32), "column of the matrix")
+    return index_axis("column", n_cols, "column of the matrix")
 
 
 def write_group(parent: h5py.Group, pack: HhtldPack, number: int, names: list[str]) -> None:
@@ -69,7 +69,7 @@ def _write_palette(
     made.attrs["default"] = "distance"
     palette, k = cache.palette, cache.k
     dims = Field("dims", palette.entries.dims, "Base17 dimensions of every entry: 256 times a mean of weights")
-    dim = Field("dim", np.arange(dims.values.shape[1], dtype=np.int32), "Base17 dimension, along the golden step")
+    dim = index_axis("dim", dims.values.shape[1], "Base17 dimension, along the golden step")
     plot(made, "palette", "Palette: Base17 dimensions by entry", dims, [entry_axis(k), dim], interpretation="image")
     what = "L1 distance of two entries over 17, rounded down"
     _heatmap(made, "distance", "Distance between entries", cache.distances, what)
@@ -109,7 +109,7 @@ def _usage(pack: HhtldPack, names: list[str], cache: HhtlCache) -> tuple[NDArray
 
 
 def _write_basis(made: h5py.Group, basis: SvdBasis) -> None:
-    lane = Field("lane", np.arange(basis.n_components, dtype=np.int32), "lane of Slot L")
+    lane = index_axis("lane", basis.n_components, "lane of Slot L")
     vectors = Field("vectors", basis.vectors, "right singular vectors, one a lane, decoded from bfloat16")
     title = "Basis of Slot L: one singular vector a lane"
     plot(made, "basis", title, vectors, [lane, column_axis(basis.n_cols)], interpretation="image")
@@ -125,9 +125,7 @@ def _write_codes(made: h5py.Group, shared: TrellisShared) -> None:
             continue
         made.attrs[f"rate{suffix}_bits"] = code.rate / 16
         made.attrs[f"n_states{suffix}"] = len(code.levels)
-        state = Field(
-            "state", np.arange(len(code.levels), dtype=np.int32), "state of the trellis, a window of the code"
-        )
+        state = index_axis("state", len(code.levels), "state of the trellis, a window of the code")
         levels = Field("level", code.levels, "what a weight of that state is, times the row's gain")
         plot(made, f"codebook{suffix}", f"Codebook of Slot T at {code.rate / 16:g} bits", levels, [state])
     if shared.centroid_bits is not None:

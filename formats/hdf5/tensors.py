@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.dtypes import widen
-from hhtld.formats.hdf5.nexus import Field, empty, group, plot, put
+from hhtld.formats.hdf5.nexus import Field, empty, group, index_axis, plot, put
 from hhtld.formats.hdf5.selection import IMAGE_ASPECT, IMAGE_ROWS, MAX_POINTS
 from hhtld.formats.hdf5.shared import column_axis, entry_axis
 from hhtld.gates import CosineSummary
@@ -135,7 +135,7 @@ class TensorWriter:
                     slots[field.name] = empty(self.made if field is entries else held, field, len(self.rows))
                 slots[field.name][start : start + len(block)] = field.values
         if "slot_l" in slots:
-            lane = Field("lane", np.arange(SLOT_L_LANES, dtype=np.int32), "lane of Slot L")
+            lane = index_axis("lane", SLOT_L_LANES, "lane of Slot L")
             leaf = self._plot_slots("slot_l", "Slot L: 8 int8 a row", slots["slot_l"], numbers, lane)
             leaf.attrs["scale"] = self.record.slot_l_scale
         if "gain" in slots:
@@ -143,7 +143,7 @@ class TensorWriter:
             plot(self.made, "gains", "Gain of every row", Field("gain", slots["gain"]), [row], second)
         for name in ("slot_t", "slot_t_2"):
             if name in slots:
-                axis = Field("byte", np.arange(slots[name].shape[1], dtype=np.int32), "byte of the row's code")
+                axis = index_axis("byte", slots[name].shape[1], "byte of the row's code")
                 self._plot_slots(name, f"{name}: the codes, byte by byte", slots[name], numbers, axis)
 
     def _plot_slots(self, name: str, title: str, held: h5py.Dataset, numbers: NDArray[Any], axis: Field) -> h5py.Group:

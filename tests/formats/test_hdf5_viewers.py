@@ -112,7 +112,7 @@ def export_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
     @cache
     def make(kind: str) -> Path:
-        source = request.getfixturevalue("minilm") if kind == "minilm" else folder / "small.safetensors"
+        source = request.getfixturevalue("minilm_to_encode") if kind == "minilm" else folder / "small.safetensors"
         if not source.exists():
             small_model(source)
         pack, path = folder / f"{kind}.hhtld", folder / f"{kind}.h5"

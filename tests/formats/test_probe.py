@@ -19,24 +19,23 @@ from rich.console import Console
 import hhtld
 from hhtld.errors import FormatError, NonFiniteError
 from hhtld.formats.__main__ import BAD_INPUT, DONE, USAGE, main
-from hhtld.formats.probe import (
+from hhtld.formats.ground_truth import exact_rows, perturbed_rows
+from hhtld.formats.probe import probe
+from hhtld.formats.probe_report import (
     CascadeProbe,
     NotEncodable,
     ProbeReport,
     SearchResult,
     TensorProbe,
-    best_rows,
-    exact_rows,
-    perturbed_rows,
     print_probe,
-    probe,
 )
+from hhtld.formats.search_methods import best_rows
 from hhtld.palette import RouteAction
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+from tests.conftest import ranked
 
-NAME, COUNT = "embed.weight", 40
+NAME, COUNT, BEST = "embed.weight", 40, 5
 Model = dict[str, NDArray[Any]]
-Array64 = NDArray[np.float64]
 Ranking = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
@@ -70,12 +69,8 @@ def slot_t(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return written(tmp_path_factory.mktemp("probe"), model(), "bits:2")
 
 
-def ranked(scores: Array64, k: int = 5) -> NDArray[np.int64]:
-    return np.lexsort((np.arange(len(scores)), -scores))[:k]
-
-
 def by_dots(rows: NDArray[np.float32]) -> Ranking:
-    return lambda query: ranked((rows.astype(np.float64) * query.astype(np.float64)).sum(axis=1))
+    return lambda query: ranked((rows.astype(np.float64) * query.astype(np.float64)).sum(axis=1), BEST)
 
 
 def searched(files: tuple[Path, Path], **options: Any) -> TensorProbe:
@@ -114,18 +109,18 @@ def expected(path: Path, source: NDArray[np.float32]) -> dict[str, Ranking]:
     def fisher_z(query: NDArray[np.float32]) -> NDArray[np.int64]:
         assert lookup.fisher_z is not None
         own = entry(query)
-        return ranked(np.array([lookup.fisher_z.lookup(own, int(twig)) for twig in lookup.twigs]))
+        return ranked(np.array([lookup.fisher_z.lookup(own, int(twig)) for twig in lookup.twigs]), BEST)
 
     def cosines(query: NDArray[np.float32]) -> NDArray[np.int64]:
         own = int((palette @ query / lengths).argmax())
         table = (palette @ palette[own] / lengths / lengths[own]).astype(np.float32)
-        return ranked(table[f32.twigs].astype(np.float64))
+        return ranked(table[f32.twigs].astype(np.float64), BEST)
 
     def cascade(query: NDArray[np.float32]) -> NDArray[np.int64]:
         own = entry(query)
         skipped = np.array([lookup.cache.route(own, int(twig)) == RouteAction.SKIP for twig in lookup.twigs])
         scores = (lookup.reconstruct_rows().astype(np.float64) * query).sum(axis=1)
-        return ranked(np.where(skipped, -np.inf, scores))
+        return ranked(np.where(skipped, -np.inf, scores), BEST)
 
     ways = {
         "dense float32, numpy": by_dots(source),

@@ -23,7 +23,7 @@ from hhtld.palette import RouteAction
 from hhtld.rows import ArrayRows
 from hhtld.scorer import Scorer
 from hhtld.source import ArraySource
-from tests.conftest import low_rank
+from tests.conftest import low_rank, ranked
 
 NAME = "model.embed_tokens.weight"
 PROFILES = ("lookup", "f32", "gates", "bits:1", "bits:2", "bits:3.5", "bits:2+1")
@@ -52,9 +52,10 @@ def exact(decoded: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray
     return scores
 
 
-def ranked(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """The k best of every query, the lower row first among equals."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+def check_best(pack: HhtldPack, queries: NDArray[np.float32], k: int) -> None:
+    """The best rows are those of the decoded matrix."""
+    scores = exact(pack.get_tensor(NAME), queries)
+    np.testing.assert_array_equal(pack.scorer(NAME).topk(queries, k).rows, ranked(scores, k))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -140,9 +141,7 @@ def test_any_rows_queries_and_k(n_rows: int, k: int, n_cols: int, seed: int, rat
     pack = made(rows, f"bits:{rate / 16}")
     if pack.info(NAME).codec == "keep":
         return
-    scores = exact(pack.get_tensor(NAME), queries)
-    found = pack.scorer(NAME).topk(queries, min(k, n_rows))
-    np.testing.assert_array_equal(found.rows, ranked(scores, min(k, n_rows)))
+    check_best(pack, queries, min(k, n_rows))
 
 
 @pytest.mark.parametrize("size", [1e-43, 1e-38, 1e-20, 1e18])
@@ -152,8 +151,7 @@ def test_rows_and_queries_of_any_size(size: float) -> None:
     assert pack.info(NAME).codec == "hhtl_t"
     for scale in (1e-30, 1.0, 1e18):
         queries = (perturbed(low_rank(600, 64), 5) * np.float32(scale)).astype(np.float32)
-        scores = exact(pack.get_tensor(NAME), queries)
-        np.testing.assert_array_equal(pack.scorer(NAME).topk(queries, 3).rows, ranked(scores, 3))
+        check_best(pack, queries, 3)
 
 
 def test_column_scales_and_queries_that_hit_one_column() -> None:
@@ -161,8 +159,7 @@ def test_column_scales_and_queries_that_hit_one_column() -> None:
     scales = np.exp(np.random.default_rng(2).standard_normal(128)).astype(np.float32)
     pack = made(rows, "bits:2", column_scales={NAME: scales})
     queries = np.concatenate([perturbed(rows, 30), np.eye(128, dtype=np.float32)[:30] * 100])
-    scores = exact(pack.get_tensor(NAME), queries)
-    np.testing.assert_array_equal(pack.scorer(NAME).topk(queries, 7).rows, ranked(scores, 7))
+    check_best(pack, queries, 7)
 
 
 def test_a_batch_gives_what_its_queries_give() -> None:
@@ -274,10 +271,7 @@ def test_rows_too_wide_for_integers_are_searched_as_they_decode() -> None:
     rows = low_rank(60, 70_000)
     pack = made(rows, "bits:1")
     assert pack.info(NAME).codec == "hhtl_t"
-    queries = perturbed(rows, 4)
-    np.testing.assert_array_equal(
-        pack.scorer(NAME).topk(queries, 5).rows, ranked(exact(pack.get_tensor(NAME), queries), 5)
-    )
+    check_best(pack, perturbed(rows, 4), 5)
 
 
 def test_the_cascade_counts_every_row_once() -> None:
