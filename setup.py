@@ -65,6 +65,7 @@ setup(
         "hhtld.formats",
         "hhtld.formats.hdf5",
         "hhtld.formats.hhtld",
+        "hhtld.integrations",
     ],
     package_dir={"hhtld.formats": "formats"},
 )

@@ -14,8 +14,10 @@ __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_for
 registry = Registry(
     "hhtld.formats",
     {
+        "gguf": "hhtld.formats.gguf:GgufFormat",
         "hdf5": "hhtld.formats.hdf5:Hdf5Format",
         "hhtld": "hhtld.formats.hhtld:HhtldFormat",
+        "onnx": "hhtld.formats.onnx:OnnxFormat",
         "safetensors": "hhtld.formats.safetensors:SafetensorsFormat",
     },
 )
@@ -37,21 +39,30 @@ def _loaded(plugin: Plugin) -> Format:
 
 
 def format_for_output(path: Path, name: str | None = None) -> Format:
-    """Return the format to write `path` in: `name` when given, else by suffix."""
-    if name is not None:
-        return get_format(name)
-    by_suffix = {}
-    for plugin in registry:
-        try:
-            candidate = _loaded(plugin)
-        except Exception:  # a broken plugin must not stop the others; `list` shows what is wrong with it
-            continue
-        by_suffix.update(dict.fromkeys(candidate.suffixes, candidate))
-    found = by_suffix.get(path.suffix.lower())
-    if found is None:
-        known = ", ".join(sorted(by_suffix))
-        raise UnknownFormatError(f"{path}: no format writes {path.suffix or 'a name without suffix'!r}; known: {known}")
-    return found
+    """Return the format to write `path` in: `name` when given, else by suffix.
+
+    Raises
+    ------
+    UnknownFormatError
+        When there is none, or it is only read.
+    """
+    by_suffix: dict[str, Format] = {}
+    if name is None:
+        for plugin in registry:
+            try:
+                candidate = _loaded(plugin)
+            except Exception:  # a broken plugin must not stop the others; `list` shows what is wrong with it
+                continue
+            by_suffix.update(dict.fromkeys(candidate.suffixes, candidate))
+    found = by_suffix.get(path.suffix.lower()) if name is None else get_format(name)
+    if found is not None and found.writes:
+        return found
+    known = ", ".join(sorted(suffix for suffix, candidate in by_suffix.items() if candidate.writes))
+    if found is not None:
+        raise UnknownFormatError(
+            f"{path}: format {found.name!r} is only read" + (f"; written are {known}" if known else "")
+        )
+    raise UnknownFormatError(f"{path}: no format writes {path.suffix or 'a name without suffix'!r}; known: {known}")
 
 
 def open_source(path: Path) -> TensorSource:

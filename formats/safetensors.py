@@ -34,7 +34,6 @@ import io
 import json
 import math
 import os
-import stat
 import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -49,6 +48,7 @@ from hhtld.dtypes import DTYPES, dtype_named
 from hhtld.errors import BadMagicError, FormatError, HeaderError, TruncatedError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.progress import Progress, silent
+from hhtld.reading import fill, open_regular, read_bytes
 from hhtld.rows import row_ranges
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.source import checked_name
@@ -74,41 +74,6 @@ def _refusal(kind: type[FormatError], message: str, head: bytes) -> FormatError:
     """
     hint = lookalike(head)
     return BadMagicError(f"{message} ({hint})") if hint else kind(message)
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def _open_regular(path: Path) -> tuple[io.FileIO, int]:
-    """Open a regular file for reading and return it with its size."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise BadMagicError(f"{path}: not a regular file")
-    # Should the path have become a FIFO since, opening it must still not wait for a writer.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise BadMagicError(f"{path}: not a regular file")
-    return io.FileIO(fd, "rb"), status.st_size
-
-
-def _fill(file: io.FileIO, buffer: memoryview, offset: int, path: Path) -> None:
-    """Fill `buffer` from `offset` on; the file's position is not used, so threads may read at once."""
-    done = 0
-    while done < len(buffer):  # one call may give less than it was asked for
-        count = os.preadv(file.fileno(), [buffer[done:]], offset + done)
-        if count == 0:
-            raise TruncatedError(
-                f"{path}: ends at byte {offset + done}, expected {len(buffer)} bytes from byte {offset}; "
-                f"it became shorter while it was open"
-            )
-        done += count
-
-
-def _read_bytes(file: io.FileIO, offset: int, nbytes: int, path: Path) -> bytearray:
-    data = bytearray(nbytes)
-    _fill(file, memoryview(data), offset, path)
-    return data
 
 
 # --- JSON -------------------------------------------------------------------------------------
@@ -207,7 +172,7 @@ class _Header(NamedTuple):
 
 def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
     """Read and check the header of an open file of `size` bytes."""
-    head = bytes(_read_bytes(file, 0, min(size, 64), path))
+    head = bytes(read_bytes(file, 0, min(size, 64), path))
     if size < LENGTH_NBYTES:
         problem = "the file is empty" if size == 0 else f"the file is only {size} bytes long"
         raise _refusal(TruncatedError, f"{path}: {problem}, expected at least {LENGTH_NBYTES}", head)
@@ -218,7 +183,7 @@ def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
         message = f"{path}: header of {nbytes} bytes, but only {size - LENGTH_NBYTES} bytes follow"
         raise _refusal(TruncatedError, message, head)
     data_offset = LENGTH_NBYTES + nbytes
-    data = _read_bytes(file, LENGTH_NBYTES, nbytes, path)
+    data = read_bytes(file, LENGTH_NBYTES, nbytes, path)
     try:
         metadata, entries = _parsed(data, path)
     except RecursionError:  # printing what is nested nearly too deeply can still go too deep
@@ -327,7 +292,7 @@ class SafetensorsFile(TensorSource):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._file, size = _open_regular(self._path)
+        self._file, size = open_regular(self._path)
         try:
             self._header = _read_header(self._file, size, self._path)
         except BaseException:
@@ -351,7 +316,7 @@ class SafetensorsFile(TensorSource):
         rows = np.empty((stop - start, info.row_nbytes), np.uint8)
         if rows.size:
             begin = self._header.data_offset + self._header.entries[name].begin
-            _fill(self._file, rows.reshape(-1).data, begin + start * info.row_nbytes, self._path)
+            fill(self._file, rows.reshape(-1).data, begin + start * info.row_nbytes, self._path)
         return rows
 
     def close(self) -> None:
@@ -370,11 +335,11 @@ def _known(infos: Mapping[str, TensorInfo], name: str, path: Path) -> TensorInfo
 
 def _read_json(path: Path, *, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file of at most `JSON_LIMIT` bytes."""
-    file, size = _open_regular(path)
+    file, size = open_regular(path)
     with file:
         if size > JSON_LIMIT:
             raise HeaderError(f"{path}: {size} bytes, the limit is {JSON_LIMIT}")
-        data = _read_bytes(file, 0, size, path)
+        data = read_bytes(file, 0, size, path)
     try:
         return _json_object(data, f"{path}:", constants=constants)
     except HeaderError as error:

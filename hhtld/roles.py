@@ -22,13 +22,14 @@ __all__ = [
     "should_use_leaf",
 ]
 
+# The second spelling of each is llama.cpp's, in GGUF files; its head is called just "output.weight".
 _ROLES = (
-    ("qko", ("q_proj", "k_proj", "o_proj")),
-    ("v", ("v_proj",)),
-    ("gate", ("gate_proj",)),
-    ("up", ("up_proj",)),
-    ("down", ("down_proj",)),
-    ("embed", ("embed",)),
+    ("qko", ("q_proj", "k_proj", "o_proj", "attn_q.", "attn_k.", "attn_output.")),
+    ("v", ("v_proj", "attn_v.")),
+    ("gate", ("gate_proj", "ffn_gate.")),
+    ("up", ("up_proj", "ffn_up.")),
+    ("down", ("down_proj", "ffn_down.")),
+    ("embed", ("embed", "token_embd")),
     ("lm_head", ("lm_head",)),
     ("projection", ("projection", "codec_head")),
 )
@@ -41,6 +42,8 @@ MIN_NBYTES = 100_000
 def classify_role(name: str) -> str:
     """Return the role of a tensor's name: the first listed substring decides."""
     text = name.lower()
+    if text == "output.weight":
+        return "lm_head"
     return next((role for role, parts in _ROLES if any(part in text for part in parts)), "other")
 
 

@@ -16,7 +16,15 @@ PACKAGE = Path(hhtld.__file__).parent
 FORMATS = Path(hhtld.formats.__file__).parent
 FLOORS = [
     {"hhtld._kernels"},
-    {"hhtld.errors", "hhtld.sizes", "hhtld.dtypes", "hhtld.registry", "hhtld.atomic", "hhtld.progress"},
+    {
+        "hhtld.errors",
+        "hhtld.sizes",
+        "hhtld.dtypes",
+        "hhtld.registry",
+        "hhtld.atomic",
+        "hhtld.progress",
+        "hhtld.reading",
+    },
     {
         "hhtld.rows",
         "hhtld.source",
@@ -41,7 +49,7 @@ FLOORS = [
         "hhtld.scorer",
         "hhtld.encoder",
     },
-    {"hhtld.formats"},
+    {"hhtld.formats", "hhtld.integrations"},
 ]
 BANNED = re.compile(r"utils?|helpers?|common|managers?|misc")
 

@@ -33,6 +33,14 @@ from hhtld.source import ArraySource
         ("code_predictor.codec_head.3.weight", "projection"),
         ("visual.projection.weight", "projection"),
         ("encoder.layer.0.intermediate.dense.weight", "other"),
+        ("encoder.layer.0.attention.output.dense.weight", "other"),
+        ("token_embd.weight", "embed"),
+        ("output.weight", "lm_head"),
+        ("blk.0.attn_q.weight", "qko"),
+        ("blk.0.attn_output.weight", "qko"),
+        ("blk.0.attn_v.weight", "v"),
+        ("blk.0.ffn_gate.weight", "gate"),
+        ("blk.0.ffn_down.weight", "down"),
     ],
 )
 def test_role_of_a_name(name: str, role: str) -> None:
