@@ -42,6 +42,7 @@ examples:
   hhtld diff model.safetensors model.hhtld
   hhtld report model.hhtld model.safetensors page.html
   hhtld probe model.hhtld model.safetensors
+  hhtld gate-parity snapshot-folder/ model.hhtld
 """
 
 
@@ -173,6 +174,38 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--count", type=_positive, default=256, metavar="N", help="queries to make, evenly spaced (default 256)"
     )
+    _json_flag(command)
+
+    command = commands.add_parser(
+        "gate-parity",
+        help="gate 2: does the decoded model still say what the source says (extra 'transformers')",
+        description="Compare a model with what its pack decodes to, on held-out prompts: agreement on the next token at "
+        "every position, KL divergence, perplexity and greedy continuations of a causal language model; for a text "
+        "encoder the cosines of 1,000 sentence embeddings and agreement on the nearest other sentence. One model is in "
+        "memory at a time, as float32; the source's logits wait in a temporary file (TMPDIR). Exit code 1 when top-1 "
+        "agreement is below --min-top1: the share itself is judged, its 95 %% intervals are printed.",
+    )
+    command.add_argument(
+        "model", metavar="MODEL", help="snapshot folder with config, tokenizer and safetensors; or demo:"
+    )
+    command.add_argument("pack", metavar="PACK", help="the .hhtld made from it")
+    command.add_argument(
+        "--prompts",
+        default="builtin",
+        metavar="FILE",
+        help="builtin (default), or a file: a line '=== KIND' begins a prompt, the lines up to the next are its text; "
+        'a file without such lines holds one prompt a line; .json: a list of strings or of {"kind", "text"}',
+    )
+    command.add_argument(
+        "--min-top1", type=float, default=0.9, metavar="SHARE", help="top-1 agreement to reach (default .9)"
+    )
+    command.add_argument(
+        "--max-tokens", type=_positive, default=512, metavar="N", help="tokens of a prompt at most (default 512)"
+    )
+    command.add_argument(
+        "--jobs", type=_positive, default=1, metavar="N", help="threads (default 1; last bits depend on their number)"
+    )
+    command.add_argument("--report", metavar="FILE", help="write a page of tables as well (.html or .json)")
     _json_flag(command)
 
     command = commands.add_parser("list", help="show the formats and where they come from")
@@ -418,6 +451,35 @@ def _probe(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _gate_parity(args: argparse.Namespace) -> int:
+    from hhtld.formats.terminal import console, progress_bar
+    from hhtld.integrations.parity import gate_parity, print_parity
+    from hhtld.integrations.parity_page import write_parity_page
+    from hhtld.integrations.parity_prompts import chosen_prompts
+
+    total = sum(len(prompt.text.encode()) for prompt in chosen_prompts(args.prompts)[1])
+    with progress_bar(total, wanted=not args.json) as progress:
+        try:
+            report = gate_parity(
+                args.model,
+                args.pack,
+                args.prompts,
+                min_top1=args.min_top1,
+                max_tokens=args.max_tokens,
+                jobs=args.jobs,
+                progress=progress,
+            )
+        except GateError as missed:
+            report = missed.report
+    if args.json:
+        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        print_parity(report, console())
+    if args.report:  # after the numbers are out: a page that cannot be written must not cost them
+        write_parity_page(args.report, report)
+    return DONE if report else FAILED
+
+
 def _list(args: argparse.Namespace) -> int:
     from hhtld.formats import Format, registry
     from hhtld.formats.terminal import console, plain_table
@@ -463,6 +525,7 @@ _COMMANDS = {
     "diff": _diff,
     "report": _report,
     "probe": _probe,
+    "gate-parity": _gate_parity,
     "list": _list,
 }
 
