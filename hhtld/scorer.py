@@ -9,7 +9,7 @@ Bound
 -----
 The rotated query is taken to int8: ``R y = s z + e``. What the estimate leaves out of ``<t, R y>`` is ``<t, e>``, at
 most ``|t| |e|``; ``|e|`` is known, ``|t| = gain * sqrt(sum of squared levels)`` is kept for every row. The rest is
-float32 rounding, of the query on its way and of the decoded row itself: fewer than ``2 log2(n_cols) + 60``
+float32 rounding, of the query on its way and of the decoded row itself: fewer than ``4 log2(n_cols) + 68``
 operations one upon the other, each within 2^-24 of what it touches, and what is lost below float32's normal
 range. Both are in the bound. Rows whose upper bound reaches the k-th largest lower bound survive, are decoded
 and scored in float64, so arg-max and top-k are those of the decoded matrix, exactly, on every tier.
@@ -384,9 +384,12 @@ class Scorer:
         return _Queries(batch, size, norms / size, lost, tables, lanes, planes)
 
     def _bounds(self, held: _Queries, epsilon: float | None) -> _Bounds:
-        n_roundings = 2 * math.log2(max(2, self.n_cols)) + 60
-        slack = 2.0**-24 * n_roundings * self._longest + 2.0**-140 * self._unit * math.sqrt(self.n_cols) + 2.0**-120
-        factors, slacks, gain = held.lost, held.norms * slack, 1.0
+        # 2 transforms of log2 + 1 steps both for query and row, 8 lanes of two, sums: see the module.
+        n_roundings = 4 * (math.log2(max(2, self.n_cols)) + 1) + 64
+        given = np.sqrt((held.plain.astype(np.float64) ** 2).sum(axis=1)) / held.size  # larger where c is
+        lost = 2.0**-140 * self._unit * math.sqrt(self.n_cols)
+        slack = 2.0**-24 * n_roundings * self._longest + lost + 2.0**-120
+        factors, slacks, gain = held.lost, held.norms * slack + given * lost, 1.0
         if epsilon is not None:
             if not 0 <= epsilon < math.inf:
                 raise ValueError(f"epsilon must be a finite number of deviations, 0 or more; got {epsilon}")
