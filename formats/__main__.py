@@ -179,11 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "gate-parity",
         help="gate 2: does the decoded model still say what the source says (extra 'transformers')",
-        description="Compare a model with what its pack decodes to, on held-out prompts: agreement on the next token at "
-        "every position, KL divergence, perplexity and greedy continuations of a causal language model; for a text "
+        description="Compare a model with what its pack decodes to, on held-out prompts: agreement on the next token "
+        "at every position, KL divergence, perplexity and greedy continuations of a causal language model; for a text "
         "encoder the cosines of 1,000 sentence embeddings and agreement on the nearest other sentence. One model is in "
         "memory at a time, as float32; the source's logits wait in a temporary file (TMPDIR). Exit code 1 when top-1 "
-        "agreement is below --min-top1: the share itself is judged, its 95 %% intervals are printed.",
+        "agreement is below --min-top1: the share itself is judged, its 95 % intervals are printed.",
     )
     command.add_argument(
         "model", metavar="MODEL", help="snapshot folder with config, tokenizer and safetensors; or demo:"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["report_facts", "section_nbytes", "write_report"]
+__all__ = ["PAGE_CSS", "PAGE_SCRIPT", "report_facts", "section_nbytes", "write_report"]
 
 Counts = NDArray[np.int64]
 
@@ -154,7 +154,7 @@ def _down(value: float, digits: int = 4) -> str:
 
 def _page(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> str:
     name = Path(facts["target"]).name or facts["target"]
-    policy = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    policy = base64.b64encode(hashlib.sha256(PAGE_SCRIPT.encode()).digest()).decode()
     profile = f", profile {_text(facts['profile'])}" if facts.get("profile") else ""
     seconds = f", in {facts['seconds']:.1f} s" if facts.get("seconds") else ""
     parts = [
@@ -163,7 +163,7 @@ def _page(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> str:
         '<meta name="color-scheme" content="light dark">\n',
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; ',
         f"style-src 'unsafe-inline'; script-src 'sha256-{policy}'\">\n",
-        f"<title>{_text(name)}: conversion report</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n",
+        f"<title>{_text(name)}: conversion report</title>\n<style>{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n",
         f"<header>\n<h1>{_text(name)}</h1>\n<p>from {_text(facts['source'])}{profile}{seconds}</p>\n</header>\n",
         *_verdict(facts),
         *_sizes(facts),
@@ -172,7 +172,7 @@ def _page(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> str:
         *_plots(facts, cosines),
         "</div>\n",
         *_table(facts["tensors"]),
-        f"</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n",
+        f"</main>\n<script>{PAGE_SCRIPT}</script>\n</body>\n</html>\n",
     ]
     return "".join(parts)
 
@@ -397,7 +397,7 @@ def _framed(title: str, note: str, plot: Figure, number: int) -> str:
     return f"<figure>\n<h2>{_text(title)}</h2>\n{svg}\n<figcaption>{_text(note)}</figcaption>\n</figure>\n"
 
 
-_CSS = """
+PAGE_CSS = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --card: #ffffff; --ink: #25282c; --soft: #656b73;
   --faint: #b9bec5; --rule: #e6e4df; --accent: #3f78a8; --other: #c07a2c; --mark: #b4483f; --good: #2f7d54; }
 @media (prefers-color-scheme: dark) {
@@ -443,7 +443,7 @@ th[aria-sort=ascending] button::after { content: " ↑"; }
 th[aria-sort=descending] button::after { content: " ↓"; }
 """
 
-_SCRIPT = """
+PAGE_SCRIPT = """
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const heading = button.parentNode, column = heading.cellIndex;
