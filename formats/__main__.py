@@ -43,6 +43,7 @@ examples:
   hhtld report model.hhtld model.safetensors page.html
   hhtld probe model.hhtld model.safetensors
   hhtld gate-parity snapshot-folder/ model.hhtld
+  hhtld gate-wav voice.onnx voice.hhtld
 """
 
 
@@ -206,6 +207,39 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=_positive, default=1, metavar="N", help="threads (default 1; last bits depend on their number)"
     )
     command.add_argument("--report", metavar="FILE", help="write a page of tables as well (.html or .json)")
+    _json_flag(command)
+
+    command = commands.add_parser(
+        "gate-wav",
+        help="gate 4: does a voice speak from its pack as it spoke before (extra 'speech')",
+        description="Let a Piper voice say sentences with its own weights and with those its pack decodes to: the same "
+        "graph and phonemes, no noise, one thread, offline. 'Within 5 %' means, for the median sentence: RMS, how loud "
+        "it is; zero crossings a second, how bright, silence left out; duration, how slowly it speaks; each differs "
+        "from the original's by at most .05 of it; and the RMS envelopes in 20 ms frames, when it is loud and when it "
+        "pauses, correlate by .95 or more. Of each score all but a twentieth of the sentences must be within 10 % and "
+        ".90. Envelopes are aligned first, by dynamic time warping of the spectra over at most 150 ms: at low rates "
+        "durations change, and equal times are not equal sounds. 'unaligned' tells the correlation without it, 'shift' "
+        "what it moved. Spectrum, the log-spectral distance, is told and not judged. Exit code 1 when not within.",
+    )
+    command.add_argument("voice", metavar="VOICE", help="a Piper voice: .onnx, with its .onnx.json beside it")
+    command.add_argument(
+        "pack", metavar="PACK", nargs="?", help="the .hhtld made from that .onnx (--find does without)"
+    )
+    command.add_argument(
+        "--text", default="builtin", metavar="FILE", help="one sentence a line (default: builtin, English ones)"
+    )
+    command.add_argument(
+        "--find",
+        action="store_true",
+        help="convert VOICE at profile gates and at 2 to 6 bits in halves, in temporary files, and show size and "
+        "scores of each and the smallest that passes",
+    )
+    command.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write a page of tables, plots and sound as well (.html, extra 'report'; or .json)",
+    )
+    command.add_argument("--wav", metavar="FOLDER", help="write what was said there, as WAV files")
     _json_flag(command)
 
     command = commands.add_parser("list", help="show the formats and where they come from")
@@ -480,6 +514,43 @@ def _gate_parity(args: argparse.Namespace) -> int:
     return DONE if report else FAILED
 
 
+def _gate_wav(args: argparse.Namespace) -> int:
+    if args.pack is None and not args.find:
+        raise ValueError("gate-wav compares VOICE with PACK: name the .hhtld made from it, or ask for --find")
+    if args.pack is None and (args.report or args.wav):
+        raise ValueError("--report and --wav are of what PACK says; name the .hhtld")
+    from hhtld.formats.terminal import console, progress_bar
+    from hhtld.integrations.speech import SpeechGate
+    from hhtld.integrations.speech_page import write_speech_page
+    from hhtld.integrations.speech_report import print_rates, print_speech
+    from hhtld.integrations.speech_sentences import chosen_sentences
+    from hhtld.integrations.speech_wav import write_wavs
+
+    total = sum(len(sentence.encode()) for sentence in chosen_sentences(args.text)[1])
+    with (
+        progress_bar(total, wanted=not args.json) as progress,
+        SpeechGate(args.voice, args.text, progress=progress) as gate,
+    ):
+        report = gate.judge(args.pack) if args.pack is not None else None
+        search = gate.find() if args.find else None
+    if args.json:
+        rates = search.to_json() if search is not None else None
+        facts = rates if report is None else report.to_json() | ({"rates": rates} if rates else {})
+        print(json.dumps(facts, indent=2, allow_nan=False))
+    else:
+        if report is not None:
+            print_speech(report, console())
+        if search is not None:
+            print_rates(search, console())
+    if report is None:
+        return DONE if search else FAILED
+    if args.wav:  # after the numbers are out, as the page
+        write_wavs(args.wav, report)
+    if args.report:
+        write_speech_page(args.report, report)
+    return DONE if report else FAILED
+
+
 def _list(args: argparse.Namespace) -> int:
     from hhtld.formats import Format, registry
     from hhtld.formats.terminal import console, plain_table
@@ -526,6 +597,7 @@ _COMMANDS = {
     "report": _report,
     "probe": _probe,
     "gate-parity": _gate_parity,
+    "gate-wav": _gate_wav,
     "list": _list,
 }
 

@@ -53,7 +53,7 @@ from hhtld.reading import fill, open_regular, read_bytes
 from hhtld.sizes import checked_shape, tensor_nbytes
 from hhtld.source import checked_name
 
-__all__ = ["OnnxFile", "OnnxFormat"]
+__all__ = ["OnnxFile", "OnnxFormat", "TensorWalk"]
 
 SIZE_LIMIT = 2**31 - 1  # of a protobuf message
 PREFIX_LIMIT = 1024  # characters; real ones are names of a few nodes
@@ -198,7 +198,7 @@ class _Found(NamedTuple):
     tensor: Any
 
 
-class _Walk:
+class TensorWalk:
     """One pass over a model's tensors; bodies nest less deeply than protobuf lets messages nest.
 
     Attributes
@@ -444,7 +444,7 @@ class OnnxFile(TensorSource):
         self._infos: dict[str, TensorInfo] = {}
         self._data: dict[str, NDArray[np.uint8] | _Place] = {}
         self._closed = False
-        walk = _Walk(self._path)
+        walk = TensorWalk(self._path)
         for name, tensor in walk.model(model):
             self._take(name, tensor)
         if walk.left_out:

@@ -38,7 +38,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PAGE_CSS", "PAGE_SCRIPT", "report_facts", "section_nbytes", "write_report"]
+__all__ = [
+    "PAGE_CSS",
+    "PAGE_SCRIPT",
+    "PLOT_STYLE",
+    "PLOT_WIDTH",
+    "framed",
+    "report_facts",
+    "section_nbytes",
+    "write_report",
+]
 
 Counts = NDArray[np.int64]
 
@@ -46,7 +55,7 @@ Counts = NDArray[np.int64]
 INK, FAINT, ACCENT, MARK = "#010203", "#010204", "#010205", "#010206"
 OTHER = "#010207"
 _VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", MARK: "--mark", OTHER: "--other"}
-_STYLE_OF_PLOTS: dict[Any, Any] = {
+PLOT_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hhtld",
     "text.parse_math": False,
@@ -64,7 +73,7 @@ _STYLE_OF_PLOTS: dict[Any, Any] = {
     "axes.formatter.useoffset": False,
     "legend.frameon": False,
 }
-_WIDTH = 4.8  # inches; its 346 units are about a phone's width, so that text is legible there
+PLOT_WIDTH = 4.8  # inches; its 346 units are about a phone's width, so that text is legible there
 
 
 def write_report(
@@ -276,18 +285,18 @@ def _plots(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[
     def figure(height: float) -> tuple[Figure, Axes]:
         nonlocal drawn
         drawn += 1
-        plot = Figure((_WIDTH, height), layout="constrained")
+        plot = Figure((PLOT_WIDTH, height), layout="constrained")
         return plot, plot.add_subplot()
 
     with mpl.rc_context():
         mpl.rcdefaults()  # the page must not depend on a user's matplotlibrc
-        mpl.rcParams.update(_STYLE_OF_PLOTS)
+        mpl.rcParams.update(PLOT_STYLE)
         for name, counts in cosines.items():
             if counts.any():
                 plot, axes = figure(2.5)
                 note = _draw_cosines(axes, counts, facts["gates"]["regimes"][name]["required"])
                 title = f"Row cosines, {name} regime"
-                yield _framed(title, f"{int(counts.sum()):,} rows. {note}", plot, drawn)
+                yield framed(title, f"{int(counts.sum()):,} rows. {note}", plot, drawn)
         points = [tensor for tensor in facts["tensors"] if "cosine" in tensor and tensor["bits_per_weight"] > 0]
         if points:
             plot, axes = figure(2.9)
@@ -296,12 +305,12 @@ def _plots(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[
                 "One mark a tensor, its own bytes only. The curve is the best that any code can do on "
                 "independent Gaussian weights, √(1 - 2^(-2b)) at b bits; structure in a tensor may carry it above."
             )
-            yield _framed("Bits a weight and median cosine", note, plot, drawn)
+            yield framed("Bits a weight and median cosine", note, plot, drawn)
         sections = {kind: nbytes for kind, nbytes in facts.get("sections", {}).items() if nbytes}
         if sections:
             plot, axes = figure(0.6 + 0.26 * len(sections))
             _draw_sections(axes, sections)
-            yield _framed("Bytes by kind of section", f"{human_nbytes(sum(sections.values()))} in all.", plot, drawn)
+            yield framed("Bytes by kind of section", f"{human_nbytes(sum(sections.values()))} in all.", plot, drawn)
 
 
 def _draw_cosines(axes: Axes, counts: Counts, required: Mapping[str, float]) -> str:
@@ -379,7 +388,8 @@ def _draw_sections(axes: Axes, sections: Mapping[str, int]) -> None:
     axes.spines[["bottom", "left"]].set_visible(False)
 
 
-def _framed(title: str, note: str, plot: Figure, number: int) -> str:
+def framed(title: str, note: str, plot: Figure, number: int) -> str:
+    """Return a plot as a figure of the page, inline SVG; `number` tells it from the others of the page."""
     file = io.StringIO()
     plot.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
