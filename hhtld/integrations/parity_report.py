@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,7 +59,7 @@ class PromptParity:
 
 
 @dataclass(frozen=True)
-class _Gate:
+class _Gate(ABC):
     """What was compared and what was asked; truthy when the share of `top1` itself, not its interval, reaches it.
 
     Attributes
@@ -78,9 +79,9 @@ class _Gate:
     groups: ClassVar[str]
 
     @property
+    @abstractmethod
     def top1(self) -> Agreement:
         """What is judged."""
-        raise NotImplementedError
 
     def __bool__(self) -> bool:
         return self.top1.share >= self.min_top1

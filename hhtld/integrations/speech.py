@@ -27,7 +27,7 @@ from hhtld.errors import GateError, HeaderError, HhtldError, MissingExtraError, 
 
 try:
     import onnx as _onnx  # noqa: F401  (imported to see whether it is there)
-    import onnxruntime as _onnxruntime  # noqa: F401
+    import onnxruntime as _onnxruntime  # noqa: F401  (the same)
 except ImportError as error:
     raise MissingExtraError(
         f"hhtld.integrations.speech needs onnx and onnxruntime ({error}): pip install 'hhtld[speech]'"

@@ -378,7 +378,7 @@ def test_folders_that_are_no_such_model(llama: Path, packs: dict[str, Path], tmp
 def test_arguments(llama: Path, packs: dict[str, Path]) -> None:
     for bad in ({"min_top1": 1.5}, {"max_tokens": 1}, {"jobs": 0}, {"n_continued": -1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            gate_parity(llama, packs["keep"], TEXTS, **bad)  # type: ignore[arg-type]
+            gate_parity(llama, packs["keep"], TEXTS, **bad)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(FormatError, match="prompt 1, 'w1', is 1 token long"):
         gate_parity(llama, packs["keep"], ["w1"])
 

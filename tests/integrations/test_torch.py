@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 nn = torch.nn
 
 from hhtld.integrations import torch_ops  # noqa: E402 - after the skip
-from hhtld.integrations.torch import (  # noqa: E402
+from hhtld.integrations.torch import (  # noqa: E402 - after the skip
     HhtlEmbedding,
     HhtlLinear,
     PackedWeight,
