@@ -308,11 +308,14 @@ def convert(
 
 
 def _overwrites(target: Path, source: Path) -> bool:
-    """Whether writing `target` would replace a file that is read: the source, or one in its folder."""
+    """Whether writing `target` would replace what is read: the source, or a file of its snapshot folder."""
     if not target.exists() or not source.exists():
         return False
+    if target.samefile(source):
+        return True
     folder = source if source.is_dir() else source.parent if source.suffix == ".json" else None
-    return target.samefile(source) or (folder is not None and any(target.samefile(file) for file in folder.iterdir()))
+    # Shards and their index; a .hhtld that stands beside them is none of the source.
+    return folder is not None and target.suffix in (".safetensors", ".json") and target.parent.samefile(folder)
 
 
 def _count(report: ConversionReport, source: TensorSource, target: Path) -> None:

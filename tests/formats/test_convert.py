@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,6 +388,17 @@ def test_gates_pass_on_every_row_and_keep_what_cannot(model: Model, tmp_path: Pa
         "version 1, feature bit 0"
     )
     assert verify(tmp_path / "m.hhtld", tmp_path / "m.safetensors")
+
+
+def test_a_pack_may_stand_in_its_sources_folder(snapshot: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    shutil.copy(snapshot, folder)
+    (folder / "gone.json").symlink_to(folder / "nowhere")  # as a hub cache may hold
+    for _ in range(2):
+        assert hhtld.convert(folder, folder / "m.hhtld", profile="bits:2")
+    with pytest.raises(ValueError, match="is a file of the source itself"):
+        hhtld.convert(folder, folder / "model.safetensors", to="hhtld")
 
 
 def test_dry_run_predicts_size_and_quality(minilm_to_encode: Path, tmp_path: Path) -> None:

@@ -403,6 +403,8 @@ def test_bad_input_is_named(pack: HhtldPack, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="the source itself"):
             hhtld.convert(tmp_path / "plain.hhtld", tmp_path / "plain.safetensors", to="hdf5", original=original)
     assert (tmp_path / "plain.safetensors").read_bytes() == before
+    for _ in range(2):  # beside the source is fine, again and again
+        hhtld.convert(tmp_path / "plain.hhtld", tmp_path / "beside.h5", original=tmp_path / "plain.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["slot_t", "slot_v", "entries", "raw"])
