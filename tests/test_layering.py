@@ -22,8 +22,10 @@ FLOORS = [
         "hhtld.dtypes",
         "hhtld.registry",
         "hhtld.atomic",
+        "hhtld.atomic_folder",
         "hhtld.progress",
         "hhtld.reading",
+        "hhtld.side_files",
     },
     {
         "hhtld.rows",
