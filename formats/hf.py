@@ -65,18 +65,22 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 """
 
 
-def packed_config(data: bytes, where: str, profile: str, **options: Any) -> bytes:
-    """Return a config.json that says that its model's weights are packed.
+def packed_config(source: TensorSource, where: str, profile: str) -> bytes:
+    """Return a source's config.json saying that its model's weights are packed.
+
+    Where the config tells no type of weights, transformers looks at the file: there it would find bytes, so the type is
+    said here too.
 
     Raises
     ------
     HeaderError
-        When `data` is no JSON object, or the model is quantized already.
+        When it is no JSON object, or the model is quantized already.
     """
-    config = config_object(data, where)
+    config = config_object(source.read_file("config.json"), where)
     if config.get("quantization_config") is not None:
         raise HeaderError(f"{where} the model is already quantized")
-    added = {"quant_method": "hhtld", "profile": profile} | options
+    floats = [info.dtype for info in source.infos().values() if info.dtype.is_weight and info.dtype.nbits >= 16]
+    added = {"quant_method": "hhtld", "profile": profile, "dtype": floats[0].name if floats else "F32"}
     return _json(config | dict(zip(_ADDED, (added, PACK_NAME), strict=True)))
 
 
@@ -165,7 +169,7 @@ class HfFormat(Format):
                 "a packed folder needs the model's config.json, and the source has none; convert the model's folder, "
                 "not a file of it"
             )
-        config = packed_config(source.read_file("config.json"), "config.json:", plan.profile.text)
+        config = packed_config(source, "config.json:", plan.profile.text)
         with new_folder(path) as folder:
             write_pack(source, replace(plan, files=()), folder / PACK_NAME, report, executor, progress)
             with open_pack(folder / PACK_NAME) as pack:

@@ -174,7 +174,7 @@ def _lay_out(source: PackSource, folder: Path, name: str) -> None:
         )
     for file in source.files():
         (folder / file).write_bytes(source.read_file(file))
-    config = packed_config(source.read_file("config.json"), f"{name}: config.json:", source.pack.table.profile)
+    config = packed_config(source, f"{name}: config.json:", source.pack.table.profile)
     (folder / "config.json").write_bytes(config)
     write_names(source.pack, folder / NAMES_FILE)
     reader = source.pack.sections

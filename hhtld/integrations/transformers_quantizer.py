@@ -27,7 +27,7 @@ from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.safetensors import SafetensorsFile
 from hhtld.integrations.torch_modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch_packed import PackedWeight
-from hhtld.integrations.torch_tensors import loaded
+from hhtld.integrations.torch_tensors import loaded, torch_dtype
 from hhtld.pack import HhtldPack
 from hhtld.source import TensorInfo
 
@@ -44,6 +44,8 @@ class HhtldConfig(QuantizationConfigMixin):
     ----------
     profile : str, optional
         What the pack was made with; for people.
+    dtype : str
+        Of the source's weights, as safetensors names it.
     dequantize : bool
         Load an ordinary model with decoded weights.
     modules_to_not_convert : list of str, optional
@@ -53,12 +55,14 @@ class HhtldConfig(QuantizationConfigMixin):
     def __init__(
         self,
         profile: str | None = None,
+        dtype: str = "F32",
         dequantize: bool = False,
         modules_to_not_convert: list[str] | None = None,
         **_: Any,
     ) -> None:
         self.quant_method = METHOD
         self.profile = profile
+        self.dtype = dtype
         self.dequantize = dequantize
         self.modules_to_not_convert = modules_to_not_convert
 
@@ -110,6 +114,10 @@ class HhtldQuantizer(HfQuantizer):
         self._pack: HhtldPack | None = None
 
     # ---- what transformers asks before it loads ----
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the source's type where transformers took the names' bytes for weights."""
+        return dtype if dtype.is_floating_point else torch_dtype(self.quantization_config.dtype)
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Let transformers find the file of names: the key that stops it where hhtld is missing has done its work."""

@@ -302,7 +302,7 @@ def packed(snapshot: Path, tmp_path: Path) -> Path:
 def test_a_packed_folder(packed: Path, snapshot: Path, tmp_path: Path) -> None:
     assert set(contents(packed)) == {*SIDE, "model.hhtld", NAMES_FILE, "HHTLD.md"}
     config = json.loads((packed / "config.json").read_text())
-    assert config["quantization_config"] == {"quant_method": "hhtld", "profile": "bits:3"}
+    assert config["quantization_config"] == {"quant_method": "hhtld", "profile": "bits:3", "dtype": "F32"}
     assert config["transformers_weights"] == "model.hhtld"
     hhtld.convert(snapshot, tmp_path / "bare.hhtld", profile="bits:3", files=False, jobs=2)
     assert (packed / "model.hhtld").read_bytes() == (tmp_path / "bare.hhtld").read_bytes()

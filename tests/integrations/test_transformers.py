@@ -150,6 +150,13 @@ def test_dtypes_devices_and_states(pack: Path, folder: Path) -> None:
     assert packed_counts(base).n_weights == 15
 
 
+def test_a_config_that_tells_no_dtype(pack: Path, snapshot: Path, tmp_path: Path) -> None:
+    config = json.loads((snapshot / "config.json").read_text())
+    del config["dtype"]
+    odd = rewritten(pack, tmp_path / "odd.hhtld", config=json.dumps(config).encode())
+    assert from_pretrained(odd).dtype == from_pretrained(odd, packed=False).dtype == torch.float32
+
+
 def test_other_devices_are_refused(folder: Path) -> None:
     pytest.importorskip("accelerate")
     for place in ("auto", "cpu"):
