@@ -402,6 +402,8 @@ def _convert(args: argparse.Namespace) -> int:
         highlight=False,
         markup=False,
     )
+    if report.files_nbytes:
+        out.print(f"{human_nbytes(report.files_nbytes)} of side files (config, tokenizer, ...) count on both sides")
     for text in report.notes:
         out.print(text, highlight=False, markup=False)
     return DONE if report else FAILED

@@ -118,6 +118,8 @@ class ConversionReport:
     source_nbytes, bf16_nbytes, target_nbytes : int
         Tensor bytes of the source, the same with floats as bfloat16, and the file or folder (predicted ones
         in a dry run, where `gates.tensors` is empty). Side files that came along count in all three.
+    files_nbytes : int
+        Of those side files.
     tensors : list of TensorOutcome
     gates : GateReport
     seconds : float
@@ -133,6 +135,7 @@ class ConversionReport:
     source_nbytes: int = 0
     bf16_nbytes: int = 0
     target_nbytes: int = 0
+    files_nbytes: int = 0
     tensors: list[TensorOutcome] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
@@ -157,6 +160,7 @@ class ConversionReport:
             "source_nbytes": self.source_nbytes,
             "bf16_nbytes": self.bf16_nbytes,
             "target_nbytes": self.target_nbytes,
+            "files_nbytes": self.files_nbytes,
             "ratio": round(self.ratio, 4),
             "seconds": round(self.seconds, 3),
             "gates": self.gates.to_json(),
@@ -342,6 +346,7 @@ def _written_nbytes(target: Path) -> int:
 def _count_files(report: ConversionReport, source: TensorSource | None) -> None:
     """Side files are as large on both sides; what was written has counted them already."""
     nbytes = sum(source.files().values()) if source is not None else 0
+    report.files_nbytes = nbytes
     report.source_nbytes += nbytes
     report.bf16_nbytes += nbytes
     report.target_nbytes += nbytes if report.dry_run else 0

@@ -80,6 +80,7 @@ def test_side_files_travel_in_a_pack(snapshot: Path, tmp_path: Path) -> None:
     side = sum(map(len, SIDE.values()))
     dry = hhtld.convert(snapshot, tmp_path / "m.hhtld", profile="bits:3", dry_run=True)
     bare = hhtld.convert(snapshot, tmp_path / "bare.hhtld", profile="bits:3", files=False)
+    assert report.files_nbytes == dry.files_nbytes == side
     assert report.bf16_nbytes == dry.bf16_nbytes == bare.bf16_nbytes + side
     assert report.target_nbytes == (tmp_path / "m.hhtld").stat().st_size > bare.target_nbytes
     with hhtld.open(tmp_path / "bare.hhtld") as pack:
