@@ -31,7 +31,7 @@ from hhtld.atomic_folder import new_folder, write_bytes
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pack
-from hhtld.formats.safetensors import config_object, write_tensors
+from hhtld.formats.safetensors import NAMES_KEY, config_object, write_tensors
 from hhtld.gates import GateReport
 from hhtld.pack import HhtldPack, PackSource
 from hhtld.plan import Plan
@@ -46,7 +46,7 @@ _HOW_TO = "HHTLD.md"
 _ADDED = ("quantization_config", "transformers_weights")
 _METADATA = {
     "format": "pt",
-    "hhtld": f"names only: the weights are in {PACK_NAME}; import hhtld.integrations.transformers before loading",
+    NAMES_KEY: f"the weights are in {PACK_NAME}; import hhtld.integrations.transformers before loading",
 }
 _TEXT = f"""\
 # A packed model

@@ -71,6 +71,7 @@ LENGTH_NBYTES = 8
 MAX_DIGITS = 64  # far above any size, far below where conversion gets slow
 MAX_NESTING = 64  # inside a field that is ignored; the official library stops at about 125
 METADATA = "__metadata__"
+NAMES_KEY = "hhtld.names"  # in the metadata of a packed folder's file, see hhtld.formats.hf
 FIELDS = ("dtype", "shape", "data_offsets")
 SPACE = b" \t\r\n"
 
@@ -656,7 +657,13 @@ class SafetensorsFormat(Format):
             For every malformation, naming the path.
         """
         given = Path(path)
-        return ShardedSnapshot(given) if given.is_dir() or _is_index(given) else SafetensorsFile(given)
+        if given.is_dir() or _is_index(given):
+            return ShardedSnapshot(given)
+        file = SafetensorsFile(given)
+        if NAMES_KEY in file.metadata:
+            file.close()
+            raise HeaderError(f"{given}: holds names in place of weights; give its folder, which is a packed model")
+        return file
 
     def write_source(
         self, source: TensorSource, path: Path, *, progress: Progress = silent, **options: Any

@@ -313,7 +313,9 @@ def test_a_packed_folder(packed: Path, snapshot: Path, tmp_path: Path) -> None:
     }
     assert {array.shape[:5] for array in load_file(packed / NAMES_FILE).values()} == {(1,) * 5}
     with safetensors.safe_open(packed / NAMES_FILE, "np") as file:
-        assert "hhtld.integrations.transformers" in file.metadata()["hhtld"]
+        assert "hhtld.integrations.transformers" in file.metadata()["hhtld.names"]
+    with pytest.raises(hhtld.FormatError, match="give its folder"):
+        open_source(packed / NAMES_FILE)
 
 
 def test_a_packed_folder_is_a_source(packed: Path, snapshot: Path, tmp_path: Path) -> None:
