@@ -24,6 +24,7 @@ FLOORS = [
         "hhtld.atomic",
         "hhtld.progress",
         "hhtld.reading",
+        "hhtld.urls",
     },
     {
         "hhtld.rows",

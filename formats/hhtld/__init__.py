@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -10,25 +11,28 @@ from hhtld.encoder import encode_source, measure
 from hhtld.errors import HeaderError
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWriter
+from hhtld.formats.locations import locate
 from hhtld.gates import GateReport
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 from hhtld.plan import Plan
 from hhtld.progress import Progress, silent
 from hhtld.sections import SECTION_KINDS
 from hhtld.table import PackTable
+from hhtld.urls import Location, Url
 
 __all__ = ["HhtldFormat", "open_pack", "save_pack", "write_pack"]
 
 
-def open_pack(path: Path, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
+def open_pack(src: str | os.PathLike[str] | Url, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
     """Open a `.hhtld` file, its structure checked.
 
     Parameters
     ----------
-    path : Path
+    src : str, path or Url
+        A local file or a URL.
     mmap : bool
         Map the file; False reads it positionally, which network mounts and files that others may
-        cut short want.
+        cut short want. Behind a URL it is always read positionally.
     budget : int
         Bytes that decoding one tensor may take.
 
@@ -37,6 +41,7 @@ def open_pack(path: Path, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) ->
     FormatError
         For every malformation.
     """
+    path = locate(src)
     reader = ContainerReader.open(path, mapped=mmap)
     try:
         table = PackTable.from_json(reader.table, reader)
@@ -98,10 +103,14 @@ class HhtldFormat(Format):
     suffixes = (".hhtld",)
     description = "rows as tree address, magnitude and leaves; random access; gates recorded"
 
-    def sniff(self, path: Path, head: bytes) -> bool:
+    def sniff(self, path: Location, head: bytes) -> bool:
         """Whether the magic bytes, whole or damaged, or the suffix say so."""
         return head.startswith(MAGIC[:6]) or super().sniff(path, head)
 
     def open_source(self, path: Path) -> TensorSource:
         """Open a pack as a source of decoded tensors."""
         return PackSource(open_pack(path))
+
+    def open_url(self, url: Url) -> TensorSource:
+        """Open a pack behind a URL the same way."""
+        return PackSource(open_pack(url))
