@@ -29,12 +29,15 @@ __all__ = ["main"]
 DONE, FAILED, USAGE, BAD_INPUT, CANNOT_WRITE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _EPILOG = """\
+wherever a file is read, SRC, FILE, A and B may be URLs (extra 'fsspec'); files are written locally
+
 exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write, 130 interrupted
 
 examples:
   hhtld convert demo: minilm.hhtld                   a real model, with the extra 'demo' installed
   hhtld convert model.safetensors model.hhtld --profile lookup
   hhtld convert snapshot-folder/ model.hhtld --dry-run
+  hhtld convert https://HOST/model.safetensors model.hhtld
   hhtld convert model.hhtld back.safetensors
   hhtld convert model.hhtld model.h5 --original model.safetensors
   hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4
@@ -63,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes, "
         ".h5 exports what is inside a .hhtld for HDF5 viewers.",
     )
-    command.add_argument("src", metavar="SRC", help=".safetensors, snapshot folder or index.json, .hhtld, or demo:")
+    command.add_argument(
+        "src",
+        metavar="SRC",
+        help=".safetensors, snapshot folder, its index.json or a hub cache's models--ORG--NAME, .hhtld, the URL of one of "
+        "these (https://, s3://, hf://, ...; extra 'fsspec'), .gguf, .onnx, or demo:",
+    )
     command.add_argument("dst", metavar="DST", help="file to write; replaced only by a complete, verified one")
     command.add_argument(
         "--profile",

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -202,12 +203,23 @@ class ContainerReader:
             rows = np.arange(start, stop, step)
         if self._map is not None:
             return self._read(record.offset, record.nbytes).reshape(n_rows, width)[rows]
+        if self._file.gap:  # each range is a question to a far store
+            different, places = np.unique(rows, return_inverse=True)
+            return self._picked(record.offset, width, different)[places]
+        return self._picked(record.offset, width, np.asarray(rows))
+
+    def _picked(self, offset: int, width: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return rows of what lies at `offset`; runs of neighbours, or of near ones, are read at once."""
         out = np.empty((len(rows), width), np.uint8)
-        breaks = np.flatnonzero(_apart(rows, self._file.gap // max(width, 1))) + 1  # runs of near ones are read at once
-        for run in np.split(np.arange(len(rows)), breaks) if len(rows) else []:
-            first, last = int(rows[run[0]]), int(rows[run[-1]])
-            held = self._read(record.offset + first * width, (last + 1 - first) * width).reshape(-1, width)
-            out[run] = held[rows[run] - first]
+        steps = np.diff(rows)
+        breaks = np.flatnonzero((steps < 1) | (steps > 1 + self._file.gap // max(width, 1))) + 1
+        for begin, end in pairwise([0, *breaks.tolist(), len(rows)] if len(rows) else []):
+            first, last = int(rows[begin]), int(rows[end - 1])
+            if last + 1 - first == end - begin:
+                self._fill(out[begin:end], offset + first * width)
+            else:
+                held = self._read(offset + first * width, (last + 1 - first) * width).reshape(-1, width)
+                out[begin:end] = held[rows[begin:end] - first]
         return out
 
     def verify(self) -> None:
@@ -229,20 +241,17 @@ class ContainerReader:
             raise ChecksumError(f"{self.path}: padding at offset {start} is not zero; the file is damaged")
 
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        if self._file.closed:
-            raise ValueError(f"{self.path}: the pack is closed")
-        mapped = self._map  # another thread may close the pack after the check above
-        if mapped is not None:
+        mapped = self._map  # another thread may close the pack after the check below
+        if mapped is not None and not self._file.closed:
             return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
         out = np.empty(nbytes, np.uint8)
-        self._file.fill(out.data, offset)
+        self._fill(out, offset)
         return out
 
-
-def _apart(rows: NDArray[Any], near: int) -> NDArray[np.bool_]:
-    """Return where a row is not the next one after the row before it, nor at most `near` rows further."""
-    steps = np.diff(rows)
-    return (steps < 1) | (steps > 1 + near)
+    def _fill(self, out: NDArray[np.uint8], offset: int) -> None:
+        if self._file.closed:
+            raise ValueError(f"{self.path}: the pack is closed")
+        self._file.fill(out.reshape(-1).data, offset)
 
 
 def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
