@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "src",
         metavar="SRC",
-        help=".safetensors, snapshot folder, its index.json or a hub cache's models--ORG--NAME, .hhtld, the URL of one of "
-        "these (https://, s3://, hf://, ...; extra 'fsspec'), .gguf, .onnx, or demo:",
+        help=".safetensors, snapshot folder, its index.json or a hub cache's models--ORG--NAME, .hhtld, "
+        "the URL of one of these (https://, s3://, hf://, ...; extra 'fsspec'), .gguf, .onnx, or demo:",
     )
     command.add_argument("dst", metavar="DST", help="file to write; replaced only by a complete, verified one")
     command.add_argument(

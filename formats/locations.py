@@ -38,7 +38,7 @@ def locate(src: str | os.PathLike[str] | Url) -> Location:
     if text == DEMO:
         return demo_model()
     if is_url(text):
-        return _local(text) if text.lower().startswith("file://") else Url(text)
+        return _local(text) if text.lower().startswith("file://") else Url(text).pinned()
     return _snapshot(Path(text))
 
 

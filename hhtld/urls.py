@@ -2,7 +2,7 @@
 
 A file is asked for its size and for the ranges that are needed, never for the whole. After every range the
 size and whatever the store tells of the content (ETag, time, checksum) are compared with what they were when the
-file was opened: rows of two files must not end up in one.
+file was opened: rows of two files must not end up in one. On a hub, the commit is looked up once and read from.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ __all__ = ["Location", "RemoteFile", "Url", "is_url", "open_location"]
 # Two letters at least before the colon: "C:/model" is a path of Windows. Links as in "zip://x::s3://y" come apart.
 _URL = re.compile(r"((?:[a-z][a-z0-9+.-]+::)*([a-z][a-z0-9+.-]+)://)(.*?)((?:::.*)?)", re.IGNORECASE | re.DOTALL)
 _WEB = ("http", "https")
+_HUB = "hf"
+_HUB_PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 REQUEST_NBYTES = 32 << 20  # of one range at most, which is in memory twice for a moment
 GAP_NBYTES = 256 << 10  # about what a store sends in the time that a second request takes
 # What stores tell of a file's content, by their own names; its address may be signed anew each time.
@@ -142,19 +144,49 @@ class Url:
     def facts(self) -> dict[str, Any]:
         """Return what the store tells of it now: size, type, and more under the store's own names."""
         with self._asking():
-            self._store.invalidate_cache(self._path)  # some remember what they told before
+            if not self.is_fixed:
+                self._store.invalidate_cache(self._path)  # some remember what they told before
             return dict(self._store.info(self._path))
 
     def part(self, start: int, stop: int) -> bytes:
         """Return bytes [start, stop), or fewer where the store has fewer."""
         with self._asking():
-            return bytes(self._store.cat_file(self._path, start=start, end=stop))
+            return bytes(self._store.cat_file(self._path, start=start, end=stop, **self._unbuffered))
+
+    def pinned(self) -> Url:
+        """Return the same place at the commit that its revision names now, on a hub; elsewhere itself."""
+        if self.protocol != _HUB or self.is_fixed:
+            return self
+        with self._asking():
+            found = self._store.resolve_path(self._path)
+            if not hasattr(found, "repo_id"):  # a bucket, which has no commits
+                return self
+            from huggingface_hub import HfApi
+
+            api = HfApi(endpoint=self._store.endpoint, token=self._store.token)
+            commit = api.repo_info(found.repo_id, repo_type=found.repo_type, revision=found.revision).sha
+        path = f"/{found.path_in_repo}" if found.path_in_repo else ""
+        return Url(f"{self._head}{_HUB_PREFIXES[found.repo_type]}{found.repo_id}@{commit}{path}{self._tail}")
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether what lies there can never change: it is named by a commit."""
+        return self.protocol == _HUB and re.search(r"@[0-9a-f]{40}(?:/|\Z)", self._body) is not None
+
+    @cached_property
+    def _unbuffered(self) -> dict[str, str]:
+        # Stores without ranges of their own open the file for each, and would read 5 MB ahead.
+        from fsspec.spec import AbstractFileSystem
+
+        opens = not self._store.async_impl and type(self._store).cat_file is AbstractFileSystem.cat_file
+        return {"cache_type": "none"} if opens else {}
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
         """Let whatever a store raises come out as an OSError that names the URL."""
         try:
-            with contextlib.nullcontext() if self._store.async_impl else _one_at_a_time:
+            at_once = self._store.async_impl or self.protocol == _HUB
+            with contextlib.nullcontext() if at_once else _one_at_a_time:
                 yield
         except MemoryError:
             raise
@@ -207,6 +239,8 @@ class RemoteFile(PositionalFile):
         self.closed = True
 
     def _check_unchanged(self) -> None:
+        if self._url.is_fixed:
+            return
         try:
             facts = self._url.facts()
         except FileNotFoundError:

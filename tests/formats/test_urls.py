@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import re
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -596,3 +598,68 @@ def test_a_cached_model_whose_blob_is_gone(cache: Path) -> None:
 def test_a_cached_model_read_through_fsspec(memory: Counted, cache: Path, snapshot: Path) -> None:
     memory.put_folder(cache / "snapshots" / COMMIT, "hub/snapshot")
     same("memory://hub/snapshot", snapshot)
+
+
+# --- a hub ------------------------------------------------------------------------------------
+
+
+class Hub(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A hub as huggingface_hub shows it to fsspec: revisions, commits, files without ranges of their own."""
+
+    protocol = "hf"
+    endpoint = token = None
+    cachable = False
+    commits: ClassVar[dict[str, dict[str, bytes]]] = {}
+    main: ClassVar[str] = COMMIT
+    asked: ClassVar[list[str]] = []
+
+    def resolve_path(self, path: str) -> Any:
+        repo, _, name = re.sub(r"\A(org/name)(@[^/]*)?", r"\1\2", path).partition("/name")
+        revision, _, name = name.removeprefix("@").partition("/")
+        return types.SimpleNamespace(repo_id=f"{repo}/name", repo_type="model", revision=revision, path_in_repo=name)
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        self.asked.append(path)
+        found = self.resolve_path(path)
+        files = self.commits[found.revision or self.main]
+        if not found.path_in_repo:
+            return {"name": path, "size": 0, "type": "directory"}
+        if found.path_in_repo not in files:
+            raise FileNotFoundError(path)
+        return {"name": path, "size": len(files[found.path_in_repo]), "type": "file"}
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        files = self.commits[self.resolve_path(path).revision or self.main]
+        return [self.info(f"{path}/{name}") for name in files]
+
+    def _open(self, path: str, mode: str = "rb", cache_type: str = "readahead", **options: Any) -> Any:
+        assert cache_type == "none"
+        found = self.resolve_path(path)
+        return io.BytesIO(self.commits[found.revision or self.main][found.path_in_repo])
+
+
+def test_a_hub_is_read_at_one_commit(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class HfApi:
+        def __init__(self, endpoint: object, token: object) -> None:
+            pass
+
+        def repo_info(self, repo_id: str, repo_type: str, revision: str | None) -> Any:
+            assert (repo_id, repo_type) == ("org/name", "model")
+            return types.SimpleNamespace(sha=revision or Hub.main)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=HfApi))
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (Hub(), url.removeprefix("hf://")))
+    files = {path.name: path.read_bytes() for path in snapshot.iterdir()}
+    monkeypatch.setattr(Hub, "commits", {COMMIT: files})
+    assert str(locate("hf://org/name")) == f"hf://org/name@{COMMIT}"
+    assert str(locate("hf://org/name/config.json")) == f"hf://org/name@{COMMIT}/config.json"
+    same("hf://org/name", snapshot)
+    same(f"hf://org/name@{COMMIT}/model.safetensors.index.json", snapshot)
+    with open_source("hf://org/name") as source:
+        Hub.commits[OTHER] = {}
+        monkeypatch.setattr(Hub, "main", OTHER)  # a push meanwhile changes nothing of what is read
+        expected = model()["model.embed_tokens.weight"]
+        source.read_rows("model.embed_tokens.weight", 0, 1)
+        Hub.asked.clear()
+        np.testing.assert_array_equal(source.read_tensor("model.embed_tokens.weight"), expected)
+        assert Hub.asked == []  # and the hub, which counts questions, is not asked what cannot have changed
