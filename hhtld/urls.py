@@ -175,10 +175,12 @@ class Url:
 
     @cached_property
     def _unbuffered(self) -> dict[str, str]:
-        # Stores without ranges of their own open the file for each, and would read 5 MB ahead.
+        # Stores without ranges of their own open the file for each, and would read 5 MB ahead. Links of a chain keep
+        # what they chose.
         from fsspec.spec import AbstractFileSystem
 
-        opens = not self._store.async_impl and type(self._store).cat_file is AbstractFileSystem.cat_file
+        opens = type(self._store).cat_file is AbstractFileSystem.cat_file and "::" not in self._head + self._tail
+        opens = opens and not self._store.async_impl
         return {"cache_type": "none"} if opens else {}
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,6 +207,17 @@ def test_every_kind_of_source_reads_as_the_local_one(
     same("memory://packs/model.hhtld", packed)
     loaded = hhtld.load_file("memory://single/model.safetensors")
     np.testing.assert_array_equal(loaded["model.norm.weight"], np.ones(64, np.float32))
+
+
+def test_chains_of_stores(memory: Counted, single: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        archive.write(single, "m/model.safetensors")
+    memory.put("model.safetensors", single.read_bytes())
+    url = f"zip://m/model.safetensors::{(tmp_path / 'm.zip').as_uri()}"
+    assert str(Url(url).parent / "x") == url.replace("model.safetensors", "x")
+    same(url, single)
+    same(url.replace("/model.safetensors", "", 1), single.parent)
+    same("simplecache::memory://model.safetensors", single)
 
 
 def test_only_what_is_asked_for_is_fetched(memory: Counted, single: Path, packed: Path) -> None:
