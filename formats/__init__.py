@@ -8,7 +8,9 @@ from pathlib import Path
 
 from hhtld.errors import BadMagicError, UnknownFormatError
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.formats.locations import locate, missing
 from hhtld.registry import Plugin, Registry
+from hhtld.urls import Location, Url, open_location
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_format", "open_source", "registry"]
 
@@ -78,20 +80,14 @@ def format_for_output(dst: str | os.PathLike[str], name: str | None = None) -> F
     )
 
 
-def open_source(path: Path) -> TensorSource:
-    """Open a file or folder in whichever format recognises it.
+def open_source(src: str | os.PathLike[str] | Url) -> TensorSource:
+    """Open a file or folder, here or behind a URL, in whichever format recognises it.
 
     The name as given decides together with the first bytes; links are followed only for reading,
-    because a hub cache's link has the suffix and its target has not.
+    because a hub cache's link has the suffix and its target has not. See `hhtld.formats.locations.locate`.
     """
-    head = b""
-    if not path.is_dir():
-        if not path.is_file():
-            if not path.exists():
-                raise FileNotFoundError(2, "no such file or folder", str(path))
-            raise BadMagicError(f"{path}: not a regular file")
-        with path.open("rb") as file:
-            head = file.read(64)
+    path = locate(src)
+    head = b"" if path.is_dir() else _head(path)
     broken = []
     for plugin in registry:
         try:
@@ -100,9 +96,19 @@ def open_source(path: Path) -> TensorSource:
             broken.append(f"{plugin.name} ({error})")
             continue
         if candidate.sniff(path, head):
-            return candidate.open_source(path)
+            return candidate.open_source(path) if isinstance(path, Path) else candidate.open_url(path)
     message = f"{path}: not recognised by any format; available: {', '.join(sorted(registry.plugins()))}"
     if broken:
         message += f"; could not be loaded: {', '.join(broken)}"
     hint = lookalike(head) or ("" if head or path.is_dir() else "the file is empty")
     raise BadMagicError(message + (f" ({hint})" if hint else ""))
+
+
+def _head(path: Location) -> bytes:
+    """Return the first 64 bytes of a file, or all of a shorter one."""
+    if not path.exists():
+        raise missing(path)
+    if not path.is_file():
+        raise BadMagicError(f"{path}: not a regular file")
+    with open_location(path) as file:
+        return bytes(file.read(0, min(file.size, 64)))

@@ -29,12 +29,15 @@ __all__ = ["main"]
 DONE, FAILED, USAGE, BAD_INPUT, CANNOT_WRITE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _EPILOG = """\
+wherever a file is read, SRC, FILE, A and B may be URLs (extra 'fsspec'); files are written locally
+
 exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write, 130 interrupted
 
 examples:
   hhtld convert demo: minilm.hhtld                   a real model, with the extra 'demo' installed
   hhtld convert model.safetensors model.hhtld --profile lookup
   hhtld convert snapshot-folder/ model.hhtld --dry-run
+  hhtld convert https://HOST/model.safetensors model.hhtld
   hhtld convert model.hhtld back.safetensors
   hhtld convert model.hhtld plain-folder/            decoded, config and tokenizer too: loads anywhere
   hhtld convert snapshot-folder/ packed/ --to hf     loads with transformers and hhtld.integrations.transformers
@@ -67,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         "decoded, and with --to hf a packed one for transformers.",
     )
     command.add_argument(
-        "src", metavar="SRC", help=".safetensors, snapshot or packed folder, index.json, .hhtld, or demo:"
+        "src",
+        metavar="SRC",
+        help=".safetensors, snapshot or packed folder, a snapshot's index.json or a hub cache's models--ORG--NAME, "
+        ".hhtld, the URL of one of these (https://, s3://, hf://, ...; extra 'fsspec'), .gguf, .onnx, or demo:",
     )
     command.add_argument(
         "dst",
@@ -315,13 +321,15 @@ def _convert(args: argparse.Namespace) -> int:
     if args.report and args.dry_run:
         raise ValueError("--report tells what was measured, and --dry-run measures nothing")
     from hhtld.formats import format_for_output, open_source
-    from hhtld.formats.convert import convert, resolve_source
+    from hhtld.formats.convert import convert
+    from hhtld.formats.locations import output_path
     from hhtld.formats.terminal import console, cosine, gate_table, human_nbytes, plain_table, progress_bar, safe
     from hhtld.gates import Threshold
 
+    output_path(args.dst)  # a URL is refused before anything is read
     if args.report and "max_nbytes" in format_for_output(args.dst, args.to).options:
         raise ValueError(f"--report tells what became of tensors; {args.dst} only shows them")
-    with open_source(resolve_source(args.src)) as source:
+    with open_source(args.src) as source:
         total = sum(info.nbytes for info in source.infos().values())
     with progress_bar(total, wanted=not args.json and not args.dry_run) as progress:
         try:
@@ -353,7 +361,7 @@ def _convert(args: argparse.Namespace) -> int:
 
         facts = report.to_json()
         if report.profile is not None:
-            with open_pack(Path(args.dst)) as pack:
+            with open_pack(args.dst) as pack:
                 facts["sections"] = section_nbytes(pack)
         write_report(args.report, facts, {regime: c.counts for regime, c in report.gates.regimes.items()})
     if args.json:
@@ -416,14 +424,13 @@ def _inspect(args: argparse.Namespace) -> int:
 
     if args.rows is not None and args.tensor is None:
         raise ValueError("--rows needs --tensor")
-    path = Path(args.file)
-    with open_source(path) as source:
+    with open_source(args.file) as source:
         if args.tensor is not None and args.tensor not in source:
             raise ValueError(no_such_tensor(args.tensor, source.infos()))
         if args.rows is not None:
             print_rows(source, args.tensor, args.rows, args.json, console())
             return DONE
-        facts = describe(source, path, args.tensor)
+        facts = describe(source, args.file, args.tensor)
     if args.json:
         print(json.dumps(facts, indent=2, allow_nan=False))
     else:
@@ -432,10 +439,13 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from hhtld.formats.hhtld import open_pack
     from hhtld.formats.terminal import console, gate_table, human_nbytes, progress_bar
     from hhtld.formats.verify import verify
 
-    with progress_bar(Path(args.file).stat().st_size, wanted=not args.json) as progress:
+    with open_pack(args.file) as pack:
+        total = sum(pack.info(name).info.nbytes for name in pack)
+    with progress_bar(total, wanted=not args.json) as progress:
         report = verify(args.file, args.src, jobs=args.jobs, progress=progress)
     if args.json:
         print(json.dumps(report.to_json(), indent=2, allow_nan=False))
@@ -471,9 +481,11 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from hhtld.formats.locations import locate
     from hhtld.formats.report import report_facts, write_report
 
-    out = Path(args.out) if args.out else Path(args.file).with_suffix(".html")
+    place = locate(args.file)  # the page about a file behind a URL stands here, under its name
+    out = args.out or (place if isinstance(place, Path) else Path(place.name)).with_suffix(".html")
     facts, cosines = report_facts(args.file, args.src, jobs=args.jobs)
     write_report(out, facts, cosines)
     if args.json:
@@ -489,7 +501,7 @@ def _probe(args: argparse.Namespace) -> int:
     from hhtld.formats.probe_report import print_probe
     from hhtld.formats.terminal import console, progress_bar
 
-    with open_pack(Path(args.file)) as pack:
+    with open_pack(args.file) as pack:
         total = sum(pack.info(name).info.nbytes for name in chosen_tensors(pack, args.tensor))
     with progress_bar(total, wanted=not args.json) as progress:
         report = probe(

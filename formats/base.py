@@ -11,6 +11,7 @@ from hhtld.gates import GateReport
 from hhtld.plan import Plan
 from hhtld.progress import Progress, silent
 from hhtld.source import TensorInfo, TensorSource
+from hhtld.urls import Location, Url
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "lookalike"]
 
@@ -58,7 +59,7 @@ class Format(ABC):
     encodes: ClassVar[bool] = False
     options: ClassVar[frozenset[str]] = frozenset()
 
-    def sniff(self, path: Path, head: bytes) -> bool:
+    def sniff(self, path: Location, head: bytes) -> bool:
         """Whether a file of these first bytes (at most 64), or a folder (empty head), is this format."""
         return path.suffix.lower() in self.suffixes and not path.is_dir()
 
@@ -71,6 +72,10 @@ class Format(ABC):
         FormatError
             For every malformation of the file.
         """
+
+    def open_url(self, url: Url) -> TensorSource:
+        """Open what lies behind a URL; formats that cannot read by ranges alone say so."""
+        raise ValueError(f"{url}: {self.name} is read from local files only: download it, then give its path")
 
     def write_source(self, source: TensorSource, path: Path, **options: Any) -> list[str] | None:
         """Write a source's tensors atomically; may return what a user should know, one sentence each.

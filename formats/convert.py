@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from hhtld.base17 import BASE17_NBYTES
 from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
-from hhtld.formats.demo import DEMO, demo_model
 from hhtld.formats.hhtld import open_pack
+from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, TensorPlan, make_plan
@@ -28,8 +28,9 @@ from hhtld.roles import regime, should_use_leaf
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import Trellis
+from hhtld.urls import Location
 
-__all__ = ["ConversionReport", "TensorOutcome", "convert", "default_jobs", "resolve_source"]
+__all__ = ["ConversionReport", "TensorOutcome", "convert", "default_jobs"]
 
 
 def default_jobs() -> int:
@@ -50,11 +51,6 @@ def workers(jobs: int) -> Iterator[Executor | None]:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def resolve_source(src: str | os.PathLike[str]) -> Path:
-    """Return the path a source argument means; "demo:" is the demo model."""
-    return demo_model() if os.fspath(src) == DEMO else Path(src)
 
 
 def as_bf16_nbytes(info: TensorInfo) -> int:
@@ -200,7 +196,8 @@ def convert(
     Parameters
     ----------
     src : path
-        A .safetensors file, a sharded snapshot folder or its index, a .hhtld file, a packed folder, or "demo:".
+        A .safetensors file, a sharded snapshot folder or its index, a model's folder in a hub's cache, a .hhtld file,
+        a packed folder, the URL of one of these, a .gguf or .onnx file, or "demo:".
     dst : path
         Its suffix chooses the format unless `to` names one. An existing file is replaced once the
         new one is complete and verified. A name without suffix, one that ends in a slash and an empty folder are
@@ -247,7 +244,7 @@ def convert(
         When the target cannot be written; what stood there before is untouched.
     """
     started = time.perf_counter()
-    source_path, target = resolve_source(src), Path(dst)
+    source_path, target = locate(src), output_path(dst)
     output = format_for_output(dst, to)
     options: dict[str, Any] = {
         "original": original,
@@ -274,12 +271,12 @@ def convert(
             raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
     if dry_run and "max_nbytes" in output.options:
         raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
-    original_path = None if original is None else resolve_source(original)
+    original_path = None if original is None else locate(original)
     for path in (source_path, original_path):
         if path is not None and _overwrites(target, path):
-            what = "is" if target.samefile(path) else "is a file of"
+            what = "is" if isinstance(path, Path) and target.samefile(path) else "is a file of"
             raise ValueError(f"{target} {what} the source itself; give the result another name")
-        if path is not None and output.name in ("folder", "hf") and path.is_dir() and _inside(target, path):
+        if isinstance(path, Path) and output.name in ("folder", "hf") and path.is_dir() and _inside(target, path):
             raise ValueError(f"{target} lies inside the source folder {path}; give a folder outside of it")
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
@@ -287,7 +284,7 @@ def convert(
         if original_path is not None:
             given["original"] = stack.enter_context(open_source(original_path))
         if not output.encodes:
-            report = ConversionReport(os.fspath(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
+            report = ConversionReport(spelled(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
             if not dry_run:
                 offered = {"executor": executor, "progress": progress or silent, "files": files}
                 given |= {key: value for key, value in offered.items() if key in output.options}
@@ -309,7 +306,7 @@ def convert(
                 plan.profile.text == "gates", plan.thresholds, 2.0 if min_ratio is None else min_ratio
             )
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
-            report = ConversionReport(os.fspath(src), str(target), plan.profile.text, measured, dry_run=dry_run)
+            report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
             if dry_run:
                 _predict_pack(report, source, plan)
             else:
@@ -323,9 +320,9 @@ def convert(
     return report
 
 
-def _overwrites(target: Path, source: Path) -> bool:
+def _overwrites(target: Path, source: Location) -> bool:
     """Whether writing `target` would replace what is read: the source, or a file of its snapshot folder."""
-    if not target.exists() or not source.exists():
+    if not isinstance(source, Path) or not target.exists() or not source.exists():
         return False
     if target.samefile(source):
         return True

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hhtld.dtypes import widen
 from hhtld.formats import open_source
-from hhtld.formats.convert import default_jobs, resolve_source, workers
+from hhtld.formats.convert import default_jobs, workers
 from hhtld.formats.terminal import human_nbytes, plain_table, safe
 from hhtld.gates import CosineSummary, row_cosines, summarize
 from hhtld.pack import PackSource
@@ -142,8 +142,8 @@ def diff(
     """
     report = DiffReport(os.fspath(a), os.fspath(b))
     with (
-        open_source(resolve_source(a)) as source_a,
-        open_source(resolve_source(b)) as source_b,
+        open_source(a) as source_a,
+        open_source(b) as source_b,
         workers(jobs or default_jobs()) as executor,
     ):
         infos_a, infos_b = source_a.infos(), source_b.infos()

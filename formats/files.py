@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from hhtld.encoder import encode
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import open_pack, save_pack
+from hhtld.formats.locations import output_path
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack
 
 __all__ = ["load_file", "open", "save", "save_file"]
@@ -24,7 +24,8 @@ def open(path: PathLike, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> 
 
     Parameters
     ----------
-    path : path
+    path : path or str
+        A URL (str) is read by ranges.
     mmap : bool
         Map the file. False reads it with positional reads: for network mounts, and for files that
         another process may cut short (a mapped file then kills the reader).
@@ -36,7 +37,7 @@ def open(path: PathLike, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> 
     FormatError
         When the file is not a sound `.hhtld` file.
     """
-    return open_pack(Path(path), mmap=mmap, budget=budget)
+    return open_pack(path, mmap=mmap, budget=budget)
 
 
 def save(pack: HhtldPack, path: PathLike) -> None:
@@ -47,12 +48,12 @@ def save(pack: HhtldPack, path: PathLike) -> None:
     OutputError
         When the file cannot be written; what stood there before is untouched.
     """
-    save_pack(pack, Path(path))
+    save_pack(pack, output_path(path))
 
 
 def load_file(path: PathLike) -> dict[str, NDArray[Any]]:
     """Return every tensor of a file of any readable format, decoded, in its source type and shape."""
-    with open_source(Path(path)) as source:
+    with open_source(path) as source:
         return {name: source.read_tensor(name) for name in source.infos()}
 
 

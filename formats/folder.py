@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 from hhtld.atomic_folder import new_folder, write_bytes
 from hhtld.formats.base import Format, TensorInfo, TensorSource
+from hhtld.formats.model_config import CONFIG
 from hhtld.formats.safetensors import SafetensorsFormat, check_shard_name, write_tensors
 from hhtld.progress import Progress, silent
 
@@ -103,6 +104,6 @@ class FolderFormat(Format):
                 write_bytes(folder / INDEX, _index(shards))
             if files:
                 write_side_files(source, folder)
-        if files and "config.json" not in source.files():
+        if files and CONFIG not in source.files():
             return ["the source has no config.json, so the folder holds weights that transformers cannot load alone"]
         return []

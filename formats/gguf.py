@@ -34,7 +34,6 @@ Source: https://github.com/ggml-org/ggml (docs/gguf.md; src/gguf.cpp for the rul
 from __future__ import annotations
 
 import functools
-import io
 import math
 import os
 from collections.abc import Mapping
@@ -55,9 +54,10 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
-from hhtld.reading import fill, open_regular, read_bytes
+from hhtld.reading import PositionalFile, open_regular
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.source import checked_name
+from hhtld.urls import Location
 
 __all__ = ["GgufFile", "GgufFormat"]
 
@@ -168,16 +168,16 @@ class _Cursor:
     position : int
     """
 
-    def __init__(self, file: io.FileIO, size: int, path: Path) -> None:
+    def __init__(self, file: PositionalFile, path: Path) -> None:
         self.where = f"{path}"
         self.position = 0
-        self._file, self._size, self._path = file, size, path
+        self._file = file
         self._window, self._begin = b"", 0
 
     @property
     def left(self) -> int:
         """Bytes of the file from here on."""
-        return self._size - self.position
+        return self._file.size - self.position
 
     def take(self, nbytes: int, what: str) -> bytes:
         """Return the next bytes, or raise `TruncatedError` without reading any."""
@@ -190,7 +190,7 @@ class _Cursor:
         begin = self.position - self._begin
         if begin + nbytes > len(self._window):
             wanted = min(max(nbytes, WINDOW_NBYTES), self.left)
-            self._window = bytes(read_bytes(self._file, self.position, wanted, self._path))
+            self._window = bytes(self._file.read(self.position, wanted))
             self._begin, begin = self.position, 0
         self.position += nbytes
         return self._window[begin : begin + nbytes]
@@ -253,9 +253,9 @@ class _Header(NamedTuple):
     entries: dict[str, _Entry]
 
 
-def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
-    """Read and check the header of an open file of `size` bytes."""
-    cursor = _Cursor(file, size, path)
+def _read_header(file: PositionalFile, path: Path) -> _Header:
+    """Read and check the header of an open file."""
+    cursor = _Cursor(file, path)
     version = _version(cursor, path)
     n_tensors = cursor.count(TENSOR_NBYTES, "tensors")
     fields = _fields(cursor, path)
@@ -269,7 +269,7 @@ def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
         if entry.info.name in entries:
             raise HeaderError(f"{path}: tensor {shown(entry.info.name)} is given twice")
         entries[entry.info.name] = entry
-    return _Header(version, alignment, fields, _placed(entries, cursor.position, alignment, size, path))
+    return _Header(version, alignment, fields, _placed(entries, cursor.position, alignment, file.size, path))
 
 
 def _version(cursor: _Cursor, path: Path) -> int:
@@ -466,9 +466,9 @@ class GgufFile(TensorSource):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         _package()
         self._path = Path(path)
-        self._file, size = open_regular(self._path)
+        self._file = open_regular(self._path)
         try:
-            self._header = _read_header(self._file, size, self._path)
+            self._header = _read_header(self._file, self._path)
         except BaseException:
             self._file.close()
             raise
@@ -511,7 +511,7 @@ class GgufFile(TensorSource):
             raise ValueError(f"tensor {shown(name)} has rows 0..{entry.info.n_rows}, got [{start}, {stop})")
         stored = np.empty((stop - start, entry.nbytes // entry.info.n_rows), np.uint8)
         if stored.size:
-            fill(self._file, stored.reshape(-1).data, entry.offset + start * stored.shape[1], self._path)
+            self._file.fill(stored.reshape(-1).data, entry.offset + start * stored.shape[1])
         if entry.kind.quantised is None:
             return stored
         out = np.empty((stop - start, entry.info.n_cols), "<f4")
@@ -530,7 +530,7 @@ class GgufFormat(Format):
     description: ClassVar[str] = "GGUF file of llama.cpp; quantised tensors are read as float32 (extra: gguf)"
     writes: ClassVar[bool] = False
 
-    def sniff(self, path: Path, head: bytes) -> bool:
+    def sniff(self, path: Location, head: bytes) -> bool:
         """Whether the magic bytes or the suffix say so."""
         return head.startswith(MAGIC) or super().sniff(path, head)
 

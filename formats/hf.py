@@ -18,12 +18,11 @@ whose shape and type fit none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,13 +30,15 @@ from hhtld.atomic_folder import new_folder, write_bytes
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pack
-from hhtld.formats.safetensors import NAMES_KEY, config_object, write_tensors
+from hhtld.formats.model_config import CONFIG, config_bytes, config_object
+from hhtld.formats.safetensors import NAMES_KEY, write_tensors
 from hhtld.gates import GateReport
 from hhtld.pack import HhtldPack, PackSource
 from hhtld.plan import Plan
 from hhtld.progress import Progress, silent
 from hhtld.side_files import read_side_file, side_files
 from hhtld.source import ArraySource
+from hhtld.urls import Location, Url
 
 __all__ = ["NAMES_FILE", "HfFormat", "PackedFolder", "packed_config", "write_names"]
 
@@ -76,21 +77,17 @@ def packed_config(source: TensorSource, where: str, profile: str) -> bytes:
     HeaderError
         When it is no JSON object, or the model is quantized already.
     """
-    config = config_object(source.read_file("config.json"), where)
+    config = config_object(source.read_file(CONFIG), where)
     if config.get("quantization_config") is not None:
         raise HeaderError(f"{where} the model is already quantized")
     floats = [info.dtype for info in source.infos().values() if info.dtype.is_weight and info.dtype.nbits >= 16]
     added = {"quant_method": "hhtld", "profile": profile, "dtype": floats[0].name if floats else "F32"}
-    return _json(config | dict(zip(_ADDED, (added, PACK_NAME), strict=True)))
+    return config_bytes(config | dict(zip(_ADDED, (added, PACK_NAME), strict=True)))
 
 
 def _plain_config(data: bytes, where: str) -> bytes:
     config = config_object(data, where)
-    return _json({key: value for key, value in config.items() if key not in _ADDED})
-
-
-def _json(config: Mapping[str, Any]) -> bytes:
-    return (json.dumps(config, indent=2) + "\n").encode()  # as transformers writes it
+    return config_bytes({key: value for key, value in config.items() if key not in _ADDED})
 
 
 def write_names(pack: HhtldPack, path: Path) -> None:
@@ -111,11 +108,11 @@ class PackedFolder(PackSource):
         For a bad pack or config.json.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         super().__init__(open_pack(folder / PACK_NAME))
         self._folder = folder
         try:
-            config = folder / "config.json"
+            config = folder / CONFIG
             self._config = _plain_config(read_side_file(folder, config.name), f"{config}:")
             self._files = side_files(folder) | {config.name: len(self._config)}
         except BaseException:
@@ -127,7 +124,7 @@ class PackedFolder(PackSource):
         return dict(self._files)
 
     def read_file(self, name: str) -> bytes:
-        return self._config if name == "config.json" else read_side_file(self._folder, name)
+        return self._config if name == CONFIG else read_side_file(self._folder, name)
 
 
 class HfFormat(Format):
@@ -138,13 +135,17 @@ class HfFormat(Format):
     description: ClassVar[str] = "packed model folder, for transformers with hhtld.integrations.transformers"
     encodes: ClassVar[bool] = True
 
-    def sniff(self, path: Path, head: bytes) -> bool:
+    def sniff(self, path: Location, head: bytes) -> bool:
         """Whether the folder's config.json says that its weights are in model.hhtld."""
         return is_packed_folder(path)
 
     def open_source(self, path: Path) -> TensorSource:
         """Open the pack of a folder, with the folder's side files."""
         return PackedFolder(path)
+
+    def open_url(self, url: Url) -> TensorSource:
+        """Open a packed folder behind a URL the same way."""
+        return PackedFolder(url)
 
     def write_plan(
         self,
@@ -164,7 +165,7 @@ class HfFormat(Format):
         OutputError
             When the folder holds something or cannot be written; nothing is left behind.
         """
-        if "config.json" not in source.files():
+        if CONFIG not in source.files():
             raise HeaderError(
                 "a packed folder needs the model's config.json, and the source has none; convert the model's folder, "
                 "not a file of it"
@@ -175,7 +176,7 @@ class HfFormat(Format):
             with open_pack(folder / PACK_NAME) as pack:
                 write_names(pack, folder / NAMES_FILE)
             for name in source.files():
-                write_bytes(folder / name, config if name == "config.json" else source.read_file(name))
+                write_bytes(folder / name, config if name == CONFIG else source.read_file(name))
             write_bytes(folder / _HOW_TO, _TEXT.encode())
         return [
             f"{shown(str(path))} loads with transformers once hhtld.integrations.transformers is imported; "

@@ -7,7 +7,6 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from hhtld.formats.card import print_tensor
 from hhtld.formats.convert import as_bf16_nbytes
 from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.listing import print_listing
+from hhtld.formats.locations import spelled
 from hhtld.formats.statistics import slot_statistics, value_statistics, weight_blocks
 from hhtld.gates import rounded_down
 from hhtld.pack import HhtldPack, PackSource
@@ -31,9 +31,9 @@ from hhtld.table import GroupRecord, TensorRecord
 __all__ = ["describe", "print_description", "print_rows"]
 
 
-def describe(source: TensorSource, path: Path, name: str | None = None) -> dict[str, Any]:
+def describe(source: TensorSource, path: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
     """Return everything `inspect --json` prints of a source; with `name`, of that tensor and what it holds."""
-    facts: dict[str, Any] = {"schema": "hhtld.inspect/1", "path": os.fspath(path)}
+    facts: dict[str, Any] = {"schema": "hhtld.inspect/1", "path": spelled(path)}
     facts |= _pack_facts(source.pack) if isinstance(source, PackSource) else _source_facts(source)
     if name is None:
         return facts
@@ -83,7 +83,7 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
         reader = pack.sections
         facts |= {
             "version": f"{reader.major}.{reader.minor}",
-            "nbytes": reader.path.stat().st_size,
+            "nbytes": reader.file_nbytes,
             "sections": [
                 {"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": f"{r.crc32:08x}"}
                 for r in reader.records

@@ -28,7 +28,6 @@ Source: https://github.com/onnx/onnx (onnx/onnx.proto, docs/ExternalData.md).
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -49,7 +48,7 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
-from hhtld.reading import fill, open_regular, read_bytes
+from hhtld.reading import PositionalFile, open_regular
 from hhtld.sizes import checked_shape, tensor_nbytes
 from hhtld.source import checked_name
 
@@ -120,15 +119,16 @@ def _package() -> ModuleType:
 # --- the message ------------------------------------------------------------------------------
 
 
-def _read_model(file: io.FileIO, size: int, path: Path) -> Any:
-    """Return the parsed `ModelProto` of an open file of `size` bytes."""
+def _read_model(file: PositionalFile, path: Path) -> Any:
+    """Return the parsed `ModelProto` of an open file."""
     from google.protobuf.message import DecodeError
 
+    size = file.size
     if size == 0:
         raise TruncatedError(f"{path}: the file is empty")
     if size > SIZE_LIMIT:
         raise HeaderError(f"{path}: {size} bytes, a protobuf message has at most {SIZE_LIMIT}")
-    data = read_bytes(file, 0, size, path)
+    data = file.read(0, size)
     hint = lookalike(bytes(data[:64]))
     model = _package().ModelProto()
     try:
@@ -360,10 +360,10 @@ def _place(tensor: Any, info: TensorInfo, path: Path, where: str) -> _Place:
     offset = _decimal(facts.get("offset", "0"), "offset", where)
     _check_inside(location, path, where)
     try:
-        file, size = open_regular(path.parent / location)
+        with open_regular(path.parent / location) as file:
+            size = file.size
     except FileNotFoundError:
         raise HeaderError(f"{where}: its external file {shown(location)} is missing") from None
-    file.close()
     length = _decimal(facts["length"], "length", where) if "length" in facts else max(0, size - offset)
     if length != info.nbytes:
         raise HeaderError(
@@ -435,9 +435,8 @@ class OnnxFile(TensorSource):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         _package()
         self._path = Path(path)
-        file, size = open_regular(self._path)
-        with file:
-            model = _read_model(file, size, self._path)
+        with open_regular(self._path) as file:
+            model = _read_model(file, self._path)
         _check_version(model, self._path)
         self._metadata = _pairs(model.metadata_props, f"{self._path}: metadata_props")
         self._facts = _facts(model, self._path)
@@ -496,11 +495,11 @@ def _external_rows(place: _Place, skip: int, shape: tuple[int, int]) -> NDArray[
     rows = np.empty(shape, np.uint8)
     if rows.size:
         try:
-            file, _ = open_regular(place.file)
+            file = open_regular(place.file)
         except FileNotFoundError:
             raise HeaderError(f"{place.file}: was removed after the model was opened") from None
         with file:
-            fill(file, rows.reshape(-1).data, place.offset + skip, place.file)
+            file.fill(rows.reshape(-1).data, place.offset + skip)
     return rows
 
 

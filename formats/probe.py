@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld.errors import FormatError, shown
 from hhtld.formats import open_source
-from hhtld.formats.convert import resolve_source
 from hhtld.formats.ground_truth import NOISE, GivenQueries, evenly_spaced, exact_rows, given_queries, perturbed_rows
 from hhtld.formats.hhtld import open_pack
+from hhtld.formats.locations import spelled
 from hhtld.formats.names import matching
 from hhtld.formats.probe_report import ProbeReport, TensorProbe
 from hhtld.formats.search_methods import SearchCase, measured_methods
@@ -69,8 +68,8 @@ def probe(
         raise ValueError(f"count must be at least 1, got {count}")
     given = None if queries is None else given_queries(queries, count)
     origin = f"rows of SRC + {NOISE:g} noise" if given is None else given.origin
-    report = ProbeReport(os.fspath(path), os.fspath(src), origin, seed)
-    with open_pack(Path(path)) as pack, open_source(resolve_source(src)) as source:
+    report = ProbeReport(spelled(path), spelled(src), origin, seed)
+    with open_pack(path) as pack, open_source(src) as source:
         names = chosen_tensors(pack, tensors)
         for name in names:
             _check_source(pack, source, name)

@@ -125,10 +125,10 @@ def report_facts(
     found = verify(path, src, jobs=jobs, progress=progress)
     if found.gates is None:
         raise HeaderError(f"{found.path} was not made from {found.source}: {'; '.join(found.differences[:3])}")
-    with open_pack(Path(path)) as pack:
+    with open_pack(path) as pack:
         profile = pack.table.profile
         found.gates.enforced = profile == "gates"
-        report = ConversionReport(os.fspath(src), found.path, profile, found.gates, target_nbytes=found.nbytes)
+        report = ConversionReport(found.source or "", found.path, profile, found.gates, target_nbytes=found.nbytes)
         for name, record in pack.table.tensors.items():
             role = None if record.group is None else regime(pack.table.groups[record.group].key.role)
             quality = found.gates.tensors.get(name)

@@ -30,15 +30,13 @@ Source: https://github.com/huggingface/safetensors (README, format), and the fol
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import math
 import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,19 +45,23 @@ from hhtld.atomic import AtomicFile, replacing
 from hhtld.dtypes import DTYPES, dtype_named
 from hhtld.errors import BadMagicError, FormatError, HeaderError, TruncatedError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.formats.fp8 import DequantizedSource, Fp8Scheme, declared_scheme, has_scales, holds_fp8
+from hhtld.formats.locations import locate
+from hhtld.formats.model_config import CONFIG
+from hhtld.formats.strict_json import json_object
 from hhtld.progress import Progress, silent
-from hhtld.reading import fill, open_regular, read_bytes
+from hhtld.reading import PositionalFile
 from hhtld.rows import row_ranges
 from hhtld.side_files import read_side_file, side_files
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.source import checked_name
+from hhtld.urls import Location, Url, open_location
 
 __all__ = [
     "SafetensorsFile",
     "SafetensorsFormat",
     "ShardedSnapshot",
     "check_shard_name",
-    "config_object",
     "write_tensors",
 ]
 
@@ -68,7 +70,6 @@ INDEX_SUFFIX = ".safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # the official library's own
 JSON_LIMIT = 10 << 20  # index and config.json, as huggingface_hub limits the index
 LENGTH_NBYTES = 8
-MAX_DIGITS = 64  # far above any size, far below where conversion gets slow
 MAX_NESTING = 64  # inside a field that is ignored; the official library stops at about 125
 METADATA = "__metadata__"
 NAMES_KEY = "hhtld.names"  # in the metadata of a packed folder's file, see hhtld.formats.hf
@@ -85,67 +86,7 @@ def _refusal(kind: type[FormatError], message: str, head: bytes) -> FormatError:
     return BadMagicError(f"{message} ({hint})") if hint else kind(message)
 
 
-# --- JSON -------------------------------------------------------------------------------------
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"key {shown(key)} is given twice")
-            seen.add(key)
-    return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _integer(text: str) -> int | float:
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
-    # The official library takes -0 for the float it is; every field that matters refuses floats.
-    return -0.0 if text == "-0" else int(text)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"number {shown(text, 40)} is out of range")
-    return value
-
-
-def _json_object(data: bytes | bytearray, where: str, *, constants: bool = False) -> dict[str, Any]:
-    """Return the one JSON object that `data` holds, or raise `HeaderError` starting with `where`.
-
-    Parameters
-    ----------
-    constants : bool
-        Whether NaN and Infinity pass, as Python and so config.json files write them.
-    """
-    refuse = None if constants else _no_constant
-    try:
-        text = data.decode("utf-8")
-        found = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=refuse, parse_int=_integer, parse_float=_number
-        )
-        if "\\u" in text:  # the only way in for a lone surrogate, which no container could hold
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise HeaderError(f"{where} holds text that is not valid Unicode (a lone surrogate)") from None
-    except UnicodeDecodeError as error:
-        raise HeaderError(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from None
-    except RecursionError:
-        raise HeaderError(f"{where} is nested too deeply") from None
-    except MemoryError:
-        raise HeaderError(f"{where} needs more memory than there is") from None
-    except ValueError as error:
-        raise HeaderError(f"{where} is not usable JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise HeaderError(f"{where} must be a JSON object, got {type(found).__name__}")
-    return found
+# --- the header -------------------------------------------------------------------------------
 
 
 def _is_deep(value: object) -> bool:
@@ -162,9 +103,6 @@ def _is_deep(value: object) -> bool:
     return True
 
 
-# --- the header -------------------------------------------------------------------------------
-
-
 class _Entry(NamedTuple):
     """A tensor and the half-open range of its bytes, counted from the start of the data."""
 
@@ -179,9 +117,10 @@ class _Header(NamedTuple):
     data_offset: int
 
 
-def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
-    """Read and check the header of an open file of `size` bytes."""
-    head = bytes(read_bytes(file, 0, min(size, 64), path))
+def _read_header(file: PositionalFile, path: Location) -> _Header:
+    """Read and check the header of an open file."""
+    size = file.size
+    head = bytes(file.read(0, min(size, 64)))
     if size < LENGTH_NBYTES:
         problem = "the file is empty" if size == 0 else f"the file is only {size} bytes long"
         raise _refusal(TruncatedError, f"{path}: {problem}, expected at least {LENGTH_NBYTES}", head)
@@ -192,7 +131,7 @@ def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
         message = f"{path}: header of {nbytes} bytes, but only {size - LENGTH_NBYTES} bytes follow"
         raise _refusal(TruncatedError, message, head)
     data_offset = LENGTH_NBYTES + nbytes
-    data = read_bytes(file, LENGTH_NBYTES, nbytes, path)
+    data = file.read(LENGTH_NBYTES, nbytes)
     try:
         metadata, entries = _parsed(data, path)
     except RecursionError:  # printing what is nested nearly too deeply can still go too deep
@@ -201,16 +140,16 @@ def _read_header(file: io.FileIO, size: int, path: Path) -> _Header:
     return _Header(metadata, {entry.info.name: entry for entry in entries}, data_offset)
 
 
-def _parsed(data: bytearray, path: Path) -> tuple[dict[str, str], list[_Entry]]:
+def _parsed(data: bytearray, path: Location) -> tuple[dict[str, str], list[_Entry]]:
     """Return the metadata and the entries of a header, each checked on its own."""
-    tensors = _json_object(data, f"{path}: header")
+    tensors = json_object(data, f"{path}: header")
     metadata = _metadata(tensors.pop(METADATA, None), path)
     entries = [_entry(name, fields, path) for name, fields in tensors.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     return metadata, entries
 
 
-def _metadata(found: object, path: Path) -> dict[str, str]:
+def _metadata(found: object, path: Location) -> dict[str, str]:
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -221,7 +160,7 @@ def _metadata(found: object, path: Path) -> dict[str, str]:
     return found
 
 
-def _entry(name: str, fields: object, path: Path) -> _Entry:
+def _entry(name: str, fields: object, path: Location) -> _Entry:
     """Return one tensor's entry, its shape, type and number of bytes agreeing."""
     try:
         checked_name(name)
@@ -262,7 +201,7 @@ def _offsets(found: object, where: str) -> tuple[int, int]:
     raise HeaderError(f"{where}: data_offsets must be two integers, 0 <= begin <= end, got {got}")
 
 
-def _check_cover(entries: list[_Entry], data_nbytes: int, path: Path) -> None:
+def _check_cover(entries: list[_Entry], data_nbytes: int, path: Location) -> None:
     """Refuse entries, sorted by offset, that do not cover the data once and completely."""
     cursor = 0
     for info, begin, end in entries:
@@ -283,7 +222,7 @@ class SafetensorsFile(TensorSource):
 
     Parameters
     ----------
-    path : path
+    path : path or Url
         Links are followed. The suffix does not matter here.
 
     Raises
@@ -299,11 +238,11 @@ class SafetensorsFile(TensorSource):
     Rows may be read from several threads at once; `close` must not run beside a read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        self._file, size = open_regular(self._path)
+    def __init__(self, path: str | os.PathLike[str] | Url) -> None:
+        self._path = locate(path)
+        self._file = open_location(self._path)
         try:
-            self._header = _read_header(self._file, size, self._path)
+            self._header = _read_header(self._file, self._path)
         except BaseException:
             self._file.close()
             raise
@@ -325,14 +264,14 @@ class SafetensorsFile(TensorSource):
         rows = np.empty((stop - start, info.row_nbytes), np.uint8)
         if rows.size:
             begin = self._header.data_offset + self._header.entries[name].begin
-            fill(self._file, rows.reshape(-1).data, begin + start * info.row_nbytes, self._path)
+            self._file.fill(rows.reshape(-1).data, begin + start * info.row_nbytes)
         return rows
 
     def close(self) -> None:
         self._file.close()
 
 
-def _known(infos: Mapping[str, TensorInfo], name: str, path: Path) -> TensorInfo:
+def _known(infos: Mapping[str, TensorInfo], name: str, path: Location) -> TensorInfo:
     info = infos.get(name)
     if info is None:
         raise ValueError(f"{path}: no tensor {shown(name)}")
@@ -342,20 +281,19 @@ def _known(infos: Mapping[str, TensorInfo], name: str, path: Path) -> TensorInfo
 # --- snapshots --------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, *, constants: bool = False) -> dict[str, Any]:
+def _read_json(path: Location, *, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file of at most `JSON_LIMIT` bytes."""
-    file, size = open_regular(path)
-    with file:
-        if size > JSON_LIMIT:
-            raise HeaderError(f"{path}: {size} bytes, the limit is {JSON_LIMIT}")
-        data = read_bytes(file, 0, size, path)
+    with open_location(path) as file:
+        if file.size > JSON_LIMIT:
+            raise HeaderError(f"{path}: {file.size} bytes, the limit is {JSON_LIMIT}")
+        data = file.read(0, file.size)
     try:
-        return _json_object(data, f"{path}:", constants=constants)
+        return json_object(data, f"{path}:", constants=constants)
     except HeaderError as error:
         raise _refusal(HeaderError, str(error), bytes(data[:64])) from None
 
 
-def _weight_map(path: Path) -> dict[str, str]:
+def _weight_map(path: Location) -> dict[str, str]:
     """Return the checked `weight_map` of an index: tensor name -> plain file name of its shard."""
     found = _read_json(path).get("weight_map")
     if not isinstance(found, dict):
@@ -371,7 +309,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     return found
 
 
-def check_shard_name(shard: str, path: Path | str) -> None:
+def check_shard_name(shard: str, path: Location | str) -> None:
     """Refuse what is not the plain name of a safetensors file, on every system alike."""
     both = (PurePosixPath(shard), PureWindowsPath(shard))
     plain = all(pure.name == shard and not pure.anchor for pure in both)
@@ -381,26 +319,17 @@ def check_shard_name(shard: str, path: Path | str) -> None:
         raise HeaderError(f"{path}: shard {shown(shard)} does not end in {SUFFIX}")
 
 
-def config_object(data: bytes, where: str) -> dict[str, Any]:
-    """Return what a config.json holds: Python's JSON, some hold Infinity."""
-    return _json_object(data, where, constants=True)
-
-
-def _config_facts(path: Path) -> dict[str, Any]:
-    """Return what config.json says of the model as it was published; empty when there is none."""
-    if not os.path.lexists(path):
-        return {}
+def _read_config(path: Location) -> dict[str, Any]:
+    """Return config.json as it was published; empty when there is none."""
     if not path.exists():
-        raise HeaderError(f"{path}: a link that leads nowhere; fetch the snapshot again")
-    config = _read_json(path, constants=True)  # config.json is Python's JSON: some hold Infinity
-    quantized = config.get("quantization_config")
-    if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        raise HeaderError(
-            f"{path}: the model is already quantized with {shown(str(method or 'an unnamed method'), 40)}; "
-            f"convert the original, unquantized model instead, or dequantize this one and remove "
-            f"quantization_config first"
-        )
+        if isinstance(path, Path) and os.path.lexists(path):
+            raise HeaderError(f"{path}: a link that leads nowhere; fetch the snapshot again")
+        return {}
+    return _read_json(path, constants=True)  # config.json is Python's JSON: some hold Infinity
+
+
+def _config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of the model, without how it was quantized."""
     facts = {
         key: config[key]
         for key in ("model_type", "_name_or_path", "torch_dtype", "dtype")
@@ -414,21 +343,23 @@ def _config_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _is_index(path: Path) -> bool:
+def _is_index(path: Location) -> bool:
     return path.name.lower().endswith(INDEX_SUFFIX)
 
 
-def _folder_files(folder: Path) -> list[str]:
-    """Return the sorted names of what looks like safetensors files in a folder."""
+def _folder_files(folder: Location) -> list[str]:
+    """Return the sorted names of what looks like safetensors files, or like an index of them, in a folder."""
     names = (entry.name for entry in folder.iterdir())
-    return sorted(name for name in names if name.lower().endswith(SUFFIX) and not name.startswith("."))
+    ends = (SUFFIX, INDEX_SUFFIX)
+    return sorted(name for name in names if name.lower().endswith(ends) and not name.startswith("."))
 
 
-def _entrance(folder: Path) -> tuple[Path, bool]:
+def _entrance(folder: Location) -> tuple[Location, bool]:
     """Return the index or the single file that stands for a folder, and whether it is an index."""
     single, index = folder / f"model{SUFFIX}", folder / f"model{INDEX_SUFFIX}"
-    names = _folder_files(folder)
-    if os.path.lexists(index):
+    present = _folder_files(folder)
+    names = [name for name in present if not name.lower().endswith(INDEX_SUFFIX)]
+    if index.name in present:
         # transformers would load the single file, others the shards: the same folder, two models.
         if single.name in names and single.name not in _weight_map(index).values():
             problem = f"holds {single.name} and an index of other files"
@@ -448,7 +379,7 @@ class ShardedSnapshot(TensorSource):
 
     Parameters
     ----------
-    path : path
+    path : path or Url
         A folder with ``model.safetensors.index.json``, with ``model.safetensors`` or with one
         ``*.safetensors`` file, or the path of any ``*.safetensors.index.json``. Links are followed
         for reading, but names are taken as given.
@@ -458,30 +389,36 @@ class ShardedSnapshot(TensorSource):
     FormatError
         For a malformed index, shard or config.json, for an index that does not say exactly what the
         shards hold, for a folder that leaves open which model is meant, and for a model whose
-        config.json says that it is already quantized.
+        config.json says that it is already quantized otherwise than FP8 with scales.
+
+    Attributes
+    ----------
+    scheme : Fp8Scheme or None
+        How config.json says that FP8 weights are scaled. Tensors appear here as they are stored; see
+        `hhtld.formats.fp8.DequantizedSource`.
 
     Notes
     -----
     Every shard is checked here; its file is then opened again when it is first read from.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        given = Path(path)
+    def __init__(self, path: str | os.PathLike[str] | Url) -> None:
+        given = locate(path)
         is_folder = given.is_dir()
         self._path = given
         self._folder = given if is_folder else given.parent
-        self._config = _config_facts(self._folder / "config.json")
+        config = _read_config(self._folder / CONFIG)
+        self.scheme = declared_scheme(config, f"{self._folder / CONFIG}")
+        self._config = _config_facts(config)
         entrance, is_sharded = _entrance(given) if is_folder else (given, True)
         weight_map = _weight_map(entrance) if is_sharded else None
         self._shards = sorted(set(weight_map.values())) if weight_map is not None else [entrance.name]
         self._is_sharded = is_sharded
-        if weight_map is not None:
-            _check_shards_exist(self._folder, weight_map, entrance)
         self._infos: dict[str, TensorInfo] = {}
         self._shard_of: dict[str, str] = {}
         self._headers: dict[str, _Header] = {}
         for shard in self._shards:
-            with SafetensorsFile(self._folder / shard) as file:
+            with self._opened(shard, weight_map, entrance) as file:
                 if weight_map is not None:
                     _check_map(weight_map, shard, file, entrance)
                 self._take(shard, file)
@@ -489,6 +426,15 @@ class ShardedSnapshot(TensorSource):
         self._lock = threading.Lock()
         self._open: dict[str, SafetensorsFile] = {}
         self._closed = False
+
+    def _opened(self, shard: str, weight_map: Mapping[str, str] | None, index: Location) -> SafetensorsFile:
+        try:
+            return SafetensorsFile(self._folder / shard)
+        except FileNotFoundError:
+            if weight_map is None:
+                raise
+            name = next(name for name, place in weight_map.items() if place == shard)
+            raise HeaderError(f"{index}: shard {shown(shard)} is missing; tensor {shown(name)} is in it") from None
 
     def _take(self, shard: str, file: SafetensorsFile) -> None:
         for name, info in file.infos().items():
@@ -546,15 +492,7 @@ class ShardedSnapshot(TensorSource):
             self._open.clear()
 
 
-def _check_shards_exist(folder: Path, weight_map: Mapping[str, str], index: Path) -> None:
-    present: set[str] = set()
-    for name, shard in weight_map.items():
-        if shard not in present and not (folder / shard).exists():
-            raise HeaderError(f"{index}: shard {shown(shard)} is missing; tensor {shown(name)} is in it")
-        present.add(shard)
-
-
-def _check_map(weight_map: Mapping[str, str], shard: str, file: SafetensorsFile, index: Path) -> None:
+def _check_map(weight_map: Mapping[str, str], shard: str, file: SafetensorsFile, index: Location) -> None:
     """Refuse a shard that does not hold exactly the tensors the index places in it."""
     stale = f"{index}: the index is stale"
     held = file.infos()
@@ -631,6 +569,39 @@ def write_tensors(
             progress("write", info.name, info.nbytes)
 
 
+# --- the format -------------------------------------------------------------------------------
+
+
+def _open(given: Location) -> TensorSource:
+    if given.is_dir() or _is_index(given):
+        snapshot = ShardedSnapshot(given)
+        return _dequantized(snapshot, snapshot.scheme, given)
+    file = SafetensorsFile(given)
+    if NAMES_KEY in file.metadata:
+        file.close()
+        raise HeaderError(f"{given}: holds names in place of weights; give its folder, which is a packed model")
+    if not holds_fp8(file.infos()):
+        return file
+    config = given.parent / CONFIG  # beside a file of a snapshot that is read alone
+    try:
+        scheme = declared_scheme(_read_config(config), f"{config}")
+    except BaseException:
+        file.close()
+        raise
+    return _dequantized(file, scheme, given)
+
+
+def _dequantized(source: TensorSource, scheme: Fp8Scheme | None, given: Location) -> TensorSource:
+    """Return a source that gives FP8 weights as what they mean, or the source itself when it has no scales."""
+    if scheme is None and not has_scales(source.infos()):
+        return source
+    try:
+        return DequantizedSource(source, scheme or Fp8Scheme(), f"{given}")
+    except BaseException:
+        source.close()
+        raise
+
+
 class SafetensorsFormat(Format):
     """safetensors files, their sharded indexes, and folders that hold either."""
 
@@ -639,31 +610,28 @@ class SafetensorsFormat(Format):
     description: ClassVar[str] = "safetensors file, sharded index or model folder: plain tensors, no code"
     options: ClassVar[frozenset[str]] = frozenset({"progress"})
 
-    def sniff(self, path: Path, head: bytes) -> bool:
+    def sniff(self, path: Location, head: bytes) -> bool:
         """Whether the name says safetensors, the folder holds some, or the head opens a header."""
         if path.is_dir():
-            return os.path.lexists(path / f"model{INDEX_SUFFIX}") or bool(_folder_files(path))
+            return bool(_folder_files(path))
         if path.suffix.lower() in self.suffixes or _is_index(path):
             return True
         nbytes = int.from_bytes(head[:LENGTH_NBYTES], "little")
         return nbytes <= HEADER_LIMIT and head[LENGTH_NBYTES:].lstrip(SPACE).startswith(b"{")
 
     def open_source(self, path: Path) -> TensorSource:
-        """Open a file, an index or a folder.
+        """Open a file, an index or a folder; FP8 weights that come with scales are read as what they mean.
 
         Raises
         ------
         FormatError
             For every malformation, naming the path.
         """
-        given = Path(path)
-        if given.is_dir() or _is_index(given):
-            return ShardedSnapshot(given)
-        file = SafetensorsFile(given)
-        if NAMES_KEY in file.metadata:
-            file.close()
-            raise HeaderError(f"{given}: holds names in place of weights; give its folder, which is a packed model")
-        return file
+        return _open(Path(path))
+
+    def open_url(self, url: Url) -> TensorSource:
+        """Open a file, an index or a folder behind a URL the same way."""
+        return _open(url)
 
     def write_source(
         self, source: TensorSource, path: Path, *, progress: Progress = silent, **options: Any

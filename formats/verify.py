@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hhtld.encoder import measure
 from hhtld.formats import open_source
-from hhtld.formats.convert import default_jobs, resolve_source, workers
+from hhtld.formats.convert import default_jobs, workers
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.container import ContainerReader
+from hhtld.formats.locations import spelled
 from hhtld.gates import GateReport
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress, silent
@@ -79,17 +79,16 @@ def verify(
     FormatError
         When the file is damaged; what merely differs from the source is listed in the report.
     """
-    target = Path(path)
-    with open_pack(target, mmap=False) as pack, workers(jobs or default_jobs()) as executor:
+    with open_pack(path, mmap=False) as pack, workers(jobs or default_jobs()) as executor:
         assert isinstance(pack.sections, ContainerReader)
         pack.sections.verify()
         for name, record in pack.table.tensors.items():
             if record.codec != "keep":
                 pack.get_encoded(name)  # refuses twigs outside their palette, reserved bits, bad bases
-        report = VerifyReport(str(target), len(pack.sections.records), len(pack), pack.sections.path.stat().st_size)
+        report = VerifyReport(spelled(path), len(pack.sections.records), len(pack), pack.sections.file_nbytes)
         if src is not None:
-            report.source = os.fspath(src)
-            with open_source(resolve_source(src)) as source:
+            report.source = spelled(src)
+            with open_source(src) as source:
                 _compare(report, pack, source, executor, progress or silent)
     return report
 

@@ -1,19 +1,102 @@
-"""Reading regular files by position, so that threads may read at once and nothing waits on a pipe."""
+"""Reading by position, so that threads may read at once: regular files here, remote ones where formats are.
+
+Nothing waits on a pipe, and every short read is an error.
+"""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
+from abc import ABC, abstractmethod
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from hhtld.errors import BadMagicError, TruncatedError
 
-__all__ = ["fill", "open_regular", "read_bytes"]
+__all__ = ["PositionalFile", "RegularFile", "open_regular"]
 
 
-def open_regular(path: Path) -> tuple[io.FileIO, int]:
-    """Open a regular file for reading and return it with its size.
+class PositionalFile(ABC):
+    """Bytes read by offset, from several threads at once; a context manager that closes itself.
+
+    Attributes
+    ----------
+    size : int
+        Bytes when it was opened.
+    closed : bool
+    gap : int
+        Bytes that are cheaper to read and drop than to skip with a second read.
+    """
+
+    size: int
+    closed: bool
+    gap: int = 0
+
+    @abstractmethod
+    def fill(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset` on.
+
+        Raises
+        ------
+        FormatError
+            When the file ends before, or is no longer the one that was opened.
+        OSError
+            When it cannot be read.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what is held open; must not run beside a read."""
+
+    def read(self, offset: int, nbytes: int) -> bytearray:
+        """Return `nbytes` bytes from `offset` on; raises as `fill` does."""
+        data = bytearray(nbytes)
+        self.fill(memoryview(data), offset)
+        return data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RegularFile(PositionalFile):
+    """An open regular file, which owns its descriptor."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._path = path
+        self.size = os.fstat(fd).st_size
+        self.closed = False
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def fill(self, buffer: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(buffer):  # one call may give less than it was asked for
+            count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            if count == 0:
+                raise TruncatedError(
+                    f"{self._path}: ends at byte {offset + done}, expected {len(buffer)} bytes from byte {offset}; "
+                    f"it became shorter while it was open"
+                )
+            done += count
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            fd, self._fd = self._fd, -1  # a read that comes too late must not meet a descriptor given out anew
+            os.close(fd)
+
+
+def open_regular(path: Path) -> RegularFile:
+    """Open a regular file for reading.
 
     Raises
     ------
@@ -24,34 +107,7 @@ def open_regular(path: Path) -> tuple[io.FileIO, int]:
         raise BadMagicError(f"{path}: not a regular file")
     # Should the path have become a FIFO since, opening it must still not wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise BadMagicError(f"{path}: not a regular file")
-    return io.FileIO(fd, "rb"), status.st_size
-
-
-def fill(file: io.FileIO, buffer: memoryview, offset: int, path: Path) -> None:
-    """Fill `buffer` from `offset` on; the file's position is not used, so threads may read at once.
-
-    Raises
-    ------
-    TruncatedError
-        When the file ends before.
-    """
-    done = 0
-    while done < len(buffer):  # one call may give less than it was asked for
-        count = os.preadv(file.fileno(), [buffer[done:]], offset + done)
-        if count == 0:
-            raise TruncatedError(
-                f"{path}: ends at byte {offset + done}, expected {len(buffer)} bytes from byte {offset}; "
-                f"it became shorter while it was open"
-            )
-        done += count
-
-
-def read_bytes(file: io.FileIO, offset: int, nbytes: int, path: Path) -> bytearray:
-    """Return `nbytes` bytes from `offset` on."""
-    data = bytearray(nbytes)
-    fill(file, memoryview(data), offset, path)
-    return data
+    return RegularFile(fd, path)

@@ -6,10 +6,11 @@ are plain, not hidden and none of weights, and of at most 64 MiB each, which is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from hhtld.errors import HeaderError, shown
-from hhtld.reading import open_regular, read_bytes
+from hhtld.urls import Location, open_location
 
 __all__ = ["SIDE_FILE_LIMIT", "checked_file_name", "read_side_file", "side_files"]
 
@@ -41,20 +42,28 @@ def checked_file_name(name: object) -> str:
     return name
 
 
-def side_files(folder: Path) -> dict[str, int]:
-    """Return the side files in a folder, name to bytes, in ascending order of names."""
+def side_files(folder: Location) -> dict[str, int]:
+    """Return the side files in a folder, name to bytes, in ascending order of names; none on the web.
+
+    There no folder can be listed.
+    """
+    if not folder.is_dir():
+        return {}
     found = {}
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+    entries: Iterable[Location] = folder.iterdir()
+    for entry in sorted(entries, key=lambda entry: entry.name):
         try:
             name = checked_file_name(entry.name)
         except ValueError:
             continue
-        if entry.is_file() and (nbytes := entry.stat().st_size) <= SIDE_FILE_LIMIT:
-            found[name] = nbytes
+        if entry.is_file():
+            nbytes = entry.stat().st_size if isinstance(entry, Path) else entry.nbytes
+            if nbytes <= SIDE_FILE_LIMIT:
+                found[name] = nbytes
     return found
 
 
-def read_side_file(folder: Path, name: str) -> bytes:
+def read_side_file(folder: Location, name: str) -> bytes:
     """Return a side file's bytes.
 
     Raises
@@ -63,8 +72,7 @@ def read_side_file(folder: Path, name: str) -> bytes:
         When it grew beyond the limit since it was listed.
     """
     path = folder / checked_file_name(name)
-    file, nbytes = open_regular(path)
-    with file:
-        if nbytes > SIDE_FILE_LIMIT:
-            raise HeaderError(f"{path}: {nbytes} bytes, side files have at most {SIDE_FILE_LIMIT}")
-        return bytes(read_bytes(file, 0, nbytes, path))
+    with open_location(path) as file:
+        if file.size > SIDE_FILE_LIMIT:
+            raise HeaderError(f"{path}: {file.size} bytes, side files have at most {SIDE_FILE_LIMIT}")
+        return bytes(file.read(0, file.size))

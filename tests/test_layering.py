@@ -26,6 +26,7 @@ FLOORS = [
         "hhtld.progress",
         "hhtld.reading",
         "hhtld.side_files",
+        "hhtld.urls",
     },
     {
         "hhtld.rows",

@@ -7,6 +7,7 @@ from typing import Any
 
 from hhtld.errors import BadMagicError
 from hhtld.formats.base import Format, TensorSource
+from hhtld.urls import Location
 
 __all__ = ["Hdf5Format"]
 
@@ -22,7 +23,7 @@ class Hdf5Format(Format):
     reads = False
     options = frozenset({"original", "tensors", "rows", "max_nbytes", "codes", "executor", "progress"})
 
-    def sniff(self, path: Path, head: bytes) -> bool:
+    def sniff(self, path: Location, head: bytes) -> bool:
         """Whether the magic bytes or the suffix say so."""
         return head.startswith(MAGIC) or super().sniff(path, head)
 

@@ -208,7 +208,7 @@ class _Export:
         describe(
             held,
             file=reader.path.name,
-            nbytes=reader.path.stat().st_size,
+            nbytes=reader.file_nbytes,
             version_major=reader.major,
             version_minor=reader.minor,
             n_sections=len(reader.records),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import os
 from concurrent.futures import Executor
 from pathlib import Path
 
 from hhtld.atomic import replacing
 from hhtld.encoder import encode_source, measure
-from hhtld.errors import HeaderError
+from hhtld.errors import FormatError, HeaderError
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWriter
+from hhtld.formats.locations import locate
+from hhtld.formats.model_config import CONFIG, config_object
 from hhtld.gates import GateReport
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 from hhtld.plan import Plan
 from hhtld.progress import Progress, silent
 from hhtld.sections import SECTION_KINDS
 from hhtld.table import PackTable
+from hhtld.urls import Location, Url, open_location
 
 __all__ = ["PACK_NAME", "HhtldFormat", "is_packed_folder", "open_pack", "save_pack", "write_pack"]
 
@@ -24,31 +27,34 @@ PACK_NAME = "model.hhtld"  # in a packed folder
 _CONFIG_LIMIT = 10 << 20
 
 
-def is_packed_folder(path: Path) -> bool:
+def is_packed_folder(path: Location) -> bool:
     """Whether a folder is one that `hhtld convert --to hf` wrote: its config.json says that its weights are packed.
 
     A pack may also lie in the folder of the model it was made from, which stays that model's.
     """
     try:
-        if not (path / PACK_NAME).is_file() or (path / "config.json").stat().st_size > _CONFIG_LIMIT:
+        if not path.is_dir() or not (path / PACK_NAME).is_file():
             return False
-        config = json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        with open_location(path / CONFIG) as file:
+            if file.size > _CONFIG_LIMIT:
+                return False
+            config = config_object(file.read(0, file.size), str(path))
+    except (OSError, FormatError):
         return False
-    quantized = config.get("quantization_config") if isinstance(config, dict) else None
+    quantized = config.get("quantization_config")
     return isinstance(quantized, dict) and quantized.get("quant_method") == "hhtld"
 
 
-def open_pack(path: Path, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
+def open_pack(src: str | os.PathLike[str] | Url, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
     """Open a `.hhtld` file, its structure checked.
 
     Parameters
     ----------
-    path : Path
-        A packed folder stands for its pack.
+    src : str, path or Url
+        A local file or a URL; a packed folder stands for its pack.
     mmap : bool
         Map the file; False reads it positionally, which network mounts and files that others may
-        cut short want.
+        cut short want. Behind a URL it is always read positionally.
     budget : int
         Bytes that decoding one tensor may take.
 
@@ -57,6 +63,7 @@ def open_pack(path: Path, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) ->
     FormatError
         For every malformation.
     """
+    path = locate(src)
     if is_packed_folder(path):
         path = path / PACK_NAME
     reader = ContainerReader.open(path, mapped=mmap)
@@ -121,13 +128,17 @@ class HhtldFormat(Format):
     description = "rows as tree address, magnitude and leaves; random access; gates recorded"
     encodes = True
 
-    def sniff(self, path: Path, head: bytes) -> bool:
+    def sniff(self, path: Location, head: bytes) -> bool:
         """Whether the magic bytes, whole or damaged, or the suffix say so."""
         return head.startswith(MAGIC[:6]) or super().sniff(path, head)
 
     def open_source(self, path: Path) -> TensorSource:
         """Open a pack as a source of decoded tensors."""
         return PackSource(open_pack(path))
+
+    def open_url(self, url: Url) -> TensorSource:
+        """Open a pack behind a URL the same way."""
+        return PackSource(open_pack(url))
 
     def write_plan(
         self,

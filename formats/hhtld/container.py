@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import os
-import stat
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -29,8 +27,10 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
+from hhtld.reading import PositionalFile, RegularFile
 from hhtld.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, as_bytes
 from hhtld.sizes import align_up
+from hhtld.urls import Location, open_location
 
 __all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "ContainerReader", "ContainerWriter", "SectionRecord"]
 
@@ -85,7 +85,8 @@ class ContainerWriter:
 
     def reader(self) -> ContainerReader:
         """Return what was written so far, read back from the file."""
-        return ContainerReader(self._file.reopened(), self._file.path, self._records)
+        path = self._file.path
+        return ContainerReader(RegularFile(self._file.reopened(), path), path, self._records)
 
     def finish(self, table: dict[str, Any]) -> None:
         """Write table, trailer and, last, the header that makes the file one."""
@@ -120,14 +121,14 @@ class ContainerReader:
 
     def __init__(
         self,
-        fd: int,
-        path: Path,
+        file: PositionalFile,
+        path: Location,
         records: list[SectionRecord],
         table: dict[str, Any] | None = None,
         *,
         mapped: bool = False,
     ) -> None:
-        self._fd: int | None = fd
+        self._file = file
         self.path = path
         self.records = records
         self.table = table or {}
@@ -135,10 +136,12 @@ class ContainerReader:
         self.minor = 0
         self._verified: set[int] = set()
         self._lock = threading.Lock()
-        self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ) if mapped else None
+        self._map: mmap.mmap | None = None
+        if mapped and isinstance(file, RegularFile):  # nothing else can be mapped
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @classmethod
-    def open(cls, path: Path, *, mapped: bool = True) -> Self:
+    def open(cls, path: Location, *, mapped: bool = True) -> Self:
         """Open a file and check its structure: header, trailer, table, and where every section lies.
 
         Raises
@@ -146,13 +149,10 @@ class ContainerReader:
         FormatError
             For every malformation; section bytes are checked when they are first read whole.
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        file = open_location(path)
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadMagicError(f"{path}: not a regular file")
-            major, minor, required = _read_header(fd, path, status.st_size)
-            table, records = _read_table(fd, path, status.st_size)
+            major, minor, required = _read_header(file, path)
+            table, records = _read_table(file, path)
             needed = max((SECTION_KINDS[r.kind].major for r in records if r.kind in SECTION_KINDS), default=1)
             if needed > major:
                 raise HeaderError(f"{path}: a version {major} file holds sections of version {needed}")
@@ -160,15 +160,20 @@ class ContainerReader:
                 feature = SECTION_KINDS[record.kind].feature if record.kind in SECTION_KINDS else None
                 if feature is not None and not required >> feature & 1:
                     raise HeaderError(f"{path}: section {index} ({record.kind}) needs feature bit {feature}, not set")
-            reader = cls(fd, path, records, table, mapped=mapped)
+            reader = cls(file, path, records, table, mapped=mapped)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
         reader.major, reader.minor = major, minor
         return reader
 
     def kinds(self) -> list[str]:
         return [record.kind for record in self.records]
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes of the whole file when it was opened."""
+        return self._file.size
 
     def nbytes(self, index: int) -> int:
         return self.records[index].nbytes
@@ -198,11 +203,23 @@ class ContainerReader:
             rows = np.arange(start, stop, step)
         if self._map is not None:
             return self._read(record.offset, record.nbytes).reshape(n_rows, width)[rows]
+        if self._file.gap:  # each range is a question to a far store
+            different, places = np.unique(rows, return_inverse=True)
+            return self._picked(record.offset, width, different)[places]
+        return self._picked(record.offset, width, np.asarray(rows))
+
+    def _picked(self, offset: int, width: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return rows of what lies at `offset`; runs of neighbours, or of near ones, are read at once."""
         out = np.empty((len(rows), width), np.uint8)
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1  # runs of neighbours are read at once
-        for run in np.split(np.arange(len(rows)), breaks) if len(rows) else []:
-            first = int(rows[run[0]])
-            out[run] = self._read(record.offset + first * width, len(run) * width).reshape(-1, width)
+        steps = np.diff(rows)
+        breaks = np.flatnonzero((steps < 1) | (steps > 1 + self._file.gap // max(width, 1))) + 1
+        for begin, end in pairwise([0, *breaks.tolist(), len(rows)] if len(rows) else []):
+            first, last = int(rows[begin]), int(rows[end - 1])
+            if last + 1 - first == end - begin:
+                self._fill(out[begin:end], offset + first * width)
+            else:
+                held = self._read(offset + first * width, (last + 1 - first) * width).reshape(-1, width)
+                out[begin:end] = held[rows[begin:end] - first]
         return out
 
     def verify(self) -> None:
@@ -216,43 +233,30 @@ class ContainerReader:
         self._check_zero(end, align_up(end, ALIGNMENT))  # where the table begins
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-            self._map = None  # arrays given out keep the mapping alive
+        self._file.close()
+        self._map = None  # arrays given out keep the mapping alive
 
     def _check_zero(self, start: int, stop: int) -> None:
         if self._read(start, stop - start).any():
             raise ChecksumError(f"{self.path}: padding at offset {start} is not zero; the file is damaged")
 
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        if self._fd is None:
-            raise ValueError(f"{self.path}: the pack is closed")
-        mapped = self._map  # another thread may close the pack after the check above
-        if mapped is not None:
+        mapped = self._map  # another thread may close the pack after the check below
+        if mapped is not None and not self._file.closed:
             return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
         out = np.empty(nbytes, np.uint8)
-        _pread_into(self._fd, self.path, offset, out.data)
+        self._fill(out, offset)
         return out
 
-
-def _pread_into(fd: int, path: Path, offset: int, out: memoryview) -> None:
-    done = 0
-    while done < len(out):
-        count = os.preadv(fd, [out[done:]], offset + done)
-        if count == 0:
-            raise TruncatedError(f"{path}: ends at offset {offset + done}, {len(out) - done} bytes early")
-        done += count
+    def _fill(self, out: NDArray[np.uint8], offset: int) -> None:
+        if self._file.closed:
+            raise ValueError(f"{self.path}: the pack is closed")
+        self._file.fill(out.reshape(-1).data, offset)
 
 
-def _pread(fd: int, path: Path, offset: int, nbytes: int) -> bytes:
-    out = bytearray(nbytes)
-    _pread_into(fd, path, offset, memoryview(out))
-    return bytes(out)
-
-
-def _read_header(fd: int, path: Path, size: int) -> tuple[int, int, int]:
-    head = os.pread(fd, _HEADER.size, 0)
+def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
+    size = file.size
+    head = file.read(0, min(size, _HEADER.size))
     if head[:8] != MAGIC:
         if head[1:6] == b"HHTLD" or head[:5] == b"HHTLD":
             raise BadMagicError(
@@ -260,7 +264,7 @@ def _read_header(fd: int, path: Path, size: int) -> tuple[int, int, int]:
             )
         if MAGIC.startswith(head[:8]) and len(head) < 8:
             raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
-        raise BadMagicError(f"{path}: not a .hhtld file, it begins with {head[:8]!r}")
+        raise BadMagicError(f"{path}: not a .hhtld file, it begins with {bytes(head[:8])!r}")
     if size < _HEADER.size + _TRAILER.size or len(head) < _HEADER.size:
         raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
     _, major, minor, header_nbytes, required, _optional, crc = _HEADER.unpack(head)
@@ -284,8 +288,9 @@ def _read_header(fd: int, path: Path, size: int) -> tuple[int, int, int]:
     return major, minor, required
 
 
-def _read_table(fd: int, path: Path, size: int) -> tuple[dict[str, Any], list[SectionRecord]]:
-    trailer = _pread(fd, path, size - _TRAILER.size, _TRAILER.size)
+def _read_table(file: PositionalFile, path: Location) -> tuple[dict[str, Any], list[SectionRecord]]:
+    size = file.size
+    trailer = file.read(size - _TRAILER.size, _TRAILER.size)
     offset, nbytes, crc, own_crc, end, magic = _TRAILER.unpack(trailer)
     if magic != END_MAGIC:
         raise TruncatedError(f"{path}: no trailer at offset {size - _TRAILER.size}: the file was cut short or added to")
@@ -298,7 +303,7 @@ def _read_table(fd: int, path: Path, size: int) -> tuple[dict[str, Any], list[Se
         raise HeaderError(f"{path}: table of {nbytes} bytes at offset {offset} cannot be")
     if align_up(offset + nbytes, ALIGNMENT) != size - _TRAILER.size:
         raise HeaderError(f"{path}: the table does not end at the trailer")
-    padded = _pread(fd, path, offset, size - _TRAILER.size - offset)
+    padded = bytes(file.read(offset, size - _TRAILER.size - offset))
     text = padded[:nbytes]
     if zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, nbytes))) != crc or any(padded[nbytes:]):
         raise ChecksumError(f"{path}: the table at offset {offset} is damaged")
@@ -306,7 +311,7 @@ def _read_table(fd: int, path: Path, size: int) -> tuple[dict[str, Any], list[Se
     return table, _section_records(path, table.pop("sections", None), offset)
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse(path: Location, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -336,7 +341,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return table
 
 
-def _section_records(path: Path, items: object, table_offset: int) -> list[SectionRecord]:
+def _section_records(path: Location, items: object, table_offset: int) -> list[SectionRecord]:
     if not isinstance(items, list):
         raise HeaderError(f"{path}: the table lists no sections")
     records: list[SectionRecord] = []

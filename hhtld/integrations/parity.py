@@ -20,13 +20,12 @@ import gc
 import importlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hhtld.errors import FormatError, GateError, MissingExtraError, shown
-from hhtld.formats.convert import resolve_source
+from hhtld.formats.locations import local_source, spelled
 from hhtld.gates import row_cosines
 from hhtld.integrations.parity_metrics import compare_positions, nearest_others
 from hhtld.integrations.parity_prompts import BUILTIN, Prompt, Prompts, chosen_prompts, retrieval_sentences
@@ -105,10 +104,10 @@ def gate_parity(
     from hhtld.integrations.torch_tensors import opened
 
     origin, texts = chosen_prompts(prompts)
-    name = "a pack in memory" if isinstance(pack, HhtldPack) else os.fspath(pack)
+    name = "a pack in memory" if isinstance(pack, HhtldPack) else spelled(pack)
     head = (os.fspath(model), name, origin, min_top1)
     with fixed_threads(jobs), opened(pack) as held:
-        snapshot = Snapshot(Path(resolve_source(model)))
+        snapshot = Snapshot(local_source(model, "MODEL"))
         check_made_from(held, snapshot.folder)
         report: ParityReport | EmbeddingReport
         if snapshot.causal:

@@ -19,6 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from hhtld.errors import FormatError, HeaderError, HhtldError, MissingExtraError, shown
+from hhtld.formats.locations import local_source
 from hhtld.formats.onnx import OnnxFile, TensorWalk  # weights go back to where the reader found them
 from hhtld.pack import HhtldPack
 
@@ -52,7 +53,7 @@ class Voice:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = local_source(path, "VOICE")
         self._source = OnnxFile(self.path)
         self.nbytes = self.path.stat().st_size
         settings = self.path.with_name(self.path.name + ".json")

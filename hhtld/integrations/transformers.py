@@ -23,6 +23,8 @@ from hhtld.errors import FormatError, MissingExtraError, shown
 from hhtld.formats.hf import NAMES_FILE, packed_config, write_names
 from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, save_pack
 from hhtld.formats.hhtld.container import ContainerReader
+from hhtld.formats.locations import local_source
+from hhtld.formats.model_config import CONFIG
 from hhtld.pack import HhtldPack, PackSource
 
 try:
@@ -149,7 +151,7 @@ def _folder(pack_or_folder: PackOrFolder) -> Iterator[tuple[Path, str]]:
             _lay_out(PackSource(pack_or_folder), Path(made), str(name))
             yield Path(made), str(name)
         return
-    path = Path(pack_or_folder)
+    path = local_source(pack_or_folder, "what transformers loads")
     if path.is_dir():
         if not is_packed_folder(path):
             raise FormatError(
@@ -167,7 +169,7 @@ def _folder(pack_or_folder: PackOrFolder) -> Iterator[tuple[Path, str]]:
 
 
 def _lay_out(source: PackSource, folder: Path, name: str) -> None:
-    if "config.json" not in source.files():
+    if CONFIG not in source.files():
         raise FormatError(
             f"{name}: no config.json in it, so there is no telling what model it is: convert the model's folder, not "
             f"a file of it (and without --no-files), and its config.json and tokenizer come along"
@@ -175,10 +177,10 @@ def _lay_out(source: PackSource, folder: Path, name: str) -> None:
     for file in source.files():
         (folder / file).write_bytes(source.read_file(file))
     config = packed_config(source, f"{name}: config.json:", source.pack.table.profile)
-    (folder / "config.json").write_bytes(config)
+    (folder / CONFIG).write_bytes(config)
     write_names(source.pack, folder / NAMES_FILE)
     reader = source.pack.sections
-    if not isinstance(reader, ContainerReader):
+    if not isinstance(reader, ContainerReader) or not isinstance(reader.path, Path):
         save_pack(source.pack, folder / PACK_NAME)
         return
     try:

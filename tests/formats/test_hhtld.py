@@ -961,7 +961,7 @@ def test_short_reads_are_continued(small: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_file_cut_while_it_is_read(small: Path) -> None:
     with hhtld.open(small, mmap=False) as pack:
         os.truncate(small, 100)
-        with pytest.raises(TruncatedError, match="ends at offset"):
+        with pytest.raises(TruncatedError, match="ends at byte"):
             pack.get_tensor("c.f32")
 
 

@@ -1195,3 +1195,26 @@ def test_blob_without_suffix_is_opened_by_its_first_bytes(tmp_path: Path) -> Non
     shard(tmp_path / "0123abcd", "a")
     with open_source(tmp_path / "0123abcd") as found:
         assert isinstance(found, SafetensorsFile)
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8"])
+def test_a_file_without_fp8_is_read_whatever_the_config_beside_it_says(method: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(packed(valid()))
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
+    with open_source(tmp_path / "model.safetensors") as source:
+        assert list(source.infos()) == ["a", "b"]
+
+
+def test_a_file_with_fp8_is_read_as_the_config_beside_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(packed({"w": entry("F8_E4M3", [3, 4], 0, 12)}))
+    with open_source(path) as source:  # a plain cast: nothing says that it is scaled
+        assert source.infos()["w"].dtype.name == "F8_E4M3"
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(
+        HeaderError, match="tensor 'w' is F8_E4M3 and its scale, 'w_scale_inv' or 'w_scale', is missing"
+    ):
+        open_source(path)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(HeaderError, match="already quantized with 'gptq'"):
+        open_source(path)

@@ -1,0 +1,98 @@
+"""What the argument that names a source means: a path, a URL, a hub's cache, or the demo model."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from hhtld.errors import HeaderError, OutputError, shown
+from hhtld.formats.demo import DEMO, demo_model
+from hhtld.urls import Location, Url, is_url
+
+__all__ = ["local_source", "locate", "missing", "output_path", "spelled"]
+
+
+def locate(src: str | os.PathLike[str] | Url) -> Location:
+    """Return the place that a source argument names.
+
+    Parameters
+    ----------
+    src : str, path or Url
+        "demo:" is the demo model; a URL must be a str, because a Path takes one of its slashes away; of a hub's
+        cache, ``models--org--name`` means the snapshot that ``refs/main`` names. A name such as ``C:/x`` or
+        ``a:b`` is a path; so is ``./s3://x``.
+
+    Raises
+    ------
+    MissingExtraError
+        For a URL without the packages that read it.
+    HeaderError
+        For a hub's cache that has no snapshot of ``main``.
+    """
+    if isinstance(src, Url):
+        return src
+    text = os.fspath(src)
+    if text == DEMO:
+        return demo_model()
+    if is_url(text):
+        return _local(text) if text.lower().startswith("file://") else Url(text).pinned()
+    return _snapshot(Path(text))
+
+
+def local_source(src: str | os.PathLike[str], what: str) -> Path:
+    """Return the local path that a source argument means, or raise ValueError starting with `what`."""
+    place = locate(src)
+    if isinstance(place, Path):
+        return place
+    raise ValueError(f"{what} must be local, got {place}: download it first, then give the path")
+
+
+def output_path(dst: str | os.PathLike[str]) -> Path:
+    """Return the path to write, or raise `OutputError` for a URL."""
+    text = os.fspath(dst)
+    if not is_url(text):
+        return Path(text)
+    if text.lower().startswith("file://"):
+        return _local(text)
+    raise OutputError(f"cannot write {text}: only local files are written; write one and copy it there")
+
+
+def spelled(src: str | os.PathLike[str] | Url) -> str:
+    """Return a source argument as given, for reports; of a URL, without what opens doors."""
+    if isinstance(src, Url):
+        return str(src)
+    text = os.fspath(src)
+    return str(Url(text)) if is_url(text) and not text.lower().startswith("file://") else text
+
+
+def missing(place: Location) -> FileNotFoundError:
+    """Return the error for a place where nothing is."""
+    problem = "no such file or folder"
+    if isinstance(place, Path) and re.match(r"[a-z][a-z0-9+.-]+:/[^/]", str(place)):
+        problem += " (give a URL as str: a Path takes one of its slashes away)"
+    return FileNotFoundError(2, problem, str(place))
+
+
+def _local(text: str) -> Path:
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"{text}: names the host {parts.netloc!r}; a local file has three slashes, file:///")
+    return Path(url2pathname(parts.path))
+
+
+def _snapshot(folder: Path) -> Path:
+    """Return the snapshot of main when given the folder of a model in a hub's cache, else what was given."""
+    snapshots = folder / "snapshots"
+    if not snapshots.is_dir() or not ((folder / "refs").is_dir() or (folder / "blobs").is_dir()):
+        return folder
+    main = folder / "refs" / "main"
+    commit = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else None
+    if commit and re.fullmatch(r"[0-9A-Za-z_-]+", commit) and (snapshots / commit).is_dir():
+        return snapshots / commit
+    what = "has no refs/main" if commit is None else f"refs/main names {shown(commit, 60)}, which is not in snapshots/"
+    present = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
+    names = ", ".join(str(snapshots / name) for name in present[:4]) + (", ..." if len(present) > 4 else "")
+    raise HeaderError(f"{folder}: {what}; " + (f"give a snapshot: {names}" if present else "fetch the model again"))
