@@ -15,21 +15,25 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hhtld.base17 import BASE17_NBYTES
+from hhtld.encoder import DEFAULT_MEMORY, Work
 from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.demo import DEMO, demo_model
 from hhtld.formats.hhtld import open_pack, write_pack
+from hhtld.formats.hhtld.fingerprint import source_facts
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.rate import DEFAULT_STATE_BITS, decide_group
+from hhtld.remote import RemoteSource
 from hhtld.roles import regime, should_use_leaf
+from hhtld.schedule import Crew
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import Trellis
 
-__all__ = ["ConversionReport", "TensorOutcome", "convert", "default_jobs", "resolve_source"]
+__all__ = ["ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs", "resolve_source"]
 
 
 def default_jobs() -> int:
@@ -50,6 +54,23 @@ def workers(jobs: int) -> Iterator[Executor | None]:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def crew(executor: str | Executor | None, jobs: int) -> Iterator[Crew]:
+    """Give a crew: threads, dask's workers, or an executor that is given."""
+    if isinstance(executor, str) and executor.startswith("dask:"):
+        from hhtld.integrations.dask import dask_crew
+
+        with dask_crew(executor.removeprefix("dask:"), jobs) as found:
+            yield found
+    elif executor is None or executor == "threads":
+        with workers(jobs) as threads:
+            yield Crew(threads, jobs)
+    elif isinstance(executor, str):
+        raise ValueError(f"no executor {executor!r}; available: threads, dask:local, dask:ADDRESS")
+    else:
+        yield Crew(executor, jobs)
 
 
 def resolve_source(src: str | os.PathLike[str]) -> Path:
@@ -179,6 +200,9 @@ def convert(
     min_ratio: float | None = None,
     to: str | None = None,
     jobs: int | None = None,
+    executor: str | Executor | None = None,
+    memory: int | None = None,
+    resume: bool = False,
     nonfinite: str = "refuse",
     seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
@@ -210,6 +234,15 @@ def convert(
         Bytes as bfloat16 over the file that profile "gates" must reach, 2 by default.
     jobs : int, optional
         Threads; all processors by default. The bytes are the same for any number.
+    executor : str or concurrent.futures.Executor, optional
+        "threads" (the default), "dask:local" for `jobs` worker processes on this machine, "dask:ADDRESS" for a
+        cluster whose workers reach `src` by the same path (extra `dask`); or any executor, given `2 * jobs` tasks at
+        most at a time. For writing .hhtld only, as the next two.
+    memory : int
+        Bytes to stay below, beyond what the interpreter and its modules take; 1 GiB by default.
+    resume : bool
+        Continue what an earlier conversion of the same source with the same settings left beside `dst` when it was
+        interrupted, killed, or could not write.
     nonfinite : {"refuse", "keep"}
         What becomes of weight tensors that hold an infinity or NaN.
     seed : int
@@ -234,6 +267,8 @@ def convert(
         When profile "gates" misses a gate. The file is complete and stays; the report is the error's.
     FormatError, NonFiniteError
         When the source cannot be converted.
+    BudgetError
+        When `memory` does not suffice, before anything is written.
     OutputError
         When the target cannot be written; what stood there before is untouched.
     """
@@ -258,6 +293,7 @@ def convert(
             "min_ratio": min_ratio,
         }
         encoding |= {"seed": seed, "column_scales": column_scales}
+        encoding |= {"executor": executor, "memory": memory, "resume": resume or None}
         others = " and ".join(key for key, value in encoding.items() if value is not None)
         if others:
             raise ValueError(f"format {output.name!r} takes no {others}; only .hhtld, which encodes, does")
@@ -270,13 +306,13 @@ def convert(
             raise ValueError(f"{target} {what} the source itself; give the result another name")
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
-        executor = stack.enter_context(workers(jobs or default_jobs()))
         if original_path is not None:
             given["original"] = stack.enter_context(open_source(original_path))
         if output.name != "hhtld":
+            threads = stack.enter_context(workers(jobs or default_jobs()))
             report = ConversionReport(os.fspath(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
             if not dry_run:
-                offered = {"executor": executor, "progress": progress or silent}
+                offered = {"executor": threads, "progress": progress or silent}
                 given |= {key: value for key, value in offered.items() if key in output.options}
                 report.notes = output.write_source(source, target, **given) or []
             _count(report, source, target)
@@ -298,7 +334,14 @@ def convert(
             if dry_run:
                 _predict_pack(report, source, plan)
             else:
-                write_pack(source, plan, target, measured, executor, progress or silent)
+                work = Work(
+                    stack.enter_context(crew(executor, jobs or default_jobs())),
+                    DEFAULT_MEMORY if memory is None else memory,
+                    progress or silent,
+                )
+                facts = source_facts(source, source_path)
+                shared = RemoteSource(source, open_source, (source_path,), json.dumps(facts))
+                report.notes = write_pack(shared, plan, target, measured, work, source_facts=facts, resume=resume)
                 _count_pack(report, plan, target)
     report.gates.ratio = report.ratio
     report.seconds = time.perf_counter() - started

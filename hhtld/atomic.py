@@ -16,11 +16,12 @@ from pathlib import Path
 
 from hhtld.errors import OutputError
 
-__all__ = ["AtomicFile", "replacing"]
+__all__ = ["AtomicFile", "replacing", "require_regular", "shortened", "sync_folder", "writing"]
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Raise what the system refuses as `OutputError` that names the path."""
     try:
         yield
     except OSError as error:
@@ -53,14 +54,25 @@ class AtomicFile:
         """Place every byte of `data` at `offset`."""
         view = memoryview(data).cast("B") if len(data) else memoryview(b"")
         done = 0
-        with _writing(self.path):
+        with writing(self.path):
             while done < len(view):  # one call may place fewer than it was given
                 done += os.pwrite(self._fd, view[done:], offset + done)
         self.size = max(self.size, offset + done)
 
-    def reopened(self) -> int:
-        """Return a descriptor of its own to read back what was placed so far."""
-        return os.dup(self._fd)
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Return the bytes at `offset`, fewer than `nbytes` where the file ends."""
+        parts = []
+        with writing(self.path):
+            while nbytes and (part := os.pread(self._fd, nbytes, offset)):
+                parts.append(part)
+                offset, nbytes = offset + len(part), nbytes - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def truncate(self, size: int) -> None:
+        """Cut off, or fill up with zeros, so that the file ends at `size`."""
+        with writing(self.path):
+            os.ftruncate(self._fd, size)
+        self.size = size
 
 
 @contextlib.contextmanager
@@ -82,33 +94,43 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
         itself raises passes through.
     """
     target = Path(path)
-    with _writing(target):
-        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-            raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
-        short = os.fsdecode(os.fsencode(target.name)[:180].decode(errors="ignore"))  # a name may hold 255 bytes
-        sibling = target.with_name(f".{short}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with writing(target):
+        require_regular(target)
+        sibling = target.with_name(f".{shortened(target.name)}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(sibling, flags, 0o666)  # the umask applies, unlike with tempfile's 0600
     try:
         try:
             yield AtomicFile(fd, target)
-            with _writing(target):
+            with writing(target):
                 os.fsync(fd)
         finally:
-            with _writing(target):
+            with writing(target):
                 os.close(fd)
         if check is not None:
             check(sibling)
-        with _writing(target):
+        with writing(target):
             sibling.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what the caller must hear of
             sibling.unlink()
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def require_regular(target: Path) -> None:
+    """Raise where something other than a regular file stands at a path."""
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
+
+
+def shortened(name: str) -> str:
+    """Return the beginning of a file's name, so that more can be added: a name may hold 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:180].decode(errors="ignore"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder last."""
     # Without it the rename may be lost with the power. The file already has its name, so a folder that
     # cannot be opened or synced (no read permission, some network mounts) is no failure to write.
     with contextlib.suppress(OSError):

@@ -25,9 +25,10 @@ Slot L of the HHTL-D design published in AdaWorldAPI/lance-graph (crates/bgz-ten
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +40,7 @@ from hhtld.rows import as_rows
 __all__ = ["N_LANES", "SAMPLE_ROWS", "SvdBasis"]
 
 N_LANES = 8
+_ONE_AT_A_TIME = threading.Lock()  # the limit is the process's: a second thread would lift it from under the first
 SAMPLE_ROWS = 4096  # the lookup grade's rule: the first rows of the first tensor
 
 
@@ -55,6 +57,9 @@ class SvdBasis:
 
     singular_values: NDArray[np.float32]
     bits: NDArray[np.uint16]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what is computed from them
 
     @property
     def n_components(self) -> int:
@@ -79,7 +84,7 @@ class SvdBasis:
         by_rows = block.shape[0] < block.shape[1]
         gram = np.empty((min(block.shape),) * 2)
         _dot.gram(np.ascontiguousarray(block.T) if by_rows else block, gram)
-        with threadpool_limits(1, "blas"):
+        with _ONE_AT_A_TIME, threadpool_limits(1, "blas"):
             energies, vectors = np.linalg.eigh(gram)
         values = np.sqrt(np.maximum(energies[::-1][:keep], 0))
         vectors = vectors[:, ::-1][:, :keep].T

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hhtld.atomic import replacing
-from hhtld.encoder import encode_source, measure
+from hhtld.encoder import Work, check_memory, encode_source
 from hhtld.errors import HeaderError
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWriter
+from hhtld.formats.hhtld.fingerprint import JOURNAL_VERSION, plan_facts
 from hhtld.gates import GateReport
+from hhtld.journal import resumable
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 from hhtld.plan import Plan
-from hhtld.progress import Progress, silent
 from hhtld.sections import SECTION_KINDS
 from hhtld.table import PackTable
 
@@ -60,20 +63,39 @@ def write_pack(
     plan: Plan,
     path: Path,
     report: GateReport,
-    executor: Executor | None = None,
-    progress: Progress = silent,
-) -> None:
-    """Encode a source into a file, measure every row as the file gives it back, and record that.
+    work: Work | None = None,
+    *,
+    source_facts: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> list[str]:
+    """Encode a source into a file, measure every row with what its bytes decode to, and record that.
 
-    Sections stream to a sibling of `path`; the cosines are those of rows read back from it. The
-    sibling's checksums are verified before it takes the name.
+    Sections go to a partial file beside `path`, and what is finished to a journal (`hhtld.journal`). The checksums
+    taken beside the measuring are verified in the file before it takes its name.
+
+    Parameters
+    ----------
+    source, plan, path, report
+    work : Work, optional
+        Its journal is not used.
+    source_facts : mapping, optional
+        What tells this source from another, see `hhtld.formats.hhtld.fingerprint`; for resuming.
+    resume : bool
+        Continue what an earlier call left.
+
+    Returns
+    -------
+    list of str
+        What a user should know of an earlier run.
     """
-    with replacing(path, check=_verified) as file:
+    work = work or Work()
+    check_memory(source, plan, work)
+    begin = {"journal": JOURNAL_VERSION, "settings": plan_facts(plan), "source": source_facts or {}}
+    with resumable(path, begin, resume=resume, check=_verified) as (file, journal):
         writer = ContainerWriter(file)
-        table = encode_source(source, plan, writer, executor, progress)
-        with HhtldPack(table, writer.reader()) as pack:
-            measure(pack, source, report, executor, progress)
-        writer.finish(table.with_gates(report.tensors).to_json())
+        table = encode_source(source, plan, writer, report, replace(work, journal=journal))
+        writer.finish(table.to_json())
+    return journal.notes
 
 
 def save_pack(pack: HhtldPack, path: Path) -> None:
@@ -104,4 +126,4 @@ class HhtldFormat(Format):
 
     def open_source(self, path: Path) -> TensorSource:
         """Open a pack as a source of decoded tensors."""
-        return PackSource(open_pack(path))
+        return PackSource(open_pack(path, mmap=False))  # the pages of a mapped file count as this process's memory
