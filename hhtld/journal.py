@@ -132,14 +132,12 @@ def _locked(path: Path, target: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            with contextlib.suppress(OSError):  # a file system without locks: then nobody is kept out
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise OutputError(None, f"cannot write {target}: another conversion is writing it") from None
-        except BaseException:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             os.close(fd)
-            raise
+            raise OutputError(None, f"cannot write {target}: another conversion is writing it") from None
+        except OSError:  # a file system without locks: then nobody is kept out
+            pass
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False)):
                 return fd
