@@ -167,6 +167,8 @@ class _Encoder:
 
     def look_ahead(self, group: _Group) -> None:
         """Let the crew find what a later group shares while this one's rows are coded."""
+        if group.number in self._ahead:
+            return
         room = self.work.memory - self.fixed_nbytes - self._task_nbytes(group)
         if self.crew.executor is not None and room >= 0 and self.journal.get("group", group.number) is None:
             function, args = self._finding(group)
@@ -483,7 +485,8 @@ def encode_source(
     groups = [_Group(number, key, profile, names) for number, ((key, profile), names) in enumerate(planned)]
     try:
         for group in groups:
-            for following in groups[group.number + 1 : group.number + 2]:
+            ahead = len(groups) if encoder.crew.remote else 1  # here, more at a time would take more memory
+            for following in groups[group.number + 1 :][:ahead]:
                 encoder.look_ahead(following)
             encoder.add_group(group)
     finally:

@@ -7,10 +7,12 @@ written by the client. Tasks say nothing that depends on the worker, so one that
 
 from __future__ import annotations
 
-import warnings
+import itertools
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from hhtld.errors import HhtldError, MissingExtraError
@@ -27,8 +29,27 @@ __all__ = ["dask_crew"]
 _TIMEOUT = "30s"  # to reach a scheduler
 
 
+class _Carried:
+    """A value as its pickle: arrays that dask itself unpacks lie in its buffers, at odd addresses too."""
+
+    def __init__(self, value: Any) -> None:
+        self._data = pickle.dumps(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_data": self._data}
+
+    @cached_property
+    def value(self) -> Any:
+        """The value, unpacked once by whoever holds this."""
+        return pickle.loads(self._data)
+
+
 def _itself(value: Any) -> Any:
     return value
+
+
+def _call(function: Any, shared: list[_Carried], rest: _Carried) -> Any:
+    return function(*(carried.value for carried in shared), *rest.value)
 
 
 class _DaskExecutor(Executor):
@@ -40,19 +61,16 @@ class _DaskExecutor(Executor):
         self._executor = client.get_executor(pure=False, retries=2)
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        with warnings.catch_warnings():  # a palette of 16 MiB is large for a task, and sent once
-            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-            future: Future[Any] = self._executor.submit(fn, *args, **kwargs)
+        shared = list(itertools.takewhile(lambda arg: isinstance(arg, distributed.Future), args))
+        future: Future[Any] = self._executor.submit(_call, fn, shared, _Carried((*args[len(shared) :],)))
         return future
 
     def share(self, value: Any) -> Any:
-        """Send a value ahead; what comes back stands for it in arguments.
+        """Send a value ahead; what comes back stands for it as a first argument.
 
         A task that returns it, not `scatter`: what is scattered is lost with the workers that hold it.
         """
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-            return self._client.submit(_itself, value, pure=False)
+        return self._client.submit(_itself, _Carried(value), pure=False)
 
 
 @contextmanager
@@ -72,6 +90,7 @@ def dask_crew(where: str, jobs: int) -> Iterator[Crew]:
         When no scheduler answers or workers are lost again and again.
     """
     local = where == "local"
+    # A palette of wide rows is large for a task; it is sent once.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GiB"}):
         if local:
             cluster = distributed.LocalCluster(

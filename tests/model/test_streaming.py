@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import threading
 import zlib
@@ -69,7 +70,7 @@ def test_checksums_of_pieces_join(rng: np.random.Generator) -> None:
 def test_runs_join_in_any_order(rng: np.random.Generator) -> None:
     data = rng.bytes(5_000)
     cuts = [0, *sorted(rng.choice(np.arange(1, 5_000), 30, replace=False).tolist()), 5_000]
-    pieces = list(zip(cuts, cuts[1:], strict=False))
+    pieces = list(itertools.pairwise(cuts))
     for seed in range(5):
         runs = Crc32Runs()
         for i, piece in enumerate(np.random.default_rng(seed).permutation(len(pieces))):
@@ -106,12 +107,17 @@ def test_sections_take_their_bytes_in_any_order(tmp_path: Path, rng: np.random.G
     assert b"seen" not in files[0]
 
 
+def write_three(path: Path, offset: int, block: bytes) -> None:
+    with replacing(path) as file:
+        writer = ContainerWriter(file)
+        writer.write_at(writer.reserve("raw", 3), offset, block)
+        writer.finish({})
+
+
 def test_a_section_that_is_not_filled_is_refused(tmp_path: Path) -> None:
     for offset, block, message in ((0, b"ab", "3 bytes long and got 2"), (2, b"ab", r"got bytes \[2, 4\)")):
-        with pytest.raises(ValueError, match=message), replacing(tmp_path / "x") as file:
-            writer = ContainerWriter(file)
-            writer.write_at(writer.reserve("raw", 3), offset, block)
-            writer.finish({})
+        with pytest.raises(ValueError, match=message):
+            write_three(tmp_path / "x", offset, block)
     assert list(tmp_path.iterdir()) == []
 
 
