@@ -2,10 +2,10 @@
 
     python benchmarks/large_checkpoint.py FOLDER GIB [--seed N] [--hidden N]
 
-A llama's names and proportions, as many layers as fill GIB. A matrix is low-rank structure whose singular values fall by
-a power law, plus noise, its columns scaled by a heavy tail. Blocks of Gaussian rows are drawn once; every tensor
-mixes them anew, by offsets, signs and gains of its own and one small product a block of rows, so that no two rows are equal
-and writing is as fast as the disk. Rows are streamed: memory does not grow with GIB.
+A llama's names and proportions, as many layers as fill GIB. A matrix is low-rank structure whose singular values fall
+by a power law, plus noise, its columns scaled by a heavy tail. Blocks of Gaussian rows are drawn once; every block of
+every tensor takes them in another order, turned by other columns, with a small product and gains of its own, so
+that no two rows are equal. Rows are streamed: memory does not grow with GIB.
 """
 
 from __future__ import annotations

@@ -411,6 +411,14 @@ def _convert(args: argparse.Namespace) -> int:
         highlight=False,
         markup=False,
     )
+    if report.expected is not None:
+        threads = "one thread" if report.expected["jobs"] == 1 else f"{report.expected['jobs']} threads"
+        out.print(
+            f"It would take about {report.expected['seconds']:.0f} s with {threads} as fast as coding a sample was "
+            f"just now, and at most {human_nbytes(report.expected['memory_nbytes'])} of memory beyond Python's own.",
+            highlight=False,
+            markup=False,
+        )
     return DONE if report else FAILED
 
 

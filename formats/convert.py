@@ -15,7 +15,8 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hhtld.base17 import BASE17_NBYTES
-from hhtld.encoder import DEFAULT_MEMORY, Work
+from hhtld.coders import TrellisGroup, block_rows, code_rows
+from hhtld.encoder import DEFAULT_MEMORY, Work, expected_nbytes
 from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.demo import DEMO, demo_model
@@ -143,6 +144,9 @@ class ConversionReport:
     gates : GateReport
     seconds : float
     dry_run : bool
+    expected : dict or None
+        Of a dry run whose encoded tensors all get Slot T: "seconds" with "jobs" threads, from the time that coding
+        samples took, and "memory_nbytes" at most, beyond what the interpreter takes.
     notes : list of str
         What a user should know, one sentence each.
     """
@@ -157,6 +161,7 @@ class ConversionReport:
     tensors: list[TensorOutcome] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
+    expected: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -175,6 +180,7 @@ class ConversionReport:
             "target": self.target,
             "profile": self.profile,
             "dry_run": self.dry_run,
+            **({} if self.expected is None else {"expected": self.expected}),
             "source_nbytes": self.source_nbytes,
             "bf16_nbytes": self.bf16_nbytes,
             "target_nbytes": self.target_nbytes,
@@ -331,14 +337,11 @@ def convert(
             )
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(os.fspath(src), str(target), plan.profile.text, measured, dry_run=dry_run)
+            limit = DEFAULT_MEMORY if memory is None else memory
             if dry_run:
-                _predict_pack(report, source, plan)
+                _predict_pack(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))
             else:
-                work = Work(
-                    stack.enter_context(crew(executor, jobs or default_jobs())),
-                    DEFAULT_MEMORY if memory is None else memory,
-                    progress or silent,
-                )
+                work = Work(stack.enter_context(crew(executor, jobs or default_jobs())), limit, progress or silent)
                 facts = source_facts(source, source_path)
                 shared = RemoteSource(source, open_source, (source_path,), json.dumps(facts))
                 report.notes = write_pack(shared, plan, target, measured, work, source_facts=facts, resume=resume)
@@ -387,8 +390,9 @@ def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:
         report.bf16_nbytes += as_bf16_nbytes(tensor.info)
 
 
-def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) -> None:
+def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, work: Work) -> None:
     """Fill a report with what a conversion would give, from samples of rows."""
+    memory, deciding, coding, all_timed = expected_nbytes(source, plan, work), 0.0, 0.0, True
     outcomes = {name: TensorOutcome(t.info, "keep", t.info.nbytes) for name, t in plan.tensors.items()}
     for name, tensor in plan.tensors.items():
         if tensor.alias_of is not None:
@@ -397,16 +401,19 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) ->
         kind = regime(key.role)
         if profile.codec != "hhtl_t":
             report.target_nbytes += predicted_shared_nbytes(plan, names[0])
+            all_timed = False
             for name in names:
                 tensor = plan.tensors[name]
                 outcomes[name] = TensorOutcome(tensor.info, tensor.codec, predicted_nbytes(tensor), kind)
             continue
         rows = [SourceRows(source, name) for name in names]
         threshold = None if profile.rate is not None else plan.thresholds[kind]
+        started = time.perf_counter()
         try:
             shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed)
         except RangeError:
             continue
+        deciding += time.perf_counter() - started
         if prediction is None:
             continue
         second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
@@ -414,6 +421,7 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) ->
         own = [coded.tensor_nbytes(key.shape[0])] * len(names)
         if coded.shared_nbytes() + sum(own) < sum(plan.tensors[name].info.nbytes for name in names):
             report.target_nbytes += coded.shared_nbytes()
+            coding += _coding_seconds(TrellisGroup(key, coded), rows)
             for name, nbytes in zip(names, own, strict=True):
                 info = plan.tensors[name].info
                 outcomes[name] = TensorOutcome(info, "hhtl_t", nbytes, kind, predicted_median=prediction.median)
@@ -421,6 +429,21 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) ->
         report.tensors.append(outcomes[name])
         report.target_nbytes += outcomes[name].nbytes
         _add_source(report, tensor)
+    if all_timed and coding:
+        jobs = work.crew.jobs
+        report.expected = {"seconds": round(deciding + coding / jobs, 1), "jobs": jobs, "memory_nbytes": memory}
+
+
+def _coding_seconds(code: TrellisGroup, rows: Sequence[SourceRows]) -> float:
+    """How long one thread would code a group's tensors, by the time that one block takes."""
+    count = min(rows[0].n_rows, block_rows("hhtl_t", rows[0].n_cols))
+    scale = None if code.shared.basis is None else 1.0
+    started = time.perf_counter()
+    try:
+        code_rows(code, None, rows[0], 0, count, scale)
+    except RangeError:  # the group will be kept
+        return 0.0
+    return (time.perf_counter() - started) * sum(own.n_rows for own in rows) / count
 
 
 def predicted_nbytes(tensor: TensorPlan) -> int:

@@ -37,11 +37,18 @@ from threadpoolctl import threadpool_limits
 from hhtld._kernels import _cast, _dot
 from hhtld.rows import as_rows
 
-__all__ = ["N_LANES", "SAMPLE_ROWS", "SvdBasis"]
+__all__ = ["N_LANES", "SAMPLE_ROWS", "SvdBasis", "basis_nbytes"]
 
 N_LANES = 8
 _ONE_AT_A_TIME = threading.Lock()  # the limit is the process's: a second thread would lift it from under the first
 SAMPLE_ROWS = 4096  # the lookup grade's rule: the first rows of the first tensor
+
+
+def basis_nbytes(n_rows: int, n_cols: int) -> int:
+    """Return the bytes that building a basis of `n_rows` rows takes at most, the rows included."""
+    # Where there are fewer rows than columns, they are turned and as float64 too. Five Gram matrices: LAPACK's own
+    # copy, its vectors and twice as much to work in.
+    return 4 * n_rows * n_cols * (4 if n_rows < n_cols else 1) + 5 * 8 * min(n_rows, n_cols) ** 2
 
 
 @dataclass(frozen=True, eq=False)

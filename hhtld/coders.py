@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.base17 import Base17
-from hhtld.basis import SAMPLE_ROWS, SvdBasis
+from hhtld.basis import SAMPLE_ROWS, SvdBasis, basis_nbytes
 from hhtld.fisher_z import FisherZTable
 from hhtld.gates import Threshold, row_cosines
 from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
@@ -49,6 +49,7 @@ __all__ = [
     "LookupGroup",
     "PaletteGroup",
     "TrellisGroup",
+    "block_rows",
     "code_rows",
     "found_nbytes",
     "found_palette",
@@ -396,8 +397,7 @@ def found_nbytes(codec: str, key: PaletteGroupKey, n_tensors: int) -> int:
     n_rows, n_cols = key.shape
     if codec == "hhtl_t":
         return decide_nbytes(n_rows * n_tensors, n_cols)
-    sample, shorter = 4 * n_cols * min(n_rows, SAMPLE_ROWS), min(n_rows, n_cols, SAMPLE_ROWS)
-    basis = 4 * sample + 5 * 8 * shorter**2 if should_use_leaf(key.role) else 0
+    basis = basis_nbytes(min(n_rows, SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
     if codec == "hhtl_f32":  # furthest-point sampling holds all rows, and their 8-bit shadow
         return max(basis, n_rows * (5 * n_cols + 64) + 12 * MAX_PALETTE_K * n_cols)
     return max(basis, n_rows * 200 + 16 * MAX_PALETTE_K * n_cols)

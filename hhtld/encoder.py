@@ -52,7 +52,16 @@ from hhtld.source import ArraySource, SourceRows, TensorInfo, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
 from hhtld.trellis_tensor import bf16_bits
 
-__all__ = ["DEFAULT_MEMORY", "Work", "check_memory", "compared_rows", "encode", "encode_source", "measure"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "Work",
+    "check_memory",
+    "compared_rows",
+    "encode",
+    "encode_source",
+    "expected_nbytes",
+    "measure",
+]
 
 DEFAULT_MEMORY = 1 << 30
 _NO_LIMIT = 1 << 62  # what is encoded in memory stays there
@@ -169,7 +178,7 @@ class _Encoder:
         """Let the crew find what a later group shares while this one's rows are coded."""
         if group.number in self._ahead:
             return
-        room = self.work.memory - self.fixed_nbytes - self._task_nbytes(group)
+        room = _usable(self.work.memory) - self.fixed_nbytes - self._task_nbytes(group)
         if self.crew.executor is not None and room >= 0 and self.journal.get("group", group.number) is None:
             function, args = self._finding(group)
             self._ahead[group.number] = self.crew.executor.submit(function, *args)
@@ -396,7 +405,9 @@ class _Encoder:
 
     def _window(self, group: _Group) -> int:
         """How many tasks may be begun and not yet written."""
-        return max(1, min(2 * self.crew.jobs, (self.work.memory - self.fixed_nbytes) // self._task_nbytes(group)))
+        return max(
+            1, min(2 * self.crew.jobs, (_usable(self.work.memory) - self.fixed_nbytes) // self._task_nbytes(group))
+        )
 
     def _task_nbytes(self, group: _Group) -> int:
         return _local_task_nbytes(self.crew, group.codec, group.key, self.infos[group.names[0]])
@@ -442,25 +453,38 @@ def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
         nonlocal largest
         largest = max(largest, (nbytes, name, what))
 
-    groups = plan.groups().items()
-    for (key, profile), names in groups:
-        # Rows of the tensors whose tasks are under way, their histogram, and what NumPy sorts them in.
+    for (key, profile), names in plan.groups().items():
+        # Cosines of the tensors whose tasks are under way, NumPy's copies of them, and the histogram.
         counted = max(counted, 4 * 8 * key.shape[0] + (8 << 20))
-        if not work.crew.remote:
-            found = max(found, found_nbytes(profile.codec, key, len(names)))
-    for (key, profile), names in groups:
         own = 0 if work.crew.remote else found_nbytes(profile.codec, key, len(names))
+        found = max(found, own)
         one = _local_task_nbytes(work.crew, profile.codec, key, infos[names[0]])
-        needs(counted + max(own, one), names[0], f"group {key}")
+        needs(4 * 8 * key.shape[0] + (8 << 20) + max(own, one), names[0], f"group {key}")
     for name in plan.kept():
         needs(2 * infos[name].row_nbytes, name, "one row")
-    if largest[0] > work.memory:
-        nbytes, name, what = largest
+    nbytes, name, what = largest
+    if nbytes > _usable(work.memory):
+        asked = (nbytes * 9 // 8 >> 20) + 1
         raise BudgetError(
-            f"tensor {shown(name)} needs {nbytes:,} bytes of memory ({what}), {work.memory:,} are given; "
-            f"give it that with memory= (--memory)"
+            f"tensor {shown(name)} needs {nbytes * 9 // 8:,} bytes of memory ({what}), {work.memory:,} are given; "
+            f"give it {asked} MiB with memory= (--memory {asked}MiB)"
         )
     return counted + found
+
+
+def expected_nbytes(source: TensorSource, plan: Plan, work: Work) -> int:
+    """Return the bytes that encoding will take at most, beyond what the interpreter takes: `memory` or less."""
+    fixed, infos, most = check_memory(source, plan, work), source.infos(), 0
+    for (key, profile), names in plan.groups().items():
+        one = _local_task_nbytes(work.crew, profile.codec, key, infos[names[0]])
+        spans = len(names) * -(-key.shape[0] // span_rows(profile.codec, key.shape[1]))
+        most = max(most, one * min(2 * work.crew.jobs, spans))
+    return min(work.memory, (fixed + most) * 9 // 8)
+
+
+def _usable(memory: int) -> int:
+    """What may be allocated so that the process stays below `memory`: freed pieces are not all given back at once."""
+    return memory * 8 // 9
 
 
 def encode_source(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _dot, _search
-from hhtld.basis import SvdBasis
+from hhtld.basis import SvdBasis, basis_nbytes
 from hhtld.gates import Threshold, row_cosines
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.rotation import Rotation
@@ -219,8 +219,8 @@ def decide_group(
 def decide_nbytes(n_rows: int, n_cols: int) -> int:
     """Return the bytes that deciding for a group of `n_rows` rows in all takes at most."""
     structure = 4 * n_cols * sample_size(n_rows, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
-    shorter = min(n_cols, structure // (4 * n_cols))
-    # The sample, what is left of it, both scaled and turned for the Gram matrix; that, thrice more in LAPACK.
-    decided = 6 * structure + 5 * 8 * shorter**2
+    # Centroids: the sample, what they leave over, and members of a centroid as float64; a basis: the sample, what is
+    # left, and that scaled.
+    decided = max(6 * structure, 2 * structure + basis_nbytes(structure // (4 * n_cols), n_cols))
     predicted = 4 * 4 * n_cols * sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES)
     return max(decided, predicted)

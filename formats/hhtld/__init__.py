@@ -9,7 +9,7 @@ from typing import Any
 
 from hhtld.atomic import replacing
 from hhtld.encoder import Work, check_memory, encode_source
-from hhtld.errors import HeaderError
+from hhtld.errors import FormatError, HeaderError, OutputError
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWriter
 from hhtld.formats.hhtld.fingerprint import JOURNAL_VERSION, plan_facts
@@ -58,6 +58,16 @@ def _verified(path: Path) -> None:
         pack.sections.verify()
 
 
+def _verified_again(path: Path, target: Path) -> None:
+    """Verify what was just written; a block that the disk did not keep can be written again."""
+    try:
+        _verified(path)
+    except FormatError as error:
+        raise OutputError(
+            None, f"cannot write {target}: the file does not hold what was written to it: {error}"
+        ) from None
+
+
 def write_pack(
     source: TensorSource,
     plan: Plan,
@@ -91,7 +101,7 @@ def write_pack(
     work = work or Work()
     check_memory(source, plan, work)
     begin = {"journal": JOURNAL_VERSION, "settings": plan_facts(plan), "source": source_facts or {}}
-    with resumable(path, begin, resume=resume, check=_verified) as (file, journal):
+    with resumable(path, begin, resume=resume, check=lambda partial: _verified_again(partial, path)) as (file, journal):
         writer = ContainerWriter(file)
         table = encode_source(source, plan, writer, report, replace(work, journal=journal))
         writer.finish(table.to_json())

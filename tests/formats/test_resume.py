@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 import hhtld
 import hhtld.coders
 from hhtld.formats.__main__ import main
+from hhtld.gates import Threshold
 from hhtld.journal import Journal, journal_path, partial_path
 
 SPAN = 40_000  # bytes of float32 rows a task, so that a small model takes many
@@ -182,7 +183,7 @@ def test_other_settings_are_refused_and_named(source: Path, tmp_path: Path) -> N
         ({"profile": "bits:3"}, r"another settings profile \(was \"gates\", is \"bits:3\"\)"),
         ({"seed": 7}, r"another settings seed \(was 0, is 7\)"),
         ({"rules": [("embed*", "keep")]}, "another settings tensors"),
-        ({"gates": {"argmax": hhtld.gates.Threshold(0.9, 0.8)}}, "another settings thresholds argmax"),
+        ({"gates": {"argmax": Threshold(0.9, 0.8)}}, "another settings thresholds argmax"),
     ):
         with pytest.raises(ValueError, match=f"cannot resume .*{what}.*without --resume"):
             hhtld.convert(source, target, resume=True, **options)
@@ -333,6 +334,23 @@ def test_a_full_disk_keeps_what_is_finished(
     events = Events()
     hhtld.convert(source, target, resume=True, progress=events)
     assert events.nbytes["resume"] > 0
+    assert target.read_bytes() == expected("gates")
+
+
+def test_bytes_that_the_disk_did_not_keep_are_written_again(
+    source: Path, tmp_path: Path, expected: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, pwrite = tmp_path / "m.hhtld", os.pwrite
+
+    def spoiled(fd: int, data: memoryview, offset: int) -> int:
+        return pwrite(fd, bytes([data[0] ^ 1]) + bytes(data[1:]) if offset == 64 else data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", spoiled)
+        with pytest.raises(hhtld.OutputError, match=r"does not hold what was written to it: .*section 0") as caught:
+            hhtld.convert(source, target)
+    assert "--resume continues" in caught.value.__notes__[0]
+    hhtld.convert(source, target, resume=True)
     assert target.read_bytes() == expected("gates")
 
 
