@@ -174,14 +174,14 @@ class _Encoder:
         scales = self._scales(group)
         return TrellisGroup.decided, (group.key, rows, scales, group.profile, self._threshold(group), self.plan.seed)
 
-    def look_ahead(self, group: _Group) -> None:
-        """Let the crew find what a later group shares while this one's rows are coded."""
-        if group.number in self._ahead:
-            return
-        room = _usable(self.work.memory) - self.fixed_nbytes - self._task_nbytes(group)
-        if self.crew.executor is not None and room >= 0 and self.journal.get("group", group.number) is None:
-            function, args = self._finding(group)
-            self._ahead[group.number] = self.crew.executor.submit(function, *args)
+    def _look_ahead(self, following: list[_Group]) -> None:
+        """Let the crew find what later groups share while a group's rows are coded."""
+        for group in following if self.crew.remote else following[:1]:  # here, each takes its memory
+            room = _usable(self.work.memory) - self.fixed_nbytes - self._task_nbytes(group)
+            known = group.number in self._ahead or self.journal.get("group", group.number) is not None
+            if self.crew.executor is not None and room >= 0 and not known:
+                function, args = self._finding(group)
+                self._ahead[group.number] = self.crew.executor.submit(function, *args)
 
     def cancel(self) -> None:
         """Give up what was to be found ahead."""
@@ -242,7 +242,7 @@ class _Encoder:
 
     # ---- a group ----
 
-    def add_group(self, group: _Group) -> None:
+    def add_group(self, group: _Group, following: list[_Group]) -> None:
         """Code a group's tensors at the first rate that passes on all of their rows, or keep them."""
         mark, facts = len(self.sink), self.journal.get("group", group.number)
         attempt = None
@@ -251,6 +251,7 @@ class _Encoder:
         if attempt is None and facts != "keep":
             code = self._found(group)
             attempt = None if code is None else self._begun(group, code)
+        self._look_ahead(following)
         while attempt is not None:
             if self._passes(attempt):
                 self._record(attempt)
@@ -509,10 +510,8 @@ def encode_source(
     groups = [_Group(number, key, profile, names) for number, ((key, profile), names) in enumerate(planned)]
     try:
         for group in groups:
-            ahead = len(groups) if encoder.crew.remote else 1  # here, more at a time would take more memory
-            for following in groups[group.number + 1 :][:ahead]:
-                encoder.look_ahead(following)
-            encoder.add_group(group)
+            # A tensor's own palette takes the memory that looking ahead would.
+            encoder.add_group(group, [] if group.codec == "hhtl_f32" else groups[group.number + 1 :])
     finally:
         encoder.cancel()
     for name in plan.kept():

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager
@@ -74,6 +76,19 @@ class _DaskExecutor(Executor):
 
 
 @contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let processes that begin here ignore Ctrl-C, as do the seconds that they take: the client ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def dask_crew(where: str, jobs: int) -> Iterator[Crew]:
     """Give dask's workers as a crew.
 
@@ -93,9 +108,10 @@ def dask_crew(where: str, jobs: int) -> Iterator[Crew]:
     # A palette of wide rows is large for a task; it is sent once.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GiB"}):
         if local:
-            cluster = distributed.LocalCluster(
-                n_workers=jobs, threads_per_worker=1, dashboard_address=None, memory_limit=0, silence_logs=40
-            )
+            with _uninterrupted():
+                cluster = distributed.LocalCluster(
+                    n_workers=jobs, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=40
+                )
         try:
             client = distributed.Client(cluster if local else where, timeout=_TIMEOUT, set_as_default=False)
         except OSError as error:
