@@ -35,6 +35,7 @@ examples:
   hhtld convert demo: minilm.hhtld                   a real model, with the extra 'demo' installed
   hhtld convert model.safetensors model.hhtld --profile lookup
   hhtld convert snapshot-folder/ model.hhtld --dry-run
+  hhtld convert snapshot-folder/ model.hhtld --memory 4GiB --resume
   hhtld convert model.hhtld back.safetensors
   hhtld convert model.hhtld model.h5 --original model.safetensors
   hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4

@@ -206,6 +206,26 @@ def test_another_source_is_refused_and_named(source: Path, tmp_path: Path) -> No
         hhtld.convert(own, target, resume=True)
 
 
+def test_a_changed_shard_is_refused_and_named(source: Path, tmp_path: Path) -> None:
+    folder, weight_map = tmp_path / "model", {}
+    folder.mkdir()
+    for number, (name, array) in enumerate(hhtld.load_file(source).items()):
+        shard = f"model-{number % 2 + 1:05d}-of-00002.safetensors"
+        weight_map[name] = shard
+        held = hhtld.load_file(folder / shard) if (folder / shard).exists() else {}
+        save_file(held | {name: array}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    target = folder / "m.hhtld"
+    for path in (folder, folder / "model.safetensors.index.json"):
+        stopped(path, target, 200_000)
+        (folder / "README.md").write_text("what does not matter may change")
+        with pytest.raises(Stop):
+            hhtld.convert(path, target, resume=True, progress=Events(300_000))
+        os.utime(folder / "model-00002-of-00002.safetensors", ns=(1, len(str(path))))
+        with pytest.raises(ValueError, match=r"another source files model-00002-of-00002\.safetensors \(was \["):
+            hhtld.convert(path, target, resume=True)
+
+
 def test_a_damaged_journal_costs_its_lines_only(source: Path, tmp_path: Path, expected: Callable[[str], bytes]) -> None:
     target = tmp_path / "m.hhtld"
     done = stopped(source, target, 900_000)
