@@ -27,7 +27,7 @@ from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.rate import DEFAULT_STATE_BITS, decide_group
-from hhtld.remote import RemoteSource
+from hhtld.remote import CarryingExecutor, RemoteSource
 from hhtld.roles import regime, should_use_leaf
 from hhtld.schedule import Crew
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
@@ -71,7 +71,7 @@ def crew(executor: str | Executor | None, jobs: int) -> Iterator[Crew]:
     elif isinstance(executor, str):
         raise ValueError(f"no executor {executor!r}; available: threads, dask:local, dask:ADDRESS")
     else:
-        yield Crew(executor, jobs)
+        yield Crew(executor if isinstance(executor, ThreadPoolExecutor) else CarryingExecutor(executor), jobs)
 
 
 def resolve_source(src: str | os.PathLike[str]) -> Path:

@@ -1,13 +1,15 @@
-"""A source that other processes open for themselves.
+"""What goes to other processes: sources that they open for themselves, and arguments.
 
-Pickled, it is the call that opens it; a process that receives it opens it once and keeps it. So a task that names
-rows carries a path, and reads the rows where it runs.
+Pickled, a source is the call that opens it; a process that receives it opens it once and keeps it. So a task that
+names rows carries a path, and reads the rows where it runs.
 """
 
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from hhtld.source import TensorInfo, TensorSource
 
-__all__ = ["RemoteSource"]
+__all__ = ["Carried", "CarryingExecutor", "RemoteSource", "call"]
 
 _KEPT = 4  # sources open at once in a worker: as many conversions as are likely to share it
 
@@ -65,3 +67,33 @@ class RemoteSource(TensorSource):
 @functools.lru_cache(_KEPT)
 def _opened(opener: Callable[..., TensorSource], args: tuple[Any, ...], fingerprint: str) -> RemoteSource:
     return RemoteSource(opener(*args), opener, args, fingerprint)
+
+
+class Carried:
+    """A value as its pickle: arrays that a cluster unpacks itself may lie in its buffers at odd addresses."""
+
+    def __init__(self, value: Any) -> None:
+        self._data = pickle.dumps(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_data": self._data}
+
+    @functools.cached_property
+    def value(self) -> Any:
+        """The value, unpacked once by whoever holds this."""
+        return pickle.loads(self._data)
+
+
+def call(function: Callable[..., Any], shared: list[Carried], rest: Carried) -> Any:
+    """Return what a function gives for arguments that were carried, those that many calls share first."""
+    return function(*(carried.value for carried in shared), *rest.value)
+
+
+class CarryingExecutor(Executor):
+    """An executor of other processes, its arguments carried."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._executor.submit(call, functools.partial(fn, **kwargs) if kwargs else fn, [], Carried(args))

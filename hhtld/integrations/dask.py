@@ -8,16 +8,15 @@ written by the client. Tasks say nothing that depends on the worker, so one that
 from __future__ import annotations
 
 import itertools
-import pickle
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 from hhtld.errors import HhtldError, MissingExtraError
+from hhtld.remote import Carried, call
 from hhtld.schedule import Crew
 
 try:
@@ -31,27 +30,8 @@ __all__ = ["dask_crew"]
 _TIMEOUT = "30s"  # to reach a scheduler
 
 
-class _Carried:
-    """A value as its pickle: arrays that dask itself unpacks lie in its buffers, at odd addresses too."""
-
-    def __init__(self, value: Any) -> None:
-        self._data = pickle.dumps(value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_data": self._data}
-
-    @cached_property
-    def value(self) -> Any:
-        """The value, unpacked once by whoever holds this."""
-        return pickle.loads(self._data)
-
-
 def _itself(value: Any) -> Any:
     return value
-
-
-def _call(function: Any, shared: list[_Carried], rest: _Carried) -> Any:
-    return function(*(carried.value for carried in shared), *rest.value)
 
 
 class _DaskExecutor(Executor):
@@ -64,7 +44,7 @@ class _DaskExecutor(Executor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         shared = list(itertools.takewhile(lambda arg: isinstance(arg, distributed.Future), args))
-        future: Future[Any] = self._executor.submit(_call, fn, shared, _Carried((*args[len(shared) :],)))
+        future: Future[Any] = self._executor.submit(call, fn, shared, Carried(args[len(shared) :]))
         return future
 
     def share(self, value: Any) -> Any:
@@ -72,7 +52,7 @@ class _DaskExecutor(Executor):
 
         A task that returns it, not `scatter`: what is scattered is lost with the workers that hold it.
         """
-        return self._client.submit(_itself, _Carried(value), pure=False)
+        return self._client.submit(_itself, Carried(value), pure=False)
 
 
 @contextmanager
