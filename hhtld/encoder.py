@@ -347,18 +347,20 @@ class _Encoder:
         number, structure = attempt.group.number, attempt.structure
         peaks = {tensor.name: self.journal.get("peak", number, structure, tensor.name) for tensor in tensors}
         unknown = [tensor for tensor in tensors if peaks[tensor.name] is None]
+        missing = {tensor.name: len(list(self._spans(attempt.group, tensor.rows))) for tensor in unknown}
         calls = (
             (tensor.name, peak_of_rows, (shared, tensor.own, tensor.rows, start, stop))
             for tensor in unknown
             for start, stop in self._spans(attempt.group, tensor.rows)
         )
-        found = {tensor.name: 0.0 for tensor in unknown}
         for name, peak in completed(self.crew.executor, calls, self._window(attempt.group)):
-            found[name] = float(np.maximum(found[name], peak))  # NaN stays
+            peaks[name] = float(np.maximum(peaks[name] or 0.0, peak))  # NaN stays
+            missing[name] -= 1
+            if not missing[name]:
+                leaf_scale(peaks[name])  # refuses what is not finite
+                self.journal.put("peak", number, structure, name, value=peaks[name])
         for tensor in tensors:
-            tensor.scale = leaf_scale(found[tensor.name] if tensor.name in found else peaks[tensor.name])
-            if tensor.name in found:
-                self.journal.put("peak", number, structure, tensor.name, value=found[tensor.name])
+            tensor.scale = leaf_scale(peaks[tensor.name])
 
     def _calls(
         self, attempt: _Attempt, shared: Any, tensors: list[_Tensor]
