@@ -38,6 +38,7 @@ examples:
   hhtld convert model.safetensors model.hhtld --profile lookup
   hhtld convert snapshot-folder/ model.hhtld --dry-run
   hhtld convert https://HOST/model.safetensors model.hhtld
+  hhtld convert snapshot-folder/ model.hhtld --memory 4GiB --resume
   hhtld convert model.hhtld back.safetensors
   hhtld convert model.hhtld plain-folder/            decoded, config and tokenizer too: loads anywhere
   hhtld convert snapshot-folder/ packed/ --to hf     loads with transformers and hhtld.integrations.transformers
@@ -109,6 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
     command.add_argument(
         "--jobs", type=_positive, metavar="N", help="threads (default: all processors); same bytes for any N"
+    )
+    command.add_argument(
+        "--executor",
+        metavar="WHERE",
+        help="threads (default), dask:local for --jobs worker processes here, or dask:ADDRESS for a cluster whose "
+        "workers reach SRC by the same path (extra 'dask'); same bytes anywhere",
+    )
+    command.add_argument(
+        "--memory",
+        type=_size,
+        metavar="SIZE",
+        help="stay below this, as 512MiB or 4GiB, beyond what Python itself takes (default 1GiB); same bytes for any",
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue what an interrupted or killed conversion of the same SRC with the same settings left",
     )
     command.add_argument(
         "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
@@ -342,6 +360,9 @@ def _convert(args: argparse.Namespace) -> int:
                 min_ratio=args.min_ratio,
                 to=args.to,
                 jobs=args.jobs,
+                executor=args.executor,
+                memory=args.memory,
+                resume=args.resume,
                 nonfinite=args.nonfinite,
                 seed=args.seed,
                 files=not args.no_files,
@@ -398,6 +419,8 @@ def _convert(args: argparse.Namespace) -> int:
             out.print(f"The gates are shown, not enforced, for profile {report.profile}.")
         elif not report:
             out.print(f"FAILED: {report.gates.verdict()}", markup=False)
+    for text in report.notes:
+        out.print(text, highlight=False, markup=False)
     verb = "would take" if report.dry_run else "takes"
     kept = sum(t.regime is None and t.alias_of is None for t in report.tensors)
     tied = sum(t.alias_of is not None for t in report.tensors)
@@ -412,6 +435,14 @@ def _convert(args: argparse.Namespace) -> int:
     )
     if report.files_nbytes:
         out.print(f"{human_nbytes(report.files_nbytes)} of side files (config, tokenizer, ...) count on both sides")
+    if report.expected is not None:
+        threads = "one thread" if report.expected["jobs"] == 1 else f"{report.expected['jobs']} threads"
+        out.print(
+            f"It would take about {report.expected['seconds']:.0f} s with {threads} as fast as coding a sample was "
+            f"just now, and at most {human_nbytes(report.expected['memory_nbytes'])} of memory beyond Python's own.",
+            highlight=False,
+            markup=False,
+        )
     for text in report.notes:
         out.print(text, highlight=False, markup=False)
     return DONE if report else FAILED
@@ -659,8 +690,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _COMMANDS[args.command](args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left half-written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = getattr(interrupt, "__notes__", None) or ["nothing was left half-written"]
+        print("interrupted;", *said, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader went away; a second failure while Python flushes at exit would only add noise.
@@ -673,7 +705,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error)
         if args.json:
             print(json.dumps({"schema": "hhtld.error/1", "error": {"type": type(error).__name__, "message": message}}))
-        print(f"hhtld: {message}", file=sys.stderr)
+        print(f"hhtld: {message}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return found
     return code
 

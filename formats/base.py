@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from concurrent.futures import Executor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hhtld.encoder import Work
 from hhtld.gates import GateReport
 from hhtld.plan import Plan
-from hhtld.progress import Progress, silent
 from hhtld.source import TensorInfo, TensorSource
 from hhtld.urls import Location, Url
 
@@ -91,8 +91,14 @@ class Format(ABC):
         plan: Plan,
         path: Path,
         report: GateReport,
-        executor: Executor | None = None,
-        progress: Progress = silent,
-    ) -> list[str] | None:
-        """Encode a source as planned, atomically, and put what was measured into `report`; may return notes."""
+        work: Work | None = None,
+        *,
+        source_facts: Mapping[str, Any] | None = None,
+        resume: bool = False,
+    ) -> list[str]:
+        """Encode a source as planned, atomically, put what was measured into `report`, and return notes.
+
+        `source_facts` and `resume` are for formats that can continue what an earlier call left, see
+        `hhtld.formats.hhtld.write_pack`.
+        """
         raise TypeError(f"format {self.name!r} does not encode")

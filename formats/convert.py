@@ -15,22 +15,27 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hhtld.base17 import BASE17_NBYTES
+from hhtld.coders import TrellisGroup, block_rows, code_rows
+from hhtld.encoder import DEFAULT_MEMORY, Work, expected_nbytes
 from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.hhtld import open_pack
+from hhtld.formats.hhtld.fingerprint import source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.rate import DEFAULT_STATE_BITS, decide_group
+from hhtld.remote import CarryingExecutor, RemoteSource
 from hhtld.roles import regime, should_use_leaf
+from hhtld.schedule import Crew
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import Trellis
 from hhtld.urls import Location
 
-__all__ = ["ConversionReport", "TensorOutcome", "convert", "default_jobs"]
+__all__ = ["ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs"]
 
 
 def default_jobs() -> int:
@@ -51,6 +56,23 @@ def workers(jobs: int) -> Iterator[Executor | None]:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def crew(executor: str | Executor | None, jobs: int) -> Iterator[Crew]:
+    """Give a crew: threads, dask's workers, or an executor that is given."""
+    if isinstance(executor, str) and executor.startswith("dask:"):
+        from hhtld.integrations.dask import dask_crew
+
+        with dask_crew(executor.removeprefix("dask:"), jobs) as found:
+            yield found
+    elif executor is None or executor == "threads":
+        with workers(jobs) as threads:
+            yield Crew(threads, jobs)
+    elif isinstance(executor, str):
+        raise ValueError(f"no executor {executor!r}; available: threads, dask:local, dask:ADDRESS")
+    else:
+        yield Crew(executor if isinstance(executor, ThreadPoolExecutor) else CarryingExecutor(executor), jobs)
 
 
 def as_bf16_nbytes(info: TensorInfo) -> int:
@@ -120,6 +142,9 @@ class ConversionReport:
     gates : GateReport
     seconds : float
     dry_run : bool
+    expected : dict or None
+        Of a dry run whose encoded tensors all get Slot T: "seconds" with "jobs" threads, from the time that coding
+        samples took, and "memory_nbytes" at most, beyond what the interpreter takes.
     notes : list of str
         What a user should know, one sentence each.
     """
@@ -135,6 +160,7 @@ class ConversionReport:
     tensors: list[TensorOutcome] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
+    expected: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -153,6 +179,7 @@ class ConversionReport:
             "target": self.target,
             "profile": self.profile,
             "dry_run": self.dry_run,
+            **({} if self.expected is None else {"expected": self.expected}),
             "source_nbytes": self.source_nbytes,
             "bf16_nbytes": self.bf16_nbytes,
             "target_nbytes": self.target_nbytes,
@@ -179,6 +206,9 @@ def convert(
     min_ratio: float | None = None,
     to: str | None = None,
     jobs: int | None = None,
+    executor: str | Executor | None = None,
+    memory: int | None = None,
+    resume: bool = False,
     nonfinite: str = "refuse",
     seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
@@ -213,6 +243,15 @@ def convert(
         Bytes as bfloat16 over the file that profile "gates" must reach, 2 by default.
     jobs : int, optional
         Threads; all processors by default. The bytes are the same for any number.
+    executor : str or concurrent.futures.Executor, optional
+        "threads" (the default), "dask:local" for `jobs` worker processes on this machine, "dask:ADDRESS" for a
+        cluster whose workers reach `src` by the same path (extra `dask`); or any executor, given `2 * jobs` tasks at
+        most at a time. For formats that encode only, as the next two.
+    memory : int
+        Bytes to stay below, beyond what the interpreter and its modules take; 1 GiB by default.
+    resume : bool
+        Continue what an earlier conversion of the same source with the same settings left beside `dst` when it was
+        interrupted, killed, or could not write.
     nonfinite : {"refuse", "keep"}
         What becomes of weight tensors that hold an infinity or NaN.
     seed : int
@@ -240,6 +279,8 @@ def convert(
         When profile "gates" misses a gate. The file is complete and stays; the report is the error's.
     FormatError, NonFiniteError
         When the source cannot be converted.
+    BudgetError
+        When `memory` does not suffice, before anything is written.
     OutputError
         When the target cannot be written; what stood there before is untouched.
     """
@@ -266,6 +307,7 @@ def convert(
             "min_ratio": min_ratio,
         }
         encoding |= {"seed": seed, "column_scales": column_scales}
+        encoding |= {"executor": executor, "memory": memory, "resume": resume or None}
         others = " and ".join(key for key, value in encoding.items() if value is not None)
         if others:
             raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
@@ -280,13 +322,13 @@ def convert(
             raise ValueError(f"{target} lies inside the source folder {path}; give a folder outside of it")
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
-        executor = stack.enter_context(workers(jobs or default_jobs()))
         if original_path is not None:
             given["original"] = stack.enter_context(open_source(original_path))
         if not output.encodes:
+            threads = stack.enter_context(workers(jobs or default_jobs()))
             report = ConversionReport(spelled(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
             if not dry_run:
-                offered = {"executor": executor, "progress": progress or silent, "files": files}
+                offered = {"executor": threads, "progress": progress or silent, "files": files}
                 given |= {key: value for key, value in offered.items() if key in output.options}
                 report.notes = output.write_source(source, target, **given) or []
             _count(report, source, target)
@@ -307,10 +349,16 @@ def convert(
             )
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
+            limit = DEFAULT_MEMORY if memory is None else memory
             if dry_run:
-                _predict_pack(report, source, plan)
+                _predict_pack(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))
             else:
-                report.notes = output.write_plan(source, plan, target, measured, executor, progress or silent) or []
+                work = Work(stack.enter_context(crew(executor, jobs or default_jobs())), limit, progress or silent)
+                facts = source_facts(source, source_path)
+                shared = RemoteSource(source, open_source, (source_path,), json.dumps(facts))
+                report.notes = output.write_plan(
+                    shared, plan, target, measured, work, source_facts=facts, resume=resume
+                )
                 _count_pack(report, plan, target)
             _count_files(report, source if files else None)
     report.gates.ratio = report.ratio
@@ -375,8 +423,9 @@ def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:
         report.bf16_nbytes += as_bf16_nbytes(tensor.info)
 
 
-def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) -> None:
+def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, work: Work) -> None:
     """Fill a report with what a conversion would give, from samples of rows."""
+    memory, deciding, coding, all_timed = expected_nbytes(source, plan, work), 0.0, 0.0, True
     outcomes = {name: TensorOutcome(t.info, "keep", t.info.nbytes) for name, t in plan.tensors.items()}
     for name, tensor in plan.tensors.items():
         if tensor.alias_of is not None:
@@ -385,16 +434,19 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) ->
         kind = regime(key.role)
         if profile.codec != "hhtl_t":
             report.target_nbytes += predicted_shared_nbytes(plan, names[0])
+            all_timed = False
             for name in names:
                 tensor = plan.tensors[name]
                 outcomes[name] = TensorOutcome(tensor.info, tensor.codec, predicted_nbytes(tensor), kind)
             continue
         rows = [SourceRows(source, name) for name in names]
         threshold = None if profile.rate is not None else plan.thresholds[kind]
+        started = time.perf_counter()
         try:
             shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed)
         except RangeError:
             continue
+        deciding += time.perf_counter() - started
         if prediction is None:
             continue
         second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
@@ -402,6 +454,7 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) ->
         own = [coded.tensor_nbytes(key.shape[0])] * len(names)
         if coded.shared_nbytes() + sum(own) < sum(plan.tensors[name].info.nbytes for name in names):
             report.target_nbytes += coded.shared_nbytes()
+            coding += _coding_seconds(TrellisGroup(key, coded), rows)
             for name, nbytes in zip(names, own, strict=True):
                 info = plan.tensors[name].info
                 outcomes[name] = TensorOutcome(info, "hhtl_t", nbytes, kind, predicted_median=prediction.median)
@@ -409,6 +462,21 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan) ->
         report.tensors.append(outcomes[name])
         report.target_nbytes += outcomes[name].nbytes
         _add_source(report, tensor)
+    if all_timed and coding:
+        jobs = work.crew.jobs
+        report.expected = {"seconds": round(deciding + coding / jobs, 1), "jobs": jobs, "memory_nbytes": memory}
+
+
+def _coding_seconds(code: TrellisGroup, rows: Sequence[SourceRows]) -> float:
+    """How long one thread would code a group's tensors, by the time that one block takes."""
+    count = min(rows[0].n_rows, block_rows("hhtl_t", rows[0].n_cols))
+    scale = None if code.shared.basis is None else 1.0
+    started = time.perf_counter()
+    try:
+        code_rows(code, None, rows[0], 0, count, scale)
+    except RangeError:  # the group will be kept
+        return 0.0
+    return (time.perf_counter() - started) * sum(own.n_rows for own in rows) / count
 
 
 def predicted_nbytes(tensor: TensorPlan) -> int:

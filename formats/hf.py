@@ -18,15 +18,16 @@ whose shape and type fit none.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hhtld.atomic_folder import new_folder, write_bytes
+from hhtld.encoder import Work
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pack
@@ -35,7 +36,6 @@ from hhtld.formats.safetensors import NAMES_KEY, write_tensors
 from hhtld.gates import GateReport
 from hhtld.pack import HhtldPack, PackSource
 from hhtld.plan import Plan
-from hhtld.progress import Progress, silent
 from hhtld.side_files import read_side_file, side_files
 from hhtld.source import ArraySource
 from hhtld.urls import Location, Url
@@ -109,7 +109,7 @@ class PackedFolder(PackSource):
     """
 
     def __init__(self, folder: Location) -> None:
-        super().__init__(open_pack(folder / PACK_NAME))
+        super().__init__(open_pack(folder / PACK_NAME, mmap=False))  # as of a pack that is a source
         self._folder = folder
         try:
             config = folder / CONFIG
@@ -153,10 +153,14 @@ class HfFormat(Format):
         plan: Plan,
         path: Path,
         report: GateReport,
-        executor: Executor | None = None,
-        progress: Progress = silent,
+        work: Work | None = None,
+        *,
+        source_facts: Mapping[str, Any] | None = None,
+        resume: bool = False,
     ) -> list[str]:
         """Encode a source into a folder, which must not exist or be empty.
+
+        Unfinished, its pack and the journal of that lie beside the folder.
 
         Raises
         ------
@@ -171,14 +175,25 @@ class HfFormat(Format):
                 "not a file of it"
             )
         config = packed_config(source, "config.json:", plan.profile.text)
+        bare, beside = replace(plan, files=()), Path(os.path.abspath(path))  # noqa: PTH100 - as in new_folder
         with new_folder(path) as folder:
-            write_pack(source, replace(plan, files=()), folder / PACK_NAME, report, executor, progress)
-            with open_pack(folder / PACK_NAME) as pack:
-                write_names(pack, folder / NAMES_FILE)
             for name in source.files():
                 write_bytes(folder / name, config if name == CONFIG else source.read_file(name))
             write_bytes(folder / _HOW_TO, _TEXT.encode())
+            notes = write_pack(
+                source,
+                bare,
+                folder / PACK_NAME,
+                report,
+                work,
+                source_facts=source_facts,
+                resume=resume,
+                beside=beside,
+            )
+            with open_pack(folder / PACK_NAME) as pack:
+                write_names(pack, folder / NAMES_FILE)
         return [
+            *notes,
             f"{shown(str(path))} loads with transformers once hhtld.integrations.transformers is imported; "
-            f"{_HOW_TO} in it tells how"
+            f"{_HOW_TO} in it tells how",
         ]

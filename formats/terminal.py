@@ -214,6 +214,8 @@ def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[str, str, int],
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, name: str, nbytes: int) -> None:
+            if stage in ("resume", "again"):  # parts of the same work: done before, and to be done once more
+                stage, nbytes = "encode", nbytes if stage == "resume" else -nbytes
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.advance(tasks[stage], nbytes)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hhtld.base17 import Base17 as Base17
     from hhtld.basis import SvdBasis as SvdBasis
     from hhtld.encoder import encode as encode
+    from hhtld.errors import BudgetError as BudgetError
     from hhtld.errors import ChecksumError as ChecksumError
     from hhtld.errors import FormatError as FormatError
     from hhtld.errors import GateError as GateError
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Base17": "base17",
+    "BudgetError": "errors",
     "ChecksumError": "errors",
     "ConversionReport": "formats.convert",
     "FisherZTable": "fisher_z",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hhtld.errors import OutputError
 
-__all__ = ["AtomicFile", "replacing", "sync_folder", "writing"]
+__all__ = ["AtomicFile", "replacing", "require_regular", "shortened", "sync_folder", "writing"]
 
 
 @contextlib.contextmanager
@@ -59,9 +59,20 @@ class AtomicFile:
                 done += os.pwrite(self._fd, view[done:], offset + done)
         self.size = max(self.size, offset + done)
 
-    def reopened(self) -> int:
-        """Return a descriptor of its own to read back what was placed so far."""
-        return os.dup(self._fd)
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Return the bytes at `offset`, fewer than `nbytes` where the file ends."""
+        parts = []
+        with writing(self.path):
+            while nbytes and (part := os.pread(self._fd, nbytes, offset)):
+                parts.append(part)
+                offset, nbytes = offset + len(part), nbytes - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def truncate(self, size: int) -> None:
+        """Cut off, or fill up with zeros, so that the file ends at `size`."""
+        with writing(self.path):
+            os.ftruncate(self._fd, size)
+        self.size = size
 
 
 @contextlib.contextmanager
@@ -84,10 +95,8 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
     """
     target = Path(path)
     with writing(target):
-        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-            raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
-        short = os.fsdecode(os.fsencode(target.name)[:180].decode(errors="ignore"))  # a name may hold 255 bytes
-        sibling = target.with_name(f".{short}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        require_regular(target)
+        sibling = target.with_name(f".{shortened(target.name)}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(sibling, flags, 0o666)  # the umask applies, unlike with tempfile's 0600
     try:
@@ -107,6 +116,17 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
             sibling.unlink()
         raise
     sync_folder(target.parent)
+
+
+def require_regular(target: Path) -> None:
+    """Raise where something other than a regular file stands at a path."""
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
+
+
+def shortened(name: str) -> str:
+    """Return the beginning of a file's name, so that more can be added: a name may hold 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:180].decode(errors="ignore"))
 
 
 def sync_folder(folder: Path) -> None:

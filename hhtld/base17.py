@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld._kernels import _fold
-from hhtld.rows import Rows, as_rows, for_each_block
+from hhtld.rows import Rows, as_rows, map_rows
 
 __all__ = ["BASE17_NBYTES", "N_DIMS", "Base17"]
 
@@ -43,6 +43,12 @@ N_DIMS = 17
 BASE17_NBYTES = 2 * N_DIMS
 # Dim 0 carries the sign-like mean of the row's first residue class, 1..6 the coarse shape.
 _WEIGHTS = np.array([20] + [3] * 6 + [1] * 10, np.int64)
+
+
+def _folded(block: NDArray[np.float32], start: int, stop: int) -> NDArray[np.int16]:
+    dims = np.empty((stop - start, N_DIMS), np.int16)
+    _fold.base17_fold(block, dims)
+    return dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +73,8 @@ class Base17:
         """Fold finite rows (n, n_cols)."""
         rows = as_rows(rows)
         dims = np.empty((rows.n_rows, N_DIMS), np.int16)
-        for_each_block(rows, lambda start, stop, block: _fold.base17_fold(block, dims[start:stop]), executor)
+        for start, stop, folded in map_rows(_folded, rows, executor):
+            dims[start:stop] = folded
         return cls(dims)
 
     def unfold(self, n_cols: int) -> NDArray[np.float32]:

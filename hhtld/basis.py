@@ -25,9 +25,10 @@ Slot L of the HHTL-D design published in AdaWorldAPI/lance-graph (crates/bgz-ten
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,10 +37,18 @@ from threadpoolctl import threadpool_limits
 from hhtld._kernels import _cast, _dot
 from hhtld.rows import as_rows
 
-__all__ = ["N_LANES", "SAMPLE_ROWS", "SvdBasis"]
+__all__ = ["N_LANES", "SAMPLE_ROWS", "SvdBasis", "basis_nbytes"]
 
 N_LANES = 8
+_ONE_AT_A_TIME = threading.Lock()  # the limit is the process's: a second thread would lift it from under the first
 SAMPLE_ROWS = 4096  # the lookup grade's rule: the first rows of the first tensor
+
+
+def basis_nbytes(n_rows: int, n_cols: int) -> int:
+    """Return the bytes that building a basis of `n_rows` rows takes at most, the rows included."""
+    # Where there are fewer rows than columns, they are turned and as float64 too. Five Gram matrices: LAPACK's own
+    # copy, its vectors and twice as much to work in.
+    return 4 * n_rows * n_cols * (4 if n_rows < n_cols else 1) + 5 * 8 * min(n_rows, n_cols) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +64,9 @@ class SvdBasis:
 
     singular_values: NDArray[np.float32]
     bits: NDArray[np.uint16]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what is computed from them
 
     @property
     def n_components(self) -> int:
@@ -79,7 +91,7 @@ class SvdBasis:
         by_rows = block.shape[0] < block.shape[1]
         gram = np.empty((min(block.shape),) * 2)
         _dot.gram(np.ascontiguousarray(block.T) if by_rows else block, gram)
-        with threadpool_limits(1, "blas"):
+        with _ONE_AT_A_TIME, threadpool_limits(1, "blas"):
             energies, vectors = np.linalg.eigh(gram)
         values = np.sqrt(np.maximum(energies[::-1][:keep], 0))
         vectors = vectors[:, ::-1][:, :keep].T

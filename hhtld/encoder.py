@@ -1,231 +1,532 @@
 """From a source to sections: the one encoder, for arrays in memory and for files.
 
 Sections are written in the order groups (shared, then each tensor by name), then what is kept, by
-name, then side files, by name. Rows come in blocks from the source; blocks are spread over the executor's
-threads and placed by row, so the bytes are the same for any number of threads.
+name, then side files, by name. What a group shares is found first; then the sizes of its tensors' sections are known,
+and runs of rows are coded by a crew, a bounded number at a time, and placed as they come. Every row is measured where
+it is coded, with what its bytes decode to and beside their checksum. Where a group misses its threshold on all of its
+rows, its sections are dropped and coded again one rate up. The bytes are the same for any crew, memory and length of
+runs.
 """
 
 from __future__ import annotations
 
+import base64
+import os
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hhtld.basis import SvdBasis
-from hhtld.errors import RangeError
-from hhtld.gates import GateReport, Threshold, row_cosines, summarize
-from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
+from hhtld.coders import (
+    Coded,
+    GroupCode,
+    LookupGroup,
+    PaletteGroup,
+    TrellisGroup,
+    code_rows,
+    found_nbytes,
+    found_palette,
+    peak_of_rows,
+    result_nbytes,
+    span_rows,
+    task_nbytes,
+)
+from hhtld.errors import BudgetError, RangeError, shown
+from hhtld.gates import GateReport, GroupCosines, Threshold, row_cosines
+from hhtld.group import PaletteGroupKey
+from hhtld.journal import Journal
 from hhtld.pack import HhtldPack
 from hhtld.plan import Plan, Profile, make_plan
 from hhtld.progress import Progress, silent
-from hhtld.rate import DEFAULT_STATE_BITS, decide_group
-from hhtld.roles import regime, should_use_leaf
-from hhtld.rows import Rows, for_each_block, row_ranges
-from hhtld.sections import MemorySections, SectionSink
-from hhtld.source import ArraySource, SourceRows, TensorSource
+from hhtld.roles import regime
+from hhtld.rows import Rows, map_rows, row_ranges
+from hhtld.schedule import Call, Crew, completed
+from hhtld.sections import MemorySections, SectionSink, as_bytes
+from hhtld.slots import leaf_scale
+from hhtld.source import ArraySource, SourceRows, TensorInfo, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
-from hhtld.tensor import HhtlF32Tensor
-from hhtld.trellis import MAX_RATE, Trellis
-from hhtld.trellis_tensor import HhtlTTensor, ScaledRows, bf16_bits, bf16_values
+from hhtld.trellis_tensor import bf16_bits
 
-__all__ = ["compared_rows", "encode", "encode_source", "measure"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "Work",
+    "check_memory",
+    "compared_rows",
+    "encode",
+    "encode_source",
+    "expected_nbytes",
+    "measure",
+]
 
-
-@dataclass
-class _Encoder:
-    source: TensorSource
-    sink: SectionSink
-    executor: Executor | None
-    progress: Progress
-    groups: list[GroupRecord] = field(default_factory=list)
-    records: dict[str, TensorRecord] = field(default_factory=dict)
-
-    def add_lookup_group(self, key: PaletteGroupKey, names: list[str], plan: Plan) -> None:
-        rows = SourceRows(self.source, names[0])
-        group = SharedPaletteGroup.found(key, rows, should_use_leaf(key.role), self.executor)
-        shared = {"palette": group.cache.palette.entries.to_bytes(), "fisher_z": group.fisher_z.to_bytes()}
-        self._add_group(key, shared, group.svd_basis)
-        for name in names:
-            tensor = group.encode(SourceRows(self.source, name), self.executor)
-            parts: dict[str, NDArray[Any]] = {"entries": tensor.entries}
-            parts |= {} if tensor.slot_l is None else {"slot_l": tensor.slot_l}
-            self._add_tensor(name, plan, parts, tensor.slot_l_scale)
-
-    def add_f32_group(self, key: PaletteGroupKey, names: list[str], plan: Plan) -> None:
-        basis = sample_basis(SourceRows(self.source, names[0])) if should_use_leaf(key.role) else None
-        self._add_group(key, {}, basis)
-        role = f"{key.component}_{key.role}"
-        for name in names:
-            rows = SourceRows(self.source, name)
-            if basis is None:
-                tensor = HhtlF32Tensor.encode(role, rows, executor=self.executor)
-            else:
-                tensor = HhtlF32Tensor.encode_with_leaf(role, rows, basis, executor=self.executor)
-            parts: dict[str, NDArray[Any]] = {"palette_f32": tensor.palette_bits, "twigs": tensor.twigs}
-            parts |= {} if tensor.slot_l is None else {"slot_l": tensor.slot_l}
-            self._add_tensor(name, plan, parts, tensor.slot_l_scale)
-
-    def add_trellis_group(self, key: PaletteGroupKey, names: list[str], plan: Plan, profile: Profile) -> None:
-        rows = [SourceRows(self.source, name) for name in names]
-        scales = [bf16_bits(plan.column_scales[name]) if name in plan.column_scales else None for name in names]
-        coded = _TrellisGroup(key, rows, scales, plan, profile, self.executor)
-        if not coded.worthwhile([plan.tensors[name].info.nbytes for name in names]):
-            for name in names:
-                self.keep(name, plan)
-            return
-        shared = coded.shared
-        sections = {"codebook": shared.trellis.levels.tobytes()}
-        if shared.centroid_bits is not None:
-            sections["centroids"] = shared.centroid_bits.tobytes()
-        if shared.second is not None:
-            sections["codebook_2"] = shared.second.levels.tobytes()
-        rate_2 = None if shared.second is None else shared.second.rate
-        self._add_group(key, sections, shared.basis, (shared.trellis.rate, shared.rotation.seed, rate_2))
-        for name, tensor in zip(names, coded.tensors, strict=True):
-            self._add_tensor(name, plan, tensor.parts(), tensor.slot_l_scale)
-
-    def _add_group(
-        self,
-        key: PaletteGroupKey,
-        shared: Mapping[str, bytes],
-        basis: SvdBasis | None,
-        code: tuple[int | None, int | None, int | None] = (None, None, None),
-    ) -> None:
-        sections = {kind: self.sink.add(kind, len(data), [data]) for kind, data in shared.items()}
-        if basis is not None:
-            sections["basis"] = self.sink.add("basis", basis.byte_size(), [basis.to_bytes()])
-        self.groups.append(GroupRecord(key, sections, *code))
-
-    def _add_tensor(self, name: str, plan: Plan, parts: Mapping[str, NDArray[Any]], scale: float | None) -> None:
-        sections = {kind: self.sink.add(kind, array.nbytes, [array.tobytes()]) for kind, array in parts.items()}
-        info, codec = plan.tensors[name].info, plan.tensors[name].codec
-        self.records[name] = TensorRecord(info, codec, sections, len(self.groups) - 1, scale)
-        self.progress("encode", name, info.nbytes)
-
-    def keep(self, name: str, plan: Plan) -> None:
-        info = plan.tensors[name].info
-        index = self.sink.add("raw", info.nbytes, self._raw_blocks(name))
-        self.records[name] = TensorRecord(info, "keep", {"raw": index})
-        self.progress("encode", name, info.nbytes)
-
-    def add_file(self, name: str) -> int:
-        data = self.source.read_file(name)
-        return self.sink.add("file", len(data), [data])
-
-    def _raw_blocks(self, name: str) -> Iterator[NDArray[np.uint8]]:
-        info = self.source.infos()[name]
-        for start, stop in row_ranges(info.n_rows, info.row_nbytes):
-            yield self.source.read_rows(name, start, stop)
+DEFAULT_MEMORY = 1 << 30
+_NO_LIMIT = 1 << 62  # what is encoded in memory stays there
+_STRUCTURE = ("palette", "fisher_z", "centroids", "basis")  # what Slot L's scale depends on
+_PALETTE = ("palette_f32", "twigs")
 
 
-class _TrellisGroup:
-    """A group's tensors at the smallest rate that passes on all of their rows, or at a fixed one.
+@dataclass(frozen=True)
+class Work:
+    """How a source is encoded; nothing of it reaches the bytes.
 
     Attributes
     ----------
-    shared : TrellisShared
-    tensors : list of HhtlTTensor
-        Empty where no rate passes.
+    crew : Crew
+    memory : int
+        Bytes to stay below, beyond what the interpreter and its modules take.
+    progress : Progress
+        Called with "encode" for rows that were coded, "resume" for rows that an earlier run had coded, and
+        "again" for rows that must be coded at a higher rate.
+    journal : Journal
+        What an earlier run finished, and where this one writes what it finished.
     """
 
-    def __init__(
-        self,
-        key: PaletteGroupKey,
-        rows: list[SourceRows],
-        scales: list[NDArray[np.uint16] | None],
-        plan: Plan,
-        profile: Profile,
-        executor: Executor | None,
-    ) -> None:
-        self._scales = scales
-        threshold = None if profile.rate is not None else plan.thresholds[regime(key.role)]
-        self.tensors: list[HhtlTTensor] = []
+    crew: Crew = field(default_factory=Crew)
+    memory: int = DEFAULT_MEMORY
+    progress: Progress = silent
+    journal: Journal = field(default_factory=Journal)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A group of the plan, by its number there."""
+
+    number: int
+    key: PaletteGroupKey
+    profile: Profile
+    names: list[str]
+
+    @property
+    def codec(self) -> str:
+        return self.profile.codec
+
+
+@dataclass
+class _Tensor:
+    """A tensor whose sections are reserved.
+
+    Attributes
+    ----------
+    own : Any
+        What its coder needs beside the group's code.
+    widths : dict of kind to bytes a row
+        Of the sections that its rows fill.
+    """
+
+    name: str
+    rows: Rows
+    own: Any
+    has_leaf: bool
+    sections: dict[str, int]
+    widths: dict[str, int]
+    scale: float | None = None
+
+
+@dataclass
+class _Attempt:
+    """A group's code and what coding all rows with it came to.
+
+    Attributes
+    ----------
+    structure, identity : int
+        Checksums of the shared sections without the codes of Slot T, and with them: rows that an earlier run coded
+        count only with the very same.
+    """
+
+    group: _Group
+    code: GroupCode
+    sections: dict[str, int]
+    structure: int
+    identity: int
+    cosines: GroupCosines
+    tensors: list[_Tensor] = field(default_factory=list)
+    nbytes: Counter[str] = field(default_factory=Counter)
+
+
+class _Encoder:
+    def __init__(self, source: TensorSource, plan: Plan, sink: SectionSink, report: GateReport, work: Work) -> None:
+        self.source, self.plan, self.sink, self.report, self.work = source, plan, sink, report, work
+        self.journal, self.crew = work.journal, work.crew
+        self.infos = source.infos()
+        self.groups: list[GroupRecord] = []
+        self.records: dict[str, TensorRecord] = {}
+        self.fixed_nbytes = check_memory(source, plan, work)
+        self._ahead: dict[int, Future[Any]] = {}
+
+    # ---- what a group shares ----
+
+    def _scales(self, group: _Group) -> list[NDArray[np.uint16] | None]:
+        scales = self.plan.column_scales
+        return [bf16_bits(scales[name]) if name in scales else None for name in group.names]
+
+    def _finding(self, group: _Group) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The call that finds what a group shares."""
+        first = SourceRows(self.source, group.names[0])
+        if group.codec == "hhtl_d":
+            return LookupGroup.found, (group.key, first)
+        if group.codec == "hhtl_f32":
+            return PaletteGroup.found, (group.key, first)
+        rows = [SourceRows(self.source, name) for name in group.names]
+        scales = self._scales(group)
+        return TrellisGroup.decided, (group.key, rows, scales, group.profile, self._threshold(group), self.plan.seed)
+
+    def _look_ahead(self, following: list[_Group]) -> None:
+        """Let the crew find what later groups share while a group's rows are coded."""
+        for group in following if self.crew.remote else following[:1]:  # here, each takes its memory
+            room = _usable(self.work.memory) - self.fixed_nbytes - self._task_nbytes(group)
+            known = group.number in self._ahead or self.journal.get("group", group.number) is not None
+            if self.crew.executor is not None and room >= 0 and not known:
+                function, args = self._finding(group)
+                self._ahead[group.number] = self.crew.executor.submit(function, *args)
+
+    def cancel(self) -> None:
+        """Give up what was to be found ahead."""
+        for future in self._ahead.values():
+            future.cancel()
+
+    def _threshold(self, group: _Group) -> Threshold | None:
+        judged = group.codec == "hhtl_t" and group.profile.rate is None
+        return self.plan.thresholds[regime(group.key.role)] if judged else None
+
+    def _found(self, group: _Group) -> GroupCode | None:
+        """What a group shares, or None where its tensors are kept as they came."""
+        ahead = self._ahead.pop(group.number, None)
+        function, args = self._finding(group)
         try:
-            self._search(key, rows, plan, profile, threshold, executor)
+            found: GroupCode | None = self.crew.run(function, *args) if ahead is None else ahead.result()
         except RangeError:  # weights near the end of float32's range are kept as they came
-            self.tensors = []
+            if group.codec != "hhtl_t":
+                raise
+            return None
+        return self._worthwhile(group, found)
 
-    def _search(
-        self,
-        key: PaletteGroupKey,
-        rows: list[SourceRows],
-        plan: Plan,
-        profile: Profile,
-        threshold: Threshold | None,
-        executor: Executor | None,
-    ) -> None:
-        coded = [
-            own if scale is None else ScaledRows(own, bf16_values(scale))
-            for own, scale in zip(rows, self._scales, strict=True)
-        ]
-        self.shared, prediction = decide_group(coded, profile.rate, threshold, plan.seed)
-        if prediction is None:
-            return
-        for rate in range(prediction.rate, MAX_RATE + 1):
-            code = Trellis.trained(rate, DEFAULT_STATE_BITS)
-            second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
-            self.shared = replace(self.shared, trellis=code, second=second)
-            self.tensors = self._encoded(f"{key.component}_{key.role}", rows, executor)
-            if threshold is None or self._passes(rows, threshold, executor):
+    def _worthwhile(self, group: _Group, code: GroupCode | None) -> GroupCode | None:
+        if not isinstance(code, TrellisGroup):
+            return code
+        before = sum(self.infos[name].nbytes for name in group.names)
+        return code if code.nbytes(self._scales(group)) < before else None
+
+    def _begun(self, group: _Group, code: GroupCode, restored: dict[str, int] | None = None) -> _Attempt:
+        """Write what a group shares, and down that it is, unless an earlier run has."""
+        shared = code.sections()
+        structure = zlib.crc32(b"".join(shared.get(kind, b"") for kind in _STRUCTURE))
+        identity = zlib.crc32(repr(code.numbers).encode(), zlib.crc32(b"".join(shared.values())))
+        if restored is None:
+            restored = {kind: self.sink.add(kind, len(data), [data]) for kind, data in shared.items()}
+            facts = {"rate": code.numbers[0], "sections": [[k, len(d), zlib.crc32(d)] for k, d in shared.items()]}
+            self.journal.put("group", group.number, value=facts)
+        return _Attempt(group, code, restored, structure, identity, GroupCosines(self._threshold(group)))
+
+    def _restored(self, group: _Group, facts: dict[str, Any]) -> _Attempt | None:
+        """What a group shares as an earlier run wrote it, where that can be trusted."""
+        mark, sections = len(self.sink), {}
+        for kind, nbytes, _ in facts["sections"]:
+            sections[kind] = self.sink.reserve(kind, nbytes)
+        found = self.sink.recall((sections[kind], 0, nbytes, crc) for kind, nbytes, crc in facts["sections"])
+        if found is None:
+            self.sink.rewind(mark)
+            return None
+        held = {kind: data.tobytes() for kind, data in zip(sections, found, strict=True)}
+        code: GroupCode
+        if group.codec == "hhtl_d":
+            code = LookupGroup.restored(group.key, held)
+        elif group.codec == "hhtl_f32":
+            code = PaletteGroup.restored(group.key, held)
+        else:
+            code = TrellisGroup.restored(group.key, held, facts["rate"], group.profile, self.plan.seed)
+        return self._begun(group, code, sections)
+
+    # ---- a group ----
+
+    def add_group(self, group: _Group, following: list[_Group]) -> None:
+        """Code a group's tensors at the first rate that passes on all of their rows, or keep them."""
+        mark, facts = len(self.sink), self.journal.get("group", group.number)
+        attempt = None
+        if facts is not None and facts != "keep":
+            attempt = self._restored(group, facts)
+        if attempt is None and facts != "keep":
+            code = self._found(group)
+            attempt = None if code is None else self._begun(group, code)
+        self._look_ahead(following)
+        while attempt is not None:
+            if self._passes(attempt):
+                self._record(attempt)
                 return
-        self.tensors = []
+            self.sink.rewind(mark)
+            for name, nbytes in attempt.nbytes.items():
+                self.work.progress("again", name, nbytes)
+            code = attempt.code.richer() if isinstance(attempt.code, TrellisGroup) and attempt.tensors else None
+            code = self._worthwhile(group, code)
+            attempt = None if code is None else self._begun(group, code)
+        if facts != "keep":
+            self.journal.put("group", group.number, value="keep")
+        for name in group.names:
+            self.keep(name)
 
-    def _encoded(self, role: str, rows: list[SourceRows], executor: Executor | None) -> list[HhtlTTensor]:
-        if executor is None or len(rows) == 1:
-            pairs = zip(rows, self._scales, strict=True)
-            return [HhtlTTensor.encode(role, own, self.shared, scale, executor) for own, scale in pairs]
-        # Whole tensors side by side: many are a single block. A task never waits for another.
-        futures = [
-            executor.submit(HhtlTTensor.encode, role, own, self.shared, scale)
-            for own, scale in zip(rows, self._scales, strict=True)
-        ]
+    def _passes(self, attempt: _Attempt) -> bool:
         try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-
-    def _passes(self, rows: list[SourceRows], threshold: Threshold, executor: Executor | None) -> bool:
-        cosines = [
-            compared_rows(own, tensor.reconstruct_rows, executor)
-            for own, tensor in zip(rows, self.tensors, strict=True)
-        ]
-        return summarize(np.concatenate(cosines)).passes(threshold)
-
-    def worthwhile(self, source_nbytes: list[int]) -> bool:
-        """Whether a rate passed and the group takes fewer bytes than it came with."""
-        if not self.tensors:
+            self._code(attempt)
+        except RangeError:  # no rate helps weights near the end of float32's range
+            if attempt.group.codec != "hhtl_t":
+                raise
+            attempt.tensors.clear()
             return False
-        nbytes = self.shared.shared_nbytes() + sum(tensor.total_byte_size() for tensor in self.tensors)
-        return nbytes < sum(source_nbytes)
+        return attempt.cosines.passes()
+
+    def _record(self, attempt: _Attempt) -> None:
+        group = attempt.group
+        self.groups.append(GroupRecord(group.key, attempt.sections, *attempt.code.numbers))
+        for tensor in attempt.tensors:
+            planned = self.plan.tensors[tensor.name]
+            self.records[tensor.name] = TensorRecord(
+                planned.info, planned.codec, tensor.sections, len(self.groups) - 1, tensor.scale
+            )
+        self.report.add_group(attempt.cosines, regime(group.key.role), str(group.key))
+
+    def _code(self, attempt: _Attempt) -> None:
+        """Code all rows of a group's tensors into sections behind the shared ones."""
+        if isinstance(attempt.code, PaletteGroup):  # a palette is found in all rows at once: one tensor after the other
+            batches = [[name] for name in attempt.group.names]
+        else:
+            batches = [attempt.group.names]
+        shared = self.crew.share(attempt.code)
+        for names in batches:
+            tensors = [self._tensor(attempt, name) for name in names]
+            attempt.tensors += tensors
+            self._find_scales(attempt, shared, [tensor for tensor in tensors if tensor.has_leaf])
+            calls = self._calls(attempt, shared, tensors)
+            for (tensor, start, stop), coded in completed(self.crew.executor, calls, self._window(attempt.group)):
+                self._place(attempt, tensor, start, stop, coded)
+
+    def _tensor(self, attempt: _Attempt, name: str) -> _Tensor:
+        """Reserve a tensor's sections and write those that are known whole."""
+        rows, own = SourceRows(self.source, name), None
+        if isinstance(attempt.code, PaletteGroup):
+            own = self._palette(attempt, name, rows)
+        elif name in self.plan.column_scales:
+            own = bf16_bits(self.plan.column_scales[name])
+        coder = attempt.code.coder(own)
+        sections, widths = {}, {}
+        for kind, part in coder.layout().items():
+            if isinstance(part, int):
+                widths[kind] = part
+                sections[kind] = self.sink.reserve(kind, part * rows.n_rows)
+            else:
+                sections[kind] = self.sink.add(kind, part.nbytes, [np.ascontiguousarray(part)])
+        return _Tensor(name, rows, own, coder.has_leaf, sections, widths)
+
+    def _palette(self, attempt: _Attempt, name: str, rows: Rows) -> Any:
+        """A tensor's own palette and twigs; an earlier run's where they still stand."""
+        mark, facts = len(self.sink), self.journal.get("palette", attempt.group.number, name)
+        if facts is not None:
+            sections = [self.sink.reserve(kind, nbytes) for kind, nbytes, _ in facts]
+            blocks = [(index, 0, nbytes, crc) for index, (_, nbytes, crc) in zip(sections, facts, strict=True)]
+            found = self.sink.recall(blocks)
+            self.sink.rewind(mark)
+            if found is not None:
+                palette, twigs = (np.array(data) for data in found)
+                return palette.view("<u2").reshape(-1, rows.n_cols), twigs
+        own = self.crew.run(found_palette, attempt.code.role, rows)
+        facts = [[kind, part.nbytes, zlib.crc32(as_bytes(part))] for kind, part in zip(_PALETTE, own, strict=True)]
+        self.journal.put("palette", attempt.group.number, name, value=facts)
+        return own
+
+    # ---- rows ----
+
+    def _spans(self, group: _Group, rows: Rows) -> Iterator[tuple[int, int]]:
+        step = span_rows(group.codec, rows.n_cols)
+        for start in range(0, rows.n_rows, step):
+            yield start, min(start + step, rows.n_rows)
+
+    def _find_scales(self, attempt: _Attempt, shared: Any, tensors: list[_Tensor]) -> None:
+        """Give tensors with Slot L their scale: what the largest coefficient of all rows asks for."""
+        number, structure = attempt.group.number, attempt.structure
+        peaks = {tensor.name: self.journal.get("peak", number, structure, tensor.name) for tensor in tensors}
+        unknown = [tensor for tensor in tensors if peaks[tensor.name] is None]
+        missing = {tensor.name: len(list(self._spans(attempt.group, tensor.rows))) for tensor in unknown}
+        calls = (
+            (tensor.name, peak_of_rows, (shared, tensor.own, tensor.rows, start, stop))
+            for tensor in unknown
+            for start, stop in self._spans(attempt.group, tensor.rows)
+        )
+        for name, peak in completed(self.crew.executor, calls, self._window(attempt.group)):
+            peaks[name] = float(np.maximum(peaks[name] or 0.0, peak))  # NaN stays
+            missing[name] -= 1
+            if not missing[name]:
+                leaf_scale(peaks[name])  # refuses what is not finite
+                self.journal.put("peak", number, structure, name, value=peaks[name])
+        for tensor in tensors:
+            tensor.scale = leaf_scale(peaks[tensor.name])
+
+    def _calls(
+        self, attempt: _Attempt, shared: Any, tensors: list[_Tensor]
+    ) -> Iterator[Call[tuple[_Tensor, int, int]]]:
+        """The runs of rows that are not yet coded."""
+        for tensor in tensors:
+            for start, stop in self._spans(attempt.group, tensor.rows):
+                if not self._recalled(attempt, tensor, start, stop):
+                    args = (shared, tensor.own, tensor.rows, start, stop, tensor.scale)
+                    yield (tensor, start, stop), code_rows, args
+
+    def _place(self, attempt: _Attempt, tensor: _Tensor, start: int, stop: int, coded: Coded) -> None:
+        for kind, width in tensor.widths.items():
+            self.sink.write_at(tensor.sections[kind], start * width, coded.parts[kind], coded.crcs[kind])
+        facts = {
+            "cosines": base64.b64encode(coded.cosines.astype("<f8").tobytes()).decode("ascii"),
+            "crcs": coded.crcs,
+            "stop": stop,
+        }
+        self.journal.put("rows", attempt.group.number, attempt.identity, tensor.name, start, value=facts)
+        self._count("encode", attempt, tensor, start, stop, coded.cosines)
+
+    def _recalled(self, attempt: _Attempt, tensor: _Tensor, start: int, stop: int) -> bool:
+        """Whether an earlier run coded these rows and their bytes are still there."""
+        facts = self.journal.get("rows", attempt.group.number, attempt.identity, tensor.name, start)
+        if facts is None or facts["stop"] != stop or set(facts["crcs"]) != set(tensor.widths):
+            return False
+        found = self.sink.recall(
+            (tensor.sections[kind], start * width, (stop - start) * width, facts["crcs"][kind])
+            for kind, width in tensor.widths.items()
+        )
+        if found is None:
+            return False
+        cosines = np.frombuffer(base64.b64decode(facts["cosines"]), "<f8")
+        self._count("resume", attempt, tensor, start, stop, cosines)
+        return True
+
+    def _count(
+        self, stage: str, attempt: _Attempt, tensor: _Tensor, start: int, stop: int, cosines: NDArray[np.float64]
+    ) -> None:
+        attempt.cosines.add(tensor.name, tensor.rows.n_rows, start, cosines)
+        nbytes = (stop - start) * self.infos[tensor.name].row_nbytes
+        attempt.nbytes[tensor.name] += nbytes
+        self.work.progress(stage, tensor.name, nbytes)
+
+    def _window(self, group: _Group) -> int:
+        """How many tasks may be begun and not yet written."""
+        return max(
+            1, min(2 * self.crew.jobs, (_usable(self.work.memory) - self.fixed_nbytes) // self._task_nbytes(group))
+        )
+
+    def _task_nbytes(self, group: _Group) -> int:
+        return _local_task_nbytes(self.crew, group.codec, group.key, self.infos[group.names[0]])
+
+    # ---- what is kept ----
+
+    def keep(self, name: str) -> None:
+        """Store a tensor as it came."""
+        info = self.infos[name]
+        index = self.sink.reserve("raw", info.nbytes)
+        for start, stop in row_ranges(info.n_rows, info.row_nbytes):
+            offset, nbytes = start * info.row_nbytes, (stop - start) * info.row_nbytes
+            crc = self.journal.get("raw", name, start)
+            stage = "resume"
+            if crc is None or self.sink.recall([(index, offset, nbytes, crc)]) is None:
+                stage = "encode"
+                block = self.source.read_rows(name, start, stop)
+                crc = zlib.crc32(as_bytes(block))
+                self.sink.write_at(index, offset, block, crc)
+                self.journal.put("raw", name, start, value=crc)
+            self.work.progress(stage, name, nbytes)
+        self.records[name] = TensorRecord(info, "keep", {"raw": index})
+
+    def add_file(self, name: str) -> int:
+        """Store a side file."""
+        data = self.source.read_file(name)
+        return self.sink.add("file", len(data), [data])
+
+
+def _local_task_nbytes(crew: Crew, codec: str, key: PaletteGroupKey, info: TensorInfo) -> int:
+    """Bytes that a task takes here: all of them, or its result where other machines do the work."""
+    if crew.remote:
+        return 2 * result_nbytes(codec, *key.shape)
+    return task_nbytes(codec, *key.shape, info.row_nbytes)
+
+
+def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
+    """Return the bytes to set aside for what is found of groups and counted of rows, or raise.
+
+    Raises
+    ------
+    BudgetError
+        Naming the tensor or the side file that needs more than there is.
+    """
+    infos, found, counted, largest = source.infos(), 0, 0, (0, "", "", "")
+
+    def needs(nbytes: int, name: str, what: str, kind: str = "tensor") -> None:
+        nonlocal largest
+        largest = max(largest, (nbytes, name, what, kind))
+
+    for (key, profile), names in plan.groups().items():
+        # Cosines of the tensors whose tasks are under way, NumPy's copies of them, and the histogram.
+        counted = max(counted, 4 * 8 * key.shape[0] + (8 << 20))
+        own = 0 if work.crew.remote else found_nbytes(profile.codec, key, len(names))
+        found = max(found, own)
+        one = _local_task_nbytes(work.crew, profile.codec, key, infos[names[0]])
+        needs(4 * 8 * key.shape[0] + (8 << 20) + max(own, one), names[0], f"group {key}")
+    for name in plan.kept():
+        needs(2 * infos[name].row_nbytes, name, "one row")
+    held = source.files()
+    for name in plan.files:
+        needs(2 * held[name], name, "whole", "side file")
+    nbytes, name, what, kind = largest
+    if nbytes > _usable(work.memory):
+        asked = (nbytes * 9 // 8 >> 20) + 1
+        raise BudgetError(
+            f"{kind} {shown(name)} needs {nbytes * 9 // 8:,} bytes of memory ({what}), {work.memory:,} are given; "
+            f"give it {asked} MiB with memory= (--memory {asked}MiB)"
+        )
+    return counted + found
+
+
+def expected_nbytes(source: TensorSource, plan: Plan, work: Work) -> int:
+    """Return the bytes that encoding will take at most, beyond what the interpreter takes: `memory` or less."""
+    fixed, infos, most = check_memory(source, plan, work), source.infos(), 0
+    for (key, profile), names in plan.groups().items():
+        one = _local_task_nbytes(work.crew, profile.codec, key, infos[names[0]])
+        spans = len(names) * -(-key.shape[0] // span_rows(profile.codec, key.shape[1]))
+        most = max(most, one * min(2 * work.crew.jobs, spans))
+    return min(work.memory, (fixed + most) * 9 // 8)
+
+
+def _usable(memory: int) -> int:
+    """What may be allocated so that the process stays below `memory`: freed pieces are not all given back at once."""
+    return memory * 8 // 9
 
 
 def encode_source(
-    source: TensorSource, plan: Plan, sink: SectionSink, executor: Executor | None = None, progress: Progress = silent
+    source: TensorSource,
+    plan: Plan,
+    sink: SectionSink,
+    report: GateReport | None = None,
+    work: Work | None = None,
 ) -> PackTable:
-    """Write a source's sections to a sink and return the table that names them.
+    """Write a source's sections to a sink, measure every encoded row, and return the table that names them.
 
     Raises
     ------
     NonFiniteError
         When a tensor that is to be encoded holds an infinity or NaN.
+    BudgetError
+        Before anything is written, when a tensor cannot be encoded in the memory given.
     """
-    encoder = _Encoder(source, sink, executor, progress)
-    for (key, profile), names in plan.groups().items():
-        if profile.codec == "hhtl_d":
-            encoder.add_lookup_group(key, names, plan)
-        elif profile.codec == "hhtl_f32":
-            encoder.add_f32_group(key, names, plan)
-        else:
-            encoder.add_trellis_group(key, names, plan, profile)
+    report = GateReport(enforced=False) if report is None else report
+    encoder = _Encoder(source, plan, sink, report, work or Work())
+    planned = plan.groups().items()
+    groups = [_Group(number, key, profile, names) for number, ((key, profile), names) in enumerate(planned)]
+    try:
+        for group in groups:
+            # A tensor's own palette takes the memory that looking ahead would.
+            encoder.add_group(group, [] if group.codec == "hhtl_f32" else groups[group.number + 1 :])
+    finally:
+        encoder.cancel()
     for name in plan.kept():
-        encoder.keep(name, plan)
+        encoder.keep(name)
     for name, tensor in plan.tensors.items():
         if tensor.alias_of is not None:
             encoder.records[name] = TensorRecord(tensor.info, "keep", alias_of=tensor.alias_of)
@@ -236,7 +537,7 @@ def encode_source(
         source.metadata,
         source.description,
         {name: encoder.add_file(name) for name in plan.files},
-    )
+    ).with_gates(report.tensors)
 
 
 def compared_rows(
@@ -244,12 +545,15 @@ def compared_rows(
 ) -> NDArray[np.float64]:
     """Return the cosine of every row with what `decoded` gives for a slice of rows, float64 (n_rows,)."""
     cosines = np.empty(rows.n_rows)
-
-    def compare(start: int, stop: int, block: NDArray[np.float32]) -> None:
-        cosines[start:stop] = row_cosines(block, decoded(slice(start, stop)))
-
-    for_each_block(rows, compare, executor)
+    for start, stop, found in map_rows(_compared, rows, executor, decoded):
+        cosines[start:stop] = found
     return cosines
+
+
+def _compared(
+    block: NDArray[np.float32], start: int, stop: int, decoded: Callable[[slice], NDArray[Any]]
+) -> NDArray[np.float64]:
+    return row_cosines(block, decoded(slice(start, stop)))
 
 
 def measure(
@@ -297,7 +601,6 @@ def encode(
     source = tensors if isinstance(tensors, TensorSource) else ArraySource(tensors, metadata)
     plan = make_plan(source, profile, nonfinite=nonfinite, column_scales=column_scales)
     sections = MemorySections()
-    table = encode_source(source, plan, sections, executor)
-    report = GateReport(enforced=False)
-    measure(HhtldPack(table, sections), source, report, executor)
-    return HhtldPack(table.with_gates(report.tensors), sections)
+    crew = Crew(executor, os.cpu_count() or 1) if executor is not None else Crew()
+    table = encode_source(source, plan, sections, work=Work(crew, memory=_NO_LIMIT))
+    return HhtldPack(table, sections.reader())

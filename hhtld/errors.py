@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "BadMagicError",
+    "BudgetError",
     "ChecksumError",
     "FormatError",
     "GateError",
@@ -76,6 +77,10 @@ class OutputError(HhtldError, OSError):
 
 class MissingExtraError(HhtldError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class BudgetError(HhtldError, ValueError):
+    """The memory that may be used does not suffice; the message says what would."""
 
 
 class GateError(HhtldError):

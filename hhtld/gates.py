@@ -22,6 +22,7 @@ __all__ = [
     "THRESHOLDS",
     "CosineSummary",
     "GateReport",
+    "GroupCosines",
     "RegimeCosines",
     "Threshold",
     "rounded_down",
@@ -142,6 +143,11 @@ class RegimeCosines:
         self.counts += np.bincount(bins, minlength=_BINS + 1)
         self.worst = min(self.worst, (float(cosines.min()), name, int(cosines.argmin())))
 
+    def merge(self, other: RegimeCosines) -> None:
+        """Count what another has counted."""
+        self.counts += other.counts
+        self.worst = min(self.worst, other.worst)
+
     @property
     def n_rows(self) -> int:
         """Rows counted."""
@@ -169,6 +175,48 @@ class RegimeCosines:
             "min": rounded_down(cosine),
             "worst": {"tensor": name, "row": row},
         }
+
+
+class GroupCosines:
+    """Row cosines of the tensors of one group, which come in runs of rows and in any order.
+
+    A tensor's are held until all of its rows have come.
+
+    Attributes
+    ----------
+    tensors : dict of name to CosineSummary
+        Of the tensors whose rows have all come.
+    counts : RegimeCosines
+        Of these.
+    """
+
+    def __init__(self, threshold: Threshold | None = None) -> None:
+        self._threshold = threshold
+        self._below_median = self._below_p5 = 0
+        self._waiting: dict[str, tuple[NDArray[np.float64] | None, int]] = {}
+        self.tensors: dict[str, CosineSummary] = {}
+        self.counts = RegimeCosines()
+
+    def add(self, name: str, n_rows: int, start: int, cosines: NDArray[np.float64]) -> None:
+        """Take the cosines of a tensor's rows from `start` on; the tensor has `n_rows`."""
+        held, missing = self._waiting.pop(name, (None, n_rows))
+        held = np.empty(n_rows) if held is None else held
+        held[start : start + len(cosines)] = cosines
+        missing -= len(cosines)
+        if missing:
+            self._waiting[name] = held, missing
+            return
+        self.tensors[name] = summarize(held)
+        self.counts.add(name, held)
+        if self._threshold is not None:
+            rounded = np.floor(held * 1e6) / 1e6  # as `rounded_down`
+            self._below_median += int((rounded < self._threshold.median).sum())
+            self._below_p5 += int((rounded < self._threshold.p5).sum())
+
+    def passes(self) -> bool:
+        """Whether all rows together reach the threshold: exactly what `summarize` of them would say."""
+        last = self.counts.n_rows - 1
+        return self._below_median <= last * 10 // (N_QUANTILES - 1) and self._below_p5 <= last // (N_QUANTILES - 1)
 
 
 @dataclass
@@ -206,6 +254,13 @@ class GateReport:
         self.groups.setdefault(group, RegimeCosines()).add(name, cosines)
         if name not in self.exempt:
             self.regimes[regime].add(name, cosines)
+
+    def add_group(self, cosines: GroupCosines, regime: str, group: str) -> None:
+        """Count a group's tensors; all of them are exempt or none."""
+        self.tensors |= cosines.tensors
+        self.groups.setdefault(group, RegimeCosines()).merge(cosines.counts)
+        if self.exempt.isdisjoint(cosines.tensors):
+            self.regimes[regime].merge(cosines.counts)
 
     @property
     def reached(self) -> bool:

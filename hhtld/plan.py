@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,10 +224,12 @@ def _tied(source: TensorSource, infos: Iterable[TensorInfo]) -> dict[str, str]:
     for candidates in alike.values():
         firsts: dict[bytes, list[str]] = defaultdict(list)
         for info in candidates if len(candidates) > 1 else ():
-            ends = b"".join(source.read_rows(info.name, row, row + 1).tobytes() for row in (0, info.n_rows - 1))
-            same = next((name for name in firsts[ends] if _equal(source, name, info)), None)
+            ends = hashlib.sha256()  # not the rows themselves: experts come by the thousand
+            for row in (0, info.n_rows - 1):
+                ends.update(source.read_rows(info.name, row, row + 1).data)
+            same = next((name for name in firsts[ends.digest()] if _equal(source, name, info)), None)
             if same is None:
-                firsts[ends].append(info.name)
+                firsts[ends.digest()].append(info.name)
             else:
                 tied[info.name] = same
     return tied

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 __all__ = ["Progress", "silent"]
 
-# Called with a stage ("encode", "measure", ...), a tensor's name and its source bytes when it is done.
+# Called with a stage ("encode", "measure", ...), a tensor's name and source bytes of it that are done. "resume" counts
+# for "encode" what an earlier run had done, "again" takes back what must be encoded at a higher rate.
 Progress = Callable[[str, str, int], None]
 
 

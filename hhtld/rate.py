@@ -1,6 +1,7 @@
 """Rate control: what a group's rows share and the smallest rate at which they pass a threshold.
 
-A sample of rows, spread evenly over all tensors of the group, decides. Centroids and Slot L are kept when
+A sample of rows, spread evenly over all tensors of the group, decides; of wide rows it is smaller, so that its bytes
+are bounded. Centroids and Slot L are kept when
 the bits they save a row, ``n_cols * log2(|before| / |after|)`` in the median, pass the bits they cost. The rate
 is predicted by coding the sample; the encoder verifies it on every row and goes up where it must.
 """
@@ -14,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _dot, _search
-from hhtld.basis import SvdBasis
+from hhtld.basis import SvdBasis, basis_nbytes
 from hhtld.gates import Threshold, row_cosines
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.rotation import Rotation
-from hhtld.rows import ArrayRows, Rows
+from hhtld.rows import ArrayRows, Rows, row_ranges
 from hhtld.slots import SLOT_L_LANES
 from hhtld.trellis import MAX_RATE, MIN_RATE, Trellis
 from hhtld.trellis_tensor import HhtlTTensor, TrellisShared, bf16_bits
@@ -27,6 +28,7 @@ __all__ = [
     "DEFAULT_STATE_BITS",
     "Prediction",
     "decide_group",
+    "decide_nbytes",
     "decide_shared",
     "predict",
     "sample_rows",
@@ -39,21 +41,35 @@ STRUCTURE_ROWS = 8192  # decide centroids and basis: 32 rows a centroid at most
 PREDICTION_ROWS = 1024  # decide the rate: the median's standard error is .0001 at 576 columns
 LEAF_ROWS = 512
 _TURNS = 6  # of k-means
+# Wide rows are sampled up to these bytes of float32: a rule, as the bytes of a file must not depend on a machine's
+# memory. Up to 1536 columns the first is no limit, up to 8192 the second.
+STRUCTURE_NBYTES = 48 << 20
+PREDICTION_NBYTES = 32 << 20
+_ROWS_A_CENTROID = 32  # of a sample cut short: fewer would flatter centroids that 8192 rows would not
+
+
+def sample_size(n_rows: int, n_cols: int, count: int, nbytes: int) -> int:
+    """Return how many of `n_rows` rows are sampled: `count`, or what `nbytes` of float32 hold, but one at least."""
+    return min(n_rows, count, max(1, nbytes // (4 * n_cols)))
 
 
 def sample_rows(tensors: Sequence[Rows], count: int) -> NDArray[np.float32]:
     """Return about `count` rows spread evenly over tensors of one width, never twice the same."""
     total = sum(rows.n_rows for rows in tensors)
     picks = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
-    parts, start = [], 0
+    sample = np.empty((len(picks), tensors[0].n_cols), np.float32)
+    done = first = 0
     for rows in tensors:
-        own = picks[(picks >= start) & (picks < start + rows.n_rows)] - start
-        start += rows.n_rows
-        if len(own) * 4 > rows.n_rows:
-            parts.append(rows.read(0, rows.n_rows)[own])
-        else:
-            parts += [rows.read(int(row), int(row) + 1) for row in own]
-    return np.ascontiguousarray(np.concatenate(parts))
+        own = picks[(picks >= first) & (picks < first + rows.n_rows)] - first
+        first += rows.n_rows
+        # Where every fourth row is asked for, blocks are read; else single rows.
+        spans = row_ranges(rows.n_rows, 4 * rows.n_cols) if len(own) * 4 > rows.n_rows else ((r, r + 1) for r in own)
+        for start, stop in spans:
+            asked = own[(own >= start) & (own < stop)] - start
+            if len(asked):
+                sample[done : done + len(asked)] = rows.read(int(start), int(stop))[asked]
+                done += len(asked)
+    return sample
 
 
 def _norms2(rows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -74,7 +90,6 @@ def _median_saving(before: NDArray[np.float64], after: NDArray[np.float64]) -> f
 def _centroids(sample: NDArray[np.float32], norms2: NDArray[np.float64], k: int) -> NDArray[np.uint16]:
     """k-means centroids of rows weighted as the cosine gate sees them, by 1 / |row|^2, as bfloat16 bits."""
     weights = np.divide(1.0, norms2, out=np.zeros_like(norms2), where=norms2 > 0)
-    weighted = sample * weights[:, None]
     centroids = np.ascontiguousarray(sample[np.linspace(0, len(sample) - 1, k).astype(int)])
     nearest = np.empty(len(sample), np.int32)
     for _ in range(_TURNS):
@@ -83,16 +98,24 @@ def _centroids(sample: NDArray[np.float32], norms2: NDArray[np.float64], k: int)
             members = np.flatnonzero(nearest == entry)
             share = weights[members].sum()
             if share > 0:  # axis 0 sums row after row, so the order is fixed
-                centroids[entry] = (weighted[members].sum(axis=0) / share).astype(np.float32)
+                weighted = sample[members] * weights[members, None]
+                centroids[entry] = (weighted.sum(axis=0) / share).astype(np.float32)
     return bf16_bits(centroids)
 
 
 def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBasis, float]:
     """The basis of rows scaled as the gate sees them, and the bits a weight that it saves on these rows."""
     scale = np.divide(1.0, np.sqrt(norms2), out=np.zeros_like(norms2), where=norms2 > 0)
-    basis = SvdBasis.build((rows * scale[:, None]).astype(np.float32))
-    left = rows - basis.reconstruct(basis.project(rows))
-    return basis, _median_saving(_norms2(rows), _norms2(left))
+    scaled = np.empty_like(rows)
+    left = np.empty(len(rows))
+    spans = list(row_ranges(len(rows), 4 * rows.shape[1]))  # block by block: float64 of the whole would be twice it
+    for start, stop in spans:
+        scaled[start:stop] = rows[start:stop] * scale[start:stop, None]
+    basis = SvdBasis.build(scaled)
+    for start, stop in spans:
+        block = rows[start:stop]
+        left[start:stop] = _norms2(block - basis.reconstruct(basis.project(block)))
+    return basis, _median_saving(_norms2(rows), left)
 
 
 def decide_shared(tensors: Sequence[Rows], trellis: Trellis, seed: int) -> TrellisShared:
@@ -101,12 +124,14 @@ def decide_shared(tensors: Sequence[Rows], trellis: Trellis, seed: int) -> Trell
     best = TrellisShared(trellis, Rotation(n_cols, seed))
     if n_rows < 4 * MAX_PALETTE_K or n_cols < 16:
         return best
-    sample = sample_rows(tensors, STRUCTURE_ROWS)
-    if np.abs(sample).max() > 1e37:  # a difference of two rows must stay finite
+    size = sample_size(n_rows, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
+    sample = sample_rows(tensors, size)
+    most = MAX_PALETTE_K if size == min(n_rows, STRUCTURE_ROWS) else size // _ROWS_A_CENTROID
+    if max(sample.max(), -sample.min()) > 1e37:  # a difference of two rows must stay finite
         return best
     norms2 = _norms2(sample)
     rest, gained = sample, 0.0
-    for k in CENTROIDS:
+    for k in (k for k in CENTROIDS if k <= most):
         held = replace(best, centroid_bits=_centroids(sample, norms2, k))
         left = sample - held.centroids[held.assign(sample)]
         cost = 8 + 16 * k * n_cols / n_rows  # bits a row: the twig, and the row's share of the centroids
@@ -141,7 +166,9 @@ class Prediction:
 def predict(sample: NDArray[np.float32], shared: TrellisShared) -> Prediction:
     """Code a sample and measure its cosines."""
     tensor = HhtlTTensor.encode("", ArrayRows(sample), shared)
-    cosines = np.sort(row_cosines(sample, tensor.reconstruct_rows()))
+    spans = row_ranges(len(sample), 4 * sample.shape[1])
+    found = [row_cosines(sample[a:b], tensor.reconstruct_rows(slice(a, b))) for a, b in spans]
+    cosines = np.sort(np.concatenate(found))
     last = len(cosines) - 1
     return Prediction(shared.trellis.rate, float(cosines[last // 2]), float(cosines[last // 20]))
 
@@ -182,7 +209,18 @@ def decide_group(
     """
     code = Trellis.trained(32 if rate is None else rate, DEFAULT_STATE_BITS)
     shared = decide_shared(rows, code, seed)
-    sample = sample_rows(rows, PREDICTION_ROWS)
+    n_rows, n_cols = sum(own.n_rows for own in rows), rows[0].n_cols
+    sample = sample_rows(rows, sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES))
     if rate is not None or threshold is None:
         return shared, predict(sample, shared)
     return shared, smallest_rate(sample, shared, threshold)
+
+
+def decide_nbytes(n_rows: int, n_cols: int) -> int:
+    """Return the bytes that deciding for a group of `n_rows` rows in all takes at most."""
+    structure = 4 * n_cols * sample_size(n_rows, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
+    # Centroids: the sample, what they leave over, and members of a centroid as float64; a basis: the sample, what is
+    # left, and that scaled.
+    decided = max(6 * structure, 2 * structure + basis_nbytes(structure // (4 * n_cols), n_cols))
+    predicted = 4 * 4 * n_cols * sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES)
+    return max(decided, predicted)

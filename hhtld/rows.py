@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld._kernels import _cast
+from hhtld.schedule import completed
 
-__all__ = ["ArrayRows", "Rows", "as_rows", "for_each_block", "row_ranges"]
+__all__ = ["BLOCK_NBYTES", "ArrayRows", "Rows", "as_rows", "map_rows", "row_ranges"]
+
+T = TypeVar("T")
 
 BLOCK_NBYTES = 1 << 20  # of rows as read: an L2 cache, and 7 ms of the slowest encoder
 
@@ -79,27 +82,15 @@ def row_ranges(n_rows: int, row_nbytes: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, n_rows)
 
 
-def for_each_block(
-    rows: Rows, work: Callable[[int, int, NDArray[np.float32]], Any], executor: Executor | None = None
-) -> None:
-    """Call `work(start, stop, block)` for every block, on the executor's threads when given.
+def map_rows(work: Callable[..., T], rows: Rows, executor: Executor | None, *args: Any) -> Iterator[tuple[int, int, T]]:
+    """Yield (start, stop, work(block, start, stop, *args)) for every block of rows, in any order.
 
-    `work` writes its results by row into arrays of the caller's. The first error stops the rest.
+    With an executor of processes `work` is a function of a module, and rows and args are pickled.
     """
-    ranges = row_ranges(rows.n_rows, 4 * rows.n_cols)
-    if executor is None:
-        for start, stop in ranges:
-            work(start, stop, rows.read(start, stop))
-        return
+    calls = ((span, _on_block, (work, rows, *span, *args)) for span in row_ranges(rows.n_rows, 4 * rows.n_cols))
+    for (start, stop), found in completed(executor, calls):
+        yield start, stop, found
 
-    def run(span: tuple[int, int]) -> None:
-        work(*span, rows.read(*span))
 
-    futures = [executor.submit(run, span) for span in ranges]
-    try:
-        for future in futures:
-            future.result()
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
+def _on_block(work: Callable[..., T], rows: Rows, start: int, stop: int, *args: Any) -> T:
+    return work(rows.read(start, stop), start, stop, *args)

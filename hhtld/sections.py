@@ -7,6 +7,7 @@ pack made in memory and one written to disk are the same bytes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,8 +71,9 @@ SECTION_KINDS = {
 
 def as_bytes(block: Buffer | NDArray[Any]) -> memoryview:
     """Return the bytes of a contiguous block."""
-    view = block.data if isinstance(block, np.ndarray) else memoryview(block)
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    if isinstance(block, np.ndarray):
+        return block.reshape(-1).view(np.uint8).data
+    return memoryview(block).cast("B") if len(block) else memoryview(b"")
 
 
 class SectionReader(Protocol):
@@ -93,36 +95,67 @@ class SectionReader(Protocol):
         """Release what is held open."""
 
 
-class SectionSink(Protocol):
-    """Where sections are written."""
+class SectionSink(ABC):
+    """Where sections are written: in their order, their bytes in any."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of sections so far."""
+
+    @abstractmethod
+    def reserve(self, kind: str, nbytes: int) -> int:
+        """Begin a section of `nbytes` behind the last one and return its number."""
+
+    @abstractmethod
+    def write_at(self, index: int, offset: int, block: Buffer | NDArray[Any], crc: int | None = None) -> None:
+        """Place a block at `offset` in a section; `crc` is its CRC-32 where that is known. No byte comes twice."""
+
+    @abstractmethod
+    def rewind(self, count: int) -> None:
+        """Drop all sections but the first `count`."""
+
+    def recall(self, blocks: Iterable[tuple[int, int, int, int]]) -> list[NDArray[np.uint8]] | None:
+        """Return what stands at blocks (section, offset, nbytes, crc) from an earlier run, and take it as written.
+
+        None, and nothing is taken, where one of them is not what its CRC-32 says.
+        """
+        return None
 
     def add(self, kind: str, nbytes: int, blocks: Iterable[Buffer | NDArray[Any]]) -> int:
         """Write a section of exactly `nbytes` given in blocks and return its number."""
+        index, done = self.reserve(kind, nbytes), 0
+        for block in blocks:
+            self.write_at(index, done, block)
+            done += len(as_bytes(block))
+        if done != nbytes:
+            raise ValueError(f"section {kind!r} was declared {nbytes} bytes long and got {done}")
+        return index
 
-    def reader(self) -> SectionReader:
-        """Return what was written so far, readable."""
 
-
-class MemorySections:
+class MemorySections(SectionSink):
     """Sections held in memory: a sink and its own reader."""
 
     def __init__(self) -> None:
         self._sections: list[tuple[str, NDArray[np.uint8]]] = []
 
-    def add(self, kind: str, nbytes: int, blocks: Iterable[Buffer | NDArray[Any]]) -> int:
-        data = np.empty(nbytes, np.uint8)
-        done = 0
-        for block in blocks:
-            view = np.frombuffer(as_bytes(block), np.uint8)
-            data[done : done + view.size] = view
-            done += view.size
-        if done != nbytes:
-            raise ValueError(f"section {kind!r} was declared {nbytes} bytes long and got {done}")
-        data.flags.writeable = False
-        self._sections.append((kind, data))
+    def __len__(self) -> int:
+        return len(self._sections)
+
+    def reserve(self, kind: str, nbytes: int) -> int:
+        self._sections.append((kind, np.zeros(nbytes, np.uint8)))
         return len(self._sections) - 1
 
+    def write_at(self, index: int, offset: int, block: Buffer | NDArray[Any], crc: int | None = None) -> None:
+        view = np.frombuffer(as_bytes(block), np.uint8)
+        self._sections[index][1][offset : offset + view.size] = view
+
+    def rewind(self, count: int) -> None:
+        del self._sections[count:]
+
     def reader(self) -> MemorySections:
+        """Return these sections for reading; nothing may be written after."""
+        for _, section in self._sections:
+            section.flags.writeable = False
         return self
 
     def kinds(self) -> list[str]:

@@ -21,6 +21,7 @@ _WEIGHTS = (
     *(".safetensors", ".index.json", ".hhtld", ".gguf", ".ggml", ".onnx", ".onnx_data", ".bin", ".pt", ".pth", ".ckpt"),
     *(".h5", ".hdf5", ".msgpack", ".pkl", ".pickle", ".npy", ".npz", ".tflite", ".ot", ".pb", ".mlmodel", ".pdparams"),
     *(".zip", ".tar", ".gz", ".xz", ".zst", ".7z", ".tmp"),
+    ".journal",  # of a pack that is not finished, see hhtld.journal
 )
 
 

@@ -44,7 +44,7 @@ from hhtld.base17 import Base17
 from hhtld.basis import N_LANES, SvdBasis
 from hhtld.errors import RangeError
 from hhtld.palette import HhtlCache
-from hhtld.rows import Rows, as_rows, for_each_block
+from hhtld.rows import Rows, as_rows, map_rows
 
 __all__ = [
     "ENTRY_DTYPE",
@@ -57,7 +57,10 @@ __all__ = [
     "encode_rows",
     "heel_basin",
     "hip_family",
+    "leaf_coefficients",
+    "leaf_scale",
     "polarity",
+    "quantized_leaf",
     "residual",
     "twig",
 ]
@@ -183,19 +186,52 @@ def encode_leaf(
     if len(centroids if twigs is None else twigs) != rows.n_rows:
         raise ValueError(f"{len(centroids if twigs is None else twigs)} entries for {rows.n_rows} rows")
     coefficients = np.empty((rows.n_rows, SLOT_L_LANES), np.float32)
+    for start, stop, found in map_rows(_projected, rows, executor, centroids, twigs, basis):
+        coefficients[start:stop] = found
+    scale = leaf_scale(float(np.abs(coefficients).max(initial=np.float32(0))))
+    return quantized_leaf(coefficients, scale), scale
 
-    def project(start: int, stop: int, block: NDArray[np.float32]) -> None:
-        own = centroids[start:stop] if twigs is None else centroids
-        _leaf.project(block, own, None if twigs is None else twigs[start:stop], basis.columns, coefficients[start:stop])
 
-    for_each_block(rows, project, executor)
-    largest = np.abs(coefficients).max(initial=np.float32(0))
+def _projected(
+    block: NDArray[np.float32],
+    start: int,
+    stop: int,
+    centroids: NDArray[np.float32],
+    twigs: NDArray[np.uint8] | None,
+    basis: SvdBasis,
+) -> NDArray[np.float32]:
+    own = centroids[start:stop] if twigs is None else centroids
+    return leaf_coefficients(block, own, None if twigs is None else twigs[start:stop], basis)
+
+
+def leaf_coefficients(
+    block: NDArray[np.float32], centroids: NDArray[np.float32], twigs: NDArray[np.uint8] | None, basis: SvdBasis
+) -> NDArray[np.float32]:
+    """Return what rows less their entries are on a basis, float32 (n, 8)."""
+    coefficients = np.empty((len(block), SLOT_L_LANES), np.float32)
+    _leaf.project(block, centroids, twigs, basis.columns, coefficients)
+    return coefficients
+
+
+def leaf_scale(peak: float) -> float:
+    """Return Slot L's scale of a tensor whose largest coefficient is `peak`, an exact float32.
+
+    Raises
+    ------
+    RangeError
+        When the largest coefficient is not finite.
+    """
+    largest = np.float32(peak)
     if not np.isfinite(largest):
         raise RangeError("a residual's projection passes float32's range; the weights are too large for Slot L")
-    scale = np.float32(1) if largest <= np.float32(1e-12) else largest / np.float32(127)
+    return float(np.float32(1) if largest <= np.float32(1e-12) else largest / np.float32(127))
+
+
+def quantized_leaf(coefficients: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
+    """Return coefficients (n, 8) as Slot L."""
     slot_l = np.empty(coefficients.shape, np.int8)
-    _leaf.quantize_i8(coefficients.reshape(-1), scale, slot_l.reshape(-1))
-    return slot_l, float(scale)
+    _leaf.quantize_i8(coefficients.reshape(-1), np.float32(scale), slot_l.reshape(-1))
+    return slot_l
 
 
 def encode_rows(rows: ArrayLike, centroids: ArrayLike, basis: SvdBasis) -> tuple[NDArray[np.int8], float]:

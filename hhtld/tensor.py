@@ -43,7 +43,7 @@ from hhtld.base17 import Base17
 from hhtld.basis import SvdBasis
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import MAX_PALETTE_K, HhtlCache, checked_palette_k
-from hhtld.rows import Rows, as_rows
+from hhtld.rows import Rows, as_rows, row_ranges
 from hhtld.slots import (
     ENTRY_DTYPE,
     SLOT_L_LANES,
@@ -353,7 +353,9 @@ class HhtlF32Tensor(_LeafTensor):
         if rows.n_rows == 0 or rows.n_cols == 0:
             raise ValueError(f"a palette needs at least one row and one column, got ({rows.n_rows}, {rows.n_cols})")
         # Furthest-point sampling compares every row with every pick, so all rows are held here.
-        block = rows.read(0, rows.n_rows)
+        block = np.empty((rows.n_rows, rows.n_cols), np.float32)
+        for start, stop in row_ranges(rows.n_rows, 4 * rows.n_cols):  # not at once: as read they take their bytes again
+            block[start:stop] = rows.read(start, stop)
         picks = np.empty(min(k, rows.n_rows), np.int64)
         nearest = np.empty(rows.n_rows, np.int32)
         count = _search.furthest_l2(block, picks, np.empty(rows.n_rows), nearest)

@@ -27,8 +27,9 @@ Slot T of this project; the slots upon the HHTL-D design published in AdaWorldAP
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -39,12 +40,12 @@ from hhtld._kernels import _cast, _leaf, _search
 from hhtld.basis import SvdBasis
 from hhtld.errors import RangeError
 from hhtld.rotation import Rotation
-from hhtld.rows import Rows, for_each_block
-from hhtld.slots import SLOT_L_LANES, encode_leaf
+from hhtld.rows import Rows, map_rows
+from hhtld.slots import SLOT_L_LANES, leaf_coefficients, leaf_scale, quantized_leaf
 from hhtld.tensor import RowIndex, selected_rows
 from hhtld.trellis import Trellis, gain_bits, gain_values
 
-__all__ = ["HhtlTTensor", "ScaledRows", "TrellisShared", "bf16_bits", "bf16_values"]
+__all__ = ["HhtlTTensor", "ScaledRows", "TrellisShared", "bf16_bits", "bf16_values", "leaf_peak", "scaled_rows"]
 
 
 def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -81,6 +82,9 @@ class TrellisShared:
     centroid_bits: NDArray[np.uint16] | None = None
     basis: SvdBasis | None = None
     second: Trellis | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what is computed from them
 
     @property
     def n_cols(self) -> int:
@@ -199,42 +203,70 @@ class HhtlTTensor:
         RangeError
             When a row passes float32's range on its way: weights near 1e38.
         """
-        scaled: Rows = rows if column_scale is None else ScaledRows(rows, bf16_values(column_scale))
-        n_rows, n_cols = rows.n_rows, rows.n_cols
-        twigs = np.zeros(n_rows, np.uint8)
-        if shared.centroid_bits is not None:
-
-            def assign(start: int, stop: int, block: NDArray[np.float32]) -> None:
-                twigs[start:stop] = shared.assign(block)
-
-            for_each_block(scaled, assign, executor)
-        slot_l, slot_l_scale = None, None
+        scale: float | None = None
         if shared.basis is not None:
-            slot_l, slot_l_scale = encode_leaf(scaled, shared.centroids, twigs, shared.basis, executor)
-        slot_v = np.empty(n_rows, np.uint16)
-        slot_t = np.empty((n_rows, shared.trellis.row_nbytes(n_cols)), np.uint8)
-        second = shared.second
-        slot_v_2 = None if second is None else np.empty(n_rows, np.uint16)
-        slot_t_2 = None if second is None else np.empty((n_rows, second.row_nbytes(n_cols)), np.uint8)
+            found = [peak for _, _, peak in map_rows(_peak, rows, executor, shared, column_scale)]
+            scale = leaf_scale(float(np.max(found, initial=0)))
+        own = (role, shared, column_scale, scale)
+        coded = {start: block for start, _, block in map_rows(_coded, rows, executor, cls, *own)}
+        blocks = [coded[start] for start in sorted(coded)]
+        return cls.joined(blocks) if blocks else cls.encode_block(role, rows.read(0, 0), shared, column_scale, scale)
 
-        def code(start: int, stop: int, block: NDArray[np.float32]) -> None:
-            leaf = None if slot_l is None else slot_l[start:stop]
-            residual = block - _base(shared, twigs[start:stop], leaf, slot_l_scale)
-            shared.rotation.rotate(residual)
-            bad = _cast.first_nonfinite_f32(residual.reshape(-1))
-            if bad >= 0:
-                raise RangeError(f"row {start + bad // n_cols} passes float32's range when it is rotated")
-            slot_t[start:stop], gains = shared.trellis.encode(residual)
-            slot_v[start:stop] = gain_bits(gains)
-            if second is not None and slot_v_2 is not None and slot_t_2 is not None:
-                residual -= shared.trellis.decode(slot_t[start:stop], gain_values(slot_v[start:stop]), n_cols)
-                slot_t_2[start:stop], gains = second.encode(residual)
-                slot_v_2[start:stop] = gain_bits(gains)
-
-        for_each_block(scaled, code, executor)
+    @classmethod
+    def encode_block(
+        cls,
+        role: str,
+        block: NDArray[np.float32],
+        shared: TrellisShared,
+        column_scale: NDArray[np.uint16] | None = None,
+        slot_l_scale: float | None = None,
+        first: int = 0,
+    ) -> Self:
+        """Encode a block of a tensor's rows, whose Slot L scale is known; `first` is its first row, for errors."""
+        n_rows, n_cols = block.shape
+        scaled = scaled_rows(block, column_scale)
+        twigs, slot_l = shared.assign(scaled), None
+        if shared.basis is not None and slot_l_scale is not None:
+            slot_l = quantized_leaf(leaf_coefficients(scaled, shared.centroids, twigs, shared.basis), slot_l_scale)
+        residual = scaled - _base(shared, twigs, slot_l, slot_l_scale)
+        shared.rotation.rotate(residual)
+        bad = _cast.first_nonfinite_f32(residual.reshape(-1))
+        if bad >= 0:
+            raise RangeError(f"row {first + bad // n_cols} passes float32's range when it is rotated")
+        slot_t, gains = shared.trellis.encode(residual)
+        slot_v = gain_bits(gains)
+        slot_v_2, slot_t_2 = None, None
+        if shared.second is not None:
+            residual -= shared.trellis.decode(slot_t, gain_values(slot_v), n_cols)
+            slot_t_2, gains = shared.second.encode(residual)
+            slot_v_2 = gain_bits(gains)
         held = twigs if shared.centroid_bits is not None else None
-        shape = (n_rows, n_cols)
-        return cls(role, shared, slot_v, slot_t, shape, held, slot_l, slot_l_scale, column_scale, slot_v_2, slot_t_2)
+        return cls(
+            role,
+            shared,
+            slot_v,
+            slot_t,
+            (n_rows, n_cols),
+            held,
+            slot_l,
+            slot_l_scale,
+            column_scale,
+            slot_v_2,
+            slot_t_2,
+        )
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Self]) -> Self:
+        """Return blocks of one tensor, in the order of their rows, as one."""
+        if len(blocks) == 1:
+            return blocks[0]
+        first = blocks[0]
+        parts: dict[str, Any] = {
+            kind: array if kind == "column_scale" else np.concatenate([block.parts()[kind] for block in blocks])
+            for kind, array in first.parts().items()
+        }
+        shape = (sum(block.original_shape[0] for block in blocks), first.original_shape[1])
+        return replace(first, original_shape=shape, **parts)
 
     def reconstruct_rows(self, rows: RowIndex = None, levels: int = 2) -> NDArray[np.float32]:
         """Decode the given rows, or all, to float32 (n, n_cols); `levels` of 1 leaves a second level out."""
@@ -284,17 +316,53 @@ class HhtlTTensor:
         return 2 * self.original_shape[0] * self.original_shape[1] / size if size else 0.0
 
 
-class ScaledRows:
-    """Rows times a column scale, float32 (n_cols,)."""
+def scaled_rows(block: NDArray[np.float32], column_scale: NDArray[np.uint16] | None) -> NDArray[np.float32]:
+    """Return rows (n, n_cols) times a column scale's bfloat16 bits (n_cols,); the rows themselves without one."""
+    if column_scale is None:
+        return block
+    with np.errstate(over="ignore"):
+        return block * bf16_values(column_scale)
 
-    def __init__(self, rows: Rows, scale: NDArray[np.float32]) -> None:
-        self._rows, self._scale = rows, scale
+
+class ScaledRows:
+    """Rows times a column scale, bfloat16 bits (n_cols,)."""
+
+    def __init__(self, rows: Rows, column_scale: NDArray[np.uint16]) -> None:
+        self._rows, self._column_scale = rows, column_scale
         self.n_rows, self.n_cols = rows.n_rows, rows.n_cols
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows [start, stop), scaled."""
-        with np.errstate(over="ignore"):
-            return self._rows.read(start, stop) * self._scale
+        return scaled_rows(self._rows.read(start, stop), self._column_scale)
+
+
+def leaf_peak(
+    block: NDArray[np.float32], shared: TrellisShared, column_scale: NDArray[np.uint16] | None = None
+) -> float:
+    """Return the largest magnitude that Slot L must hold for a block of rows."""
+    assert shared.basis is not None
+    scaled = scaled_rows(block, column_scale)
+    found = leaf_coefficients(scaled, shared.centroids, shared.assign(scaled), shared.basis)
+    return float(np.abs(found).max(initial=np.float32(0)))
+
+
+def _peak(
+    block: NDArray[np.float32], start: int, stop: int, shared: TrellisShared, column_scale: NDArray[np.uint16] | None
+) -> float:
+    return leaf_peak(block, shared, column_scale)
+
+
+def _coded(
+    block: NDArray[np.float32],
+    start: int,
+    stop: int,
+    cls: type[HhtlTTensor],
+    role: str,
+    shared: TrellisShared,
+    column_scale: NDArray[np.uint16] | None,
+    scale: float | None,
+) -> Any:
+    return cls.encode_block(role, block, shared, column_scale, scale, start)
 
 
 def _base(

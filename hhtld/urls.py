@@ -106,6 +106,15 @@ class Url:
         """The folder it lies in."""
         return Url(self._head + self._body.rstrip("/").rpartition("/")[0] + self._tail)
 
+    def __reduce__(self) -> tuple[type[Url], tuple[str]]:
+        return Url, (self._head + self._body + self._tail,)  # so that another process asks for itself
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Url) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash(self.__reduce__())
+
     def __truediv__(self, name: str) -> Url:
         return Url(f"{self._head}{self._body.rstrip('/')}/{name}{self._tail}")
 
@@ -153,6 +162,10 @@ class Url:
             if not self.is_fixed:
                 self._store.invalidate_cache(self._path)  # some remember what they told before
             return dict(self._store.info(self._path))
+
+    def identity(self) -> tuple[Any, ...]:
+        """Return its size, and as text whatever the store tells of its content."""
+        return _identity(self.facts())
 
     def part(self, start: int, stop: int) -> bytes:
         """Return bytes [start, stop), or fewer where the store has fewer."""

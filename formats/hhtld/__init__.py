@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Executor
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hhtld.atomic import replacing
-from hhtld.encoder import encode_source, measure
-from hhtld.errors import FormatError, HeaderError
+from hhtld.encoder import Work, check_memory, encode_source
+from hhtld.errors import FormatError, HeaderError, OutputError
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWriter
+from hhtld.formats.hhtld.fingerprint import JOURNAL_VERSION, plan_facts
 from hhtld.formats.locations import locate
 from hhtld.formats.model_config import CONFIG, config_object
 from hhtld.gates import GateReport
+from hhtld.journal import resumable
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 from hhtld.plan import Plan
-from hhtld.progress import Progress, silent
 from hhtld.sections import SECTION_KINDS
 from hhtld.table import PackTable
 from hhtld.urls import Location, Url, open_location
@@ -84,25 +88,59 @@ def _verified(path: Path) -> None:
         pack.sections.verify()
 
 
+def _verified_again(path: Path, target: Path) -> None:
+    """Verify what was just written; a block that the disk did not keep can be written again."""
+    try:
+        _verified(path)
+    except FormatError as error:
+        raise OutputError(
+            None, f"cannot write {target}: the file does not hold what was written to it: {error}"
+        ) from None
+
+
 def write_pack(
     source: TensorSource,
     plan: Plan,
     path: Path,
     report: GateReport,
-    executor: Executor | None = None,
-    progress: Progress = silent,
-) -> None:
-    """Encode a source into a file, measure every row as the file gives it back, and record that.
+    work: Work | None = None,
+    *,
+    source_facts: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    beside: Path | None = None,
+) -> list[str]:
+    """Encode a source into a file, measure every row with what its bytes decode to, and record that.
 
-    Sections stream to a sibling of `path`; the cosines are those of rows read back from it. The
-    sibling's checksums are verified before it takes the name.
+    Sections go to a partial file beside `path`, and what is finished to a journal (`hhtld.journal`). The checksums
+    taken beside the measuring are verified in the file before it takes its name.
+
+    Parameters
+    ----------
+    source, plan, path, report
+    work : Work, optional
+        Its journal is not used.
+    source_facts : mapping, optional
+        What tells this source from another, see `hhtld.formats.hhtld.fingerprint`; for resuming.
+    resume : bool
+        Continue what an earlier call left.
+    beside : Path, optional
+        Beside which path the partial file and the journal lie, for a `path` in a folder that a failure takes along.
+
+    Returns
+    -------
+    list of str
+        What a user should know of an earlier run.
     """
-    with replacing(path, check=_verified) as file:
+    work = work or Work()
+    check_memory(source, plan, work)
+    begin = {"journal": JOURNAL_VERSION, "settings": plan_facts(plan), "source": source_facts or {}}
+    target = path if beside is None else beside
+    check = partial(_verified_again, target=target)
+    with resumable(target, begin, resume=resume, check=check, into=path) as (file, journal):
         writer = ContainerWriter(file)
-        table = encode_source(source, plan, writer, executor, progress)
-        with HhtldPack(table, writer.reader()) as pack:
-            measure(pack, source, report, executor, progress)
-        writer.finish(table.with_gates(report.tensors).to_json())
+        table = encode_source(source, plan, writer, report, replace(work, journal=journal))
+        writer.finish(table.to_json())
+    return journal.notes
 
 
 def save_pack(pack: HhtldPack, path: Path) -> None:
@@ -134,7 +172,7 @@ class HhtldFormat(Format):
 
     def open_source(self, path: Path) -> TensorSource:
         """Open a pack as a source of decoded tensors."""
-        return PackSource(open_pack(path))
+        return PackSource(open_pack(path, mmap=False))  # the pages of a mapped file count as this process's memory
 
     def open_url(self, url: Url) -> TensorSource:
         """Open a pack behind a URL the same way."""
@@ -146,8 +184,10 @@ class HhtldFormat(Format):
         plan: Plan,
         path: Path,
         report: GateReport,
-        executor: Executor | None = None,
-        progress: Progress = silent,
-    ) -> None:
+        work: Work | None = None,
+        *,
+        source_facts: Mapping[str, Any] | None = None,
+        resume: bool = False,
+    ) -> list[str]:
         """Encode a source into a file; see `write_pack`."""
-        write_pack(source, plan, path, report, executor, progress)
+        return write_pack(source, plan, path, report, work, source_facts=source_facts, resume=resume)

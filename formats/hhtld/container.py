@@ -9,8 +9,8 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.atomic import AtomicFile
+from hhtld.crc import Crc32Runs, crc32_combine
 from hhtld.errors import (
     BadMagicError,
     ChecksumError,
@@ -28,7 +29,7 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.reading import PositionalFile, RegularFile
-from hhtld.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, as_bytes
+from hhtld.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, SectionSink, as_bytes
 from hhtld.sizes import align_up
 from hhtld.urls import Location, open_location
 
@@ -40,6 +41,7 @@ MAJOR_VERSIONS = (1, 2)
 MINOR = 0
 ALIGNMENT = 64
 MAX_TABLE_NBYTES = 100_000_000
+_VERIFIED_NBYTES = 4 << 20  # read at once: a section may be larger than memory
 REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
 
 _HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
@@ -62,58 +64,104 @@ def _section_crc(index: int, kind: str, nbytes: int) -> int:
     return zlib.crc32(struct.pack("<IIQ", SECTION_KINDS[kind].code, index, nbytes))
 
 
-class ContainerWriter:
-    """Writes sections in order, then the table and the trailer; a `SectionSink`."""
+@dataclass
+class _Begun:
+    """A section being written; its place is known before its bytes."""
+
+    kind: str
+    offset: int
+    nbytes: int
+    written: Crc32Runs = field(default_factory=Crc32Runs)
+
+
+class ContainerWriter(SectionSink):
+    """Writes sections, their blocks in any order, then the table and the trailer."""
 
     def __init__(self, file: AtomicFile) -> None:
         self._file = file
-        self._records: list[SectionRecord] = []
-        file.write(bytes(_HEADER.size))
+        self._sections: list[_Begun] = []
+        file.write_at(0, bytes(_HEADER.size))
 
-    def add(self, kind: str, nbytes: int, blocks: Iterable[Buffer | NDArray[Any]]) -> int:
-        index = len(self._records)
-        self._pad()
-        offset, crc = self._file.size, _section_crc(index, kind, nbytes)
-        for block in blocks:
-            view = as_bytes(block)
-            crc = zlib.crc32(view, crc)
-            self._file.write(view)
-        if self._file.size - offset != nbytes:
-            raise ValueError(f"section {kind!r} was declared {nbytes} bytes long and got {self._file.size - offset}")
-        self._records.append(SectionRecord(kind, offset, nbytes, crc))
-        return index
+    def __len__(self) -> int:
+        return len(self._sections)
 
-    def reader(self) -> ContainerReader:
-        """Return what was written so far, read back from the file."""
-        path = self._file.path
-        return ContainerReader(RegularFile(self._file.reopened(), path), path, self._records)
+    @property
+    def _end(self) -> int:
+        return self._sections[-1].offset + self._sections[-1].nbytes if self._sections else _HEADER.size
+
+    def reserve(self, kind: str, nbytes: int) -> int:
+        end = self._end
+        offset = align_up(end, ALIGNMENT)
+        self._file.write_at(end, bytes(offset - end))
+        self._sections.append(_Begun(kind, offset, nbytes))
+        return len(self._sections) - 1
+
+    def write_at(self, index: int, offset: int, block: Buffer | NDArray[Any], crc: int | None = None) -> None:
+        section, view = self._sections[index], as_bytes(block)
+        self._check_inside(section, offset, len(view))
+        self._file.write_at(section.offset + offset, view)
+        section.written.add(offset, len(view), zlib.crc32(view) if crc is None else crc)
+
+    def recall(self, blocks: Iterable[tuple[int, int, int, int]]) -> list[NDArray[np.uint8]] | None:
+        held, asked = [], list(blocks)
+        for index, offset, nbytes, crc in asked:
+            section = self._sections[index]
+            self._check_inside(section, offset, nbytes)
+            found = self._file.read_at(section.offset + offset, nbytes)
+            if len(found) != nbytes or zlib.crc32(found) != crc:
+                return None
+            held.append(np.frombuffer(found, np.uint8))
+        for index, offset, nbytes, crc in asked:
+            self._sections[index].written.add(offset, nbytes, crc)
+        return held
+
+    def rewind(self, count: int) -> None:
+        del self._sections[count:]  # the bytes are written over, or cut off at the end
+
+    def _check_inside(self, section: _Begun, offset: int, nbytes: int) -> None:
+        if not 0 <= offset <= offset + nbytes <= section.nbytes:
+            raise ValueError(
+                f"section {section.kind!r} was declared {section.nbytes} bytes long and got "
+                f"bytes [{offset}, {offset + nbytes})"
+            )
+
+    def _records(self) -> list[SectionRecord]:
+        records = []
+        for index, section in enumerate(self._sections):
+            crc = section.written.whole(section.nbytes)
+            if crc is None:
+                got = section.written.covered()
+                raise ValueError(f"section {section.kind!r} was declared {section.nbytes} bytes long and got {got}")
+            whole = crc32_combine(_section_crc(index, section.kind, section.nbytes), crc, section.nbytes)
+            records.append(SectionRecord(section.kind, section.offset, section.nbytes, whole))
+        return records
 
     def finish(self, table: dict[str, Any]) -> None:
         """Write table, trailer and, last, the header that makes the file one."""
-        records = [{"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": r.crc32} for r in self._records]
+        sections = self._records()
+        records = [{"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": r.crc32} for r in sections]
         text = json.dumps(
             table | {"sections": records}, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
         ).encode("ascii")
         if len(text) > MAX_TABLE_NBYTES:
             raise ValueError(f"the table would be {len(text)} bytes long, the limit is {MAX_TABLE_NBYTES}")
-        self._pad()
-        offset = self._file.size
-        self._file.write(text)
-        self._pad()
+        end = self._end
+        offset = align_up(end, ALIGNMENT)
+        after = align_up(offset + len(text), ALIGNMENT)
+        self._file.truncate(end)  # whatever an earlier run may have left behind
+        self._file.write_at(end, bytes(offset - end))
+        self._file.write_at(offset, text + bytes(after - offset - len(text)))
         crc = zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, len(text))))
-        end = self._file.size + _TRAILER.size
-        head = _TRAILER.pack(offset, len(text), crc, 0, end, END_MAGIC)
-        self._file.write(_TRAILER.pack(offset, len(text), crc, zlib.crc32(head), end, END_MAGIC))
-        major = max((SECTION_KINDS[r.kind].major for r in self._records), default=1)
+        size = after + _TRAILER.size
+        head = _TRAILER.pack(offset, len(text), crc, 0, size, END_MAGIC)
+        self._file.write_at(after, _TRAILER.pack(offset, len(text), crc, zlib.crc32(head), size, END_MAGIC))
+        major = max((SECTION_KINDS[r.kind].major for r in sections), default=1)
         required = 0
-        for record in self._records:
+        for record in sections:
             feature = SECTION_KINDS[record.kind].feature
             required |= 0 if feature is None else 1 << feature
         header = _HEADER.pack(MAGIC, major, MINOR, _HEADER.size, required, 0, 0)
         self._file.write_at(0, header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
-
-    def _pad(self) -> None:
-        self._file.write(bytes(align_up(self._file.size, ALIGNMENT) - self._file.size))
 
 
 class ContainerReader:
@@ -182,15 +230,25 @@ class ContainerReader:
         record = self.records[index]
         data = self._read(record.offset, record.nbytes)
         if index not in self._verified:
-            crc = zlib.crc32(data.data, _section_crc(index, record.kind, record.nbytes))
-            if crc != record.crc32:
-                raise ChecksumError(
-                    f"{self.path}: section {index} ({record.kind}) at offset {record.offset}: "
-                    f"checksum {crc:08x}, expected {record.crc32:08x}; the file is damaged"
-                )
-            with self._lock:
-                self._verified.add(index)
+            self._check(index, [data])
         return data
+
+    def _check(self, index: int, blocks: Iterable[NDArray[np.uint8]]) -> None:
+        record = self.records[index]
+        crc = _section_crc(index, record.kind, record.nbytes)
+        for block in blocks:
+            crc = zlib.crc32(block.data, crc)
+        if crc != record.crc32:
+            raise ChecksumError(
+                f"{self.path}: section {index} ({record.kind}) at offset {record.offset}: "
+                f"checksum {crc:08x}, expected {record.crc32:08x}; the file is damaged"
+            )
+        with self._lock:
+            self._verified.add(index)
+
+    def _blocks(self, record: SectionRecord) -> Iterator[NDArray[np.uint8]]:
+        for offset in range(0, record.nbytes, _VERIFIED_NBYTES):
+            yield self._read(record.offset + offset, min(_VERIFIED_NBYTES, record.nbytes - offset))
 
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
         record = self.records[index]
@@ -228,7 +286,7 @@ class ContainerReader:
         for index, record in enumerate(self.records):
             self._check_zero(end, record.offset)
             if record.kind in SECTION_KINDS:
-                self.whole(index)
+                self._check(index, self._blocks(record))
             end = record.offset + record.nbytes
         self._check_zero(end, align_up(end, ALIGNMENT))  # where the table begins
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,12 +260,12 @@ def test_what_stands_there_is_never_replaced(
     assert (tmp_path / "full" / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("to", [None, "hf"])
-def test_a_disk_that_fills_leaves_nothing(
-    to: str | None, snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("to", "nbytes"), [(None, 4_000), ("hf", 400), ("hf", 4_000)])
+def test_a_disk_that_fills_leaves_no_folder(
+    to: str | None, nbytes: int, snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    real, left = os.pwrite, [4_000]
+    real, left = os.pwrite, [nbytes]
 
     def full(fd: int, data: Any, offset: int) -> int:
         left[0] -= len(data)
@@ -274,8 +275,44 @@ def test_a_disk_that_fills_leaves_nothing(
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(hhtld.OutputError, match="No space left"):
-        hhtld.convert(snapshot, tmp_path / "out", to=to)
-    assert sorted(tmp_path.rglob("*")) == before
+        hhtld.convert(snapshot, tmp_path / "out", to=to, profile="bits:3" if to else None)
+    monkeypatch.undo()
+    if nbytes < 4_000 or to is None:
+        assert sorted(tmp_path.rglob("*")) == before
+        return
+    assert {path.name for path in set(tmp_path.rglob("*")) - set(before)} == {".out.partial", "out.journal"}
+    seen = Counter[str]()
+    hhtld.convert(
+        snapshot,
+        tmp_path / "out",
+        to=to,
+        profile="bits:3",
+        resume=True,
+        progress=lambda stage, name, n: seen.update({stage: n}),
+    )
+    hhtld.convert(snapshot, tmp_path / "new", to=to, profile="bits:3")
+    assert seen["resume"] > 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+    assert not list(tmp_path.glob("*out.*"))
+
+
+def test_an_unfinished_pack_beside_a_model_is_none_of_its_files(snapshot: Path, tmp_path: Path) -> None:
+    def stop(stage: str, name: str, nbytes: int) -> None:
+        raise KeyboardInterrupt
+
+    hhtld.convert(snapshot, tmp_path / "new.hhtld", profile="bits:3")
+    with pytest.raises(KeyboardInterrupt):
+        hhtld.convert(snapshot, snapshot / "m.hhtld", profile="bits:3", progress=stop)
+    assert (snapshot / "m.hhtld.journal").exists()
+    hhtld.convert(snapshot, snapshot / "m.hhtld", profile="bits:3", resume=True)
+    assert (snapshot / "m.hhtld").read_bytes() == (tmp_path / "new.hhtld").read_bytes()
+
+
+def test_a_side_file_counts_in_memory(snapshot: Path, tmp_path: Path) -> None:
+    (snapshot / "big.txt").write_bytes(bytes(20 << 20))
+    with pytest.raises(hhtld.BudgetError, match=r"side file 'big\.txt' needs 47,185,920 bytes .*whole"):
+        hhtld.convert(snapshot, tmp_path / "m.hhtld", profile="bits:3", memory=30 << 20)
+    hhtld.convert(snapshot, tmp_path / "m.hhtld", profile="bits:3", memory=30 << 20, files=False)
 
 
 @pytest.mark.parametrize("shard", ["../evil.safetensors", "/tmp/evil.safetensors", "a\\b.safetensors", "config.json"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,16 @@ def test_several_threads_read_at_once(tmp_path: Path) -> None:
     with open_source(snapshot(tmp_path / "m", {W: weight, INV: scale})) as source, ThreadPoolExecutor(8) as executor:
         blocks = list(executor.map(lambda start: source.read_rows(W, start, start + 10), range(0, 1000, 10)))
     np.testing.assert_array_equal(np.concatenate(blocks).view(BF16), twin(weight, scale, (128, 128)))
+
+
+def test_other_processes_open_it_for_themselves(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    sharded(tmp_path / "m", [{W: stored(300, 200)}, {INV: scales(3, 2)}])
+    hhtld.convert(tmp_path / "m", tmp_path / "here.hhtld", profile="bits:2")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        url = f"local://{tmp_path.as_posix()}/m"
+        hhtld.convert(url, tmp_path / "there.hhtld", profile="bits:2", executor=processes, jobs=1)
+    assert (tmp_path / "there.hhtld").read_bytes() == (tmp_path / "here.hhtld").read_bytes()
 
 
 def test_behind_a_url(tmp_path: Path) -> None:

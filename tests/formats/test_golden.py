@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import hhtld
+import hhtld.coders
 import hhtld.rows
 from hhtld.formats.hhtld.container import ContainerReader
 
@@ -117,6 +118,8 @@ def test_encoding_again_gives_the_same_bytes(
 ) -> None:
     if threads > 1:  # these tensors are smaller than one block
         monkeypatch.setattr(hhtld.rows, "BLOCK_NBYTES", 9_000)
+        monkeypatch.setattr(hhtld.coders, "BLOCK_NBYTES", 9_000)
+        monkeypatch.setattr(hhtld.coders, "SPAN_NBYTES", 20_000)
     again = tmp_path / name
     with ThreadPoolExecutor(threads) as executor:
         hhtld.save(GOLDENS[name].encode(executor if threads > 1 else None), again)

@@ -1143,12 +1143,14 @@ def test_interrupting_the_encode_keeps_the_old_file(target: Path, tmp_path: Path
     safetensors.numpy.save_file(weights(), tmp_path / "in.safetensors")
 
     def interrupt(stage: str, name: str, nbytes: int) -> None:
-        if stage == "measure":
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         hhtld.convert(tmp_path / "in.safetensors", target, jobs=2, progress=interrupt)
-    assert_untouched(target)
+    assert "--resume continues" in caught.value.__notes__[0]
+    assert target.read_bytes() == OLD
+    left = {path.name for path in target.parent.iterdir()} - {"in.safetensors"}
+    assert left == {target.name, f"{target.name}.journal", f".{target.name}.partial"}
 
 
 def test_a_link_is_replaced_not_followed(pack: HhtldPack, target: Path, small: Path) -> None:

@@ -229,6 +229,25 @@ def test_side_files_and_packed_folders_behind_a_url(memory: Counted, snapshot: P
         assert set(pack.keys()) == set(model())
 
 
+def test_a_conversion_of_a_url_goes_on_while_it_is_the_same(memory: Counted, single: Path, tmp_path: Path) -> None:
+    def stop(stage: str, name: str, nbytes: int) -> None:
+        raise KeyboardInterrupt
+
+    memory.put("model.safetensors", single.read_bytes())
+    url, target = "memory://model.safetensors", tmp_path / "m.hhtld"
+    hhtld.convert(single, tmp_path / "new.hhtld", profile="bits:2")
+    for changed in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            hhtld.convert(url, target, profile="bits:2", progress=stop)
+        if changed:
+            memory.put("model.safetensors", single.read_bytes())  # another time of creation
+            with pytest.raises(ValueError, match=r"another source files model\.safetensors"):
+                hhtld.convert(url, target, profile="bits:2", resume=True)
+        else:
+            hhtld.convert(url, target, profile="bits:2", resume=True)
+            assert target.read_bytes() == (tmp_path / "new.hhtld").read_bytes()
+
+
 def test_chains_of_stores(memory: Counted, single: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
         archive.write(single, "m/model.safetensors")

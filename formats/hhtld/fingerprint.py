@@ -1,0 +1,83 @@
+"""What the bytes of a pack depend on, as facts that an unfinished conversion keeps in its journal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hhtld.pack import PackSource
+from hhtld.plan import Plan
+from hhtld.source import TensorSource
+from hhtld.urls import Location
+
+__all__ = ["JOURNAL_VERSION", "plan_facts", "source_facts"]
+
+JOURNAL_VERSION = 1
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Return the settings that a pack is made with."""
+    from importlib.metadata import version
+
+    return {
+        "hhtld": version("hhtld"),
+        "profile": plan.profile.text,
+        "seed": plan.seed,
+        "thresholds": {regime: [asked.median, asked.p5] for regime, asked in sorted(plan.thresholds.items())},
+        "tensors": _digest([[n, t.profile.text, t.alias_of] for n, t in plan.tensors.items()]),
+        "column_scales": _digest(
+            [
+                [name, hashlib.sha256(np.asarray(scale, "<f4").tobytes()).hexdigest()]
+                for name, scale in sorted(plan.column_scales.items())
+            ]
+        ),
+    }
+
+
+def source_facts(source: TensorSource, place: Location | None = None) -> dict[str, Any]:
+    """Return what tells a source from another: its header, and what the system or the store tells of its files.
+
+    The files are the one at `place`, or those of the folder that `place` or an index names; other files beside
+    them do not count.
+    """
+    infos = source.infos()
+    header = [[n, i.dtype.name, list(i.shape), i.shard] for n, i in infos.items()]
+    facts: dict[str, Any] = {
+        "header": _digest([header, source.metadata, source.description, dict(source.aliases())]),
+    }
+    if place is None or not place.exists():
+        return facts
+    return facts | {"files": {file.name: _identity(file) for file in _files(source, place) if file.is_file()}}
+
+
+def _files(source: TensorSource, place: Location) -> list[Location]:
+    """The files that hold a source's tensors."""
+    if isinstance(source, PackSource):
+        path = getattr(source.pack.sections, "path", None)  # of a packed folder, too
+        return [] if path is None else [path]
+    if place.is_file() and place.suffix != ".json":
+        return [place]
+    folder = place if place.is_dir() else place.parent
+    shards = source.description.get("shards")
+    if shards is not None:
+        return [folder / shard for shard in sorted(shards)]
+    entries: Iterable[Location] = folder.iterdir()
+    return sorted((entry for entry in entries if entry.suffix == ".safetensors"), key=lambda entry: entry.name)
+
+
+def _identity(file: Location) -> list[Any]:
+    if isinstance(file, Path):
+        found = file.stat()
+        return [found.st_size, found.st_mtime_ns]
+    nbytes, *told = file.identity()
+    return [nbytes, _digest(told)]

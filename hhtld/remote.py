@@ -1,0 +1,105 @@
+"""What goes to other processes: sources that they open for themselves, and arguments.
+
+Pickled, a source is the call that opens it; a process that receives it opens it once and keeps it. So a task that
+names rows carries a path, and reads the rows where it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.source import TensorInfo, TensorSource
+
+__all__ = ["Carried", "CarryingExecutor", "RemoteSource", "call"]
+
+_KEPT = 4  # sources open at once in a worker: as many conversions as are likely to share it
+
+
+class RemoteSource(TensorSource):
+    """A source and how to open it.
+
+    Parameters
+    ----------
+    source : TensorSource
+        Open here; closed by who opened it.
+    opener : callable
+        A function of a module.
+    args : tuple
+        Hashable.
+    fingerprint : str
+        Tells the source from what else may stand, or have stood, at the same place.
+    """
+
+    def __init__(
+        self, source: TensorSource, opener: Callable[..., TensorSource], args: tuple[Any, ...], fingerprint: str
+    ) -> None:
+        self._source = source
+        self._call = (opener, args, fingerprint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, self._call
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self._source.metadata
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return self._source.description
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._source.infos()
+
+    def aliases(self) -> Mapping[str, str]:
+        return self._source.aliases()
+
+    def files(self) -> Mapping[str, int]:
+        return self._source.files()
+
+    def read_file(self, name: str) -> bytes:
+        return self._source.read_file(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._source.read_rows(name, start, stop)
+
+
+@functools.lru_cache(_KEPT)
+def _opened(opener: Callable[..., TensorSource], args: tuple[Any, ...], fingerprint: str) -> RemoteSource:
+    return RemoteSource(opener(*args), opener, args, fingerprint)
+
+
+class Carried:
+    """A value as its pickle: arrays that a cluster unpacks itself may lie in its buffers at odd addresses."""
+
+    def __init__(self, value: Any) -> None:
+        self._data = pickle.dumps(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_data": self._data}
+
+    @functools.cached_property
+    def value(self) -> Any:
+        """The value, unpacked once by whoever holds this."""
+        return pickle.loads(self._data)
+
+
+def call(function: Callable[..., Any], shared: list[Carried], rest: Carried) -> Any:
+    """Return what a function gives for arguments that were carried, those that many calls share first."""
+    return function(*(carried.value for carried in shared), *rest.value)
+
+
+class CarryingExecutor(Executor):
+    """An executor of other processes, its arguments carried."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._executor.submit(call, functools.partial(fn, **kwargs) if kwargs else fn, [], Carried(args))
