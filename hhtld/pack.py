@@ -366,10 +366,15 @@ class PackSlice:
 
 
 class PackSource(TensorSource):
-    """A pack as a source: rows decoded and rounded back to the types they had."""
+    """A pack as a source: rows decoded and rounded back to the types they had.
+
+    What reads a source reads all of it and hands it on, so a tensor's checksums are verified before its first
+    row is given, unlike with `HhtldPack.get_rows`.
+    """
 
     def __init__(self, pack: HhtldPack) -> None:
         self.pack = pack
+        self._verified: set[str] = set()
         self._infos = {name: record.info for name, record in pack.table.tensors.items()}
 
     @property
@@ -388,6 +393,10 @@ class PackSource(TensorSource):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         info = self._infos[name]
+        if name not in self._verified:  # two threads may both do it, and find the same
+            for index in self.pack.info(name).sections.values():
+                self.pack.sections.whole(index)
+            self._verified.add(name)
         if info.has_rows:
             rows = self.pack.get_rows(name, slice(start, stop), "source")
         else:
