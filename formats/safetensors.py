@@ -50,7 +50,7 @@ from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.progress import Progress, silent
 from hhtld.reading import fill, open_regular, read_bytes
 from hhtld.rows import row_ranges
-from hhtld.sizes import align_up, checked_shape, tensor_nbytes
+from hhtld.sizes import align_up, checked_shape, is_deep, tensor_nbytes
 from hhtld.source import checked_name
 
 __all__ = ["SafetensorsFile", "SafetensorsFormat", "ShardedSnapshot"]
@@ -61,7 +61,6 @@ HEADER_LIMIT = 100_000_000  # the official library's own
 JSON_LIMIT = 10 << 20  # index and config.json, as huggingface_hub limits the index
 LENGTH_NBYTES = 8
 MAX_DIGITS = 64  # far above any size, far below where conversion gets slow
-MAX_NESTING = 64  # inside a field that is ignored; the official library stops at about 125
 METADATA = "__metadata__"
 FIELDS = ("dtype", "shape", "data_offsets")
 SPACE = b" \t\r\n"
@@ -139,20 +138,6 @@ def _json_object(data: bytes | bytearray, where: str, *, constants: bool = False
     return found
 
 
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(MAX_NESTING):
-        level = [
-            child
-            for item in level
-            if isinstance(item, list | dict)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return False
-    return True
-
-
 # --- the header -------------------------------------------------------------------------------
 
 
@@ -226,7 +211,7 @@ def _entry(name: str, fields: object, path: Path) -> _Entry:
             raise HeaderError(f"{where}: {field} is missing")
     if len(fields) > len(FIELDS):
         for field in fields:
-            if field not in FIELDS and _is_deep(fields[field]):
+            if field not in FIELDS and is_deep(fields[field]):
                 raise HeaderError(f"{where}: field {shown(field)} is nested too deeply")
     info = _info(name, fields, where)
     begin, end = _offsets(fields["data_offsets"], where)

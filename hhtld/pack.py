@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hhtld.base17 import BASE17_NBYTES, Base17
 from hhtld.basis import SvdBasis
 from hhtld.dtypes import narrow, view, widen
-from hhtld.errors import HeaderError, shown
+from hhtld.errors import FormatError, HeaderError, shown
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import HhtlCache, Palette
 from hhtld.rotation import Rotation
@@ -54,6 +54,8 @@ class HhtldPack:
         self.sections = sections
         self.budget = budget
         self._shared: dict[int, _Shared] = {}
+        path = getattr(sections, "path", None)
+        self._place = "" if path is None else f"{path}: "  # what errors of content begin with, as those of structure
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +175,7 @@ class HhtldPack:
             needed += 4 * k * record.info.n_cols
         if needed > self.budget:
             raise HeaderError(
-                f"tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
+                f"{self._place}tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
                 f"the budget is {self.budget}; read fewer rows, or raise it with hhtld.open(path, budget=...)"
             )
 
@@ -198,12 +200,16 @@ class HhtldPack:
         return decoded if dtype == "float32" else view(narrow(decoded, kind), kind, (-1,))
 
     def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> EncodedTensor:
+        if levels not in (1, 2):
+            raise ValueError(f"levels must be 1 or 2, got {levels}")
         try:  # not `with`, whose cost is a tenth of what one row takes
             return self._assembled(record, rows, levels)
-        except HeaderError:
+        except HeaderError as error:
+            raise HeaderError(f"{self._place}{error}") from error
+        except FormatError:
             raise
         except ValueError as error:
-            raise HeaderError(f"tensor {shown(record.name)}: {error}") from error
+            raise HeaderError(f"{self._place}tensor {shown(record.name)}: {error}") from error
 
     def _assembled(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int) -> EncodedTensor:
         def part(kind: str, width: int) -> NDArray[np.uint8]:
@@ -240,8 +246,6 @@ class HhtldPack:
         leaf: dict[str, Any],
         levels: int,
     ) -> HhtlTTensor:
-        if levels not in (1, 2):
-            raise ValueError(f"levels must be 1 or 2, got {levels}")
         n_cols = record.info.n_cols
         if levels == 1:
             code = replace(code, second=None)

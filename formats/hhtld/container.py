@@ -355,12 +355,12 @@ def _section_records(path: Path, items: object, table_offset: int) -> list[Secti
         end = offset + nbytes
         if end > table_offset:
             raise HeaderError(f"{path}: section {index} ({shown(kind, 40)}) runs into the table")
-        if kind not in SECTION_KINDS:
-            warnings.warn(
-                f"{path}: section {index} of unknown kind {shown(kind, 40)} is ignored; a newer hhtld wrote it",
-                stacklevel=4,
-            )
         records.append(SectionRecord(kind, offset, nbytes, crc))
     if align_up(end, ALIGNMENT) != table_offset:
         raise HeaderError(f"{path}: the sections end at {end}, the table begins at {table_offset}")
+    unknown = [index for index, record in enumerate(records) if record.kind not in SECTION_KINDS]
+    if unknown:  # one warning, however many a hostile file holds
+        first = f"section {unknown[0]} of unknown kind {shown(records[unknown[0]].kind, 40)}"
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        warnings.warn(f"{path}: {first}{more} is ignored; a newer hhtld wrote it", stacklevel=4)
     return records
