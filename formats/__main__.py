@@ -608,7 +608,7 @@ def _exit_code(error: BaseException) -> int | None:
         return CANNOT_WRITE
     if isinstance(error, MissingExtraError | UnknownFormatError):
         return USAGE
-    if isinstance(error, FormatError | NonFiniteError | RangeError | OSError):
+    if isinstance(error, FormatError | NonFiniteError | RangeError | OSError | MemoryError):
         return BAD_INPUT
     if isinstance(error, ValueError | TypeError):
         return USAGE
@@ -641,7 +641,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = _exit_code(error)
         if found is None:
             raise
-        message = str(error)
+        message = str(error) or type(error).__name__
         if args.json:
             print(json.dumps({"schema": "hhtld.error/1", "error": {"type": type(error).__name__, "message": message}}))
         print(f"hhtld: {message}", file=sys.stderr)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,19 @@ class ContainerWriter:
         self._file.write(bytes(align_up(self._file.size, ALIGNMENT) - self._file.size))
 
 
+class _Descriptor:
+    """A file descriptor that is closed when the last who reads lets go of it.
+
+    Were it closed beside a read, the next file to be opened could get its number, and be read instead.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class ContainerReader:
     """A container's sections; a `SectionReader`. Reads are positional and safe from many threads."""
 
@@ -127,7 +140,6 @@ class ContainerReader:
         *,
         mapped: bool = False,
     ) -> None:
-        self._fd: int | None = fd
         self.path = path
         self.records = records
         self.table = table or {}
@@ -136,6 +148,7 @@ class ContainerReader:
         self._verified: set[int] = set()
         self._lock = threading.Lock()
         self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ) if mapped else None
+        self._file: _Descriptor | None = _Descriptor(fd)  # last: until here the caller closes it
 
     @classmethod
     def open(cls, path: Path, *, mapped: bool = True) -> Self:
@@ -166,6 +179,9 @@ class ContainerReader:
             raise
         reader.major, reader.minor = major, minor
         return reader
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.path}: an open file cannot be copied or pickled; open it again where it is needed")
 
     def kinds(self) -> list[str]:
         return [record.kind for record in self.records]
@@ -216,23 +232,21 @@ class ContainerReader:
         self._check_zero(end, align_up(end, ALIGNMENT))  # where the table begins
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-            self._map = None  # arrays given out keep the mapping alive
+        self._file = None
+        self._map = None  # arrays given out keep the mapping alive
 
     def _check_zero(self, start: int, stop: int) -> None:
         if self._read(start, stop - start).any():
             raise ChecksumError(f"{self.path}: padding at offset {start} is not zero; the file is damaged")
 
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        if self._fd is None:
+        file, mapped = self._file, self._map  # held here: another thread may close the pack meanwhile
+        if file is None:
             raise ValueError(f"{self.path}: the pack is closed")
-        mapped = self._map  # another thread may close the pack after the check above
         if mapped is not None:
             return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
         out = np.empty(nbytes, np.uint8)
-        _pread_into(self._fd, self.path, offset, out.data)
+        _pread_into(file.fd, self.path, offset, out.data)
         return out
 
 
