@@ -165,9 +165,10 @@ def guided(reader: str, seconds: int, seed: int = 0) -> Run:
             check=False,
         )
         stats = re.search(r"number_of_executed_units:\s*(\d+)", done.stderr)
-        findings = []
-        for path in sorted(Path(folder).glob("*-*")):  # crash-, timeout-, oom-
-            findings.append(f"{_kept(reader, path.read_bytes())}: {path.name}\n{done.stdout[-3000:]}")
+        findings = [  # crash-, timeout-, oom-
+            f"{_kept(reader, path.read_bytes())}: {path.name}\n{done.stdout[-3000:]}"
+            for path in sorted(Path(folder).glob("*-*"))
+        ]
         if done.returncode != 0 and not findings:
             findings.append(f"exit code {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
         return Run(reader, int(stats[1]) if stats else 0, True, findings)
