@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The suite's core on aarch64, emulated: Debian's Python and numpy's wheel for it, the kernels compiled for it.
 # Takes Debian packages gcc-aarch64-linux-gnu and qemu-user, the Debian and Python registries, and about ten minutes.
-# usage: tests/trust/aarch64.sh [FOLDER]      the folder is reused where it holds what is needed
+# usage: tests/trust/aarch64.sh [FOLDER] [quick]      the folder is reused where it holds what is needed; quick leaves
+#        out the kernels' own tests, which take most of the time
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=${1:-$(mktemp -d)}
@@ -44,5 +45,7 @@ emulated -m tests.trust.machines | tee "$work/lines"
 test "$(head -1 "$work/lines")" = "tier neon"
 # Every kernel on both tiers against its numpy twin, the container, and packs encoded and decoded anew.
 emulated -m pytest -q -p no:cacheprovider tests/formats/test_golden.py tests/formats/test_hhtld.py -k "not processes"
-emulated -m pytest -q -p no:cacheprovider tests/kernels -k "not objdump and not heartbeat and not other_threads"
+if [ "${2:-}" != quick ]; then
+    emulated -m pytest -q -p no:cacheprovider tests/kernels -k "not objdump and not heartbeat and not other_threads"
+fi
 echo "aarch64: all held"
