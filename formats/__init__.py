@@ -3,6 +3,7 @@
 if __name__ != "hhtld.formats":  # a second copy would be a second registry
     raise ImportError("import hhtld.formats, not formats: install the package first (pip install -e .)")
 
+import os
 from pathlib import Path
 
 from hhtld.errors import BadMagicError, UnknownFormatError
@@ -14,8 +15,10 @@ __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_for
 registry = Registry(
     "hhtld.formats",
     {
+        "folder": "hhtld.formats.folder:FolderFormat",
         "gguf": "hhtld.formats.gguf:GgufFormat",
         "hdf5": "hhtld.formats.hdf5:Hdf5Format",
+        "hf": "hhtld.formats.hf:HfFormat",
         "hhtld": "hhtld.formats.hhtld:HhtldFormat",
         "onnx": "hhtld.formats.onnx:OnnxFormat",
         "safetensors": "hhtld.formats.safetensors:SafetensorsFormat",
@@ -38,15 +41,21 @@ def _loaded(plugin: Plugin) -> Format:
     return found()
 
 
-def format_for_output(path: Path, name: str | None = None) -> Format:
-    """Return the format to write `path` in: `name` when given, else by suffix.
+def format_for_output(dst: str | os.PathLike[str], name: str | None = None) -> Format:
+    """Return the format to write `dst` in: `name` when given, else by suffix.
+
+    A name that ends in a slash is written as a model folder; so is one without suffix, or with one that no format
+    has, as in "Qwen2.5-7B", where a folder of that name exists.
 
     Raises
     ------
     UnknownFormatError
         When there is none, or it is only read.
     """
+    path = Path(dst)
     by_suffix: dict[str, Format] = {}
+    if name is None and os.fspath(dst).endswith(("/", os.sep)):
+        name = "folder"
     if name is None:
         for plugin in registry:
             try:
@@ -54,6 +63,8 @@ def format_for_output(path: Path, name: str | None = None) -> Format:
             except Exception:  # a broken plugin must not stop the others; `list` shows what is wrong with it
                 continue
             by_suffix.update(dict.fromkeys(candidate.suffixes, candidate))
+        if path.suffix.lower() not in by_suffix and (not path.suffix or path.is_dir()):
+            name = "folder"
     found = by_suffix.get(path.suffix.lower()) if name is None else get_format(name)
     if found is not None and found.writes:
         return found
@@ -62,7 +73,9 @@ def format_for_output(path: Path, name: str | None = None) -> Format:
         raise UnknownFormatError(
             f"{path}: format {found.name!r} is only read" + (f"; written are {known}" if known else "")
         )
-    raise UnknownFormatError(f"{path}: no format writes {path.suffix or 'a name without suffix'!r}; known: {known}")
+    raise UnknownFormatError(
+        f"{path}: no format writes {path.suffix!r}; known: {known}, and folders, whose names end in /"
+    )
 
 
 def open_source(path: Path) -> TensorSource:

@@ -38,6 +38,8 @@ examples:
   hhtld convert model.safetensors model.hhtld --profile lookup
   hhtld convert snapshot-folder/ model.hhtld --dry-run
   hhtld convert model.hhtld back.safetensors
+  hhtld convert model.hhtld plain-folder/            decoded, config and tokenizer too: loads anywhere
+  hhtld convert snapshot-folder/ packed/ --to hf     loads with transformers and hhtld.integrations.transformers
   hhtld convert model.hhtld model.h5 --original model.safetensors
   hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4
   hhtld verify model.hhtld model.safetensors
@@ -63,10 +65,17 @@ def _parser() -> argparse.ArgumentParser:
         "convert",
         help="convert between formats",
         description="Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes, "
-        ".h5 exports what is inside a .hhtld for HDF5 viewers.",
+        ".h5 exports what is inside a .hhtld for HDF5 viewers; a name that ends in / is an ordinary model folder, "
+        "decoded, and with --to hf a packed one for transformers.",
     )
-    command.add_argument("src", metavar="SRC", help=".safetensors, snapshot folder or index.json, .hhtld, or demo:")
-    command.add_argument("dst", metavar="DST", help="file to write; replaced only by a complete, verified one")
+    command.add_argument(
+        "src", metavar="SRC", help=".safetensors, snapshot or packed folder, index.json, .hhtld, or demo:"
+    )
+    command.add_argument(
+        "dst",
+        metavar="DST",
+        help="file to write, replaced only by a complete, verified one; or folder, new or empty",
+    )
     command.add_argument(
         "--profile",
         help="gates: the smallest file whose rows pass the gates (default); bits:B: B bits a weight, 1 to 6 in "
@@ -99,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
+    )
+    command.add_argument(
+        "--no-files", action="store_true", help="leave config, tokenizer and other side files of SRC behind"
     )
     command.add_argument("--dry-run", action="store_true", help="predict what each tensor becomes; write nothing")
     command.add_argument(
@@ -191,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "model", metavar="MODEL", help="snapshot folder with config, tokenizer and safetensors; or demo:"
     )
-    command.add_argument("pack", metavar="PACK", help="the .hhtld made from it")
+    command.add_argument("pack", metavar="PACK", help="the .hhtld or packed folder made from it")
     command.add_argument(
         "--prompts",
         default="builtin",
@@ -309,7 +321,7 @@ def _convert(args: argparse.Namespace) -> int:
     from hhtld.formats.terminal import console, cosine, gate_table, human_nbytes, plain_table, progress_bar, safe
     from hhtld.gates import Threshold
 
-    if args.report and "max_nbytes" in format_for_output(Path(args.dst), args.to).options:
+    if args.report and "max_nbytes" in format_for_output(args.dst, args.to).options:
         raise ValueError(f"--report tells what became of tensors; {args.dst} only shows them")
     with open_source(resolve_source(args.src)) as source:
         total = sum(info.nbytes for info in source.infos().values())
@@ -326,6 +338,7 @@ def _convert(args: argparse.Namespace) -> int:
                 jobs=args.jobs,
                 nonfinite=args.nonfinite,
                 seed=args.seed,
+                files=not args.no_files,
                 dry_run=args.dry_run,
                 progress=progress,
                 original=args.original,
@@ -391,6 +404,10 @@ def _convert(args: argparse.Namespace) -> int:
         highlight=False,
         markup=False,
     )
+    if report.files_nbytes:
+        out.print(f"{human_nbytes(report.files_nbytes)} of side files (config, tokenizer, ...) count on both sides")
+    for text in report.notes:
+        out.print(text, highlight=False, markup=False)
     return DONE if report else FAILED
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hhtld.gates import GateReport
+from hhtld.plan import Plan
+from hhtld.progress import Progress, silent
 from hhtld.source import TensorInfo, TensorSource
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "lookalike"]
@@ -40,6 +44,8 @@ class Format(ABC):
         Lower-case, with the dot.
     reads, writes : bool
         What it can do; a format that only exports says why in `open_source`.
+    encodes : bool
+        Whether it writes packs: `write_plan` is asked instead of `write_source`.
     options : frozenset of str
         Keywords that its `write_source` takes.
     """
@@ -49,6 +55,7 @@ class Format(ABC):
     description: ClassVar[str]
     reads: ClassVar[bool] = True
     writes: ClassVar[bool] = True
+    encodes: ClassVar[bool] = False
     options: ClassVar[frozenset[str]] = frozenset()
 
     def sniff(self, path: Path, head: bytes) -> bool:
@@ -72,3 +79,15 @@ class Format(ABC):
         "executor", threads to use or None, and "progress", see `hhtld.progress`.
         """
         raise TypeError(f"format {self.name!r} does not write tensors as they are")
+
+    def write_plan(
+        self,
+        source: TensorSource,
+        plan: Plan,
+        path: Path,
+        report: GateReport,
+        executor: Executor | None = None,
+        progress: Progress = silent,
+    ) -> list[str] | None:
+        """Encode a source as planned, atomically, and put what was measured into `report`; may return notes."""
+        raise TypeError(f"format {self.name!r} does not encode")

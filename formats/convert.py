@@ -18,7 +18,7 @@ from hhtld.base17 import BASE17_NBYTES
 from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.demo import DEMO, demo_model
-from hhtld.formats.hhtld import open_pack, write_pack
+from hhtld.formats.hhtld import open_pack
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, TensorPlan, make_plan
@@ -116,8 +116,10 @@ class ConversionReport:
     profile : str or None
         None where nothing was encoded.
     source_nbytes, bf16_nbytes, target_nbytes : int
-        Tensor bytes of the source, the same with floats as bfloat16, and the file (predicted ones
-        in a dry run, where `gates.tensors` is empty).
+        Tensor bytes of the source, the same with floats as bfloat16, and the file or folder (predicted ones
+        in a dry run, where `gates.tensors` is empty). Side files that came along count in all three.
+    files_nbytes : int
+        Of those side files.
     tensors : list of TensorOutcome
     gates : GateReport
     seconds : float
@@ -133,6 +135,7 @@ class ConversionReport:
     source_nbytes: int = 0
     bf16_nbytes: int = 0
     target_nbytes: int = 0
+    files_nbytes: int = 0
     tensors: list[TensorOutcome] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
@@ -157,6 +160,7 @@ class ConversionReport:
             "source_nbytes": self.source_nbytes,
             "bf16_nbytes": self.bf16_nbytes,
             "target_nbytes": self.target_nbytes,
+            "files_nbytes": self.files_nbytes,
             "ratio": round(self.ratio, 4),
             "seconds": round(self.seconds, 3),
             "gates": self.gates.to_json(),
@@ -182,6 +186,7 @@ def convert(
     nonfinite: str = "refuse",
     seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
+    files: bool = True,
     dry_run: bool = False,
     progress: Progress | None = None,
     original: str | os.PathLike[str] | None = None,
@@ -190,18 +195,19 @@ def convert(
     max_nbytes: int | None = None,
     codes: bool = False,
 ) -> ConversionReport:
-    """Convert a source to a file.
+    """Convert a source to a file or a folder.
 
     Parameters
     ----------
     src : path
-        A .safetensors file, a sharded snapshot folder or its index, a .hhtld file, or "demo:".
+        A .safetensors file, a sharded snapshot folder or its index, a .hhtld file, a packed folder, or "demo:".
     dst : path
         Its suffix chooses the format unless `to` names one. An existing file is replaced once the
-        new one is complete and verified.
+        new one is complete and verified. A name without suffix, one that ends in a slash and an empty folder are
+        written as a model folder; a folder that holds something is refused.
     profile : str
         "gates" (the default), "bits:B", "lookup" or "f32". This, `rules`, `gates`, `min_ratio`, `seed` and
-        `column_scales` are for writing .hhtld only.
+        `column_scales` are for formats that encode only: .hhtld, and packed folders (`to="hf"`).
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
     gates : mapping of "argmax" and "index" to Threshold, optional
@@ -216,6 +222,9 @@ def convert(
         Of the rotations, 0 by default.
     column_scales : mapping of str to array (n_cols,), optional
         See `hhtld.plan.make_plan`; a dry run predicts without them.
+    files : bool
+        Whether the model's side files (config, tokenizer, ...; see `hhtld.side_files`) come along into .hhtld files
+        and folders. They count on both sides of the ratio.
     dry_run : bool
         Predict sizes and cosines, write nothing.
     progress : callable, optional
@@ -239,7 +248,7 @@ def convert(
     """
     started = time.perf_counter()
     source_path, target = resolve_source(src), Path(dst)
-    output = format_for_output(target, to)
+    output = format_for_output(dst, to)
     options: dict[str, Any] = {
         "original": original,
         "tensors": tuple(tensors) or None,
@@ -250,7 +259,9 @@ def convert(
     if not set(given) <= output.options:
         others = " and ".join(sorted(set(given) - output.options))
         raise ValueError(f"format {output.name!r} takes no {others}; only a debug export (.h5) does")
-    if output.name != "hhtld":
+    if not files and output.name not in ("hhtld", "folder"):
+        raise ValueError(f"format {output.name!r} has no choice of side files (--no-files); .hhtld and folders have")
+    if not output.encodes:
         encoding: dict[str, Any] = {
             "profile": profile,
             "rules": tuple(rules) or None,
@@ -260,26 +271,29 @@ def convert(
         encoding |= {"seed": seed, "column_scales": column_scales}
         others = " and ".join(key for key, value in encoding.items() if value is not None)
         if others:
-            raise ValueError(f"format {output.name!r} takes no {others}; only .hhtld, which encodes, does")
+            raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
     if dry_run and "max_nbytes" in output.options:
         raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
     original_path = None if original is None else resolve_source(original)
     for path in (source_path, original_path):
         if path is not None and _overwrites(target, path):
-            what = "is" if path.is_file() and target.samefile(path) else "is a file of"
+            what = "is" if target.samefile(path) else "is a file of"
             raise ValueError(f"{target} {what} the source itself; give the result another name")
+        if path is not None and output.name in ("folder", "hf") and path.is_dir() and _inside(target, path):
+            raise ValueError(f"{target} lies inside the source folder {path}; give a folder outside of it")
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
         executor = stack.enter_context(workers(jobs or default_jobs()))
         if original_path is not None:
             given["original"] = stack.enter_context(open_source(original_path))
-        if output.name != "hhtld":
+        if not output.encodes:
             report = ConversionReport(os.fspath(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
             if not dry_run:
-                offered = {"executor": executor, "progress": progress or silent}
+                offered = {"executor": executor, "progress": progress or silent, "files": files}
                 given |= {key: value for key, value in offered.items() if key in output.options}
                 report.notes = output.write_source(source, target, **given) or []
             _count(report, source, target)
+            _count_files(report, source if output.name == "folder" and files else None)
         else:
             plan = make_plan(
                 source,
@@ -290,6 +304,7 @@ def convert(
                 seed=seed or 0,
                 column_scales=column_scales,
             )
+            plan.files = plan.files if files else ()
             measured = GateReport(
                 plan.profile.text == "gates", plan.thresholds, 2.0 if min_ratio is None else min_ratio
             )
@@ -298,8 +313,9 @@ def convert(
             if dry_run:
                 _predict_pack(report, source, plan)
             else:
-                write_pack(source, plan, target, measured, executor, progress or silent)
+                report.notes = output.write_plan(source, plan, target, measured, executor, progress or silent) or []
                 _count_pack(report, plan, target)
+            _count_files(report, source if files else None)
     report.gates.ratio = report.ratio
     report.seconds = time.perf_counter() - started
     if not report:
@@ -318,18 +334,36 @@ def _overwrites(target: Path, source: Path) -> bool:
     return folder is not None and target.suffix in (".safetensors", ".json") and target.parent.samefile(folder)
 
 
+def _inside(target: Path, folder: Path) -> bool:
+    return folder.resolve() in target.resolve().parents
+
+
+def _written_nbytes(target: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(path.stat().st_size for path in target.iterdir()) if target.is_dir() else target.stat().st_size
+
+
+def _count_files(report: ConversionReport, source: TensorSource | None) -> None:
+    """Side files are as large on both sides; what was written has counted them already."""
+    nbytes = sum(source.files().values()) if source is not None else 0
+    report.files_nbytes = nbytes
+    report.source_nbytes += nbytes
+    report.bf16_nbytes += nbytes
+    report.target_nbytes += nbytes if report.dry_run else 0
+
+
 def _count(report: ConversionReport, source: TensorSource, target: Path) -> None:
     for info in source.infos().values():
         report.tensors.append(TensorOutcome(info, "keep", info.nbytes))
         report.source_nbytes += info.nbytes
         report.bf16_nbytes += as_bf16_nbytes(info)
-    report.target_nbytes = report.source_nbytes if report.dry_run else target.stat().st_size
+    report.target_nbytes = report.source_nbytes if report.dry_run else _written_nbytes(target)
 
 
 def _count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
     with open_pack(target) as pack:
         records = {name: (pack.table.tensors[name].codec, pack.nbytes(name)) for name in pack}
-    report.target_nbytes = target.stat().st_size
+    report.target_nbytes = _written_nbytes(target)
     for name, tensor in plan.tensors.items():
         codec, nbytes = records[name]
         kind = None if codec == "keep" or tensor.group is None else regime(tensor.group.role)

@@ -65,6 +65,7 @@ def _source_facts(source: TensorSource) -> dict[str, Any]:
     return {
         "metadata": dict(source.metadata),
         "source": dict(source.description),
+        "files": [{"name": name, "nbytes": nbytes} for name, nbytes in source.files().items()],
         "tensors": tensors,
         "totals": {
             "n_tensors": len(infos),
@@ -92,6 +93,7 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
     members: dict[int | None, list[TensorRecord]] = defaultdict(list)
     for record in pack.table.tensors.values():
         members[record.group].append(record)
+    facts["files"] = [file | {"nbytes": pack.files()[file["name"]]} for file in facts.get("files", ())]
     for tensor, record in zip(facts["tensors"], pack.table.tensors.values(), strict=True):
         nbytes, elements = pack.nbytes(record.name), _n_elements(record.info)
         tensor |= {"nbytes": nbytes, "bits_per_weight": round(_bits(nbytes, elements), 4)}
@@ -158,7 +160,8 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
     own = sum(pack.nbytes(record.name) for record in encoded)
     held = sum(kind["nbytes"] for kind in facts["section_kinds"].values())
     nbytes = facts.get("nbytes", held)
-    bf16 = sum(as_bf16_nbytes(record.info) for record in records)
+    files = sum(pack.files().values())
+    bf16 = sum(as_bf16_nbytes(record.info) for record in records) + files
     return {
         "n_tensors": len(pack),
         "encoded": len(encoded),
@@ -167,12 +170,13 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
         "codecs": dict(sorted(Counter(record.codec for record in records).items())),
         "n_sections": len(pack.sections.kinds()),
         "n_elements": elements,
-        "source_nbytes": sum(record.info.nbytes for record in pack.table.tensors.values()),
+        "source_nbytes": sum(record.info.nbytes for record in pack.table.tensors.values()) + files,
         "bf16_nbytes": bf16,
         "nbytes": nbytes,
         "encoded_nbytes": own,
         "shared_nbytes": shared,
         "kept_nbytes": sum(pack.nbytes(record.name) for record in records if record.codec == "keep"),
+        "files_nbytes": files,
         "table_nbytes": nbytes - held,
         "table_share": _share(nbytes - held, nbytes),
         "ratio": rounded_down(bf16 / nbytes) if nbytes else None,

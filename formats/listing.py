@@ -43,6 +43,9 @@ def print_listing(facts: Facts, out: Console) -> None:
         _print_pack_tables(facts, out)
     for title, table in _tensor_tables(facts, out.width, ascii_only):
         print_titled(title, table, out)
+    if facts.get("files"):
+        rows = ((safe(file["name"], ascii_only), human_nbytes(file["nbytes"])) for file in facts["files"])
+        print_titled(f"Side files: {len(facts['files']):,}", plain_table(("file", ">bytes"), rows), out)
 
 
 def _heading(facts: Facts, ascii_only: bool) -> Text:

@@ -50,10 +50,18 @@ from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.progress import Progress, silent
 from hhtld.reading import fill, open_regular, read_bytes
 from hhtld.rows import row_ranges
+from hhtld.side_files import read_side_file, side_files
 from hhtld.sizes import align_up, checked_shape, is_deep, tensor_nbytes
 from hhtld.source import checked_name
 
-__all__ = ["SafetensorsFile", "SafetensorsFormat", "ShardedSnapshot"]
+__all__ = [
+    "SafetensorsFile",
+    "SafetensorsFormat",
+    "ShardedSnapshot",
+    "check_shard_name",
+    "config_object",
+    "write_tensors",
+]
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -62,6 +70,7 @@ JSON_LIMIT = 10 << 20  # index and config.json, as huggingface_hub limits the in
 LENGTH_NBYTES = 8
 MAX_DIGITS = 64  # far above any size, far below where conversion gets slow
 METADATA = "__metadata__"
+NAMES_KEY = "hhtld.names"  # in the metadata of a packed folder's file, see hhtld.formats.hf
 FIELDS = ("dtype", "shape", "data_offsets")
 SPACE = b" \t\r\n"
 
@@ -343,11 +352,11 @@ def _weight_map(path: Path) -> dict[str, str]:
             kind = type(shard).__name__
             raise HeaderError(f"{path}: weight_map of {shown(name)} must be a file name, got {kind}")
     for shard in dict.fromkeys(found.values()):
-        _check_shard_name(shard, path)
+        check_shard_name(shard, path)
     return found
 
 
-def _check_shard_name(shard: str, path: Path) -> None:
+def check_shard_name(shard: str, path: Path | str) -> None:
     """Refuse what is not the plain name of a safetensors file, on every system alike."""
     both = (PurePosixPath(shard), PureWindowsPath(shard))
     plain = all(pure.name == shard and not pure.anchor for pure in both)
@@ -355,6 +364,11 @@ def _check_shard_name(shard: str, path: Path) -> None:
         raise HeaderError(f"{path}: shard {shown(shard)} is not a plain file name in the index's own folder")
     if not shard.endswith(SUFFIX):
         raise HeaderError(f"{path}: shard {shown(shard)} does not end in {SUFFIX}")
+
+
+def config_object(data: bytes, where: str) -> dict[str, Any]:
+    """Return what a config.json holds: Python's JSON, some hold Infinity."""
+    return _json_object(data, where, constants=True)
 
 
 def _config_facts(path: Path) -> dict[str, Any]:
@@ -456,6 +470,7 @@ class ShardedSnapshot(TensorSource):
                 if weight_map is not None:
                     _check_map(weight_map, shard, file, entrance)
                 self._take(shard, file)
+        self._files = side_files(self._folder)
         self._lock = threading.Lock()
         self._open: dict[str, SafetensorsFile] = {}
         self._closed = False
@@ -483,6 +498,12 @@ class ShardedSnapshot(TensorSource):
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         _known(self._infos, name, self._path)
         return self._file(self._shard_of[name]).read_rows(name, start, stop)
+
+    def files(self) -> Mapping[str, int]:
+        return MappingProxyType(self._files)
+
+    def read_file(self, name: str) -> bytes:
+        return read_side_file(self._folder, name)
 
     def _file(self, shard: str) -> SafetensorsFile:
         with self._lock:
@@ -578,6 +599,23 @@ def _write_tensor(out: AtomicFile, source: TensorSource, info: TensorInfo) -> No
         raise ValueError(f"tensor {shown(info.name)}: the source gave {given} bytes, expected {info.nbytes}")
 
 
+def write_tensors(
+    source: TensorSource,
+    infos: Mapping[str, TensorInfo],
+    path: Path,
+    metadata: Mapping[str, str],
+    progress: Progress = silent,
+) -> None:
+    """Write some tensors of a source to one file; see `SafetensorsFormat.write_source`."""
+    ordered = _canonical(infos)
+    header = _header_bytes(ordered, metadata)
+    with replacing(path, check=lambda sibling: SafetensorsFile(sibling).close()) as out:
+        out.write(header)
+        for info in ordered:
+            _write_tensor(out, source, info)
+            progress("write", info.name, info.nbytes)
+
+
 class SafetensorsFormat(Format):
     """safetensors files, their sharded indexes, and folders that hold either."""
 
@@ -604,13 +642,22 @@ class SafetensorsFormat(Format):
             For every malformation, naming the path.
         """
         given = Path(path)
-        return ShardedSnapshot(given) if given.is_dir() or _is_index(given) else SafetensorsFile(given)
+        if given.is_dir() or _is_index(given):
+            return ShardedSnapshot(given)
+        file = SafetensorsFile(given)
+        if NAMES_KEY in file.metadata:
+            file.close()
+            raise HeaderError(f"{given}: holds names in place of weights; give its folder, which is a packed model")
+        return file
 
-    def write_source(self, source: TensorSource, path: Path, *, progress: Progress = silent, **options: Any) -> None:
+    def write_source(
+        self, source: TensorSource, path: Path, *, progress: Progress = silent, **options: Any
+    ) -> list[str]:
         """Write every tensor of `source.infos()` as it is, in the official library's order.
 
         The bytes depend on the tensors and the metadata alone. Rows are streamed, so at most one
-        block of a tensor, or one tensor of fewer than two axes, is in memory at a time.
+        block of a tensor, or one tensor of fewer than two axes, is in memory at a time. Side files stay behind,
+        which a note says.
 
         Raises
         ------
@@ -619,10 +666,7 @@ class SafetensorsFormat(Format):
         OutputError
             When the file cannot be written; what stood there before is untouched.
         """
-        infos = _canonical(source.infos())
-        header = _header_bytes(infos, source.metadata)
-        with replacing(path, check=lambda sibling: SafetensorsFile(sibling).close()) as out:
-            out.write(header)
-            for info in infos:
-                _write_tensor(out, source, info)
-                progress("write", info.name, info.nbytes)
+        write_tensors(source, source.infos(), path, source.metadata, progress)
+        if not source.files():
+            return []
+        return [f"{len(source.files())} side files (config, tokenizer, ...) stay behind; a folder, DST/, holds them"]

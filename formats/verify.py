@@ -86,7 +86,7 @@ def verify(
         for name, record in pack.table.tensors.items():
             if record.codec != "keep":
                 pack.get_encoded(name)  # refuses twigs outside their palette, reserved bits, bad bases
-        report = VerifyReport(str(target), len(pack.sections.records), len(pack), target.stat().st_size)
+        report = VerifyReport(str(target), len(pack.sections.records), len(pack), pack.sections.path.stat().st_size)
         if src is not None:
             report.source = os.fspath(src)
             with open_source(resolve_source(src)) as source:
@@ -109,11 +109,17 @@ def _compare(
             )
         elif pack.info(name).codec == "keep" and not _same_bytes(pack, source, name):
             report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")
+    theirs = source.files()  # none where the source is a lone file
+    for name in pack.files() if theirs else ():
+        if name not in theirs:
+            report.differences.append(f"file {name!r} is not in the source")
+        elif pack.read_file(name) != source.read_file(name):
+            report.differences.append(f"file {name!r} differs from the source's")
     if report.differences:
         return
     report.gates = GateReport(enforced=False)
     measure(pack, source, report.gates, executor, progress)
-    report.gates.ratio = _bf16_nbytes(pack) / report.nbytes
+    report.gates.ratio = (_bf16_nbytes(pack) + sum(pack.files().values())) / report.nbytes
     for name, found in report.gates.tensors.items():
         if pack.info(name).gates != found:
             report.differences.append(f"tensor {name!r}: the recorded cosines are not those measured now")

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from hhtld.errors import OutputError
 
-__all__ = ["AtomicFile", "replacing"]
+__all__ = ["AtomicFile", "replacing", "sync_folder", "writing"]
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's errors into `OutputError`, naming what could not be written."""
     try:
         yield
     except OSError as error:
@@ -53,7 +54,7 @@ class AtomicFile:
         """Place every byte of `data` at `offset`."""
         view = memoryview(data).cast("B") if len(data) else memoryview(b"")
         done = 0
-        with _writing(self.path):
+        with writing(self.path):
             while done < len(view):  # one call may place fewer than it was given
                 done += os.pwrite(self._fd, view[done:], offset + done)
         self.size = max(self.size, offset + done)
@@ -82,7 +83,7 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
         itself raises passes through.
     """
     target = Path(path)
-    with _writing(target):
+    with writing(target):
         if target.exists() and not stat.S_ISREG(target.stat().st_mode):
             raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
         short = os.fsdecode(os.fsencode(target.name)[:180].decode(errors="ignore"))  # a name may hold 255 bytes
@@ -92,23 +93,24 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
     try:
         try:
             yield AtomicFile(fd, target)
-            with _writing(target):
+            with writing(target):
                 os.fsync(fd)
         finally:
-            with _writing(target):
+            with writing(target):
                 os.close(fd)
         if check is not None:
             check(sibling)
-        with _writing(target):
+        with writing(target):
             sibling.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what the caller must hear of
             sibling.unlink()
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder outlast a loss of power, where the system can."""
     # Without it the rename may be lost with the power. The file already has its name, so a folder that
     # cannot be opened or synced (no read permission, some network mounts) is no failure to write.
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """From a source to sections: the one encoder, for arrays in memory and for files.
 
 Sections are written in the order groups (shared, then each tensor by name), then what is kept, by
-name. Rows come in blocks from the source; blocks are spread over the executor's threads and placed by
-row, so the bytes are the same for any number of threads.
+name, then side files, by name. Rows come in blocks from the source; blocks are spread over the executor's
+threads and placed by row, so the bytes are the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -112,6 +112,10 @@ class _Encoder:
         index = self.sink.add("raw", info.nbytes, self._raw_blocks(name))
         self.records[name] = TensorRecord(info, "keep", {"raw": index})
         self.progress("encode", name, info.nbytes)
+
+    def add_file(self, name: str) -> int:
+        data = self.source.read_file(name)
+        return self.sink.add("file", len(data), [data])
 
     def _raw_blocks(self, name: str) -> Iterator[NDArray[np.uint8]]:
         info = self.source.infos()[name]
@@ -231,6 +235,7 @@ def encode_source(
         dict(sorted(encoder.records.items())),
         source.metadata,
         source.description,
+        {name: encoder.add_file(name) for name in plan.files},
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hhtld.base17 import BASE17_NBYTES, Base17
 from hhtld.basis import SvdBasis
 from hhtld.dtypes import narrow, view, widen
-from hhtld.errors import FormatError, HeaderError, shown
+from hhtld.errors import FormatError, HeaderError, did_you_mean, shown
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import HhtlCache, Palette
 from hhtld.rotation import Rotation
@@ -88,6 +88,16 @@ class HhtldPack:
     def metadata(self) -> dict[str, str]:
         """Return the source's own metadata."""
         return dict(self.table.metadata)
+
+    def files(self) -> dict[str, int]:
+        """Return the side files that travel with the tensors (config, tokenizer, ...), name to bytes."""
+        return {name: self.sections.nbytes(index) for name, index in self.table.files.items()}
+
+    def read_file(self, name: str) -> bytes:
+        """Return a side file's content, its checksum verified."""
+        if name not in self.table.files:
+            raise KeyError(f"no file {name!r} in the pack{did_you_mean(name, self.table.files)}")
+        return self.sections.whole(self.table.files[name]).tobytes()
 
     def info(self, name: str) -> TensorRecord:
         """Return what a tensor was and became; for an alias, the record of the bytes it shares."""
@@ -394,6 +404,12 @@ class PackSource(TensorSource):
 
     def aliases(self) -> Mapping[str, str]:
         return {n: r.alias_of for n, r in self.pack.table.tensors.items() if r.alias_of is not None}
+
+    def files(self) -> Mapping[str, int]:
+        return self.pack.files()
+
+    def read_file(self, name: str) -> bytes:
+        return self.pack.read_file(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         info = self._infos[name]

@@ -100,6 +100,8 @@ class Plan:
         Of the rotations.
     column_scales : dict of name to float32 array (n_cols,)
         What Slot T multiplies a tensor's columns by before it codes them.
+    files : tuple of str
+        Side files of the source that travel along, in ascending order.
     """
 
     profile: Profile
@@ -107,6 +109,7 @@ class Plan:
     thresholds: Mapping[str, Threshold] = field(default_factory=lambda: dict(THRESHOLDS))
     seed: int = 0
     column_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     def groups(self) -> dict[tuple[PaletteGroupKey, Profile], list[str]]:
         """Return the encoded names by group and profile, all in ascending order."""
@@ -165,6 +168,7 @@ def make_plan(
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     tied = _tied(source, infos.values()) | dict(source.aliases())
     plan = Plan(chosen, thresholds={**THRESHOLDS, **(thresholds or {})}, seed=seed)
+    plan.files = tuple(sorted(source.files()))
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
     keep = Profile("keep")
     for name in sorted(infos):

@@ -63,6 +63,7 @@ SECTION_KINDS = {
         SectionKind("codebook_2", 14, feature=SLOT_T),
         SectionKind("slot_v_2", 15, feature=SLOT_T),
         SectionKind("slot_t_2", 16, feature=SLOT_T),
+        SectionKind("file", 17),
     )
 }
 

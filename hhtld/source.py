@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hhtld._kernels import _cast
 from hhtld.dtypes import DType, dtype_of, view, widen
 from hhtld.errors import NonFiniteError, shown
+from hhtld.side_files import checked_file_name
 from hhtld.sizes import MAX_DIMENSIONS, tensor_nbytes
 
 __all__ = ["ArraySource", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
@@ -85,6 +86,14 @@ class TensorSource(ABC):
     def aliases(self) -> Mapping[str, str]:
         """Return names that share another tensor's storage, as the source itself declares."""
         return {}
+
+    def files(self) -> Mapping[str, int]:
+        """Return the bytes of every file that belongs to the model beside its weights, see `hhtld.side_files`."""
+        return {}
+
+    def read_file(self, name: str) -> bytes:
+        """Return the content of one of `files`."""
+        raise KeyError(name)
 
     def close(self) -> None:
         """Release what is held open."""
@@ -160,7 +169,12 @@ def checked_name(name: object) -> str:
 class ArraySource(TensorSource):
     """A dict of arrays, in any memory order and byte order; held, not copied, until rows are read."""
 
-    def __init__(self, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        metadata: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         if not isinstance(tensors, Mapping):
             raise TypeError(f"expected a mapping of names to arrays, got {type(tensors).__name__}")
         self._arrays: dict[str, NDArray[Any]] = {}
@@ -179,6 +193,7 @@ class ArraySource(TensorSource):
             if any("\ud800" <= letter <= "\udfff" for letter in part):
                 raise ValueError(f"metadata {shown(part)} is not valid Unicode (a lone surrogate)")
         self._metadata = dict(metadata or {})
+        self._files = {checked_file_name(name): bytes(data) for name, data in sorted((files or {}).items())}
         self._infos = {n: TensorInfo(n, dtype_of(a), a.shape) for n, a in self._arrays.items()}
 
     @property
@@ -187,6 +202,12 @@ class ArraySource(TensorSource):
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return self._infos
+
+    def files(self) -> Mapping[str, int]:
+        return {name: len(data) for name, data in self._files.items()}
+
+    def read_file(self, name: str) -> bytes:
+        return self._files[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         array, info = self._arrays[name], self._infos[name]

@@ -23,6 +23,7 @@ from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import CODECS
 from hhtld.roles import effective_shape
 from hhtld.sections import SECTION_KINDS, SectionReader
+from hhtld.side_files import checked_file_name
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import TensorInfo, checked_name
@@ -137,6 +138,8 @@ class PackTable:
         The source's own.
     source : dict
         JSON-able facts of the source: config, shard names.
+    files : dict of name to section number, in ascending order of names
+        Side files that came with the tensors.
     """
 
     profile: str
@@ -144,6 +147,7 @@ class PackTable:
     tensors: Mapping[str, TensorRecord]
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
 
     def with_gates(self, gates: Mapping[str, CosineSummary]) -> PackTable:
         """Return the table with what was measured."""
@@ -158,7 +162,8 @@ class PackTable:
 
         groups = tuple(replace(g, sections=moved(g.sections)) for g in self.groups)
         tensors = {n: replace(r, sections=moved(r.sections)) for n, r in self.tensors.items()}
-        return replace(self, groups=groups, tensors=tensors)
+        files = {name: numbers[index] for name, index in self.files.items()}
+        return replace(self, groups=groups, tensors=tensors, files=files)
 
     def resolved(self, name: str) -> TensorRecord:
         """Return the record that holds a tensor's sections, or KeyError with the nearest names."""
@@ -169,13 +174,16 @@ class PackTable:
 
     def to_json(self) -> dict[str, Any]:
         """Return the table's object."""
-        return {
+        table: dict[str, Any] = {
             "profile": self.profile,
             "groups": [group.to_json() for group in self.groups],
             "tensors": [tensor.to_json() for tensor in self.tensors.values()],
             "metadata": dict(self.metadata),
             "source": dict(self.source),
         }
+        if self.files:  # absent where there are none, so that such tables are what they always were
+            table["files"] = [{"name": name, "section": index} for name, index in self.files.items()]
+        return table
 
     @classmethod
     def from_json(cls, table: object, sections: SectionReader) -> Self:
@@ -187,8 +195,8 @@ class PackTable:
             Naming the tensor or group and the rule it breaks.
         """
         checked = _Checked(table, sections)
-        groups = checked.groups()
-        return cls(checked.profile(), groups, checked.tensors(groups), checked.metadata(), checked.source())
+        groups, files = checked.groups(), checked.files()
+        return cls(checked.profile(), groups, checked.tensors(groups), checked.metadata(), checked.source(), files)
 
 
 class _Checked:
@@ -203,6 +211,20 @@ class _Checked:
     def groups(self) -> tuple[GroupRecord, ...]:
         return tuple(self._group(i, g) for i, g in enumerate(_list(self._table, "groups", "table")))
 
+    def files(self) -> dict[str, int]:
+        files: dict[str, int] = {}
+        for item in _list(self._table, "files", "table") if "files" in self._table else ():
+            record = _object(item, "file", {"name", "section"})
+            try:
+                name = checked_file_name(record["name"])
+            except ValueError as error:
+                raise HeaderError(f"table: {error}") from None
+            if files and name <= next(reversed(files)):
+                raise HeaderError(f"table: file {shown(name)} is out of order or listed twice")
+            claimed = self._claim(f"file {shown(name)}", {"sections": {"file": record["section"]}}, {"file"}, set())
+            files[name] = claimed["file"]
+        return files
+
     def tensors(self, groups: tuple[GroupRecord, ...]) -> dict[str, TensorRecord]:
         tensors: dict[str, TensorRecord] = {}
         for item in _list(self._table, "tensors", "table"):
@@ -214,7 +236,8 @@ class _Checked:
             self._check_alias(record, tensors)
         unclaimed = [i for i, k in enumerate(self._kinds) if k in SECTION_KINDS and i not in self._claimed]
         if unclaimed:
-            raise HeaderError(f"section {unclaimed[0]} ({self._kinds[unclaimed[0]]}) belongs to no tensor or group")
+            kind = self._kinds[unclaimed[0]]
+            raise HeaderError(f"section {unclaimed[0]} ({kind}) belongs to no tensor, group or file")
         return tensors
 
     def metadata(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 KINDS = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
 SLOT_T_KINDS = {"codebook": 9, "slot_v": 10, "slot_t": 11, "centroids": 12, "column_scale": 13}
 SLOT_T_KINDS |= {"codebook_2": 14, "slot_v_2": 15, "slot_t_2": 16}
-KINDS |= SLOT_T_KINDS
+KINDS |= SLOT_T_KINDS | {"file": 17}
 BITS = dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 BITS |= {"I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -209,9 +209,23 @@ def check_groups(table: dict[str, Any], sections: list[bytes]) -> None:
             z_min, z_range = struct.unpack_from("<ff", fisher_z)
             check(len(fisher_z) == 8 + k * k and math.isfinite(z_min) and 0 < z_range < math.inf, "fisher_z")
     owners = [*table["groups"], *(t for t in table["tensors"] if "codec" in t)]
-    referred = sorted((n, kind) for owner in owners for kind, n in owner["sections"].items())
+    referred = [(n, kind) for owner in owners for kind, n in owner["sections"].items()]
+    referred = sorted([*referred, *((file["section"], "file") for file in table.get("files", []))])
     kinds = [section["kind"] for section in table["sections"]]
     check(referred == [(n, kind) for n, kind in enumerate(kinds) if kind in KINDS], "each section referred to once")
+
+
+def read_files(path: str | Path) -> dict[str, bytes]:
+    """Every side file by name."""
+    data = Path(path).read_bytes()
+    table, offset = read_table(data)
+    sections = read_sections(data, table, offset)
+    names = [file["name"] for file in table.get("files", [])]
+    check(all(a < b for a, b in pairwise(names)), "file names ascend")
+    for name in names:
+        check(bool(name) and len(name.encode()) <= 255 and name.isprintable(), "file name")
+        check(not set(name) & set('<>:"/\\|?*') and name[0] != "." and name[-1] not in " .", "plain file name")
+    return {file["name"]: sections[file["section"]] for file in table.get("files", [])}
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:

@@ -23,8 +23,10 @@ FLOORS = [
         "hhtld.registry",
         "hhtld.arithmetic",
         "hhtld.atomic",
+        "hhtld.atomic_folder",
         "hhtld.progress",
         "hhtld.reading",
+        "hhtld.side_files",
     },
     {
         "hhtld.rows",

@@ -196,6 +196,8 @@ class _Export:
         pack = self.pack
         held = group(entry, "container", "NXcollection", "the .hhtld file: header, sections, what the source said")
         facts: dict[str, Any] = {"metadata": pack.metadata(), "source": dict(pack.table.source)}
+        if pack.files():
+            facts["files"] = pack.files()  # names and bytes; what they hold is no picture of weights
         nbytes = len(json.dumps(facts))
         if nbytes > _MOST_JSON_NBYTES:  # text is stored as it is: a tokenizer may be larger than all the rest
             facts = {"left out": f"{nbytes:,} bytes; hhtld inspect --json prints them"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -17,7 +18,25 @@ from hhtld.progress import Progress, silent
 from hhtld.sections import SECTION_KINDS
 from hhtld.table import PackTable
 
-__all__ = ["HhtldFormat", "open_pack", "save_pack", "write_pack"]
+__all__ = ["PACK_NAME", "HhtldFormat", "is_packed_folder", "open_pack", "save_pack", "write_pack"]
+
+PACK_NAME = "model.hhtld"  # in a packed folder
+_CONFIG_LIMIT = 10 << 20
+
+
+def is_packed_folder(path: Path) -> bool:
+    """Whether a folder is one that `hhtld convert --to hf` wrote: its config.json says that its weights are packed.
+
+    A pack may also lie in the folder of the model it was made from, which stays that model's.
+    """
+    try:
+        if not (path / PACK_NAME).is_file() or (path / "config.json").stat().st_size > _CONFIG_LIMIT:
+            return False
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    quantized = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(quantized, dict) and quantized.get("quant_method") == "hhtld"
 
 
 def open_pack(path: Path, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
@@ -26,6 +45,7 @@ def open_pack(path: Path, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) ->
     Parameters
     ----------
     path : Path
+        A packed folder stands for its pack.
     mmap : bool
         Map the file; False reads it positionally, which network mounts and files that others may
         cut short want.
@@ -37,6 +57,8 @@ def open_pack(path: Path, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) ->
     FormatError
         For every malformation.
     """
+    if is_packed_folder(path):
+        path = path / PACK_NAME
     reader = ContainerReader.open(path, mapped=mmap)
     try:
         table = PackTable.from_json(reader.table, reader)
@@ -97,6 +119,7 @@ class HhtldFormat(Format):
     name = "hhtld"
     suffixes = (".hhtld",)
     description = "rows as tree address, magnitude and leaves; random access; gates recorded"
+    encodes = True
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Whether the magic bytes, whole or damaged, or the suffix say so."""
@@ -105,3 +128,15 @@ class HhtldFormat(Format):
     def open_source(self, path: Path) -> TensorSource:
         """Open a pack as a source of decoded tensors."""
         return PackSource(open_pack(path))
+
+    def write_plan(
+        self,
+        source: TensorSource,
+        plan: Plan,
+        path: Path,
+        report: GateReport,
+        executor: Executor | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """Encode a source into a file; see `write_pack`."""
+        write_pack(source, plan, path, report, executor, progress)

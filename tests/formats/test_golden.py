@@ -92,6 +92,15 @@ def test_a_reader_of_the_specification_agrees(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_side_files_come_back(name: str, manifest: dict[str, Any]) -> None:
+    with hhtld.open(make.FOLDER / name) as pack:
+        found = {file: pack.read_file(file) for file in pack.files()}
+    assert found == GOLDENS[name].files == spec_reader.read_files(make.FOLDER / name)
+    hashes = {file: hashlib.sha256(data).hexdigest() for file, data in found.items()}
+    assert hashes == manifest[name].get("files", {})
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_kept_tensors_come_back_as_they_were(name: str) -> None:
     with hhtld.open(make.FOLDER / name) as pack:
         for tensor, array in GOLDENS[name].tensors.items():

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.source import ArraySource
 
 FOLDER = Path(__file__).parent / "packs"  # not "hhtld": beside a script that would be a package
 
@@ -59,12 +60,12 @@ class Golden:
     metadata: dict[str, str] = field(default_factory=dict)
     with_basis: bool = False
     column_scales: dict[str, NDArray[Any]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     def encode(self, executor: Executor | None = None) -> hhtld.HhtldPack:
         """Encode the inputs anew."""
-        return hhtld.encode(
-            self.tensors, self.profile, metadata=self.metadata, column_scales=self.column_scales, executor=executor
-        )
+        source = ArraySource(self.tensors, self.metadata, self.files)
+        return hhtld.encode(source, self.profile, column_scales=self.column_scales, executor=executor)
 
 
 def kept() -> dict[str, NDArray[Any]]:
@@ -111,6 +112,17 @@ def goldens() -> dict[str, Golden]:
         ),
         "v1_slot_t_levels.hhtld": Golden("bits:2+1.5", {"z.v_proj": matrix(50, 200, 31)}),
         "v2_slot_t_leaf.hhtld": Golden("gates", {"y.embed": near}, with_basis=True),
+        "v1_files.hhtld": Golden(
+            "bits:2.5",
+            {"f.o_proj": matrix(30, 90, 51), "f.norm": matrix(1, 90, 52)[0]},
+            {"format": "pt"},
+            files={
+                "config.json": b'{"model_type": "golden"}\n',
+                "empty.txt": b"",
+                "tokenizer.model": bytes(range(256)),
+                "\u00e9.txt": b"name beyond ASCII",
+            },
+        ),
     }
 
 
@@ -125,6 +137,9 @@ def facts(path: Path) -> dict[str, Any]:
                 "shape": list(decoded.shape),
                 "sha256": hashlib.sha256(decoded.tobytes()).hexdigest(),
             }
+        files = {name: hashlib.sha256(pack.read_file(name)).hexdigest() for name in pack.files()}
+    if files:
+        return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "tensors": tensors, "files": files}
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "tensors": tensors}
 
 

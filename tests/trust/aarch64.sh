@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 work=${1:-$(mktemp -d)}
 mkdir -p "$work/debs" "$work/root"
 python=${PYTHON:-python3}
-minor=$(apt-cache show python3 | sed -n 's/^Version: 3\.\([0-9]*\).*/\1/p' | head -1) # Debian's own Python
+minor=$(apt-cache show python3 | sed -n "s/^Version: 3\.\([0-9]*\).*/\1/p" | sed -n 1p) # Debian's own Python
 
 if [ ! -d "$work/root/usr/lib" ]; then
     dpkg --add-architecture arm64 && apt-get update -q

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hhtld
-from hhtld.errors import FormatError
+from hhtld.errors import ChecksumError, FormatError
 from hhtld.formats.__main__ import main
 from hhtld.formats.hhtld.container import ContainerReader
 from tests.trust import damage
@@ -70,12 +70,30 @@ def test_the_tried_is_the_real_reader(copy: Path, golden: Path, capsys: pytest.C
         assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in sound.items()}, offset
 
 
+def test_whoever_reads_a_side_file_hears_of_damage(tmp_path: Path) -> None:
+    path, read = tmp_path / "a.hhtld", 0
+    shutil.copy(next(golden for golden in damage.GOLDEN if golden.stem == "v1_files"), path)
+    with hhtld.open(path) as pack:
+        assert isinstance(pack.sections, ContainerReader)
+        records = [record for record in pack.sections.records if record.kind == "file" and record.nbytes]
+    for record in records:
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
+            image[record.offset] ^= 2
+    with hhtld.open(path) as pack:
+        for name, nbytes in pack.files().items():
+            if nbytes:
+                with pytest.raises(ChecksumError):
+                    pack.read_file(name)
+                read += 1
+    assert read == len(records) > 0
+
+
 @every_pack
 def test_whoever_reads_all_of_a_tensor_hears_of_damage(copy: Path, tmp_path: Path) -> None:
     """Rows are read without their checksums; a source whose rows are handed on must not be."""
     with hhtld.open(copy) as pack:
         assert isinstance(pack.sections, ContainerReader)
-        records = [record for record in pack.sections.records if record.nbytes]
+        records = [record for record in pack.sections.records if record.nbytes and record.kind != "file"]
     for record in records:
         with copy.open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
             image[record.offset] ^= 2

@@ -1,0 +1,183 @@
+"""Packed model folders: a pack where Hugging Face's libraries look for a model.
+
+==========================  ==================================================================================
+file                        what
+==========================  ==================================================================================
+``model.hhtld``             the weights, all of them, without side files
+``model.safetensors``       for every tensor its name in the pack, as U8 [1, 1, 1, 1, 1, n]: what transformers sees
+``config.json``             the source's, with ``quantization_config`` and ``transformers_weights`` added
+other side files            the source's, byte for byte
+``HHTLD.md``                how to load the folder, for whoever finds it
+==========================  ==================================================================================
+
+`hhtld.integrations.transformers` makes of the names the weights that they stand for. Without it loading fails twice
+over instead of leaving weights at random: transformers 5 refuses "model.hhtld" as ``transformers_weights``, which is
+the error that tells what is missing, and whoever does not know that key finds bytes in place of every weight,
+whose shape and type fit none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hhtld.atomic_folder import new_folder, write_bytes
+from hhtld.errors import HeaderError, shown
+from hhtld.formats.base import Format, TensorSource
+from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pack
+from hhtld.formats.safetensors import NAMES_KEY, config_object, write_tensors
+from hhtld.gates import GateReport
+from hhtld.pack import HhtldPack, PackSource
+from hhtld.plan import Plan
+from hhtld.progress import Progress, silent
+from hhtld.side_files import read_side_file, side_files
+from hhtld.source import ArraySource
+
+__all__ = ["NAMES_FILE", "HfFormat", "PackedFolder", "packed_config", "write_names"]
+
+NAMES_FILE = "model.safetensors"
+_HOW_TO = "HHTLD.md"
+_ADDED = ("quantization_config", "transformers_weights")
+_METADATA = {
+    "format": "pt",
+    NAMES_KEY: f"the weights are in {PACK_NAME}; import hhtld.integrations.transformers before loading",
+}
+_TEXT = f"""\
+# A packed model
+
+The weights of this folder are in `{PACK_NAME}`, compressed by hhtld. `{NAMES_FILE}` holds names, no weights.
+
+```python
+import hhtld.integrations.transformers  # pip install 'hhtld[transformers]'
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this folder")  # or AutoModel, pipeline, ...: whatever the model is
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```
+
+`hhtld convert "this folder" plain/` decodes it to an ordinary folder, which needs no hhtld.
+"""
+
+
+def packed_config(source: TensorSource, where: str, profile: str) -> bytes:
+    """Return a source's config.json saying that its model's weights are packed.
+
+    Where the config tells no type of weights, transformers looks at the file: there it would find bytes, so the type is
+    said here too.
+
+    Raises
+    ------
+    HeaderError
+        When it is no JSON object, or the model is quantized already.
+    """
+    config = config_object(source.read_file("config.json"), where)
+    if config.get("quantization_config") is not None:
+        raise HeaderError(f"{where} the model is already quantized")
+    floats = [info.dtype for info in source.infos().values() if info.dtype.is_weight and info.dtype.nbits >= 16]
+    added = {"quant_method": "hhtld", "profile": profile, "dtype": floats[0].name if floats else "F32"}
+    return _json(config | dict(zip(_ADDED, (added, PACK_NAME), strict=True)))
+
+
+def _plain_config(data: bytes, where: str) -> bytes:
+    config = config_object(data, where)
+    return _json({key: value for key, value in config.items() if key not in _ADDED})
+
+
+def _json(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()  # as transformers writes it
+
+
+def write_names(pack: HhtldPack, path: Path) -> None:
+    """Write the safetensors file that holds, for every tensor, the name of the one whose bytes it is."""
+    # Six axes, which no weight has, so that none can take a name of its own length for its values.
+    source = ArraySource(
+        {name: np.frombuffer(pack.info(name).name.encode(), np.uint8).reshape(1, 1, 1, 1, 1, -1) for name in pack}
+    )
+    write_tensors(source, source.infos(), path, _METADATA)
+
+
+class PackedFolder(PackSource):
+    """A packed folder as a source: tensors of its pack, side files of the folder, config.json as it was.
+
+    Raises
+    ------
+    FormatError
+        For a bad pack or config.json.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(open_pack(folder / PACK_NAME))
+        self._folder = folder
+        try:
+            config = folder / "config.json"
+            self._config = _plain_config(read_side_file(folder, config.name), f"{config}:")
+            self._files = side_files(folder) | {config.name: len(self._config)}
+        except BaseException:
+            self.close()
+            raise
+        self._files.pop(_HOW_TO, None)
+
+    def files(self) -> Mapping[str, int]:
+        return dict(self._files)
+
+    def read_file(self, name: str) -> bytes:
+        return self._config if name == "config.json" else read_side_file(self._folder, name)
+
+
+class HfFormat(Format):
+    """Folders that transformers loads once `hhtld.integrations.transformers` is imported."""
+
+    name: ClassVar[str] = "hf"
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    description: ClassVar[str] = "packed model folder, for transformers with hhtld.integrations.transformers"
+    encodes: ClassVar[bool] = True
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Whether the folder's config.json says that its weights are in model.hhtld."""
+        return is_packed_folder(path)
+
+    def open_source(self, path: Path) -> TensorSource:
+        """Open the pack of a folder, with the folder's side files."""
+        return PackedFolder(path)
+
+    def write_plan(
+        self,
+        source: TensorSource,
+        plan: Plan,
+        path: Path,
+        report: GateReport,
+        executor: Executor | None = None,
+        progress: Progress = silent,
+    ) -> list[str]:
+        """Encode a source into a folder, which must not exist or be empty.
+
+        Raises
+        ------
+        FormatError
+            When the source has no config.json, or one that cannot be read.
+        OutputError
+            When the folder holds something or cannot be written; nothing is left behind.
+        """
+        if "config.json" not in source.files():
+            raise HeaderError(
+                "a packed folder needs the model's config.json, and the source has none; convert the model's folder, "
+                "not a file of it"
+            )
+        config = packed_config(source, "config.json:", plan.profile.text)
+        with new_folder(path) as folder:
+            write_pack(source, replace(plan, files=()), folder / PACK_NAME, report, executor, progress)
+            with open_pack(folder / PACK_NAME) as pack:
+                write_names(pack, folder / NAMES_FILE)
+            for name in source.files():
+                write_bytes(folder / name, config if name == "config.json" else source.read_file(name))
+            write_bytes(folder / _HOW_TO, _TEXT.encode())
+        return [
+            f"{shown(str(path))} loads with transformers once hhtld.integrations.transformers is imported; "
+            f"{_HOW_TO} in it tells how"
+        ]
