@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import os
 import re
@@ -662,13 +664,16 @@ _COMMANDS = {
 }
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _exit_code(error: BaseException) -> int | None:
     """The exit code of an error that is the user's to mend; None for one that is ours."""
-    if isinstance(error, OutputError):
+    if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in _FULL):
         return CANNOT_WRITE
     if isinstance(error, MissingExtraError | UnknownFormatError):
         return USAGE
-    if isinstance(error, FormatError | NonFiniteError | RangeError | OSError):
+    if isinstance(error, FormatError | NonFiniteError | RangeError | OSError | MemoryError):
         return BAD_INPUT
     if isinstance(error, ValueError | TypeError):
         return USAGE
@@ -677,6 +682,9 @@ def _exit_code(error: BaseException) -> int | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names in any script, and paths that are no text, must not end the program
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     args = parser.parse_args(argv)
     if args.version:
@@ -694,20 +702,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = getattr(interrupt, "__notes__", None) or ["nothing was left half-written"]
         print("interrupted;", *said, file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away; a second failure while Python flushes at exit would only add noise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader went away
+        _silence_stdout()
         return DONE
     except Exception as error:
         found = _exit_code(error)
         if found is None:
             raise
-        message = str(error)
+        message = str(error) or type(error).__name__
         if args.json:
-            print(json.dumps({"schema": "hhtld.error/1", "error": {"type": type(error).__name__, "message": message}}))
+            record = {"schema": "hhtld.error/1", "error": {"type": type(error).__name__, "message": message}}
+            try:
+                print(json.dumps(record), flush=True)
+            except OSError:  # standard output itself is what cannot be written
+                _silence_stdout()
+        elif found == CANNOT_WRITE and not isinstance(error, OutputError):
+            _silence_stdout()
         print(f"hhtld: {message}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return found
     return code
+
+
+def _silence_stdout() -> None:
+    """Send standard output nowhere: a second failure while Python flushes at exit would only add noise."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

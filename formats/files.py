@@ -9,10 +9,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hhtld.encoder import encode
+from hhtld.errors import HeaderError
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import open_pack, save_pack
-from hhtld.formats.locations import output_path
-from hhtld.pack import DEFAULT_BUDGET, HhtldPack
+from hhtld.formats.locations import output_path, spelled
+from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 
 __all__ = ["load_file", "open", "save", "save_file"]
 
@@ -51,9 +52,24 @@ def save(pack: HhtldPack, path: PathLike) -> None:
     save_pack(pack, output_path(path))
 
 
-def load_file(path: PathLike) -> dict[str, NDArray[Any]]:
-    """Return every tensor of a file of any readable format, decoded, in its source type and shape."""
+def load_file(path: PathLike, *, budget: int = DEFAULT_BUDGET) -> dict[str, NDArray[Any]]:
+    """Return every tensor of a file of any readable format, decoded, in its source type and shape.
+
+    Parameters
+    ----------
+    path : path or str
+        A URL (str) is read by ranges.
+    budget : int
+        Bytes that all tensors of a `.hhtld` file may take together, 64 GiB by default: a small one can declare
+        more than any machine holds. Other formats hold what they declare.
+    """
     with open_source(path) as source:
+        needed = sum(info.nbytes for info in source.infos().values())
+        if isinstance(source, PackSource) and needed > budget:
+            raise HeaderError(
+                f"{spelled(path)}: its tensors take {needed} bytes, the budget is {budget}; "
+                f"open it and read fewer, or raise it with hhtld.load_file(path, budget=...)"
+            )
         return {name: source.read_tensor(name) for name in source.infos()}
 
 

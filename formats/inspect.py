@@ -90,6 +90,9 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
             ],
         }
     facts |= pack.table.to_json()
+    members: dict[int | None, list[TensorRecord]] = defaultdict(list)
+    for record in pack.table.tensors.values():
+        members[record.group].append(record)
     facts["files"] = [file | {"nbytes": pack.files()[file["name"]]} for file in facts.get("files", ())]
     for tensor, record in zip(facts["tensors"], pack.table.tensors.values(), strict=True):
         nbytes, elements = pack.nbytes(record.name), _n_elements(record.info)
@@ -98,7 +101,7 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
         if record.group is not None:
             tensor["regime"] = regime(pack.table.groups[record.group].key.role)
     for number, (group, shared) in enumerate(zip(facts["groups"], pack.table.groups, strict=True)):
-        group |= _group_facts(pack, number, shared)
+        group |= _group_facts(pack, members[number], shared)
     facts["section_kinds"] = _tallied((k, pack.sections.nbytes(i)) for i, k in enumerate(pack.sections.kinds()))
     facts["totals"] = _totals(pack, facts)
     for kind in facts["section_kinds"].values():
@@ -128,10 +131,9 @@ def _tallied(sized: Iterable[tuple[str, int]]) -> dict[str, dict[str, Any]]:
     return {kind: {"count": len(sizes), "nbytes": sum(sizes)} for kind, sizes in ranked}
 
 
-def _group_facts(pack: HhtldPack, number: int, group: GroupRecord) -> dict[str, Any]:
+def _group_facts(pack: HhtldPack, members: list[TensorRecord], group: GroupRecord) -> dict[str, Any]:
     """What a group's sections say without being read, and what it comes to with its tensors."""
     sizes = {kind: pack.sections.nbytes(index) for kind, index in group.sections.items()}
-    members = [record for record in pack.table.tensors.values() if record.group == number]
     own, shared = sum(pack.nbytes(record.name) for record in members), sum(sizes.values())
     facts = {
         "regime": regime(group.key.role),

@@ -53,7 +53,7 @@ from hhtld.progress import Progress, silent
 from hhtld.reading import PositionalFile
 from hhtld.rows import row_ranges
 from hhtld.side_files import read_side_file, side_files
-from hhtld.sizes import align_up, checked_shape, tensor_nbytes
+from hhtld.sizes import align_up, checked_shape, is_deep, tensor_nbytes
 from hhtld.source import checked_name
 from hhtld.urls import Location, Url, open_location
 
@@ -70,7 +70,6 @@ INDEX_SUFFIX = ".safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # the official library's own
 JSON_LIMIT = 10 << 20  # index and config.json, as huggingface_hub limits the index
 LENGTH_NBYTES = 8
-MAX_NESTING = 64  # inside a field that is ignored; the official library stops at about 125
 METADATA = "__metadata__"
 NAMES_KEY = "hhtld.names"  # in the metadata of a packed folder's file, see hhtld.formats.hf
 FIELDS = ("dtype", "shape", "data_offsets")
@@ -87,20 +86,6 @@ def _refusal(kind: type[FormatError], message: str, head: bytes) -> FormatError:
 
 
 # --- the header -------------------------------------------------------------------------------
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(MAX_NESTING):
-        level = [
-            child
-            for item in level
-            if isinstance(item, list | dict)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return False
-    return True
 
 
 class _Entry(NamedTuple):
@@ -174,7 +159,7 @@ def _entry(name: str, fields: object, path: Location) -> _Entry:
             raise HeaderError(f"{where}: {field} is missing")
     if len(fields) > len(FIELDS):
         for field in fields:
-            if field not in FIELDS and _is_deep(fields[field]):
+            if field not in FIELDS and is_deep(fields[field]):
                 raise HeaderError(f"{where}: field {shown(field)} is nested too deeply")
     info = _info(name, fields, where)
     begin, end = _offsets(fields["data_offsets"], where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import sys
@@ -42,12 +41,7 @@ _LEVELS = {False: " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", True: " .
 
 
 def console() -> Console:
-    """Return stdout; wide enough for whole names when it is not a terminal.
-
-    What its encoding does not know is written as escapes, as names in any script must not end the program.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Return stdout; wide enough for whole names when it is not a terminal."""
     if sys.stdout.isatty():
         return Console()
     columns = os.environ.get("COLUMNS", "")

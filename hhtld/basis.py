@@ -167,4 +167,4 @@ class SvdBasis:
         bits = np.frombuffer(data, "<u2", n_components * n_cols, 8 + 4 * n_components)
         if not np.isfinite(values).all() or (bits & 0x7F80 == 0x7F80).any():
             raise ValueError("a basis must hold finite values")
-        return cls(values, np.ascontiguousarray(bits).reshape(n_components, n_cols))
+        return cls(values, np.require(bits, requirements=["C", "A"]).reshape(n_components, n_cols))

@@ -206,6 +206,7 @@ def resumable(
             check(partial_at)
             with writing(path):
                 partial_at.replace(into)
+            with contextlib.suppress(OSError):  # the file has its name: it is no failure to write
                 journal_at.unlink()
         except BaseException as error:
             if isinstance(error, HhtldError | ValueError | TypeError) and not isinstance(error, OutputError):

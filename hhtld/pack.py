@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hhtld.base17 import BASE17_NBYTES, Base17
 from hhtld.basis import SvdBasis
 from hhtld.dtypes import narrow, view, widen
-from hhtld.errors import HeaderError, did_you_mean, shown
+from hhtld.errors import FormatError, HeaderError, did_you_mean, shown
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import HhtlCache, Palette
 from hhtld.rotation import Rotation
@@ -54,6 +54,8 @@ class HhtldPack:
         self.sections = sections
         self.budget = budget
         self._shared: dict[int, _Shared] = {}
+        path = getattr(sections, "path", None)
+        self._place = "" if path is None else f"{path}: "  # what errors of content begin with, as those of structure
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +185,7 @@ class HhtldPack:
             needed += 4 * k * record.info.n_cols
         if needed > self.budget:
             raise HeaderError(
-                f"tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
+                f"{self._place}tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
                 f"the budget is {self.budget}; read fewer rows, or raise it with hhtld.open(path, budget=...)"
             )
 
@@ -208,12 +210,16 @@ class HhtldPack:
         return decoded if dtype == "float32" else view(narrow(decoded, kind), kind, (-1,))
 
     def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> EncodedTensor:
+        if levels not in (1, 2):
+            raise ValueError(f"levels must be 1 or 2, got {levels}")
         try:  # not `with`, whose cost is a tenth of what one row takes
             return self._assembled(record, rows, levels)
-        except HeaderError:
+        except HeaderError as error:
+            raise HeaderError(f"{self._place}{error}") from error
+        except FormatError:
             raise
         except ValueError as error:
-            raise HeaderError(f"tensor {shown(record.name)}: {error}") from error
+            raise HeaderError(f"{self._place}tensor {shown(record.name)}: {error}") from error
 
     def _assembled(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int) -> EncodedTensor:
         def part(kind: str, width: int) -> NDArray[np.uint8]:
@@ -250,8 +256,6 @@ class HhtldPack:
         leaf: dict[str, Any],
         levels: int,
     ) -> HhtlTTensor:
-        if levels not in (1, 2):
-            raise ValueError(f"levels must be 1 or 2, got {levels}")
         n_cols = record.info.n_cols
         if levels == 1:
             code = replace(code, second=None)
@@ -376,10 +380,15 @@ class PackSlice:
 
 
 class PackSource(TensorSource):
-    """A pack as a source: rows decoded and rounded back to the types they had."""
+    """A pack as a source: rows decoded and rounded back to the types they had.
+
+    What reads a source reads all of it and hands it on, so a tensor's checksums are verified before its first
+    row is given, unlike with `HhtldPack.get_rows`.
+    """
 
     def __init__(self, pack: HhtldPack) -> None:
         self.pack = pack
+        self._verified: set[str] = set()
         self._infos = {name: record.info for name, record in pack.table.tensors.items()}
 
     @property
@@ -404,6 +413,10 @@ class PackSource(TensorSource):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         info = self._infos[name]
+        if name not in self._verified:  # two threads may both do it, and find the same
+            for index in self.pack.info(name).sections.values():
+                self.pack.sections.check(index)
+            self._verified.add(name)
         if info.has_rows:
             rows = self.pack.get_rows(name, slice(start, stop), "source")
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hhtld.arithmetic import warn_if_unusual
 from hhtld.errors import NonFiniteError
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.group import PaletteGroupKey
@@ -157,6 +158,7 @@ def make_plan(
     ValueError
         For an unknown profile, a rule that no tensor matches, and scales that fit no tensor.
     """
+    warn_if_unusual()  # before anything is encoded, whichever door it came through
     chosen = Profile.parse(profile)
     parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
     if nonfinite not in ("refuse", "keep"):

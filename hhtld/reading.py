@@ -5,6 +5,7 @@ Nothing waits on a pipe, and every short read is an error.
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -47,7 +48,7 @@ class PositionalFile(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what is held open; must not run beside a read."""
+        """Release what is held open; a read beside it ends as if it had come before."""
 
     def read(self, offset: int, nbytes: int) -> bytearray:
         """Return `nbytes` bytes from `offset` on; raises as `fill` does."""
@@ -64,23 +65,42 @@ class PositionalFile(ABC):
         self.close()
 
 
+class _Descriptor:
+    """A file descriptor that is closed when the last who reads lets go of it.
+
+    Were it closed beside a read, the next file to be opened could get its number, and be read instead.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class RegularFile(PositionalFile):
     """An open regular file, which owns its descriptor."""
 
     def __init__(self, fd: int, path: Path) -> None:
-        self._fd = fd
+        self._held: _Descriptor | None = _Descriptor(fd)
         self._path = path
         self.size = os.fstat(fd).st_size
         self.closed = False
 
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self._fd
+    def map(self) -> mmap.mmap:
+        """Return the file mapped into memory, for reading."""
+        return mmap.mmap(self._descriptor().fd, 0, access=mmap.ACCESS_READ)
+
+    def _descriptor(self) -> _Descriptor:
+        held = self._held  # another thread may close the file meanwhile
+        if held is None:
+            raise ValueError(f"{self._path}: the file is closed")
+        return held
 
     def fill(self, buffer: memoryview, offset: int) -> None:
-        done = 0
+        held, done = self._descriptor(), 0
         while done < len(buffer):  # one call may give less than it was asked for
-            count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            count = os.preadv(held.fd, [buffer[done:]], offset + done)
             if count == 0:
                 raise TruncatedError(
                     f"{self._path}: ends at byte {offset + done}, expected {len(buffer)} bytes from byte {offset}; "
@@ -89,10 +109,8 @@ class RegularFile(PositionalFile):
             done += count
 
     def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            fd, self._fd = self._fd, -1  # a read that comes too late must not meet a descriptor given out anew
-            os.close(fd)
+        self.closed = True
+        self._held = None
 
 
 def open_regular(path: Path) -> RegularFile:

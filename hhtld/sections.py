@@ -88,6 +88,9 @@ class SectionReader(Protocol):
     def whole(self, index: int) -> NDArray[np.uint8]:
         """Return a section, its checksum verified."""
 
+    def check(self, index: int) -> None:
+        """Verify a section's checksum, a piece at a time, unless it was: a section may be larger than memory."""
+
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
         """Return rows of `width` bytes, shape (n, width), touching no others; the checksum is not read."""
 
@@ -166,6 +169,9 @@ class MemorySections(SectionSink):
 
     def whole(self, index: int) -> NDArray[np.uint8]:
         return self._sections[index][1]
+
+    def check(self, index: int) -> None:
+        pass  # what is in memory has no checksum
 
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
         return self._sections[index][1].reshape(-1, width)[rows]

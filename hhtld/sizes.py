@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from hhtld.errors import HeaderError
 
-__all__ = ["MAX_DIMENSIONS", "MAX_NBYTES", "align_up", "checked_shape", "tensor_nbytes"]
+__all__ = ["MAX_DIMENSIONS", "MAX_NBYTES", "MAX_NESTING", "align_up", "checked_shape", "is_deep", "tensor_nbytes"]
 
 MAX_NBYTES = 2**63 - 1
 MAX_DIMENSIONS = 32  # numpy's own limit until 2.0
 MAX_DIMENSION = 2**48  # the limit of the safetensors schema
+MAX_NESTING = 64  # of JSON that is handed on; Python's parser takes more than its printer does
 
 
 def checked_shape(shape: object, where: str) -> tuple[int, ...]:
@@ -51,3 +52,18 @@ def tensor_nbytes(shape: Sequence[int], nbits: int, where: str) -> int:
 def align_up(offset: int, alignment: int) -> int:
     """Return the first multiple of `alignment` not below `offset`."""
     return -(-offset // alignment) * alignment
+
+
+def is_deep(value: object) -> bool:
+    """Whether JSON is nested deeper than `MAX_NESTING`."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            child
+            for item in level
+            if isinstance(item, list | dict)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True

@@ -22,7 +22,7 @@ from hhtld._kernels import _cast
 from hhtld.dtypes import DType, dtype_of, view, widen
 from hhtld.errors import NonFiniteError, shown
 from hhtld.side_files import checked_file_name
-from hhtld.sizes import tensor_nbytes
+from hhtld.sizes import MAX_DIMENSIONS, tensor_nbytes
 
 __all__ = ["ArraySource", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
 
@@ -183,6 +183,10 @@ class ArraySource(TensorSource):
             if isinstance(array, np.ma.MaskedArray):
                 raise TypeError(f"tensor {shown(name)} is a masked array; fill it first")
             self._arrays[name] = np.asarray(array)
+            if self._arrays[name].ndim > MAX_DIMENSIONS:  # numpy 2 has up to 64
+                raise ValueError(
+                    f"tensor {shown(name)} has {self._arrays[name].ndim} axes, files hold {MAX_DIMENSIONS}"
+                )
         for part in [*(metadata or {}), *(metadata or {}).values()]:
             if not isinstance(part, str):
                 raise TypeError(f"metadata must map str to str, got a {type(part).__name__}")

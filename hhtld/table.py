@@ -24,7 +24,7 @@ from hhtld.plan import CODECS
 from hhtld.roles import effective_shape
 from hhtld.sections import SECTION_KINDS, SectionReader
 from hhtld.side_files import checked_file_name
-from hhtld.sizes import MAX_NBYTES, checked_shape
+from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import TensorInfo, checked_name
 from hhtld.trellis import MAX_RATE, MIN_RATE, STATE_BITS
@@ -254,7 +254,10 @@ class _Checked:
         return profile
 
     def source(self) -> dict[str, Any]:
-        return _object(self._table["source"], "source", None)
+        source = _object(self._table["source"], "source", None)
+        if is_deep(source):
+            raise HeaderError(f"source: nested deeper than {MAX_NESTING}")
+        return source
 
     def _claim(self, where: str, owner: Mapping[str, Any], required: set[str], optional: set[str]) -> dict[str, int]:
         sections = _object(owner.get("sections"), f"{where}: sections", None)

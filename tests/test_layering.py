@@ -21,6 +21,7 @@ FLOORS = [
         "hhtld.sizes",
         "hhtld.dtypes",
         "hhtld.registry",
+        "hhtld.arithmetic",
         "hhtld.atomic",
         "hhtld.atomic_folder",
         "hhtld.crc",

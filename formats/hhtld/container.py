@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,7 +186,7 @@ class ContainerReader:
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
         if mapped and isinstance(file, RegularFile):  # nothing else can be mapped
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = file.map()
 
     @classmethod
     def open(cls, path: Location, *, mapped: bool = True) -> Self:
@@ -215,6 +215,9 @@ class ContainerReader:
         reader.major, reader.minor = major, minor
         return reader
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.path}: an open file cannot be copied or pickled; open it again where it is needed")
+
     def kinds(self) -> list[str]:
         return [record.kind for record in self.records]
 
@@ -232,6 +235,10 @@ class ContainerReader:
         if index not in self._verified:
             self._check(index, [data])
         return data
+
+    def check(self, index: int) -> None:
+        if index not in self._verified:
+            self._check(index, self._blocks(self.records[index]))
 
     def _check(self, index: int, blocks: Iterable[NDArray[np.uint8]]) -> None:
         record = self.records[index]
@@ -299,7 +306,7 @@ class ContainerReader:
             raise ChecksumError(f"{self.path}: padding at offset {start} is not zero; the file is damaged")
 
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        mapped = self._map  # another thread may close the pack after the check below
+        mapped = self._map  # held here: another thread may close the pack meanwhile
         if mapped is not None and not self._file.closed:
             return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
         out = np.empty(nbytes, np.uint8)
@@ -418,12 +425,12 @@ def _section_records(path: Location, items: object, table_offset: int) -> list[S
         end = offset + nbytes
         if end > table_offset:
             raise HeaderError(f"{path}: section {index} ({shown(kind, 40)}) runs into the table")
-        if kind not in SECTION_KINDS:
-            warnings.warn(
-                f"{path}: section {index} of unknown kind {shown(kind, 40)} is ignored; a newer hhtld wrote it",
-                stacklevel=4,
-            )
         records.append(SectionRecord(kind, offset, nbytes, crc))
     if align_up(end, ALIGNMENT) != table_offset:
         raise HeaderError(f"{path}: the sections end at {end}, the table begins at {table_offset}")
+    unknown = [index for index, record in enumerate(records) if record.kind not in SECTION_KINDS]
+    if unknown:  # one warning, however many a hostile file holds
+        first = f"section {unknown[0]} of unknown kind {shown(records[unknown[0]].kind, 40)}"
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        warnings.warn(f"{path}: {first}{more} is ignored; a newer hhtld wrote it", stacklevel=4)
     return records

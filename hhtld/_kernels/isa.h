@@ -20,6 +20,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != 1234
+#error "hhtld's kernels read little-endian words where they lie: this machine is big-endian"
+#endif
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define HH_X86 1
 #include <immintrin.h>

@@ -454,6 +454,7 @@ typedef struct {
     ptrdiff_t n_rows, depth;
 } hh_panel_i8;
 
+enum { HH_QUERIES = 24 }; /* rows that meet a panel at once */
 #define HH_ROUND_UP 1.000001 /* far above the rounding of any float64 sum made here */
 
 HH_INLINE ptrdiff_t hh_panel_blocks(ptrdiff_t n_rows) { return (n_rows + HH_PANEL_ROWS - 1) / HH_PANEL_ROWS; }
@@ -767,8 +768,6 @@ HH_TARGET_END
 
 /* Nearest centroid (first wins) of each row. HH_QUERIES rows are coded at a time into `line`
  * (HH_QUERIES * depth bytes); `dots` holds (HH_QUERIES + 1) * 16 * n_blocks, `lower` 16 * n_blocks. */
-enum { HH_QUERIES = 24 };
-
 HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
                                       const float *centroids, const hh_panel_i8 *panel, int8_t *line,
                                       int32_t *dots, double *lower, int32_t *nearest) {
@@ -808,6 +807,18 @@ HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_r
             nearest[start + q] = winner;
         }
     }
+}
+#else
+/* No body here screens, so doors make no panel; they still name these. */
+HH_KERNEL void hh_panel_fill(int tier, const float *rows, ptrdiff_t n_cols, int8_t *line, hh_panel_i8 *panel) {
+    (void)tier, (void)rows, (void)n_cols, (void)line, (void)panel;
+}
+
+HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                      const float *centroids, const hh_panel_i8 *panel, int8_t *line,
+                                      int32_t *dots, double *lower, int32_t *nearest) {
+    (void)tier, (void)line, (void)dots, (void)lower;
+    hh_nearest_l2_scalar(rows, n_rows, n_cols, centroids, panel->n_rows, nearest);
 }
 #endif
 

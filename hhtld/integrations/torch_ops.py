@@ -51,6 +51,9 @@ class _TensorSections:
     def whole(self, index: int) -> NDArray[np.uint8]:
         return self._arrays[index]
 
+    def check(self, index: int) -> None:
+        pass
+
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
         return self._arrays[index].reshape(-1, width)[rows]
 

@@ -44,6 +44,9 @@ from hhtld.source import TensorInfo
 from hhtld.table import GroupRecord, PackTable, TensorRecord
 
 CODES = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
+SLOT_T = {"codebook": 9, "slot_v": 10, "slot_t": 11, "centroids": 12, "column_scale": 13}
+SLOT_T |= {"codebook_2": 14, "slot_v_2": 15, "slot_t_2": 16}
+CODES |= SLOT_T
 ABSENT = object()
 
 
@@ -136,9 +139,14 @@ class Draft:
         return self.after(self._header() + bytes(out[64:]) + self._trailer(offset, text, len(out) + 64))
 
     def _header(self) -> bytes:
-        major = 2 if {"basis", "slot_l"} & {kind for kind, _ in self.sections} else 1
-        fields = {"magic": b"\x89HHTLD\r\n", "major": major, "minor": 0, "length": 64, "required": 0, "optional": 0}
-        fields |= {"reserved": bytes(28)} | self.header
+        kinds = {kind for kind, _ in self.sections}
+        fields: dict[str, Any] = {
+            "magic": b"\x89HHTLD\r\n",
+            "major": 2 if {"basis", "slot_l"} & kinds else 1,
+            "minor": 0,
+        }
+        fields |= {"length": 64, "required": 1 if SLOT_T.keys() & kinds else 0, "optional": 0, "reserved": bytes(28)}
+        fields |= self.header
         head = struct.pack("<8sHHIQQ28s", *(value for key, value in fields.items() if key != "crc"))
         return head + struct.pack("<I", fields.get("crc", zlib.crc32(head)))
 
@@ -331,6 +339,11 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
         text(b'"config":{}', b'"config":' + b"[" * 100_000 + b"]" * 100_000),
         HeaderError,
         "not JSON",
+    ),
+    "source nested 65 deep": (
+        text(b'"config":{}', b'"config":' + b"[" * 64 + b"]" * 64),
+        HeaderError,
+        "source: nested",
     ),
     # table keys
     **{
@@ -659,6 +672,13 @@ def test_unknown_sections_are_ignored(small: Path, tmp_path: Path, first: bool) 
     with pytest.warns(UserWarning, match="moss"), hhtld.open(path) as pack:
         hhtld.save(pack, again)
     assert again.read_bytes() == small.read_bytes()
+
+
+def test_many_unknown_sections_are_one_warning(tmp_path: Path) -> None:
+    path = drafted(tmp_path / "moss.hhtld", lambda draft: draft.sections.extend([("moss", b"abc")] * 500))
+    with pytest.warns(UserWarning, match="section 12 of unknown kind 'moss' and 499 more") as caught:
+        read_all(path)
+    assert len(caught) == 1
 
 
 def test_a_version_2_file_without_its_sections_is_read(tmp_path: Path) -> None:

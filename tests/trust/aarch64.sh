@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The suite's core on aarch64, emulated: Debian's Python and numpy's wheel for it, the kernels compiled for it.
+# Takes Debian packages gcc-aarch64-linux-gnu and qemu-user, the Debian and Python registries, and about ten minutes.
+# usage: tests/trust/aarch64.sh [FOLDER] [quick]      the folder is reused where it holds what is needed; quick leaves
+#        out the kernels' own tests, which take most of the time
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+repository=$PWD
+work=${1:-$(mktemp -d)}
+mkdir -p "$work/debs" "$work/root"
+python=${PYTHON:-python3}
+minor=$(apt-cache show python3 | sed -n "s/^Version: 3\.\([0-9]*\).*/\1/p" | sed -n 1p) # Debian's own Python
+
+if [ ! -d "$work/root/usr/lib" ]; then
+    dpkg --add-architecture arm64 && apt-get update -q
+    packages=("python3.$minor-minimal" "libpython3.$minor-minimal" "libpython3.$minor-stdlib" "libpython3.$minor-dev")
+    packages+=(libc6 libgcc-s1 libstdc++6 zlib1g libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libexpat1)
+    (cd "$work/debs" && apt-get download -q "${packages[@]/%/:arm64}")
+    for package in "$work"/debs/*.deb; do dpkg -x "$package" "$work/root"; done
+    dpkg --remove-architecture arm64 && apt-get update -q
+fi
+if [ ! -d "$work/site" ]; then
+    platforms=(--platform manylinux2014_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_28_aarch64)
+    "$python" -m pip install -q --target "$work/site" "${platforms[@]}" --python-version "3.$minor" \
+        --implementation cp --only-binary=:all: numpy ml_dtypes safetensors threadpoolctl rich pytest hypothesis
+fi
+
+rm -rf "$work/tree" && mkdir -p "$work/tree"
+cp -r hhtld tests pyproject.toml README.md CHANGELOG.md "$work/tree/"
+cp -r formats "$work/tree/hhtld/formats"
+rm -rf "$work"/tree/hhtld/_kernels/*.so "$work/tree/tests/viewers"
+cd "$work/tree"
+headers=$work/root/usr/include
+for source in hhtld/_kernels/_*.pyx; do
+    module=$(basename "$source" .pyx)
+    "$python" -m cython -3 -X boundscheck=False -X wraparound=False -X cdivision=True -X initializedcheck=False \
+        -X binding=True "$source" -o "$module.c"
+    aarch64-linux-gnu-gcc -O3 -std=c11 -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Werror \
+        -Wno-error=unused-function -shared -fPIC -I"$headers/python3.$minor" -I"$headers" -Ihhtld/_kernels \
+        "$module.c" -o "hhtld/_kernels/$module.cpython-3$minor-aarch64-linux-gnu.so"
+done
+
+export PYTHONPATH=$work/tree:$work/site PYTHONDONTWRITEBYTECODE=1 OPENBLAS_NUM_THREADS=1
+emulated() { qemu-aarch64 -L "$work/root" "$work/root/usr/bin/python3.$minor" "$@"; }
+emulated -m tests.trust.machines | tee "$work/lines"
+test "$(head -1 "$work/lines")" = "tier neon"
+# What this machine makes of the golden packs, byte for byte.
+(cd "$repository" && PYTHONPATH=$repository "$python" -m tests.trust.machines) | tail -n +2 | diff - <(tail -n +2 "$work/lines")
+# Every kernel on both tiers against its numpy twin, the container, and packs encoded and decoded anew.
+emulated -m pytest -q -p no:cacheprovider tests/formats/test_golden.py tests/formats/test_hhtld.py
+if [ "${2:-}" != quick ]; then
+    emulated -m pytest -q -p no:cacheprovider tests/kernels -k "not objdump and not other_threads and not environment"
+fi
+echo "aarch64: all held"

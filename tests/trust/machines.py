@@ -1,0 +1,73 @@
+"""Other processors, emulated: `python -m tests.trust.machines` says what this one does with the golden packs.
+
+Under qemu the same lines must come out for every processor but for the first, which names the tier:
+
+    qemu-x86_64 -cpu SandyBridge python -m tests.trust.machines     AVX, but neither AVX2 nor FMA
+    qemu-x86_64 -cpu Haswell python -m tests.trust.machines
+    tests/trust/aarch64.sh                                          builds for aarch64 and runs there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PROCESSORS = {"SandyBridge": "scalar", "Haswell": "avx2"}  # of qemu, and the tier each must choose
+
+
+def lines() -> Iterator[str]:
+    """Yield the tier, then the hash of everything each golden pack decodes to and is encoded to."""
+    import hhtld
+    from hhtld._kernels import _isa
+    from tests.golden import make
+
+    yield f"tier {_isa.tier()}"
+    with tempfile.TemporaryDirectory() as folder:
+        for name, golden in sorted(make.goldens().items()):
+            digest = hashlib.sha256()
+            with hhtld.open(make.FOLDER / name) as pack:
+                for tensor in pack:
+                    digest.update(pack.get_tensor(tensor).tobytes())
+            encoded = "its basis is LAPACK's"
+            if not golden.with_basis:
+                hhtld.save(golden.encode(), Path(folder) / name)
+                encoded = hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest()[:16]
+            yield f"{name} decoded {digest.hexdigest()[:16]} encoded {encoded}"
+
+
+def expected() -> Iterator[str]:
+    """Yield what the manifest makes of the lines after the first, where a file was written without LAPACK."""
+    from tests.golden import make
+
+    manifest = json.loads((make.FOLDER / "MANIFEST.json").read_text())
+    for name, golden in sorted(make.goldens().items()):
+        if not golden.with_basis:
+            yield f"{name} encoded {manifest[name]['sha256'][:16]}"
+
+
+def emulated(processor: str) -> list[str]:
+    """Return the lines of a processor that qemu plays."""
+    done = subprocess.run(
+        ["qemu-x86_64", "-cpu", processor, sys.executable, "-m", "tests.trust.machines"],
+        cwd=Path(__file__).parent.parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def can_emulate() -> bool:
+    """Whether qemu's user emulation of x86-64 is installed."""
+    return shutil.which("qemu-x86_64") is not None
+
+
+if __name__ == "__main__":
+    for line in lines():
+        print(line, flush=True)
