@@ -45,6 +45,7 @@ from hhtld.trellis_tensor import HhtlTTensor, ScaledRows, TrellisShared, leaf_pe
 __all__ = [
     "Coded",
     "Coder",
+    "ColumnCode",
     "GroupCode",
     "LookupGroup",
     "PaletteGroup",
@@ -90,12 +91,27 @@ class Coder(ABC):
         """Encode rows from `start` on."""
 
 
+class ColumnCode(NamedTuple):
+    """What a tensor of Slot T has of its own: what is known of its columns.
+
+    Attributes
+    ----------
+    scale : ndarray of uint16, shape (n_cols,), or None
+        bfloat16 bits.
+    feedback : ndarray of float32, shape (n_cols, n_cols), or None
+        See `hhtld.feedback`; the decoder needs nothing of it.
+    """
+
+    scale: NDArray[np.uint16] | None = None
+    feedback: NDArray[np.float32] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class _TrellisCoder(Coder):
     codec = "hhtl_t"
     role: str
     shared: TrellisShared
-    column_scale: NDArray[np.uint16] | None
+    columns: ColumnCode
 
     @property
     def has_leaf(self) -> bool:
@@ -108,17 +124,19 @@ class _TrellisCoder(Coder):
             layout["twigs"] = 1
         if shared.basis is not None:
             layout["slot_l"] = SLOT_L_LANES
-        if self.column_scale is not None:
-            layout["column_scale"] = self.column_scale
+        if self.columns.scale is not None:
+            layout["column_scale"] = self.columns.scale
         if shared.second is not None:
             layout |= {"slot_v_2": 2, "slot_t_2": shared.second.row_nbytes(shared.n_cols)}
         return layout
 
     def peak(self, block: NDArray[np.float32], start: int) -> float:
-        return leaf_peak(block, self.shared, self.column_scale)
+        return leaf_peak(block, self.shared, self.columns.scale)
 
     def encode(self, block: NDArray[np.float32], start: int, scale: float | None) -> HhtlTTensor:
-        return HhtlTTensor.encode_block(self.role, block, self.shared, self.column_scale, scale, start)
+        return HhtlTTensor.encode_block(
+            self.role, block, self.shared, self.columns.scale, scale, start, self.columns.feedback
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +237,7 @@ class GroupCode(ABC):
     def coder(self, own: Any) -> Coder:
         """Return the coder of a tensor, given what it has of its own.
 
-        That is a column scale's bits or None, and for `PaletteGroup` the tensor's palette and twigs.
+        That is a `ColumnCode` or None for `TrellisGroup`, palette and twigs for `PaletteGroup`, and None else.
         """
 
 
@@ -290,8 +308,8 @@ class TrellisGroup(GroupCode):
             sections["codebook_2"] = shared.second.levels.tobytes()
         return sections if shared.basis is None else sections | {"basis": shared.basis.to_bytes()}
 
-    def coder(self, own: NDArray[np.uint16] | None) -> Coder:
-        return _TrellisCoder(self.role, self.shared, own)
+    def coder(self, own: ColumnCode | None) -> Coder:
+        return _TrellisCoder(self.role, self.shared, own or ColumnCode())
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hhtld.coders import (
     Coded,
+    ColumnCode,
     GroupCode,
     LookupGroup,
     PaletteGroup,
@@ -38,6 +39,7 @@ from hhtld.coders import (
     task_nbytes,
 )
 from hhtld.errors import BudgetError, RangeError, shown
+from hhtld.feedback import feedback_matrix, feedback_nbytes
 from hhtld.gates import GateReport, GroupCosines, Threshold, row_cosines
 from hhtld.group import PaletteGroupKey
 from hhtld.journal import Journal
@@ -51,7 +53,7 @@ from hhtld.sections import MemorySections, SectionSink, as_bytes
 from hhtld.slots import leaf_scale
 from hhtld.source import ArraySource, SourceRows, TensorInfo, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
-from hhtld.trellis_tensor import bf16_bits
+from hhtld.trellis_tensor import bf16_bits, bf16_values
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -308,8 +310,8 @@ class _Encoder:
         rows, own = SourceRows(self.source, name), None
         if isinstance(attempt.code, PaletteGroup):
             own = self._palette(attempt, name, rows)
-        elif name in self.plan.column_scales:
-            own = bf16_bits(self.plan.column_scales[name])
+        elif isinstance(attempt.code, TrellisGroup):
+            own = self._columns(attempt.code, name)
         coder = attempt.code.coder(own)
         sections, widths = {}, {}
         for kind, part in coder.layout().items():
@@ -318,7 +320,18 @@ class _Encoder:
                 sections[kind] = self.sink.reserve(kind, part * rows.n_rows)
             else:
                 sections[kind] = self.sink.add(kind, part.nbytes, [np.ascontiguousarray(part)])
+        if isinstance(own, ColumnCode) and own.feedback is not None:
+            own = self.crew.share(own)  # as large as a task's rows, and needed by all of them
         return _Tensor(name, rows, own, coder.has_leaf, sections, widths)
+
+    def _columns(self, code: TrellisGroup, name: str) -> ColumnCode:
+        """What is known of a tensor's columns."""
+        scale, moments = self.plan.column_scales.get(name), self.plan.moments.get(name)
+        bits = None if scale is None else bf16_bits(scale)
+        if moments is None:
+            return ColumnCode(bits)
+        values = np.ones(len(moments), np.float32) if bits is None else bf16_values(bits)
+        return ColumnCode(bits, self.crew.run(feedback_matrix, moments, code.shared.rotation, values))
 
     def _palette(self, attempt: _Attempt, name: str, rows: Rows) -> Any:
         """A tensor's own palette and twigs; an earlier run's where they still stand."""
@@ -469,6 +482,10 @@ def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
         found = max(found, own)
         one = _local_task_nbytes(work.crew, profile.codec, key, infos[names[0]])
         needs(4 * 8 * key.shape[0] + (8 << 20) + max(own, one), names[0], f"group {key}")
+        fed = [name for name in names if name in plan.moments]
+        if fed and profile.codec == "hhtl_t":
+            found = max(found, own, feedback_nbytes(key.shape[1]))
+            needs(one + feedback_nbytes(key.shape[1]), fed[0], "feedback")
     for name in plan.kept():
         needs(2 * infos[name].row_nbytes, name, "one row")
     held = source.files()
@@ -581,6 +598,8 @@ def encode(
     metadata: Mapping[str, str] | None = None,
     nonfinite: str = "refuse",
     column_scales: Mapping[str, ArrayLike] | None = None,
+    rates: Mapping[str, int] | None = None,
+    moments: Mapping[str, ArrayLike] | None = None,
     executor: Executor | None = None,
 ) -> HhtldPack:
     """Encode arrays, or any source, into a pack in memory.
@@ -589,17 +608,17 @@ def encode(
     ----------
     tensors : mapping of str to array, or TensorSource
     profile : str
-        "gates", "bits:B", "lookup" or "f32".
+        "gates", "parity", "bits:B", "lookup" or "f32".
     metadata : mapping of str to str, optional
         Travels with the pack; a source brings its own.
     nonfinite : {"refuse", "keep"}
-    column_scales : mapping of str to array, optional
+    column_scales, rates, moments : mappings, optional
         See `hhtld.plan.make_plan`.
     executor : concurrent.futures.Executor, optional
         Threads to spread blocks of rows over.
     """
     source = tensors if isinstance(tensors, TensorSource) else ArraySource(tensors, metadata)
-    plan = make_plan(source, profile, nonfinite=nonfinite, column_scales=column_scales)
+    plan = make_plan(source, profile, nonfinite=nonfinite, column_scales=column_scales, rates=rates, moments=moments)
     sections = MemorySections()
     crew = Crew(executor, os.cpu_count() or 1) if executor is not None else Crew()
     table = encode_source(source, plan, sections, work=Work(crew, memory=_NO_LIMIT))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hhtld.arithmetic import warn_if_unusual
 from hhtld.errors import NonFiniteError
+from hhtld.feedback import MAX_FEEDBACK_COLS
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.group import PaletteGroupKey
 from hhtld.roles import group_key, is_encodable
@@ -20,11 +21,22 @@ from hhtld.rows import row_ranges
 from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import MAX_RATE, MIN_RATE
 
-__all__ = ["CODECS", "Plan", "Profile", "TensorPlan", "make_plan"]
+__all__ = ["CODECS", "PARITY_THRESHOLD", "Plan", "Profile", "TensorPlan", "make_plan"]
 
 # Codec ids are permanent: they stand in files. A profile is what a user asks for.
 CODECS = ("keep", "hhtl_d", "hhtl_f32", "hhtl_t")
-_CODEC_OF = {"keep": "keep", "lookup": "hhtl_d", "f32": "hhtl_f32", "gates": "hhtl_t", "bits": "hhtl_t"}
+_CODEC_OF = {
+    "keep": "keep",
+    "lookup": "hhtl_d",
+    "f32": "hhtl_f32",
+    "gates": "hhtl_t",
+    "parity": "hhtl_t",
+    "bits": "hhtl_t",
+}
+
+# Of profile parity where no model was run: every group at the smallest rate at which its rows lose this little, about
+# 5.5 bits a weight. What that is worth to a model is not known before gate-parity has measured it.
+PARITY_THRESHOLD = Threshold(0.9997, 0.999)
 
 
 def _sixteenths(text: str) -> int | None:
@@ -58,7 +70,7 @@ class Profile:
         """Parse a profile; `keep` allows "keep", which only a rule may ask for."""
         kind, colon, bits = text.partition(":")
         if kind not in _CODEC_OF or (kind == "bits") != bool(colon) or (kind == "keep" and not keep):
-            known = ", ".join(["lookup", "f32", "gates", "bits:B", *(["keep"] if keep else [])])
+            known = ", ".join(["lookup", "f32", "gates", "parity", "bits:B", *(["keep"] if keep else [])])
             raise ValueError(f"no profile {text!r}; available: {known}")
         if kind != "bits":
             return cls(text)
@@ -101,6 +113,8 @@ class Plan:
         Of the rotations.
     column_scales : dict of name to float32 array (n_cols,)
         What Slot T multiplies a tensor's columns by before it codes them.
+    moments : dict of name to float32 array (n_cols, n_cols)
+        Mean products of the inputs of a tensor's columns, for `hhtld.feedback`.
     files : tuple of str
         Side files of the source that travel along, in ascending order.
     """
@@ -110,6 +124,7 @@ class Plan:
     thresholds: Mapping[str, Threshold] = field(default_factory=lambda: dict(THRESHOLDS))
     seed: int = 0
     column_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
     def groups(self) -> dict[tuple[PaletteGroupKey, Profile], list[str]]:
@@ -134,6 +149,8 @@ def make_plan(
     nonfinite: str = "refuse",
     seed: int = 0,
     column_scales: Mapping[str, ArrayLike] | None = None,
+    rates: Mapping[str, int] | None = None,
+    moments: Mapping[str, ArrayLike] | None = None,
 ) -> Plan:
     """Plan a source under a profile.
 
@@ -141,7 +158,7 @@ def make_plan(
     ----------
     source : TensorSource
     profile : str
-        "lookup", "f32", "gates" or "bits:B".
+        "lookup", "f32", "gates", "parity" or "bits:B".
     rules : sequence of (glob, profile)
         The first whose glob matches a name decides for it; "keep" keeps the tensor as it is.
     thresholds : mapping of regime to Threshold, optional
@@ -152,6 +169,12 @@ def make_plan(
     column_scales : mapping of str to array (n_cols,), optional
         Positive numbers by which Slot T multiplies a tensor's columns before it codes them, for example
         the fourth root of what the columns' activations measure; decoding divides. Rounded to bfloat16.
+    rates : mapping of str to int, optional
+        Sixteenths of a bit for tensors of profile "parity", from `hhtld.calibration`; its other tensors take the rate
+        at which their rows pass `PARITY_THRESHOLD`.
+    moments : mapping of str to array (n_cols, n_cols), optional
+        Mean products of the inputs of tensors' columns: Slot T then spreads errors where they cost products least
+        (`hhtld.feedback`).
 
     Raises
     ------
@@ -163,18 +186,24 @@ def make_plan(
     parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
     if nonfinite not in ("refuse", "keep"):
         raise ValueError(f"nonfinite must be 'refuse' or 'keep', got {nonfinite!r}")
+    if rates and profile != "parity":
+        raise ValueError(f"rates are for profile 'parity', got {profile!r}")
     infos = source.infos()
     for glob, _ in parsed:
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     tied = _tied(source, infos.values()) | dict(source.aliases())
-    plan = Plan(chosen, thresholds={**THRESHOLDS, **(thresholds or {})}, seed=seed)
+    defaults = dict.fromkeys(THRESHOLDS, PARITY_THRESHOLD) if profile == "parity" else THRESHOLDS
+    plan = Plan(chosen, thresholds={**defaults, **(thresholds or {})}, seed=seed)
     plan.files = tuple(sorted(source.files()))
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
+    plan.moments = {name: _moments(infos, name, found) for name, found in (moments or {}).items()}
     keep = Profile("keep")
     for name in sorted(infos):
         info = infos[name]
         own = next((found for glob, found in parsed if fnmatch.fnmatchcase(name, glob)), chosen)
+        if own is chosen and rates and name in rates:
+            own = Profile(f"bits:{rates[name] / 16:g}", rates[name])
         if name in tied:
             plan.tensors[name] = TensorPlan(info, keep, alias_of=tied[name])
         elif _takes(own, info) and (nonfinite == "refuse" or _finite(source, name)):
@@ -190,6 +219,17 @@ def _scale(infos: Mapping[str, TensorInfo], name: str, scale: ArrayLike) -> NDAr
         raise ValueError(f"column scale {name!r} of shape {values.shape} fits no tensor of the source")
     if not (np.isfinite(values) & (values > 1e-30) & (values < 1e30)).all():
         raise ValueError(f"column scale {name!r} must hold positive finite numbers")
+    return values
+
+
+def _moments(infos: Mapping[str, TensorInfo], name: str, moments: ArrayLike) -> NDArray[np.float32]:
+    values = np.ascontiguousarray(moments, np.float32)
+    if name not in infos or values.shape != (infos[name].n_cols, infos[name].n_cols):
+        raise ValueError(f"moments {name!r} of shape {values.shape} fit no tensor of the source")
+    if len(values) > MAX_FEEDBACK_COLS:
+        raise ValueError(f"moments {name!r}: feedback is for at most {MAX_FEEDBACK_COLS} columns, got {len(values)}")
+    if not np.isfinite(values).all() or not np.array_equal(values, values.T) or (values.diagonal() < 0).any():
+        raise ValueError(f"moments {name!r} must be finite and symmetric, with no negative mean square")
     return values
 
 

@@ -93,11 +93,16 @@ class Trellis:
         """Return the bytes of a row's codes."""
         return _trellis.row_nbytes(n_cols, self.rate, self.n_bits)
 
-    def encode(self, rotated: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Return the codes (n, row_nbytes) and least-squares gains (n,) of rotated rows (n, n_cols)."""
+    def encode(
+        self, rotated: NDArray[np.float32], feedback: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return the codes (n, row_nbytes) and least-squares gains (n,) of rotated rows (n, n_cols).
+
+        With `feedback` (n_cols, n_cols), see `hhtld.feedback`, weights make up for what those before them lost.
+        """
         codes = np.empty((len(rotated), self.row_nbytes(rotated.shape[1])), np.uint8)
         gains = np.empty(len(rotated), np.float32)
-        _trellis.encode(rotated, self.levels, self.step, self.rate, codes, gains)
+        _trellis.encode(rotated, self.levels, self.step, self.rate, codes, gains, feedback)
         return codes, gains
 
     def decode(self, codes: NDArray[np.uint8], gains: NDArray[np.float32], n_cols: int) -> NDArray[np.float32]:

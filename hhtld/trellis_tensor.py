@@ -221,8 +221,12 @@ class HhtlTTensor:
         column_scale: NDArray[np.uint16] | None = None,
         slot_l_scale: float | None = None,
         first: int = 0,
+        feedback: NDArray[np.float32] | None = None,
     ) -> Self:
-        """Encode a block of a tensor's rows, whose Slot L scale is known; `first` is its first row, for errors."""
+        """Encode a block of a tensor's rows, whose Slot L scale is known; `first` is its first row, for errors.
+
+        `feedback`: see `hhtld.feedback`; of the first level only.
+        """
         n_rows, n_cols = block.shape
         scaled = scaled_rows(block, column_scale)
         twigs, slot_l = shared.assign(scaled), None
@@ -233,7 +237,7 @@ class HhtlTTensor:
         bad = _cast.first_nonfinite_f32(residual.reshape(-1))
         if bad >= 0:
             raise RangeError(f"row {first + bad // n_cols} passes float32's range when it is rotated")
-        slot_t, gains = shared.trellis.encode(residual)
+        slot_t, gains = shared.trellis.encode(residual, feedback)
         slot_v = gain_bits(gains)
         slot_v_2, slot_t_2 = None, None
         if shared.second is not None:

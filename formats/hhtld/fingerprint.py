@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hhtld.pack import PackSource
 from hhtld.plan import Plan
@@ -35,13 +36,16 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "thresholds": {regime: [asked.median, asked.p5] for regime, asked in sorted(plan.thresholds.items())},
         "tensors": _digest([[n, t.profile.text, t.alias_of] for n, t in plan.tensors.items()]),
-        "column_scales": _digest(
-            [
-                [name, hashlib.sha256(np.asarray(scale, "<f4").tobytes()).hexdigest()]
-                for name, scale in sorted(plan.column_scales.items())
-            ]
-        ),
+        "column_scales": _arrays_digest(plan.column_scales),
+        "moments": _arrays_digest(plan.moments),
     }
+
+
+def _arrays_digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
+    found = sorted(
+        (name, hashlib.sha256(np.asarray(array, "<f4").tobytes()).hexdigest()) for name, array in arrays.items()
+    )
+    return _digest(found)
 
 
 def source_facts(source: TensorSource, place: Location | None = None) -> dict[str, Any]:

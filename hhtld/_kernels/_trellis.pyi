@@ -4,10 +4,13 @@ from numpy.typing import NDArray
 # rates are sixteenths of a bit a weight
 MIN_RATE: int
 MAX_RATE: int
+# weights
+FEEDBACK_BLOCK: int
+FEEDBACK_DELAY: int
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int: ...
 
-# rows (n_rows, n_cols), table (2**n_bits,), codes (n_rows, row_nbytes), gains (n_rows,)
+# rows (n_rows, n_cols), table (2**n_bits,), codes (n_rows, row_nbytes), gains (n_rows,), feedback (n_cols, n_cols)
 def encode(
     rows: NDArray[np.float32],
     table: NDArray[np.int8],
@@ -15,6 +18,7 @@ def encode(
     rate: int,
     codes: NDArray[np.uint8],
     gains: NDArray[np.float32],
+    feedback: NDArray[np.float32] | None = ...,
     *,
     isa: str | None = ...,
 ) -> None: ...

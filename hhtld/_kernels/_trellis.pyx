@@ -11,23 +11,30 @@ cdef extern from "trellis.h" nogil:
     enum: HH_TRELLIS_LANES
     enum: HH_MIN_STATE_BITS
     enum: HH_MAX_STATE_BITS
+    enum: HH_FEEDBACK_BLOCK
+    enum: HH_FEEDBACK_DELAY
     ctypedef struct hh_trellis_scratch:
         int16_t *x
         int16_t *values
         int16_t *costs
         int16_t *back
         uint8_t *steps
+        float *targets
+        float *errors
     Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     Py_ssize_t hh_back_words(int rate, int n_bits)
     void hh_trellis_encode(int tier, const float *rows, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
-                           const int8_t *table, int step, hh_trellis_scratch scratch, uint8_t *codes, float *gains)
+                           const int8_t *table, int step, const float *matrix, hh_trellis_scratch scratch, uint8_t *codes,
+                           float *gains)
     void hh_trellis_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                            const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
                            float *out)
 
 MIN_RATE = 16
 MAX_RATE = 96
+FEEDBACK_BLOCK = HH_FEEDBACK_BLOCK
+FEEDBACK_DELAY = HH_FEEDBACK_DELAY
 _MAX_COLS = sys.maxsize // MAX_RATE
 
 
@@ -63,16 +70,20 @@ cdef class _Scratch:
     cdef hh_trellis_scratch scratch
     cdef char *block
 
-    def __cinit__(self, Py_ssize_t n_cols, int rate, int n_bits):
+    def __cinit__(self, Py_ssize_t n_cols, int rate, int n_bits, bint has_feedback):
         cdef Py_ssize_t lanes = HH_TRELLIS_LANES, states = 1 << n_bits
         cdef Py_ssize_t costs = 2 * states * lanes * 2, back = n_cols * hh_back_words(rate, n_bits) * lanes * 2
-        cdef Py_ssize_t x = n_cols * lanes * 2
-        self.block = <char *> malloc(costs + back + x + n_cols * lanes + 2 * states + 64)
+        cdef Py_ssize_t x = n_cols * lanes * 2, targets = n_cols * lanes * 4 if has_feedback else 0
+        cdef Py_ssize_t errors = HH_FEEDBACK_BLOCK * lanes * 4 if has_feedback else 0
+        self.block = <char *> malloc(costs + targets + errors + back + x + n_cols * lanes + 2 * states + 64)
         if not self.block:
             raise MemoryError(f"cannot allocate the trellis of rows of {n_cols} columns")
         # Costs come first and on a cache line's edge: they are loaded 64 bytes at a time.
         cdef char *at = self.block + (64 - <size_t> self.block % 64) % 64
         self.scratch.costs = <int16_t *> at
+        self.scratch.targets = <float *> (at + costs)
+        self.scratch.errors = <float *> (at + costs + targets)
+        at += targets + errors
         self.scratch.back = <int16_t *> (at + costs)
         self.scratch.x = <int16_t *> (at + costs + back)
         self.scratch.values = <int16_t *> (at + costs + back + x)
@@ -83,14 +94,20 @@ cdef class _Scratch:
 
 
 def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, int step, int rate,
-           uint8_t[:, ::1] codes not None, float[::1] gains not None, *, isa=None):
-    """Encode finite rotated rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,)."""
+           uint8_t[:, ::1] codes not None, float[::1] gains not None, const float[:, ::1] feedback=None, *, isa=None):
+    """Encode finite rotated rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,).
+
+    With `feedback` (n_cols, n_cols) targets take up what weights before them lost, as trellis.h says.
+    """
     cdef int tier = resolve(isa), n_bits = _state_bits(table, rate)
     cdef Py_ssize_t n_rows = rows.shape[0], n_cols = rows.shape[1], nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
     cdef _Scratch scratch
+    cdef const float *matrix = NULL
     if codes.shape[0] != n_rows or codes.shape[1] != nbytes or gains.shape[0] != n_rows:
         raise ValueError(f"codes must be ({n_rows}, {nbytes}) and gains ({n_rows},), "
                          f"got ({codes.shape[0]}, {codes.shape[1]}) and ({gains.shape[0]},)")
+    if feedback is not None and (feedback.shape[0] != n_cols or feedback.shape[1] != n_cols):
+        raise ValueError(f"feedback must be ({n_cols}, {n_cols}), got ({feedback.shape[0]}, {feedback.shape[1]})")
     if not 1 <= step <= 8192:
         raise ValueError(f"step must be 1..8192, got {step}")
     if n_rows == 0:
@@ -100,10 +117,13 @@ def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, 
         gains[:] = 0
         return
     require_aligned(&rows[0, 0], 4, "rows")
-    scratch = _Scratch(n_cols, rate, n_bits)
+    if feedback is not None:
+        require_aligned(&feedback[0, 0], 4, "feedback")
+        matrix = &feedback[0, 0]
+    scratch = _Scratch(n_cols, rate, n_bits, feedback is not None)
     with nogil:
-        hh_trellis_encode(tier, &rows[0, 0], n_rows, n_cols, rate, n_bits, &table[0], step, scratch.scratch,
-                          &codes[0, 0], &gains[0])
+        hh_trellis_encode(tier, &rows[0, 0], n_rows, n_cols, rate, n_bits, &table[0], step, matrix,
+                          scratch.scratch, &codes[0, 0], &gains[0])
 
 
 def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not None, int rate,

@@ -304,6 +304,7 @@ def _hadamard(x: NDArray[np.float32]) -> None:
 _SIGMA = 8192
 _RENORMALISE = 8
 _LEAST_COST = -32768
+_FEEDBACK_BLOCK, _FEEDBACK_DELAY = 32, 4
 
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
@@ -318,11 +319,22 @@ def encode(
     rate: int,
     codes: NDArray[np.uint8],
     gains: NDArray[np.float32],
+    feedback: NDArray[np.float32] | None = None,
 ) -> None:
-    """Encode rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,)."""
+    """Encode rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,).
+
+    `feedback` (n_cols, n_cols): what errors of blocks of weights add to the targets of those to come.
+    """
     values = np.clip(table.astype(np.int32) * step, -32767, 32767)
     for r, row in enumerate(rows):
-        states = _cheapest_path(_quantized(row), values, rate) if len(row) else []
+        units = _units(row)
+        aimed = row
+        if feedback is None:
+            targets = np.rint(np.clip(row.astype(np.float64) * units, -32767, 32767)).astype(np.int32)
+            states = _cheapest_path(targets, values, rate) if len(row) else []
+        else:
+            aimed = (row.astype(np.float64) * units).astype(np.float32)
+            states = _cheapest_path_fed(aimed, values, rate, feedback) if len(row) else []
         stream = 0
         for t, state in enumerate(states):  # windows overlap, and agree where they do
             stream |= state << (t * rate // 16)
@@ -330,9 +342,10 @@ def encode(
         cross = own = 0.0
         for t in reversed(range(len(states))):
             level = float(table[states[t]])
-            cross += float(row[t]) * level
+            cross += float(aimed[t]) * level
             own += level * level
-        gains[r] = cross / own if own > 0 else 0
+        gain = cross / own if own > 0 else 0.0
+        gains[r] = gain if feedback is None else gain / units if units else 0
 
 
 def decode(
@@ -350,43 +363,75 @@ def decode(
             out[r, t] = gains[r] * np.float32(table[state])
 
 
-def _quantized(row: NDArray[np.float32]) -> NDArray[np.int32]:
-    """A row (n_cols,) in 1/8192 of its root mean square, -32767..32767, ties to even."""
+def _units(row: NDArray[np.float32]) -> float:
+    """What brings a row (n_cols,) to 1/8192 of its root mean square; 0 for zeros."""
     wide = row.astype(np.float64)
     norm2 = float(_tree16((wide * wide)[None])[0])
-    inverse = _SIGMA * math.sqrt(len(row) / norm2) if norm2 > 0 else 0.0
-    return np.rint(np.clip(wide * inverse, -32767, 32767)).astype(np.int32)
+    return _SIGMA * math.sqrt(len(row) / norm2) if norm2 > 0 else 0.0
 
 
-def _cheapest_path(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -> list[int]:
-    """The Viterbi search: one state for every weight of x (n_cols,), each following from the one before.
+class _Search:
+    """The Viterbi search: one state for every weight, each following from the one before.
 
     A state's successors drop its low `bits` bits and put any others on top, so the states that lead to the same
     2**bits successors are consecutive, and differ in the bits that leave.
     """
-    doublings = 0 if rate < 56 else 1 if rate < 68 else 2
 
-    def squares(weight: np.int32) -> NDArray[np.int32]:
-        apart = _saturated(weight - values)
+    def __init__(self, values: NDArray[np.int32], rate: int) -> None:
+        self._values, self._rate = values, rate
+        self._doublings = 0 if rate < 56 else 1 if rate < 68 else 2
+        self._costs = np.zeros(0, np.int32)
+        self._came_from: list[NDArray[np.int64]] = []
+
+    def _squares(self, weight: np.int32) -> NDArray[np.int32]:
+        apart = _saturated(weight - self._values)
         wide = apart
-        for _ in range(doublings):
+        for _ in range(self._doublings):
             wide = _saturated(wide + wide)
-        return ((wide * wide) >> 16) + (((apart * apart) >> 16) if doublings else 0)
+        return ((wide * wide) >> 16) + (((apart * apart) >> 16) if self._doublings else 0)
 
-    costs = _saturated(_LEAST_COST + squares(x[0]))
-    came_from: list[NDArray[np.int64]] = []
-    for t in range(1, len(x)):
-        bits = t * rate // 16 - (t - 1) * rate // 16
-        groups = costs.reshape(-1, 1 << bits)
-        came_from.append((np.arange(len(groups)) << bits) + groups.argmin(axis=1))  # the first of the least
+    def step(self, weight: np.int32) -> None:
+        """Go on by one weight."""
+        if not len(self._costs):
+            self._costs = _saturated(_LEAST_COST + self._squares(weight))
+            return
+        t = len(self._came_from) + 1
+        bits = t * self._rate // 16 - (t - 1) * self._rate // 16
+        groups = self._costs.reshape(-1, 1 << bits)
+        self._came_from.append((np.arange(len(groups)) << bits) + groups.argmin(axis=1))  # the first of the least
         best = groups.min(axis=1)
         if t % _RENORMALISE == 0:
-            best = _saturated(best - _saturated(costs.min() - np.int32(_LEAST_COST)))
-        costs = _saturated(np.tile(best, 1 << bits) + squares(x[t]))
-    states = [int(costs.argmin())]
-    for origins in reversed(came_from):
-        states.append(int(origins[states[-1] % len(origins)]))
-    return states[::-1]
+            best = _saturated(best - _saturated(self._costs.min() - np.int32(_LEAST_COST)))
+        self._costs = _saturated(np.tile(best, 1 << bits) + self._squares(weight))
+
+    def path(self) -> list[int]:
+        """Return the states of the cheapest way to here."""
+        states = [int(self._costs.argmin())]
+        for origins in reversed(self._came_from):
+            states.append(int(origins[states[-1] % len(origins)]))
+        return states[::-1]
+
+
+def _cheapest_path(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -> list[int]:
+    search = _Search(values, rate)
+    for weight in x:
+        search.step(weight)
+    return search.path()
+
+
+def _cheapest_path_fed(
+    targets: NDArray[np.float32], values: NDArray[np.int32], rate: int, feedback: NDArray[np.float32]
+) -> list[int]:
+    """The same, `targets` (n_cols,) taking up in place what the weights before them lost."""
+    search = _Search(values, rate)
+    for t in range(len(targets)):
+        if t and t % _FEEDBACK_BLOCK == 0:
+            path, to = search.path(), t - _FEEDBACK_DELAY
+            for k in range(max(0, to - _FEEDBACK_BLOCK), to):
+                error = targets[k] - np.float32(values[path[k]])
+                targets[t:] += feedback[t:, k] * error
+        search.step(np.int32(np.rint(np.clip(targets[t], np.float32(-32767), np.float32(32767)))))
+    return search.path()
 
 
 def _saturated(values: NDArray[np.int32] | np.int32) -> NDArray[np.int32]:

@@ -18,6 +18,12 @@
  * The gain of a row is the least-squares one, sum(row * level) / sum(level * level) in float64, both summed
  * from the last weight to the first; 0 for a row of zeros and where every level is 0.
  *
+ * Feedback: what a weight lost may be told to weights that are not coded yet. Before every weight t that is a multiple
+ * of HH_FEEDBACK_BLOCK, the errors of the weights [t - delay - block, t - delay), from 0 on, go to all targets from t on:
+ * targets[j] += matrix[j][k] * error[k], k ascending, each product and sum rounded to float32. Targets start as
+ * row * (8192 / rms) in float32, an error is its target less the value of its state on the cheapest path so far, and
+ * the delay lets that path settle. The gain is then that of the targets, brought back from units.
+ *
  * Source: bitshift trellis of QTIP (arXiv 2406.11235, section 3); tables trained for this project.
  */
 #ifndef HHTLD_TRELLIS_H
@@ -26,6 +32,14 @@
 #include <math.h>
 
 #include "isa.h"
+
+enum { HH_FEEDBACK_BLOCK = 32, HH_FEEDBACK_DELAY = 4 };
+
+typedef struct {
+    const float *matrix; /* [n_cols][n_cols]; NULL without feedback */
+    float *targets;      /* [n_cols][lanes] */
+    float *errors;       /* [HH_FEEDBACK_BLOCK][lanes] */
+} hh_feedback;
 
 /* No rate takes more bits a weight than a state has, so every step has a group of states to come from. */
 enum { HH_RENORMALISE = 8, HH_MIN_STATE_BITS = 7, HH_MAX_STATE_BITS = 12, HH_SIGMA = 8192, HH_TRELLIS_LANES = 32 };
@@ -106,6 +120,8 @@ typedef struct {
     int16_t *costs;  /* [2][2^L][32] */
     int16_t *back;   /* [n_cols][back_words][32] */
     uint8_t *steps;  /* [n_cols][32] */
+    float *targets;  /* [n_cols][32], with feedback */
+    float *errors;   /* [HH_FEEDBACK_BLOCK][32], with feedback */
 } hh_trellis_scratch;
 
 HH_INLINE ptrdiff_t hh_back_words(int rate, int n_bits) {
@@ -128,21 +144,26 @@ HH_INLINE double hh_row_norm2_(const float *row, ptrdiff_t n_cols) {
     return hh_tree16_f64(lane);
 }
 
-/* A row as int16 into lane `lane` of x; rint by adding 1.5 * 2^52. */
-HH_INLINE void hh_quantize_row_(const float *row, ptrdiff_t n_cols, int lanes, int lane, int16_t *x) {
+/* What brings a row to units; 0 for a row of zeros. */
+HH_INLINE double hh_units_(const float *row, ptrdiff_t n_cols) {
     const double norm2 = hh_row_norm2_(row, n_cols);
-    const double inverse = norm2 > 0 ? HH_SIGMA * sqrt((double)n_cols / norm2) : 0.0;
+    return norm2 > 0 ? HH_SIGMA * sqrt((double)n_cols / norm2) : 0.0;
+}
+
+/* A row as int16 into lane `lane` of x; rint by adding 1.5 * 2^52. */
+HH_INLINE void hh_quantize_row_(const float *row, ptrdiff_t n_cols, double units, int lanes, int lane, int16_t *x) {
     for (ptrdiff_t t = 0; t < n_cols; t++) {
-        double scaled = (double)row[t] * inverse; /* float64: 1 / rms of a denormal row passes float32 */
+        double scaled = (double)row[t] * units; /* float64: 1 / rms of a denormal row passes float32 */
         scaled = scaled > -32767.0 ? scaled : -32767.0; /* so a NaN never meets the cast */
         scaled = scaled < 32767.0 ? scaled : 32767.0;
         x[t * lanes + lane] = (int16_t)((scaled + 6755399441055744.0) - 6755399441055744.0);
     }
 }
 
-/* One lane's steps to the row's bit stream, and the gain. */
-HH_INLINE float hh_pack_row_(const float *row, ptrdiff_t n_cols, int rate, int n_bits, const int8_t *table, int lanes,
-                             int lane, const uint8_t *steps, unsigned last, uint8_t *codes) {
+/* One lane's steps to the row's bit stream; the gain of what was aimed at, weight t being row[t * stride]. */
+HH_INLINE double hh_pack_row_(const float *row, ptrdiff_t stride, ptrdiff_t n_cols, int rate, int n_bits,
+                              const int8_t *table, int lanes, int lane, const uint8_t *steps, unsigned last,
+                              uint8_t *codes) {
     uint64_t held = 0;
     int n_held = 0;
     uint8_t *out = codes;
@@ -163,18 +184,18 @@ HH_INLINE float hh_pack_row_(const float *row, ptrdiff_t n_cols, int rate, int n
     unsigned state = last;
     for (ptrdiff_t t = n_cols - 1; t >= 0; t--) {
         const double level = table[state];
-        cross += (double)row[t] * level, own += level * level;
+        cross += (double)row[t * stride] * level, own += level * level;
         if (t) {
             const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
             state = ((state << bits) | steps[t * lanes + lane]) & ((1u << n_bits) - 1u);
         }
     }
-    return own > 0 ? (float)(cross / own) : 0.0f;
+    return own > 0 ? cross / own : 0.0;
 }
 
 HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                 const int8_t *table, int step, hh_trellis_scratch scratch, uint8_t *codes,
-                                 float *gains) {
+                                 const int8_t *table, int step, const float *matrix, hh_trellis_scratch scratch,
+                                 uint8_t *codes, float *gains) {
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits), words = hh_back_words(rate, n_bits);
     const int doublings = hh_trellis_doublings(rate);
     for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << n_bits; s++) {
@@ -188,22 +209,31 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
 #endif
     for (ptrdiff_t first = 0; first < n_rows; first += lanes) {
         const int count = (int)(n_rows - first < lanes ? n_rows - first : lanes);
+        const hh_feedback feedback = {matrix, scratch.targets, scratch.errors};
         uint16_t last[HH_TRELLIS_LANES];
+        double units[HH_TRELLIS_LANES];
         if (count < lanes) memset(scratch.x, 0, (size_t)(n_cols * lanes) * sizeof(int16_t));
-        for (int lane = 0; lane < count; lane++)
-            hh_quantize_row_(rows + (first + lane) * n_cols, n_cols, lanes, lane, scratch.x);
+        if (count < lanes && matrix) memset(scratch.targets, 0, (size_t)(n_cols * lanes) * sizeof(float));
+        for (int lane = 0; lane < count; lane++) {
+            const float *const row = rows + (first + lane) * n_cols;
+            units[lane] = hh_units_(row, n_cols);
+            if (!matrix) hh_quantize_row_(row, n_cols, units[lane], lanes, lane, scratch.x);
+            for (ptrdiff_t t = 0; matrix && t < n_cols; t++) scratch.targets[t * lanes + lane] = (float)((double)row[t] * units[lane]);
+        }
 #if HH_X86
         if (lanes == 32)
-            hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, scratch.steps, last);
+            hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, scratch.steps, last);
         else if (lanes == 16)
-            hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, scratch.steps, last);
+            hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, scratch.steps, last);
         else
 #endif
-            hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, scratch.steps, last);
+            hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, scratch.steps, last);
         for (int lane = 0; lane < count; lane++) {
-            const ptrdiff_t row = first + lane;
-            gains[row] = hh_pack_row_(rows + row * n_cols, n_cols, rate, n_bits, table, lanes, lane, scratch.steps,
-                                      last[lane], codes + row * row_nbytes);
+            const ptrdiff_t r = first + lane;
+            const float *const row = matrix ? scratch.targets + lane : rows + r * n_cols;
+            const double gain = hh_pack_row_(row, matrix ? lanes : 1, n_cols, rate, n_bits, table, lanes, lane,
+                                             scratch.steps, last[lane], codes + r * row_nbytes);
+            gains[r] = (float)(!matrix ? gain : units[lane] > 0 ? gain / units[lane] : 0.0);
         }
     }
     (void)tier;

@@ -51,17 +51,87 @@ HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int doublings, int renorm
     }
 }
 
-/* Encode HH_LANES_T rows: x is [n_cols][HH_LANES_T]; bits come out as one uint8 a step and lane. */
-HH_KERNEL void HH_NAME(hh_viterbi_)(const int16_t *x, ptrdiff_t n_cols, int rate, int n_bits, int doublings,
+/* The cheapest of 2^n_bits states in every lane, the lowest on a tie. */
+HH_INLINE void HH_NAME(hh_cheapest_)(const int16_t *costs, int n_bits, unsigned *state) {
+    HH_V best_i16 = HH_LOAD(costs), which_i16 = HH_SET1(0);
+    for (int s = 1; s < 1 << n_bits; s++) {
+        const HH_V cost_i16 = HH_LOAD(costs + (ptrdiff_t)s * HH_LANES_T);
+        which_i16 = HH_SELECT(HH_LT(cost_i16, best_i16), HH_SET1((int16_t)s), which_i16);
+        best_i16 = HH_MIN(best_i16, cost_i16);
+    }
+    int16_t which[HH_LANES_T];
+    HH_STORE(which, which_i16);
+    for (int lane = 0; lane < HH_LANES_T; lane++) state[lane] = (unsigned)which[lane];
+}
+
+/* From the states of weight t to those of weight t - 1; the branches taken on the way go to `branches` unless NULL. */
+HH_INLINE void HH_NAME(hh_step_back_)(ptrdiff_t t, int rate, int n_bits, const int16_t *back, ptrdiff_t back_words,
+                                      unsigned *state, uint8_t *branches) {
+    const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
+    const int width = hh_back_width(bits), shift = hh_back_shift(bits);
+    const unsigned groups = (1u << (n_bits - bits)) - 1u, low = (1u << bits) - 1u, slots = (1u << shift) - 1u;
+    const int16_t *const step_back = back + t * back_words * HH_LANES_T;
+    for (int lane = 0; lane < HH_LANES_T; lane++) {
+        const unsigned g = state[lane] & groups;
+        const unsigned word = (uint16_t)step_back[(ptrdiff_t)(g >> shift) * HH_LANES_T + lane];
+        const unsigned branch = (word >> ((g & slots) * (unsigned)width)) & low;
+        if (branches) branches[lane] = (uint8_t)branch;
+        state[lane] = (g << bits) | branch;
+    }
+}
+
+/* Targets [from, to) as int16 into x, rint by adding 1.5 * 2^23. */
+HH_INLINE void HH_NAME(hh_aim_)(const float *targets, ptrdiff_t from, ptrdiff_t to, int16_t *x) {
+    for (ptrdiff_t i = from * HH_LANES_T; i < to * HH_LANES_T; i++) {
+        float held = targets[i] > -32767.0f ? targets[i] : -32767.0f;
+        held = held < 32767.0f ? held : 32767.0f;
+        x[i] = (int16_t)((held + 12582912.0f) - 12582912.0f);
+    }
+}
+
+/* Before weight t, a multiple of HH_FEEDBACK_BLOCK: what the block HH_FEEDBACK_DELAY behind it lost goes to the targets
+ * from t on. `costs` are those of weight t - 1; the path of its cheapest state is asked, nearly always the one that
+ * stays. */
+HH_INLINE void HH_NAME(hh_feed_back_)(ptrdiff_t t, ptrdiff_t n_cols, int rate, int n_bits, const int16_t *values,
+                                      const int16_t *costs, const int16_t *back, ptrdiff_t back_words,
+                                      hh_feedback feedback) {
+    const ptrdiff_t to = t - HH_FEEDBACK_DELAY, begin = to - HH_FEEDBACK_BLOCK, from = begin > 0 ? begin : 0;
+    unsigned state[HH_LANES_T];
+    HH_NAME(hh_cheapest_)(costs, n_bits, state);
+    for (ptrdiff_t s = t - 1; s >= from; s--) {
+        if (s < to)
+            for (int lane = 0; lane < HH_LANES_T; lane++)
+                feedback.errors[(s - from) * HH_LANES_T + lane] =
+                    feedback.targets[s * HH_LANES_T + lane] - (float)values[state[lane]];
+        if (s > from) HH_NAME(hh_step_back_)(s, rate, n_bits, back, back_words, state, NULL);
+    }
+    for (ptrdiff_t j = t; j < n_cols; j++) {
+        const float *const share = feedback.matrix + j * n_cols + from;
+        float *const target = feedback.targets + j * HH_LANES_T, held[HH_LANES_T];
+        for (int lane = 0; lane < HH_LANES_T; lane++) held[lane] = target[lane];
+        for (ptrdiff_t k = 0; k < to - from; k++)
+            for (int lane = 0; lane < HH_LANES_T; lane++) held[lane] += share[k] * feedback.errors[k * HH_LANES_T + lane];
+        for (int lane = 0; lane < HH_LANES_T; lane++) target[lane] = held[lane];
+    }
+}
+
+/* Encode HH_LANES_T rows: x is [n_cols][HH_LANES_T], filled here where there is feedback; bits come out as one uint8 a
+ * step and lane. */
+HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int n_bits, int doublings,
                                     const int16_t *values, int16_t *costs, int16_t *back, ptrdiff_t back_words,
-                                    uint8_t *steps, uint16_t *last) {
+                                    hh_feedback feedback, uint8_t *steps, uint16_t *last) {
     const ptrdiff_t n_states = (ptrdiff_t)1 << n_bits;
     int16_t *from = costs, *to = costs + n_states * HH_LANES_T;
+    if (feedback.matrix) HH_NAME(hh_aim_)(feedback.targets, 0, n_cols < HH_FEEDBACK_BLOCK ? n_cols : HH_FEEDBACK_BLOCK, x);
     for (ptrdiff_t s = 0; s < n_states; s++) {
         const HH_V cost_i16 = HH_NAME(hh_cost_)(HH_SUBS(HH_LOAD(x), HH_SET1(values[s])), doublings);
         HH_STORE(from + s * HH_LANES_T, HH_ADDS(HH_SET1(INT16_MIN), cost_i16));
     }
     for (ptrdiff_t t = 1; t < n_cols; t++) {
+        if (feedback.matrix && t % HH_FEEDBACK_BLOCK == 0) {
+            HH_NAME(hh_feed_back_)(t, n_cols, rate, n_bits, values, from, back, back_words, feedback);
+            HH_NAME(hh_aim_)(feedback.targets, t, n_cols - t < HH_FEEDBACK_BLOCK ? n_cols : t + HH_FEEDBACK_BLOCK, x);
+        }
         const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
         const int renormalise = t % HH_RENORMALISE == 0;
         const int16_t *const now = x + t * HH_LANES_T;
@@ -75,25 +145,10 @@ HH_KERNEL void HH_NAME(hh_viterbi_)(const int16_t *x, ptrdiff_t n_cols, int rate
         from = to, to = swap;
     }
     unsigned state[HH_LANES_T];
-    for (int lane = 0; lane < HH_LANES_T; lane++) {
-        state[lane] = 0;
-        for (ptrdiff_t s = 1; s < n_states; s++)
-            if (from[s * HH_LANES_T + lane] < from[state[lane] * HH_LANES_T + lane]) state[lane] = (unsigned)s;
-        last[lane] = (uint16_t)state[lane];
-    }
-    for (ptrdiff_t t = n_cols - 1; t > 0; t--) {
-        const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
-        const int width = hh_back_width(bits), shift = hh_back_shift(bits);
-        const unsigned groups = (1u << (n_bits - bits)) - 1u, low = (1u << bits) - 1u, slots = (1u << shift) - 1u;
-        const int16_t *const step_back = back + t * back_words * HH_LANES_T;
-        for (int lane = 0; lane < HH_LANES_T; lane++) {
-            const unsigned g = state[lane] & groups;
-            const unsigned word = (uint16_t)step_back[(ptrdiff_t)(g >> shift) * HH_LANES_T + lane];
-            const unsigned branch = (word >> ((g & slots) * (unsigned)width)) & low;
-            steps[t * HH_LANES_T + lane] = (uint8_t)branch;
-            state[lane] = (g << bits) | branch;
-        }
-    }
+    HH_NAME(hh_cheapest_)(from, n_bits, state);
+    for (int lane = 0; lane < HH_LANES_T; lane++) last[lane] = (uint16_t)state[lane];
+    for (ptrdiff_t t = n_cols - 1; t > 0; t--)
+        HH_NAME(hh_step_back_)(t, rate, n_bits, back, back_words, state, steps + t * HH_LANES_T);
 }
 
 #undef HH_LANES_T

@@ -385,3 +385,41 @@ def test_steps_out_of_range_are_refused(step: int) -> None:
 @BOTH
 def test_an_unknown_tier_is_refused(name: str) -> None:
     refused(name, {"isa": "sse9"}, "no instruction tier 'sse9'")
+
+
+@pytest.mark.parametrize("rate", [16, 37, 56, 80, 96])
+@pytest.mark.parametrize("shape", [(3, 1), (2, 31), (35, 33), (18, 100), (5, 161)])
+def test_feedback_is_the_twins_on_every_tier(isa: str, shape: tuple[int, int], rate: int) -> None:
+    rows, table = awkward_rows(*shape), random_table(8)
+    feedback = (np.random.default_rng(shape[1]).standard_normal((shape[1], shape[1])) * 0.2).astype(np.float32)
+    nbytes = reference.row_nbytes(shape[1], rate, 8)
+    expected, gains = np.zeros((shape[0], nbytes), np.uint8), np.zeros(shape[0], np.float32)
+    reference.encode(rows, table, STEP, rate, expected, gains, feedback)
+    codes, own = np.full_like(expected, 0x5A), np.full_like(gains, 9)
+    _trellis.encode(rows, table, STEP, rate, codes, own, feedback, isa=isa)
+    same_bits(codes, expected)
+    same_bits(own, gains)
+
+
+def test_feedback_of_zeros_changes_no_code(isa: str) -> None:
+    rows, code = awkward_rows(20, 130), Trellis.trained(48)
+    plain, gains = encode(rows, code.levels, 48, isa, step=code.step)
+    codes, own = np.zeros_like(plain), np.zeros_like(gains)
+    # What is aimed at is rounded to float32 before int16: a handful of weights of a row of outliers may differ.
+    _trellis.encode(rows, code.levels, code.step, 48, codes, own, np.zeros((130, 130), np.float32), isa=isa)
+    assert (codes == plain).mean() > 0.99
+    np.testing.assert_allclose(own, gains, rtol=2e-3, atol=0)
+
+
+def test_feedback_of_another_width_is_refused() -> None:
+    rows, code = awkward_rows(2, 64), Trellis.trained(32)
+    with pytest.raises(ValueError, match=r"feedback must be \(64, 64\), got \(64, 63\)"):
+        _trellis.encode(
+            rows,
+            code.levels,
+            code.step,
+            32,
+            np.zeros((2, 17), np.uint8),
+            np.zeros(2, np.float32),
+            np.zeros((64, 63), np.float32),
+        )
