@@ -85,8 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--profile",
-        help="gates: the smallest file whose rows pass the gates (default); bits:B: B bits a weight, 1 to 6 in "
-        "sixteenths; lookup: 4 bytes a row (12 with Slot L), routes and looks up, does not reconstruct; "
+        help="gates: the smallest file whose rows pass the gates (default); parity: rates and column scales that keep "
+        "a language model's next tokens (--calibrate); bits:B: B bits a weight, 1 to 6 in sixteenths; "
+        "lookup: 4 bytes a row (12 with Slot L), routes and looks up, does not reconstruct; "
         "f32: 1 byte a row (9 with Slot L) into a palette of real rows",
     )
     command.add_argument(
@@ -107,6 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--min-ratio", type=float, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
+    )
+    command.add_argument(
+        "--calibrate",
+        metavar="TEXT",
+        help="for --profile parity: run the model of SRC on a text (builtin, or a file as --prompts of gate-parity "
+        "takes; extra 'transformers') and choose rates by what errors cost it; what it told is kept beside DST as "
+        "NAME.calibration.safetensors, which TEXT may also be",
+    )
+    command.add_argument(
+        "--target-top1", type=float, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"
     )
     command.add_argument("--seed", type=int, metavar="N", help="of the rotations (default 0)")
     command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
@@ -367,6 +378,8 @@ def _convert(args: argparse.Namespace) -> int:
                 resume=args.resume,
                 nonfinite=args.nonfinite,
                 seed=args.seed,
+                calibrate=args.calibrate,
+                target_top1=args.target_top1,
                 files=not args.no_files,
                 dry_run=args.dry_run,
                 progress=progress,

@@ -15,16 +15,18 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hhtld.base17 import BASE17_NBYTES
+from hhtld.calibration import Calibration
 from hhtld.coders import TrellisGroup, block_rows, code_rows
 from hhtld.encoder import DEFAULT_MEMORY, Work, expected_nbytes
 from hhtld.errors import GateError, RangeError
 from hhtld.formats import format_for_output, open_source
+from hhtld.formats.calibration import calibrated
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.fingerprint import source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
-from hhtld.plan import Plan, TensorPlan, make_plan
+from hhtld.plan import PARITY_THRESHOLD, Plan, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.rate import DEFAULT_STATE_BITS, decide_group
 from hhtld.remote import CarryingExecutor, RemoteSource
@@ -212,6 +214,8 @@ def convert(
     nonfinite: str = "refuse",
     seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
+    calibrate: Calibration | str | os.PathLike[str] | None = None,
+    target_top1: float | None = None,
     files: bool = True,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -233,8 +237,9 @@ def convert(
         new one is complete and verified. A name without suffix, one that ends in a slash and an empty folder are
         written as a model folder; a folder that holds something is refused.
     profile : str
-        "gates" (the default), "bits:B", "lookup" or "f32". This, `rules`, `gates`, `min_ratio`, `seed` and
-        `column_scales` are for formats that encode only: .hhtld, and packed folders (`to="hf"`).
+        "gates" (the default), "parity", "bits:B", "lookup" or "f32". This, `rules`, `gates`, `min_ratio`, `seed`,
+        `column_scales`, `calibrate` and `target_top1` are for formats that encode only: .hhtld, and packed folders
+        (`to="hf"`).
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
     gates : mapping of "argmax" and "index" to Threshold, optional
@@ -258,6 +263,12 @@ def convert(
         Of the rotations, 0 by default.
     column_scales : mapping of str to array (n_cols,), optional
         See `hhtld.plan.make_plan`; a dry run predicts without them.
+    calibrate : Calibration, path or "builtin", optional
+        For profile "parity": a text that the model of `src` is run on, or what an earlier run told
+        (`DST.calibration.safetensors`); see `hhtld.formats.calibration.calibrated`. Without it every group gets the
+        rate at which its rows lose little (`hhtld.plan.PARITY_THRESHOLD`).
+    target_top1 : float, optional
+        Share of next tokens that shall stay the same, for profile "parity" with `calibrate`; .9 by default.
     files : bool
         Whether the model's side files (config, tokenizer, ...; see `hhtld.side_files`) come along into .hhtld files
         and folders. They count on both sides of the ratio.
@@ -306,11 +317,17 @@ def convert(
             "gates": gates or None,
             "min_ratio": min_ratio,
         }
-        encoding |= {"seed": seed, "column_scales": column_scales}
+        encoding |= {"seed": seed, "column_scales": column_scales, "calibrate": calibrate, "target_top1": target_top1}
         encoding |= {"executor": executor, "memory": memory, "resume": resume or None}
         others = " and ".join(key for key, value in encoding.items() if value is not None)
         if others:
             raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
+    if profile != "parity" and (calibrate is not None or target_top1 is not None):
+        raise ValueError("calibrate and target_top1 are for profile 'parity'")
+    if calibrate is None and target_top1 is not None:
+        raise ValueError("target_top1 needs calibrate: 'builtin', a text, or a calibration")
+    if calibrate is not None and column_scales is not None:
+        raise ValueError("a calibration brings its own column_scales")
     if dry_run and "max_nbytes" in output.options:
         raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
     original_path = None if original is None else locate(original)
@@ -334,6 +351,13 @@ def convert(
             _count(report, source, target)
             _count_files(report, source if output.name == "folder" and files else None)
         else:
+            told: dict[str, Any] = {}
+            notes: list[str] = []
+            if calibrate is not None:
+                wanted = 0.9 if target_top1 is None else target_top1
+                told, notes = _calibrated(
+                    calibrate, source, source_path, target, wanted, jobs or default_jobs(), progress or silent
+                )
             plan = make_plan(
                 source,
                 profile or "gates",
@@ -341,12 +365,14 @@ def convert(
                 thresholds=gates,
                 nonfinite=nonfinite,
                 seed=seed or 0,
-                column_scales=column_scales,
+                **({"column_scales": column_scales} | told),
             )
             plan.files = plan.files if files else ()
             measured = GateReport(
                 plan.profile.text == "gates", plan.thresholds, 2.0 if min_ratio is None else min_ratio
             )
+            if plan.profile.text == "parity" and not told:
+                notes = [f"no model was run (calibrate): rows keep a cosine of {PARITY_THRESHOLD.median:g}, no promise"]
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
             limit = DEFAULT_MEMORY if memory is None else memory
@@ -359,6 +385,7 @@ def convert(
                 report.notes = output.write_plan(
                     shared, plan, target, measured, work, source_facts=facts, resume=resume
                 )
+                report.notes += notes
                 _count_pack(report, plan, target)
             _count_files(report, source if files else None)
     report.gates.ratio = report.ratio
@@ -366,6 +393,31 @@ def convert(
     if not report:
         raise GateError(f"{target} is written, but {report.gates.verdict()}", report)
     return report
+
+
+def _calibrated(
+    calibrate: Calibration | str | os.PathLike[str],
+    source: TensorSource,
+    model: Location,
+    target: Path,
+    target_top1: float,
+    jobs: int,
+    progress: Progress,
+) -> tuple[dict[str, Any], list[str]]:
+    """What to plan with, and what to tell of it."""
+    found, kept = calibrated(
+        calibrate, source, str(model), target, target_top1=target_top1, jobs=jobs, progress=progress
+    )
+    level = found.level_for(target_top1)
+    notes = [
+        f"rates about {level:g} bits were chosen for top-1 agreement of {target_top1:g}: "
+        f"{found.expected_top1(level):.3f} is expected on text like that of the calibration; "
+        f"hhtld gate-parity measures it on other text"
+    ]
+    if kept is not None:
+        notes.append(f"what the model told is kept in {kept}; give it to calibrate (--calibrate) for other targets")
+    facts = {"column_scales": found.column_scales, "rates": found.rates(level), "moments": found.moments}
+    return facts, notes
 
 
 def _overwrites(target: Path, source: Location) -> bool:

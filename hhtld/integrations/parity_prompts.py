@@ -31,13 +31,15 @@ class Prompt:
 Prompts = str | os.PathLike[str] | Sequence[str | Prompt]
 
 
-def chosen_prompts(prompts: Prompts) -> tuple[str, list[Prompt]]:
+def chosen_prompts(prompts: Prompts, builtin: str = "prompts.txt") -> tuple[str, list[Prompt]]:
     """Return where prompts come from, in words, and the prompts.
 
     Parameters
     ----------
     prompts : "builtin", path, or sequence of str or Prompt
         The file's format is told in the head of the built-in ones, `hhtld/integrations/prompts.txt`.
+    builtin : str
+        The file beside this module that "builtin" means.
 
     Raises
     ------
@@ -47,13 +49,13 @@ def chosen_prompts(prompts: Prompts) -> tuple[str, list[Prompt]]:
         When a sequence is empty or a text in it is.
     """
     if isinstance(prompts, str | os.PathLike):
-        builtin = prompts == BUILTIN
-        path = Path(__file__).with_name("prompts.txt") if builtin else Path(prompts)
+        is_builtin = prompts == BUILTIN
+        path = Path(__file__).with_name(builtin) if is_builtin else Path(prompts)
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise FormatError(f"{path}: not UTF-8 text (byte {error.start})") from None
-        return BUILTIN if builtin else str(path), parse_prompts(text, path.name)
+        return BUILTIN if is_builtin else str(path), parse_prompts(text, path.name)
     found = [prompt if isinstance(prompt, Prompt) else Prompt(_PLAIN, prompt) for prompt in prompts]
     if not found or not all(prompt.text.strip() for prompt in found):
         raise ValueError("prompts are empty: give at least one text, and none without words")

@@ -465,7 +465,7 @@ def test_bits_rules_and_gates(snapshot: Path, tmp_path: Path) -> None:
         (("--profile", "keep"), "no profile 'keep'"),
         (("--rule", "nothing*=keep"), "matches no tensor"),
         (("--rule", "x"), "GLOB=PROFILE"),
-        (("--rule", "*=zip"), "no profile 'zip'; available: lookup, f32, gates, bits:B, keep"),
+        (("--rule", "*=zip"), "no profile 'zip'; available: lookup, f32, gates, parity, bits:B, keep"),
         (("--gate", "argmax=2,1"), "two cosines"),
         (("--gate", "argmax=.9"), "REGIME=MEDIAN,P5"),
         (("--seed", "-1"), "seed must be"),
