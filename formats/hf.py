@@ -167,7 +167,7 @@ class HfFormat(Format):
         FormatError
             When the source has no config.json, or one that cannot be read.
         OutputError
-            When the folder holds something or cannot be written; nothing is left behind.
+            When the folder holds something or cannot be written; none is left in its place.
         """
         if CONFIG not in source.files():
             raise HeaderError(
