@@ -4,8 +4,8 @@ Layout
 ------
 Tensors: "scale:NAME" -> F32 (n_cols,), "moments:NAME" -> F32 (n_cols, n_cols). Metadata: "schema" =
 "hhtld.calibration/1", "calibration" = a JSON object with ``sensitivities`` [{names, n_weights, kl}],
-``measurements`` [{level, bits, top1, kl, n_positions}] and ``facts`` {str: str}, of which "source" is `digest` of
-what was calibrated.
+``measurements`` [{level, bits, top1, kl, n_positions, error}] and ``facts`` {str: str}, of which "source" is
+`digest` of what was calibrated.
 """
 
 from __future__ import annotations
@@ -98,9 +98,14 @@ def _sensitivity(item: dict[str, Any]) -> Sensitivity:
 
 
 def _measurement(item: dict[str, Any]) -> Measurement:
-    numbers = {key: float(item[key]) for key in ("level", "bits", "top1", "kl")}
+    numbers = {key: float(item[key]) for key in ("level", "bits", "top1", "kl", "error")}
     n_positions = int(item["n_positions"])
-    if not all(map(math.isfinite, numbers.values())) or not 0 <= numbers["top1"] <= 1 or n_positions < 1:
+    if (
+        not all(map(math.isfinite, numbers.values()))
+        or not 0 <= numbers["top1"] <= 1
+        or numbers["error"] < 0
+        or n_positions < 1
+    ):
         raise ValueError(f"a measurement of {numbers}")
     return Measurement(**numbers, n_positions=n_positions)
 

@@ -27,6 +27,7 @@ __all__ = ["TRIAL_RATE", "Calibration", "Measurement", "Sensitivity", "column_sc
 
 TRIAL_RATE = 56  # 3.5 b: what single sets lose stands out from rounding, and the model is still itself
 _STEP = 1 / 16
+_ONE_SIDED_95 = 1.6449  # standard errors
 
 
 def column_scale(energies: NDArray[np.floating], rows_squared: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -65,13 +66,25 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the model came to with every tensor coded at a level's rates."""
+    """What the model came to with every tensor coded at a level's rates.
+
+    Attributes
+    ----------
+    level, bits : float
+        Bits a weight: asked of the codes on average, and what all sections took.
+    top1, kl : float
+        Share of next tokens that agree, and mean KL divergence, nats.
+    n_positions : int
+    error : float
+        Standard error of `top1` over whole texts, whose positions are not independent.
+    """
 
     level: float
     bits: float
     top1: float
     kl: float
     n_positions: int
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,9 @@ class Calibration:
         return rates
 
     def level_for(self, top1: float) -> float:
-        """Return the lowest level, in sixteenths, at which the share `top1` of next tokens is expected to agree.
+        """Return the lowest level, in sixteenths, at which the share `top1` of next tokens should agree on other text.
+
+        `margin` is added to what is asked, or half of what is missing to 1 where that is less.
 
         Raises
         ------
@@ -119,7 +134,8 @@ class Calibration:
         if not 0 < top1 < 1:
             raise ValueError(f"target_top1 must lie between 0 and 1, got {top1}")
         slope, at_0 = self._line()
-        level = math.ceil((math.log2(1 - top1) - at_0) / slope / _STEP - 1e-9) * _STEP
+        aim = min(top1 + self.margin, (1 + top1) / 2)
+        level = math.ceil((math.log2(1 - aim) - at_0) / slope / _STEP - 1e-9) * _STEP
         highest = MAX_RATE * _STEP
         if level > highest:
             best = 1 - 2 ** (at_0 + slope * highest)
@@ -128,6 +144,11 @@ class Calibration:
                 f"ask for less (target_top1, --target-top1), or keep the most sensitive tensors with rules (GLOB=keep)"
             )
         return max(MIN_RATE * _STEP, level)
+
+    @property
+    def margin(self) -> float:
+        """How far other text of the same kinds may fall short of what was measured, one time in twenty."""
+        return _ONE_SIDED_95 * sum(m.error for m in self.measurements) / max(1, len(self.measurements))
 
     def expected_top1(self, level: float) -> float:
         """Return the share of next tokens expected to agree at a level."""

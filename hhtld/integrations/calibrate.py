@@ -19,6 +19,7 @@ about four minutes on two cores.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -203,7 +204,7 @@ class _Run:
                 own = [self._matrices[name] for name in names]
                 before = [matrix.parameter.detach().clone() for matrix in own]
                 self._put(pack, own)
-                kl = self._scores(spool, texts).kl
+                kl = PositionScores.total(self._scores(spool, texts)).kl
                 for matrix, weight in zip(own, before, strict=True):
                     matrix.parameter.data.copy_(weight)
                 n_weights = sum(weight.numel() for weight in before)
@@ -228,12 +229,14 @@ class _Run:
     ) -> Measurement:
         pack = self._coded(calibration.rates(level))
         self._put(pack, self._matrices.values())
-        scores = self._scores(spool, texts)
+        parts = self._scores(spool, texts)
+        scores = PositionScores.total(parts)
         shared = {i for record in pack.table.groups for i in record.sections.values()}
         nbytes = sum(map(pack.nbytes, self._matrices)) + sum(map(pack.sections.nbytes, shared))
         bits = 8 * nbytes / sum(matrix.parameter.numel() for matrix in self._matrices.values())
-        n = scores.n_positions
-        return Measurement(level, bits, scores.top1 / n, scores.kl / n, n)
+        n, share = scores.n_positions, scores.top1 / scores.n_positions
+        error = math.sqrt(sum((part.top1 - share * part.n_positions) ** 2 for part in parts)) / n
+        return Measurement(level, bits, share, scores.kl / n, n, error)
 
     def _coded(self, rates: Mapping[str, int]) -> HhtldPack:
         scales = {name: self.scales[name] for name in rates if name in self.scales}
@@ -258,10 +261,8 @@ class _Run:
             spool.append(self._logits(ids)[:-1])
         return spool
 
-    def _scores(self, spool: LogitSpool, texts: Sequence[Sequence[int]]) -> PositionScores:
-        return PositionScores.total(
-            [compare_positions(spool[i], self._logits(ids)[:-1], ids[1:]) for i, ids in enumerate(texts)]
-        )
+    def _scores(self, spool: LogitSpool, texts: Sequence[Sequence[int]]) -> list[PositionScores]:
+        return [compare_positions(spool[i], self._logits(ids)[:-1], ids[1:]) for i, ids in enumerate(texts)]
 
     def _logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         import torch

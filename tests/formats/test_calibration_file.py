@@ -34,7 +34,7 @@ def calibration(model: Path) -> Calibration:
     return Calibration(
         {QUERY: np.linspace(0.5, 2, 64, dtype=np.float32)},
         (Sensitivity((HEAD,), 300 * 64, 0.02), Sensitivity((QUERY,), 96 * 64, 0.01)),
-        (Measurement(4.5, 4.6, 0.8, 0.1, 1000), Measurement(5.25, 5.35, 0.88, 0.04, 1000)),
+        (Measurement(4.5, 4.6, 0.8, 0.1, 1000, 0.01), Measurement(5.25, 5.35, 0.88, 0.04, 1000)),
         {HEAD: np.eye(64, dtype=np.float32)},
         facts,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from hhtld.integrations.parity_metrics import (
 )
 from hhtld.integrations.parity_prompts import chosen_prompts, parse_prompts, retrieval_sentences
 
-WORDS = [f"w{i}" for i in range(500)]
+WORDS = [f"w{i}" for i in range(500)]  # of the tokenizer in conftest.py
+Writer = Callable[..., Any]
 TEXTS = [" ".join(WORDS[(7 * i * i + 13 * j * (i + 1)) % 500] for j in range(12)) for i in range(6)]
 PROMPTS = [Prompt("odd" if i % 2 else "even", text) for i, text in enumerate(TEXTS)]
 
@@ -172,42 +173,8 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- models ----
 
 
-def write_tokenizer(folder: Path) -> None:
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
-    vocabulary = {word: i for i, word in enumerate(["<end>", "<unk>", "<pad>", *WORDS])}
-    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, eos_token="<end>", unk_token="<unk>", pad_token="<pad>"
-    )
-    wrapped.save_pretrained(folder)
-
-
-def write_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    settings = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": 0,
-        "pad_token_id": 2,
-    }
-    torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(settings | changes)))
-    model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama(write_llama: Writer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("llama"))
 
 
@@ -221,7 +188,7 @@ def packs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert(write_tokenizer: Writer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
@@ -335,7 +302,9 @@ def test_an_encoder_is_measured_by_its_embeddings(bert: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("quiet")
-def test_packs_of_other_models_are_named(llama: Path, packs: dict[str, Path], tmp_path: Path) -> None:
+def test_packs_of_other_models_are_named(
+    write_llama: Writer, llama: Path, packs: dict[str, Path], tmp_path: Path
+) -> None:
     deeper = write_llama(tmp_path / "deeper", num_hidden_layers=3)
     with pytest.raises(FormatError, match=r"no tensor 'model\.layers\.2\.input_layernorm\.weight' in PACK.*6 more"):
         gate_parity(deeper, packs["keep"], TEXTS)
@@ -353,7 +322,9 @@ def test_packs_of_other_models_are_named(llama: Path, packs: dict[str, Path], tm
 
 
 @pytest.mark.usefixtures("quiet")
-def test_folders_that_are_no_such_model(llama: Path, packs: dict[str, Path], tmp_path: Path) -> None:
+def test_folders_that_are_no_such_model(
+    write_llama: Writer, llama: Path, packs: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         gate_parity(tmp_path / "nowhere", packs["keep"], TEXTS)
     with pytest.raises(FormatError, match="must be a snapshot folder"):

@@ -52,6 +52,13 @@ def test_the_level_lies_on_the_line_and_is_rounded_up() -> None:
     assert found.expected_top1(6) == pytest.approx(0.95)
 
 
+def test_what_other_text_may_fall_short_is_added() -> None:
+    plain = measured((4, 0.8), (5, 0.9))
+    found = Calibration({}, SETS, tuple(Measurement(m.level, m.bits, m.top1, m.kl, 1000, 0.01) for m in plain))
+    assert found.margin == pytest.approx(0.016449)
+    assert found.level_for(0.85) == 4.625  # .8664: 4 + log2(.2 / .1336), to the next sixteenth
+
+
 def test_levels_that_no_rate_reaches_are_refused_with_what_to_do() -> None:
     found = Calibration({}, SETS, measured((4, 0.5), (5, 0.6)))
     with pytest.raises(FormatError, match=r"needs more than 6 bits a weight, where 0\.680 is expected; ask for less"):

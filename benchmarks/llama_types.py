@@ -1,0 +1,156 @@
+"""Bytes against next-token agreement: this project's profiles beside llama.cpp's types, on the same weights and text.
+
+    pip install -e '.[bench,transformers]'
+    python benchmarks/llama_types.py MODEL CALIBRATION [--bits 2 3 4 5 6] [--types Q4_K Q5_K] [--targets .85 .9]
+
+MODEL is a snapshot folder, CALIBRATION what `hhtld convert MODEL x.hhtld --profile parity --calibrate builtin` kept
+beside its output. All weight matrices are coded, embedding and head included, with one type each; llama.cpp's through
+ggml_quantize_chunk, four rows joined to one where a row is no multiple of 256, with every weight of the same
+importance and with the mean squares that the calibration holds as importance ("+ imatrix"). Agreement is measured on
+the built-in prompts of gate-parity, none of which the calibration has seen. Bytes are those
+of all sections but side files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from lookup_grade import processor
+
+import hhtld
+from hhtld.formats import open_source
+from hhtld.formats.calibration import read_calibration
+from hhtld.integrations.parity_metrics import PositionScores, compare_positions
+from hhtld.integrations.parity_models import LogitSpool, Snapshot, fixed_threads
+from hhtld.integrations.parity_prompts import chosen_prompts
+from hhtld.pack import HhtldPack
+from hhtld.plan import make_plan
+
+GGML = {"Q2_K": 10, "Q3_K": 11, "IQ4_XS": 23, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
+BLOCK = 256
+
+
+class Ggml:
+    """llama.cpp's quantizers, from the shared library in the llama-cpp-python package."""
+
+    def __init__(self, folder: Path | None) -> None:
+        if folder is None:
+            spec = find_spec("llama_cpp")
+            if spec is None or spec.origin is None:
+                raise SystemExit("llama-cpp-python is not installed: pip install -e '.[bench]', or give --ggml FOLDER")
+            folder = Path(spec.origin).parent / "lib"
+        self._library = ctypes.CDLL(str(next(p for p in sorted(folder.iterdir()) if "ggml-base." in p.name)))
+        pointer, wide = ctypes.c_void_p, ctypes.c_int64
+        self._library.ggml_quantize_chunk.restype = self._library.ggml_row_size.restype = ctypes.c_size_t
+        self._library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, wide, wide, wide, pointer]
+        self._library.ggml_row_size.argtypes = [ctypes.c_int, wide]
+
+    def coded(self, name: str, weights: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, int]:
+        """Return weights (n_rows, n_cols) through a type and back, and the bytes between."""
+        kind, joined = GGML[name], 1
+        while weights.shape[1] * joined % BLOCK:
+            joined *= 2
+        rows = np.ascontiguousarray(weights, np.float32).reshape(-1, weights.shape[1] * joined)
+        told = np.ones(weights.shape[1], np.float32) if importance is None else importance.astype(np.float32)
+        told = np.tile(told, joined)
+        blocks = np.empty(len(rows) * self._library.ggml_row_size(kind, rows.shape[1]), np.uint8)
+        self._library.ggml_quantize_init(kind)
+        self._library.ggml_quantize_chunk(kind, rows.ctypes.data, blocks.ctypes.data, 0, *rows.shape, told.ctypes.data)
+        back = getattr(self._library, f"dequantize_row_{name.lower().replace('_k', '_K')}")
+        back.restype, back.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        out = np.empty_like(rows)
+        back(blocks.ctypes.data, out.ctypes.data, out.size)
+        return out.reshape(weights.shape), blocks.nbytes
+
+
+class Agreement:
+    """A model in memory, what it says as it is, and how much of it stays with other weights."""
+
+    def __init__(self, folder: Path) -> None:
+        snapshot = Snapshot(folder)
+        self._model = snapshot.load_source()
+        tokenizer, limit = snapshot.tokenizer(), snapshot.token_limit(512, 1)
+        texts = [prompt.text for prompt in chosen_prompts("builtin")[1]]
+        self._ids = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        self.parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        n_words = len(self._model.get_input_embeddings().weight)
+        self._spool = LogitSpool(4 * n_words * sum(len(ids) - 1 for ids in self._ids))
+        for ids in self._ids:
+            self._spool.append(self._logits(ids))
+
+    def _logits(self, ids: list[int]) -> np.ndarray:
+        return self._model(input_ids=torch.tensor([ids])).logits[0, :-1].numpy()
+
+    def line(self, name: str, nbytes: int, n_weights: int) -> None:
+        """Measure the model as it stands and print a line."""
+        scores = PositionScores.total(
+            [compare_positions(self._spool[i], self._logits(ids), ids[1:]) for i, ids in enumerate(self._ids)]
+        )
+        n = scores.n_positions
+        bits = 8 * nbytes / n_weights
+        print(f"{name:22}{nbytes / 1e6:9.2f} MB {bits:7.3f} b {scores.top1 / n:7.3f} {scores.kl / n:8.4f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("--bits", nargs="*", default=["2", "3", "4", "5", "6"])
+    parser.add_argument("--types", nargs="*", default=list(GGML), choices=list(GGML))
+    parser.add_argument("--targets", nargs="*", type=float, default=[0.85, 0.9])
+    parser.add_argument("--ggml", type=Path, help="folder of libggml-base")
+    parser.add_argument("--jobs", type=int, default=1)
+    args = parser.parse_args()
+    calibration = read_calibration(args.calibration)
+    with fixed_threads(args.jobs), open_source(args.model) as source:
+        said = Agreement(args.model)
+        plan = make_plan(source, "bits:4")
+        names = [name for name, tensor in plan.tensors.items() if tensor.group is not None]
+        kept = sum(
+            tensor.info.nbytes for tensor in plan.tensors.values() if tensor.group is None and not tensor.alias_of
+        )
+        n_weights = sum(
+            info.n_rows * info.n_cols for name, info in source.infos().items() if not plan.tensors[name].alias_of
+        )
+        print(f"{args.model.name}, {n_weights:,} weights, {processor()}")
+        print(f"{'':22}{'file':>12} {'a weight':>9} {'top-1':>7} {'KL':>8}")
+
+        def put(name: str, weights: np.ndarray) -> None:
+            said.parameters[name].data.copy_(torch.from_numpy(weights))
+
+        def ours(label: str, pack: HhtldPack) -> None:
+            for name in names:
+                put(name, pack.get_tensor(name))
+            kinds = enumerate(pack.sections.kinds())
+            said.line(label, sum(pack.sections.nbytes(i) for i, kind in kinds if kind != "file"), n_weights)
+
+        for bits in args.bits:
+            ours(f"bits:{bits}", hhtld.encode(source, f"bits:{bits}"))
+        for target in args.targets:
+            level = calibration.level_for(target)
+            told = {"column_scales": calibration.column_scales, "moments": calibration.moments}
+            ours(f"parity {target:g}", hhtld.encode(source, "parity", rates=calibration.rates(level), **told))
+        ggml = Ggml(args.ggml) if args.types else None
+        for kind in args.types:
+            for told in (False, True):
+                nbytes = kept
+                for name in names:
+                    weights = np.asarray(hhtld.source.SourceRows(source, name).read(0, source.infos()[name].n_rows))
+                    scale, importance = calibration.column_scales.get(name), None
+                    if told and scale is not None:  # the scale is (h / sum of squares) ** (1/4)
+                        importance = scale.astype(np.float64) ** 4 * np.square(weights, dtype=np.float64).sum(0)
+                    assert ggml is not None
+                    coded, size = ggml.coded(kind, weights, importance)
+                    put(name, coded)
+                    nbytes += size
+                said.line(kind + (" + imatrix" if told else ""), nbytes, n_weights)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

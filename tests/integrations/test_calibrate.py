@@ -1,0 +1,117 @@
+"""Profile parity from end to end: a small language model is run, and its pack keeps what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hhtld.errors import FormatError, GateError
+from hhtld.formats.__main__ import main
+from hhtld.formats.convert import convert
+from hhtld.integrations.parity import gate_parity
+
+pytest.importorskip("transformers")
+TEXT = "\n".join(" ".join(f"w{(3 * i * i + 17 * j * (i + 2)) % 500}" for j in range(20)) for i in range(8))
+OTHER = [" ".join(f"w{(7 * i * i + 13 * j * (i + 1)) % 500}" for j in range(12)) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def llama(write_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("llama"), hidden_size=128, initializer_range=0.1)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibration(llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hhtld.formats.calibration import write_calibration
+    from hhtld.integrations.calibrate import calibrate
+
+    seen: list[str] = []
+    found = calibrate(llama, text, target_top1=0.8, progress=lambda stage, label, nbytes: seen.append(label))
+    assert len(seen) == len(found.sensitivities)
+    path = tmp_path_factory.mktemp("calibration") / "c.safetensors"
+    write_calibration(found, path)
+    return path
+
+
+def test_what_a_run_tells(llama: Path, calibration: Path) -> None:
+    from hhtld.formats.calibration import read_calibration
+
+    found = read_calibration(calibration)
+    names = {name for sensitivity in found.sensitivities for name in sensitivity.names}
+    assert "model.embed_tokens.weight" in names
+    assert len(names) == 1 + 2 * 7
+    assert set(found.column_scales) == names  # the tied embedding is a head
+    assert set(found.moments) == {"model.embed_tokens.weight"}
+    assert all(sensitivity.kl > 0 for sensitivity in found.sensitivities)
+    assert found.measurements[0].kl > found.measurements[1].kl
+
+
+def test_column_scales_are_those_of_what_layers_read(llama: Path, calibration: Path) -> None:
+    import torch
+    import transformers
+
+    from hhtld.calibration import column_scale
+    from hhtld.formats.calibration import read_calibration
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    read: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda module, args, out: read.append(args[0][0]))
+    with torch.inference_mode():
+        for line in TEXT.splitlines()[::2]:
+            model(torch.tensor([tokenizer(line)["input_ids"]]))
+    states = torch.cat(read).double().numpy()
+    weight = model.lm_head.weight.detach().double().numpy()
+    found = read_calibration(calibration)
+    expected = column_scale((states**2).mean(0), (weight**2).sum(0))
+    np.testing.assert_allclose(found.column_scales["model.embed_tokens.weight"], expected, rtol=1e-4)
+    np.testing.assert_allclose(found.moments["model.embed_tokens.weight"], states.T @ states / len(states), atol=1e-4)
+
+
+def test_a_pack_reaches_its_target_on_other_text(llama: Path, calibration: Path, tmp_path: Path) -> None:
+    report = convert(llama, tmp_path / "m.hhtld", profile="parity", calibrate=calibration, target_top1=0.8, files=False)
+    convert(llama, tmp_path / "plain.hhtld", profile="bits:2", files=False, min_ratio=0)
+    assert gate_parity(llama, tmp_path / "m.hhtld", OTHER, min_top1=0.65, n_continued=0)  # 66 positions, by chance
+    with pytest.raises(GateError):
+        gate_parity(llama, tmp_path / "plain.hhtld", OTHER, min_top1=0.65, n_continued=0)
+    assert report.ratio > 2
+
+
+def test_the_command_runs_the_model_once(
+    llama: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.hhtld"
+    command = ["convert", str(llama), str(out), "--profile", "parity", "--calibrate", str(text), "--json"]
+    assert main([*command, "--target-top1", "0.7"]) == 0
+    first = out.read_bytes()
+    told = json.loads(capsys.readouterr().out)
+    kept = tmp_path / "m.calibration.safetensors"
+    assert kept.is_file()
+    assert any(str(kept) in note for note in told["notes"])
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was run again")
+
+    monkeypatch.setattr("hhtld.integrations.calibrate.calibrate", refuse)
+    assert main([*command, "--target-top1", "0.7"]) == 0
+    assert out.read_bytes() == first
+
+
+def test_an_encoder_and_one_text_are_refused(llama: Path, tmp_path: Path) -> None:
+    from hhtld.integrations.calibrate import calibrate
+
+    with pytest.raises(FormatError, match="one text cannot be halved"):
+        calibrate(llama, ["w1 w2 w3"])
+    with pytest.raises(FormatError, match="is 1 token long"):
+        calibrate(llama, ["w1 w2 w3", "w1"])
