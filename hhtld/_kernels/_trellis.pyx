@@ -25,8 +25,8 @@ cdef extern from "trellis.h" nogil:
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     Py_ssize_t hh_back_words(int rate, int n_bits)
     void hh_trellis_encode(int tier, const float *rows, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
-                           const int8_t *table, int step, const float *matrix, hh_trellis_scratch scratch, uint8_t *codes,
-                           float *gains)
+                           const int8_t *table, int step, const float *matrix, hh_trellis_scratch scratch,
+                           uint8_t *codes, float *gains)
     void hh_trellis_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                            const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
                            float *out)
