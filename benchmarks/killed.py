@@ -3,8 +3,8 @@
     python benchmarks/killed.py FOLDER [--gib .25] [--kills 10] [--jobs 2] [--seed 0]
 
 Writes a checkpoint with `large_checkpoint.py` into FOLDER where it is missing, converts it undisturbed, then kills a
-conversion (SIGKILL) at that many moments, spread at random over it, resuming it every time. Work done twice
-is what had been coded when the process died, less what the next one took over, as a share of the former.
+conversion (SIGKILL) when random shares of it are done, resuming it every time. Work done twice is what had been coded
+when the process died, less what the next one took over, as a share of the former.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def told(log: Path) -> dict[str, int]:
     return found
 
 
+def done(found: dict[str, int]) -> int:
+    """Return the bytes that are coded."""
+    return found.get("resume", 0) + found.get("encode", 0) - found.get("again", 0)
+
+
 def main() -> None:
     """Read the command line and print a line a kill."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -58,32 +63,31 @@ def main() -> None:
     whole, target, log = args.folder / "whole.hhtld", args.folder / "killed.hhtld", args.folder / "killed.log"
     for path in (whole, target, log):
         path.unlink(missing_ok=True)
-    started = time.monotonic()
     hhtld.convert(source, whole, profile="gates", min_ratio=0, jobs=args.jobs)
-    left = time.monotonic() - started
-    rng, worst = random.Random(args.seed), 0.0
+    nbytes = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    rng = random.Random(args.seed)
+    moments = sorted(rng.uniform(0.02, 0.98) for _ in range(args.kills))
     command = [sys.executable, __file__, "--child", str(source), str(target), str(log), str(args.jobs)]
-    print("kill  after s  coded before  taken over  done twice")
-    before, kills = 0, 0
+    print("kill  coded before   taken over  done twice")
+    coded, worst, kills = 0, 0.0, 0
     while True:
         log.unlink(missing_ok=True)
-        started, moment = time.monotonic(), rng.uniform(1, max(2.0, 2 * left / (args.kills - kills + 1)))
         with subprocess.Popen(command) as process:
-            try:
-                process.wait(moment if kills < args.kills else None)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-        spent, found = time.monotonic() - started, told(log)
-        if before:
-            twice = (before - found.get("resume", 0)) / before
-            worst = max(worst, twice)
-            print(f"{kills:4}  {'':7}  {before:12,}  {found.get('resume', 0):10,}  {twice:9.1%}", flush=True)
+            while process.poll() is None:
+                if kills < args.kills and done(told(log)) >= moments[kills] * nbytes:
+                    process.send_signal(signal.SIGKILL)
+                    break
+                time.sleep(0.01)
+        found = told(log)
+        if coded:
+            over = found.get("resume", 0)
+            worst = max(worst, (coded - over) / coded)
+            print(f"{kills:4}  {coded:12,}  {over:11,}  {(coded - over) / coded:10.1%}", flush=True)
         if process.returncode == 0:
             break
         if process.returncode != -signal.SIGKILL:
             raise SystemExit(f"the conversion ended with {process.returncode}")
-        kills, left = kills + 1, left - spent
-        before = found.get("resume", 0) + found.get("encode", 0) - found.get("again", 0)
+        kills, coded = kills + 1, done(found)
     same = hashlib.sha256(whole.read_bytes()).digest() == hashlib.sha256(target.read_bytes()).digest()
     print(f"{kills} kills; at most {worst:.1%} of finished work done twice; {'the same' if same else 'OTHER'} bytes")
     sys.exit(not same)

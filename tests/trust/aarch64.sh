@@ -28,6 +28,8 @@ fi
 rm -rf "$work/tree" && mkdir -p "$work/tree"
 cp -r hhtld tests pyproject.toml README.md CHANGELOG.md "$work/tree/"
 cp -r formats "$work/tree/hhtld/formats"
+mkdir "$work/tree/hhtld-0.dist-info" # nothing is installed there, and journals ask for a version
+printf 'Metadata-Version: 2.1\nName: hhtld\nVersion: 0\n' > "$work/tree/hhtld-0.dist-info/METADATA"
 rm -rf "$work"/tree/hhtld/_kernels/*.so "$work/tree/tests/viewers"
 cd "$work/tree"
 headers=$work/root/usr/include
