@@ -95,8 +95,8 @@ def calibrate(
         When torch or transformers is not installed.
     """
     try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
+        import torch  # noqa: F401  (imported to see whether it is there)
+        import transformers  # noqa: F401  (the same)
     except ImportError as error:
         raise MissingExtraError(
             "calibrating needs torch and transformers: pip install 'hhtld[transformers]'"
