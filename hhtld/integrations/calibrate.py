@@ -12,8 +12,8 @@ measured at two levels of rates, and at the level that the line between them giv
 ``transformers``. Held are the model in float32, what the encoder makes of it, and one set twice; logits wait in a
 temporary file, as for gate-parity.
 
-Cost: `BANDS` runs over `SET_TOKENS` tokens for each kind of matrix and four over the second half; SmolLM2-135M takes
-about four minutes on two cores.
+Cost: `BANDS` runs over `SET_TOKENS` tokens for each kind of matrix and four over the second half; SmolLM2-135M took
+nine minutes on one thread of a busy machine.
 """
 
 from __future__ import annotations
