@@ -136,7 +136,7 @@ def test_names_that_lead_elsewhere_are_refused(name: Any) -> None:
     with pytest.raises(ValueError, match="file"):
         checked_file_name(name)
     pack = hhtld.encode({"w": low_rank(8, 16)}, "bits:3")
-    index = pack.sections.add("file", 1, [b"x"])  # type: ignore[attr-defined]
+    index = pack.sections.add("file", 1, [b"x"])  # type: ignore[attr-defined]  # a reader that also writes
     table = pack.table.to_json() | {"files": [{"name": name, "section": index}]}
     with pytest.raises(hhtld.FormatError, match="file"):
         PackTable.from_json(table, pack.sections)
@@ -159,7 +159,7 @@ def test_names_that_lead_elsewhere_are_refused(name: Any) -> None:
 )
 def test_bad_lists_of_files_are_refused(change: Callable[[Any], Any], message: str) -> None:
     pack = hhtld.encode({"w": low_rank(8, 16)}, "bits:3")
-    numbers = [pack.sections.add("file", 1, [b"x"]) for _ in range(2)]  # type: ignore[attr-defined]
+    numbers = [pack.sections.add("file", 1, [b"x"]) for _ in range(2)]  # type: ignore[attr-defined]  # as above
     files = [{"name": name, "section": index} for name, index in zip(("a.txt", "b.txt"), numbers, strict=True)]
     assert set(PackTable.from_json(pack.table.to_json() | {"files": files}, pack.sections).files) == {"a.txt", "b.txt"}
     with pytest.raises(hhtld.FormatError, match=message):
