@@ -46,7 +46,6 @@ from hhtld.errors import NonFiniteError, shown
 from hhtld.gates import CosineSummary
 from hhtld.palette import RouteAction
 from hhtld.rows import Rows, row_ranges
-from hhtld.slots import SLOT_L_LANES
 from hhtld.source import SourceRows, TensorSource
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
 from hhtld.trellis import Trellis, gain_values
@@ -365,9 +364,8 @@ class Scorer:
         if self._centroids is not None:
             tables = (y @ self._centroids.T).astype(np.float32)
         if self._basis is not None and self.tensor.slot_l_scale is not None:
-            lanes = np.zeros((len(batch), SLOT_L_LANES), np.float32)
             projected = y @ self._basis.vectors.T.astype(np.float64)
-            lanes[:, : self._basis.n_components] = projected * (self.tensor.slot_l_scale * self._unit)
+            lanes = (projected * (self.tensor.slot_l_scale * self._unit)).astype(np.float32)
         planes: list[tuple[NDArray[np.int8], Array32]] = []
         lost = np.zeros(len(batch))
         if isinstance(self.tensor, HhtlTTensor) and not self._plain:

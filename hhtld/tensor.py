@@ -41,6 +41,7 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld._kernels import _cast, _leaf, _search
 from hhtld.base17 import Base17
 from hhtld.basis import SvdBasis
+from hhtld.errors import RangeError
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import MAX_PALETTE_K, HhtlCache, checked_palette_k
 from hhtld.rows import Rows, as_rows, row_ranges
@@ -362,6 +363,9 @@ class HhtlF32Tensor(_LeafTensor):
         entries = block[picks[:count]]
         bits = np.empty(entries.shape, np.uint16)
         _cast.narrow_f32_bf16(entries.reshape(-1), bits.reshape(-1))
+        if (past := (bits & 0x7F80 == 0x7F80).any(axis=1)).any():
+            row = int(picks[past.argmax()])
+            raise RangeError(f"row {row} holds a weight that bfloat16 would round to infinity: above 3.389e38")
         shape = (rows.n_rows, rows.n_cols)
         tensor = cls(role, bits, nearest.astype(np.uint8), shape)
         if svd_basis is not None:

@@ -14,7 +14,8 @@ Rounding
 --------
 Encoding: y = row * scale (float32); residual = y - entry - leaf, the entry and leaf exactly as decoding gives them;
 rotated, coded. Decoding: level * gain (float32, one rounding), rotated back, plus entry-and-leaf (one addition),
-divided by scale.
+divided by scale. What passes float32's range on its way is inf or nan, as IEEE 754 has it; no row that was
+encoded does, but a file may be made to.
 
 Edge cases
 ----------
@@ -280,16 +281,17 @@ class HhtlTTensor:
         codes, gains = np.ascontiguousarray(self.slot_t[picked]), gain_values(self.slot_v[picked])
         out = self.shared.trellis.decode(codes, gains, self.original_shape[1])
         second = self.shared.second
-        if levels == 2 and second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
-            codes_2, gains_2 = np.ascontiguousarray(self.slot_t_2[picked]), gain_values(self.slot_v_2[picked])
-            out += second.decode(codes_2, gains_2, self.original_shape[1])
-        self.shared.rotation.unrotate(out)
-        if self.twigs is not None or self.slot_l is not None:
-            twigs = np.zeros(len(codes), np.uint8) if self.twigs is None else self.twigs[picked]
-            leaf = None if self.slot_l is None else self.slot_l[picked]
-            out += _base(self.shared, twigs, leaf, self.slot_l_scale)
-        if self.column_scale is not None:
-            out /= self._scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            if levels == 2 and second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
+                codes_2, gains_2 = np.ascontiguousarray(self.slot_t_2[picked]), gain_values(self.slot_v_2[picked])
+                out += second.decode(codes_2, gains_2, self.original_shape[1])
+            self.shared.rotation.unrotate(out)
+            if self.twigs is not None or self.slot_l is not None:
+                twigs = np.zeros(len(codes), np.uint8) if self.twigs is None else self.twigs[picked]
+                leaf = None if self.slot_l is None else self.slot_l[picked]
+                out += _base(self.shared, twigs, leaf, self.slot_l_scale)
+            if self.column_scale is not None:
+                out /= self._scale
         return out
 
     def reconstruct_row(self, row: int) -> NDArray[np.float32]:

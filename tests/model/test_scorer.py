@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import hhtld
 from hhtld._kernels import _dot, _isa
+from hhtld.basis import SvdBasis
 from hhtld.errors import NonFiniteError
 from hhtld.formats import open_source
 from hhtld.gates import summarize
@@ -23,6 +24,7 @@ from hhtld.palette import RouteAction
 from hhtld.rows import ArrayRows
 from hhtld.scorer import Scorer
 from hhtld.source import ArraySource
+from hhtld.tensor import HhtlF32Tensor
 from tests.conftest import low_rank, ranked
 
 NAME = "model.embed_tokens.weight"
@@ -56,6 +58,14 @@ def check_best(pack: HhtldPack, queries: NDArray[np.float32], k: int) -> None:
     """The best rows are those of the decoded matrix."""
     scores = exact(pack.get_tensor(NAME), queries)
     np.testing.assert_array_equal(pack.scorer(NAME).topk(queries, k).rows, ranked(scores, k))
+
+
+def test_a_basis_may_have_fewer_vectors_than_lanes() -> None:
+    # Found by fuzzing: five columns give a basis of five.
+    rows = low_rank(700, 5)
+    tensor = HhtlF32Tensor.encode_with_leaf("q", rows, SvdBasis.build(rows))
+    scores = exact(tensor.reconstruct_rows(), rows[:20])
+    np.testing.assert_array_equal(Scorer(tensor).topk(rows[:20], 3).rows, ranked(scores, 3))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

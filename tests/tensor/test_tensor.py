@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hhtld.basis import SvdBasis
+from hhtld.errors import RangeError
 from hhtld.group import (
     PaletteGroupKey,
     SharedPaletteGroup,
@@ -164,6 +165,12 @@ def test_f32_palette_never_picks_twice(rng: np.random.Generator) -> None:
     tensor = HhtlF32Tensor.encode("v", rows)
     assert len(tensor.palette_bits) == 5
     assert np.abs(tensor.reconstruct_rows() - rows).max() <= np.abs(rows).max() * 2**-8
+
+
+def test_f32_palette_holds_no_infinity() -> None:
+    rows = np.array([[1, 2], [3.4e38, 0]], np.float32)
+    with pytest.raises(RangeError, match="row 1 holds a weight that bfloat16 would round to infinity"):
+        HhtlF32Tensor.encode("x", rows)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,16 @@ def test_rows_at_the_end_of_the_range_are_refused() -> None:
         encode(rows)
 
 
+def test_what_a_file_may_say_beyond_the_range_is_infinite(rng: np.random.Generator) -> None:
+    # Found by fuzzing: such numbers, which no encoder writes, were a RuntimeWarning.
+    rows = (rng.standard_normal((30, 40)) + 1).astype(np.float32)
+    least = np.full(40, 1, np.uint16)  # bfloat16's smallest number
+    good = HhtlTTensor.encode("v", ArrayRows(rows), with_base(rows))
+    assert np.isinf(replace(good, column_scale=least).reconstruct_rows()).any()
+    largest = replace(good, slot_v=np.full(30, 0x7F7F, np.uint16), column_scale=least)
+    assert not np.isfinite(largest.reconstruct_rows()).any()
+
+
 def test_column_scales_undo_themselves(rng: np.random.Generator) -> None:
     # Powers of two commute with every rounding, so scaled rows of equal scale code alike.
     rows = rng.standard_normal((20, 64)).astype(np.float32)

@@ -22,6 +22,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 READERS = ("safetensors", "hhtld", "gguf", "onnx")
 BUDGET = 1 << 26  # bytes that decoding one tensor may take here
 MAX_NBYTES = 1 << 16  # of an input
@@ -97,6 +99,9 @@ class Target:
                 info = pack.info(name).info
                 array = pack.get_tensor(name, "source")
                 assert array.nbytes == info.nbytes, f"{name}: {array.nbytes} bytes, expected {info.nbytes}"
+                if pack.info(name).codec != "keep" and info.n_rows:
+                    rows = pack.scorer(name).topk(np.ones((2, info.n_cols)), 1).rows
+                    assert ((rows >= 0) & (rows < info.n_rows)).all(), f"{name}: row {rows} of {info.n_rows}"
 
     def _source(self) -> None:
         from hhtld.formats import get_format
