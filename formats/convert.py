@@ -18,11 +18,11 @@ from hhtld.base17 import BASE17_NBYTES
 from hhtld.calibration import Calibration
 from hhtld.coders import TrellisGroup, block_rows, code_rows
 from hhtld.encoder import DEFAULT_MEMORY, Work, expected_nbytes
-from hhtld.errors import GateError, RangeError
+from hhtld.errors import GateError, HhtldError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.calibration import calibrated
 from hhtld.formats.hhtld import open_pack
-from hhtld.formats.hhtld.fingerprint import source_facts
+from hhtld.formats.hhtld.fingerprint import content_digest, source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
@@ -381,7 +381,8 @@ def convert(
             else:
                 work = Work(stack.enter_context(crew(executor, jobs or default_jobs())), limit, progress or silent)
                 facts = source_facts(source, source_path)
-                shared = RemoteSource(source, open_source, (source_path,), json.dumps(facts))
+                here = (source_path, content_digest(source), json.dumps(facts))
+                shared = RemoteSource(source, _opened_there, here)
                 report.notes = output.write_plan(
                     shared, plan, target, measured, work, source_facts=facts, resume=resume
                 )
@@ -393,6 +394,18 @@ def convert(
     if not report:
         raise GateError(f"{target} is written, but {report.gates.verdict()}", report)
     return report
+
+
+def _opened_there(path: Location, content: str, facts: str) -> TensorSource:
+    """Open a source in a worker; the facts are the client's, so that what has been replaced is opened again."""
+    try:
+        source = open_source(path)
+    except (HhtldError, OSError) as error:
+        raise HhtldError(f"a worker cannot open {path}: {error}; workers need the source at the same path") from error
+    if content_digest(source) != content:
+        source.close()
+        raise HhtldError(f"a worker finds another model at {path} than this process; workers need the same files")
+    return source
 
 
 def _calibrated(

@@ -32,16 +32,12 @@ class RemoteSource(TensorSource):
     opener : callable
         A function of a module.
     args : tuple
-        Hashable.
-    fingerprint : str
-        Tells the source from what else may stand, or have stood, at the same place.
+        Hashable; equal ones mean the same source, so what tells it from others that stood there belongs to them.
     """
 
-    def __init__(
-        self, source: TensorSource, opener: Callable[..., TensorSource], args: tuple[Any, ...], fingerprint: str
-    ) -> None:
+    def __init__(self, source: TensorSource, opener: Callable[..., TensorSource], args: tuple[Any, ...]) -> None:
         self._source = source
-        self._call = (opener, args, fingerprint)
+        self._call = (opener, args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened, self._call
@@ -71,8 +67,8 @@ class RemoteSource(TensorSource):
 
 
 @functools.lru_cache(_KEPT)
-def _opened(opener: Callable[..., TensorSource], args: tuple[Any, ...], fingerprint: str) -> RemoteSource:
-    return RemoteSource(opener(*args), opener, args, fingerprint)
+def _opened(opener: Callable[..., TensorSource], args: tuple[Any, ...]) -> RemoteSource:
+    return RemoteSource(opener(*args), opener, args)
 
 
 class Carried:

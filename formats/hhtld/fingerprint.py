@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from hhtld.pack import PackSource
 from hhtld.plan import Plan
+from hhtld.sections import as_bytes
 from hhtld.source import TensorSource
 from hhtld.urls import Location
 
-__all__ = ["JOURNAL_VERSION", "plan_facts", "source_facts"]
+__all__ = ["JOURNAL_VERSION", "content_digest", "plan_facts", "source_facts"]
 
 JOURNAL_VERSION = 1
+_SAMPLED = 16  # tensors: fine-tuned models differ in nearly all of them
+_MOST_ROW_NBYTES = 1 << 20
 
 
 def _digest(value: Any) -> str:
@@ -54,14 +58,23 @@ def source_facts(source: TensorSource, place: Location | None = None) -> dict[st
     The files are the one at `place`, or those of the folder that `place` or an index names; other files beside
     them do not count.
     """
-    infos = source.infos()
-    header = [[n, i.dtype.name, list(i.shape), i.shard] for n, i in infos.items()]
-    facts: dict[str, Any] = {
-        "header": _digest([header, source.metadata, source.description, dict(source.aliases())]),
-    }
+    facts: dict[str, Any] = {"header": _digest(_header(source))}
     if place is None or not place.exists():
         return facts
     return facts | {"files": {file.name: _identity(file) for file in _files(source, place) if file.is_file()}}
+
+
+def content_digest(source: TensorSource) -> str:
+    """Return what tells a source from another wherever it lies: its header, and a row of some of its tensors."""
+    infos = source.infos().items()
+    small = [name for name, info in infos if info.has_rows and info.n_rows and info.row_nbytes <= _MOST_ROW_NBYTES]
+    sampled = small[:: -(-len(small) // _SAMPLED) or 1]
+    return _digest([_header(source), [zlib.crc32(as_bytes(source.read_rows(name, 0, 1))) for name in sampled]])
+
+
+def _header(source: TensorSource) -> list[Any]:
+    infos = [[n, i.dtype.name, list(i.shape), i.shard] for n, i in source.infos().items()]
+    return [infos, source.metadata, source.description, dict(source.aliases())]
 
 
 def _files(source: TensorSource, place: Location) -> list[Location]:

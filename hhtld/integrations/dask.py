@@ -28,6 +28,14 @@ except ImportError as error:
 __all__ = ["dask_crew"]
 
 _TIMEOUT = "30s"  # to reach a scheduler
+_CONFIG = {
+    # A palette of wide rows is large for a task; it is sent once.
+    "distributed.admin.large-graph-warning-threshold": "1GiB",
+    # dask's own 64 KiB has glibc give back every block of rows: 34 bytes faulted in again for one that is coded, which
+    # took half as long as coding. 32 MiB is the most that glibc takes for what it maps apart.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 64 << 20,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 32 << 20,
+}
 
 
 def _itself(value: Any) -> Any:
@@ -85,8 +93,7 @@ def dask_crew(where: str, jobs: int) -> Iterator[Crew]:
         When no scheduler answers or workers are lost again and again.
     """
     local = where == "local"
-    # A palette of wide rows is large for a task; it is sent once.
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GiB"}):
+    with dask.config.set(_CONFIG):
         if local:
             with _uninterrupted():
                 cluster = distributed.LocalCluster(

@@ -291,6 +291,48 @@ def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "b.hhtld").read_bytes() == (tmp_path / "a.hhtld").read_bytes()
 
 
+class Elsewhere(Executor):
+    """Workers for whom another file, or none, stands at a path."""
+
+    def __init__(self, path: Path, other: Path | None) -> None:
+        self.path, self.other = path, other
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if self.other is None:
+            self.path.unlink(missing_ok=True)
+        elif self.other.exists():
+            self.other.replace(self.path)  # the client's own stays open
+        try:
+            future.set_result(fn(*pickle.loads(pickle.dumps(args)), **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("values", r"a worker finds another model at .*m\.safetensors than this process"),
+        ("names", r"a worker finds another model at .*m\.safetensors than this process"),
+        ("missing", r"a worker cannot open .*m\.safetensors: .*; workers need the source at the same path"),
+    ],
+)
+def test_workers_read_the_same_model_or_none(changed: str, message: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    save_file(model(), path)
+    if changed == "values":
+        save_file({name: array + 1 for name, array in model().items()}, other)
+    else:
+        save_file({"x" + name: array for name, array in model().items()}, other)
+    elsewhere = Elsewhere(path, None if changed == "missing" else other)
+    with pytest.raises(hhtld.HhtldError, match=message):
+        hhtld.convert(path, tmp_path / "a.hhtld", executor=elsewhere, jobs=1)
+    assert not (tmp_path / "a.hhtld").exists()
+
+
 def test_errors_of_workers_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hhtld.coders, "SPAN_NBYTES", 9_000)
     bad = model()
