@@ -8,8 +8,11 @@ import io
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,12 @@ from hhtld.errors import (
 
 __all__ = ["main"]
 
-DONE, FAILED, USAGE, BAD_INPUT, CANNOT_WRITE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, USAGE, BAD_INPUT, CANNOT_WRITE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 _EPILOG = """\
 wherever a file is read, SRC, FILE, A and B may be URLs (extra 'fsspec'); files are written locally
 
-exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write, 130 interrupted
+exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write, 130 interrupted, 143 terminated
 
 examples:
   hhtld convert demo: minilm.hhtld                   a real model, with the extra 'demo' installed
@@ -693,6 +696,28 @@ def _exit_code(error: BaseException) -> int | None:
     return FAILED if isinstance(error, HhtldError) else None
 
 
+class _Terminated(KeyboardInterrupt):
+    """What SIGTERM raises."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+    raise _Terminated
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send before they kill, leave as little behind as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     for stream in (sys.stdout, sys.stderr):  # names in any script, and paths that are no text, must not end the program
@@ -709,12 +734,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     try:
-        code = _COMMANDS[args.command](args)
-        sys.stdout.flush()
+        with _terminable():
+            code = _COMMANDS[args.command](args)
+            sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
+        ended, code = ("terminated", TERMINATED) if isinstance(interrupt, _Terminated) else ("interrupted", INTERRUPTED)
         said = getattr(interrupt, "__notes__", None) or ["nothing was left half-written"]
-        print("interrupted;", *said, file=sys.stderr)
-        return INTERRUPTED
+        print(f"{ended};", *said, file=sys.stderr)
+        return code
     except BrokenPipeError:  # the reader went away
         _silence_stdout()
         return DONE

@@ -260,23 +260,28 @@ def test_a_reader_that_goes_away_is_no_error(snapshot: Path) -> None:
     assert done.stderr == ""
 
 
-def test_ctrl_c_leaves_the_old_file(snapshot: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_leaves_the_old_file(number: int, code: int, said: str, snapshot: Path, tmp_path: Path) -> None:
     target = tmp_path / "m.hhtld"
     target.write_bytes(b"old")
-    code = (
+    program = (
         "import sys, time; from hhtld import encoder; from hhtld.formats.__main__ import main\n"
         "plain = encoder.code_rows\n"
         "def slow(*a): print('coding', flush=True); time.sleep(20); return plain(*a)\n"
         "encoder.code_rows = slow\n"
         f"sys.exit(main(['convert', {str(snapshot)!r}, {str(target)!r}, '--jobs', '1', '--profile', 'f32']))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "coding\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.startswith("interrupted; what is finished stays beside ")
+    assert process.returncode == code
+    assert errors.startswith(f"{said}; what is finished stays beside ")
     assert errors.endswith("--resume continues\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".m.hhtld.partial", "m.hhtld", "m.hhtld.journal"]
     assert target.read_bytes() == b"old"
