@@ -23,6 +23,16 @@ _WEIGHTS = (
     *(".zip", ".tar", ".gz", ".xz", ".zst", ".7z", ".tmp"),
     ".journal",  # of a pack that is not finished, see hhtld.journal
 )
+# Of Windows, whatever follows a dot: learn.microsoft.com, "Naming Files, Paths, and Namespaces".
+_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    "CONIN$",
+    "CONOUT$",
+    *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"),
+}
 
 
 def checked_file_name(name: object) -> str:
@@ -36,6 +46,8 @@ def checked_file_name(name: object) -> str:
     plain = all(pure.name == name and not pure.anchor for pure in both) and not set(name) & set('<>:"/\\|?*')
     if not plain or not name.isprintable() or name[-1] in " ." or len(name.encode("utf-8", "replace")) > 255:
         raise ValueError(f"file {shown(name)} is not a plain file name")
+    if name.partition(".")[0].rstrip().upper() in _DEVICES:
+        raise ValueError(f"file {shown(name)} is a device of Windows")
     if name.startswith("."):
         raise ValueError(f"file {shown(name)} would be hidden")
     if name.lower().endswith(_WEIGHTS):

@@ -129,7 +129,7 @@ def test_commands_know_side_files(snapshot: Path, tmp_path: Path, capsys: pytest
     [
         *("", ".", "..", ".hidden", "../x", "a/b", "a\\b", "/etc/passwd", "C:x", "C:\\x", "x:stream", "a\0b", "a\nb"),
         *("x ", "x.", "a?b", 5, None, "n" * 256, "\u00e9" * 128, "model.safetensors", "MODEL.HHTLD", "a.bin", "w.pt"),
-        *("model.safetensors.index.json", "x.zip", "\ud800"),
+        *("model.safetensors.index.json", "x.zip", "\ud800", "CON", "aux.json", "com¹ .txt"),
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(name: Any) -> None:
