@@ -1,33 +1,35 @@
-"""A conversion as one self-contained HTML page: verdict, plots and a table that sorts.
-
-The page asks nothing of the network: styles, script and plots (SVG, drawn by matplotlib of the extra
-`report`) are inline, and its content security policy allows no other script. The same facts give the
-same bytes, for one release of matplotlib. Names come from files, so every one is escaped.
-"""
+"""A conversion as one HTML page: verdict, plots and a table that sorts."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import io
-import json
 import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.errors import HeaderError, MissingExtraError
+from hhtld.errors import HeaderError
 from hhtld.formats.convert import ConversionReport, TensorOutcome, as_bf16_nbytes
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.container import ContainerReader
-from hhtld.formats.terminal import human_nbytes, safe
+from hhtld.formats.page import (
+    ACCENT,
+    INK,
+    MARK,
+    OTHER,
+    Cell,
+    escaped,
+    page,
+    plots,
+    sizes,
+    sorted_table,
+    verdict,
+    write_page,
+)
+from hhtld.formats.terminal import human_nbytes
 from hhtld.formats.verify import verify
 from hhtld.gates import RegimeCosines
 from hhtld.pack import HhtldPack
@@ -36,44 +38,12 @@ from hhtld.roles import regime
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = [
-    "PAGE_CSS",
-    "PAGE_SCRIPT",
-    "PLOT_STYLE",
-    "PLOT_WIDTH",
-    "framed",
-    "report_facts",
-    "section_nbytes",
-    "write_report",
-]
+__all__ = ["report_facts", "section_nbytes", "write_report"]
 
 Counts = NDArray[np.int64]
 
-# matplotlib knows no CSS variables, so it draws in these colours and the page puts the variables in.
-INK, FAINT, ACCENT, MARK = "#010203", "#010204", "#010205", "#010206"
-OTHER = "#010207"
-_VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", MARK: "--mark", OTHER: "--other"}
-PLOT_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hhtld",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.formatter.useoffset": False,
-    "legend.frameon": False,
-}
-PLOT_WIDTH = 4.8  # inches; its 346 units are about a phone's width, so that text is legible there
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def write_report(
@@ -98,14 +68,7 @@ def write_report(
     OutputError
         When the file cannot be written.
     """
-    from hhtld.atomic import replacing
-
-    if Path(path).suffix.lower() == ".json":
-        text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
-    else:
-        text = _page(facts, cosines or {})
-    with replacing(path) as file:
-        file.write(text.encode())
+    write_page(path, facts, _page(facts, cosines or {}))
 
 
 def report_facts(
@@ -152,41 +115,30 @@ def section_nbytes(pack: HhtldPack) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def _text(value: object) -> str:
-    return html.escape(safe(str(value)).plain)
-
-
 def _down(value: float, digits: int = 4) -> str:
     """Rounded down, as every printed cosine is; the small term undoes the binary error of the product."""
     return f"{math.floor(value * 10**digits + 1e-6) / 10**digits:.{digits}f}"
 
 
-def _page(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> str:
-    name = Path(facts["target"]).name or facts["target"]
-    policy = base64.b64encode(hashlib.sha256(PAGE_SCRIPT.encode()).digest()).decode()
-    profile = f", profile {_text(facts['profile'])}" if facts.get("profile") else ""
+def _page(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[str]:
+    profile = f", profile {facts['profile']}" if facts.get("profile") else ""
     seconds = f", in {facts['seconds']:.1f} s" if facts.get("seconds") else ""
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        '<meta name="color-scheme" content="light dark">\n',
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; ',
-        f"style-src 'unsafe-inline'; script-src 'sha256-{policy}'\">\n",
-        f"<title>{_text(name)}: conversion report</title>\n<style>{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n",
-        f"<header>\n<h1>{_text(name)}</h1>\n<p>from {_text(facts['source'])}{profile}{seconds}</p>\n</header>\n",
-        *_verdict(facts),
-        *_sizes(facts),
-        *_gates(facts["gates"]),
-        '<div class="plots">\n',
-        *_plots(facts, cosines),
-        "</div>\n",
-        *_table(facts["tensors"]),
-        f"</main>\n<script>{PAGE_SCRIPT}</script>\n</body>\n</html>\n",
-    ]
-    return "".join(parts)
+    return page(
+        facts["target"], "conversion report", f"from {facts['source']}{profile}{seconds}", _body(facts, cosines)
+    )
 
 
-def _verdict(facts: Mapping[str, Any]) -> Iterator[str]:
+def _body(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[str]:
+    yield from _verdicts(facts)
+    yield from _sizes(facts)
+    yield from _gates(facts["gates"])
+    yield '<div class="plots">\n'
+    yield from _plots(facts, cosines)
+    yield "</div>\n"
+    yield from _table(facts["tensors"])
+
+
+def _verdicts(facts: Mapping[str, Any]) -> Iterator[str]:
     gates = facts["gates"]
     missed = list(_missed(gates))
     measured = any(found["n_rows"] for found in gates["regimes"].values())
@@ -204,9 +156,9 @@ def _verdict(facts: Mapping[str, Any]) -> Iterator[str]:
             f"The gates are shown, not enforced, for profile {facts.get('profile')}. "
             f"Below what profile gates must reach: {'; '.join(missed)}."
         )
-    yield f'<p class="verdict {kind}">{_text(words)}</p>\n'
+    yield verdict(kind, words)
     for difference in facts.get("differences", ()):
-        yield f'<p class="verdict bad">{_text(difference)}</p>\n'
+        yield verdict("bad", difference)
 
 
 def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
@@ -221,17 +173,15 @@ def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
 def _sizes(facts: Mapping[str, Any]) -> Iterator[str]:
     ratio = f"asked {facts['gates']['min_ratio']:g}"
     encoded = sum("regime" in tensor for tensor in facts["tensors"])
-    cells = (
-        ("smaller than bfloat16", f"{_down(facts['ratio'], 2)}&times;", ratio),
-        ("file", human_nbytes(facts["target_nbytes"]), f"{facts['target_nbytes']:,} bytes"),
-        ("source as bfloat16", human_nbytes(facts["bf16_nbytes"]), f"{facts['bf16_nbytes']:,} bytes"),
-        ("source", human_nbytes(facts["source_nbytes"]), f"{facts['source_nbytes']:,} bytes"),
-        ("tensors", f"{len(facts['tensors']):,}", f"{encoded:,} encoded"),
+    yield from sizes(
+        [
+            ("smaller than bfloat16", f"{_down(facts['ratio'], 2)}{_TIMES}", ratio),
+            ("file", human_nbytes(facts["target_nbytes"]), f"{facts['target_nbytes']:,} bytes"),
+            ("source as bfloat16", human_nbytes(facts["bf16_nbytes"]), f"{facts['bf16_nbytes']:,} bytes"),
+            ("source", human_nbytes(facts["source_nbytes"]), f"{facts['source_nbytes']:,} bytes"),
+            ("tensors", f"{len(facts['tensors']):,}", f"{encoded:,} encoded"),
+        ]
     )
-    yield '<dl class="sizes">\n'
-    for label, number, note in cells:
-        yield f"<div><dt>{label}</dt><dd>{number}<small>{note}</small></dd></div>\n"
-    yield "</dl>\n"
 
 
 def _gates(gates: Mapping[str, Any]) -> Iterator[str]:
@@ -244,73 +194,67 @@ def _gates(gates: Mapping[str, Any]) -> Iterator[str]:
     yield "</tr></thead>\n<tbody>\n"
     for name, found in measured.items():
         asked, worst = found["required"], found["worst"]
-        yield f"<tr><td>{_text(name)}</td><td class=n>{found['n_rows']:,}</td>"
+        yield f"<tr><td>{escaped(name)}</td><td class=n>{found['n_rows']:,}</td>"
         for quantile in ("median", "p5"):
             passed = "good" if found[quantile] >= asked[quantile] else "bad"
             yield f'<td class="n {passed}">{_down(found[quantile], 6)}</td><td class=n>{asked[quantile]:g}</td>'
-        yield f"<td class=n>{_down(found['min'], 6)}</td><td>{_text(worst['tensor'])} row {worst['row']}</td></tr>\n"
+        yield f"<td class=n>{_down(found['min'], 6)}</td><td>{escaped(worst['tensor'])} row {worst['row']}</td></tr>\n"
     yield "</tbody>\n</table></div>\n</section>\n"
 
 
 def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    columns = ("name", "shape", "type", "codec", "regime", "bytes", "bits/weight", "median", "p5", "min", "worst row")
-    words = {"name", "type", "codec", "regime"}
-    yield '<section>\n<h2>Tensors</h2>\n<div class="scroll"><table class="tensors">\n<thead><tr>'
-    for column in columns:
-        kind = "" if column in words else " class=n"
-        yield f'<th{kind} aria-sort="none"><button type="button">{column}</button></th>'
-    yield "</tr></thead>\n<tbody>\n"
-    for tensor in tensors:
+    headings = (
+        "name",
+        ">shape",
+        "type",
+        "codec",
+        "regime",
+        ">bytes",
+        ">bits/weight",
+        ">median",
+        ">p5",
+        ">min",
+        ">worst row",
+    )
+
+    def row(tensor: Mapping[str, Any]) -> Iterator[Cell]:
         shape, found = tensor["shape"], tensor.get("cosine")
-        codec = f"= {tensor['alias_of']}" if "alias_of" in tensor else tensor["codec"]
-        yield f"<tr><td>{_text(tensor['name'])}</td>"
-        yield f'<td class=n data-value="{math.prod(shape)}">{" &times; ".join(map(str, shape)) or "scalar"}</td>'
-        yield f"<td>{_text(tensor['dtype'])}</td><td>{_text(codec)}</td><td>{_text(tensor.get('regime', ''))}</td>"
-        yield f'<td class=n data-value="{tensor["nbytes"]}">{human_nbytes(tensor["nbytes"])}</td>'
-        yield f'<td class=n data-value="{tensor["bits_per_weight"]}">{tensor["bits_per_weight"]:.3f}</td>'
+        yield tensor["name"]
+        yield f" {_TIMES} ".join(map(str, shape)) or "scalar", math.prod(shape)
+        yield tensor["dtype"]
+        yield f"= {tensor['alias_of']}" if "alias_of" in tensor else tensor["codec"]
+        yield tensor.get("regime", "")
+        yield human_nbytes(tensor["nbytes"]), tensor["nbytes"]
+        yield f"{tensor['bits_per_weight']:.3f}", tensor["bits_per_weight"]
         for quantile in ("median", "p5", "min"):
-            yield f'<td class=n data-value="{found[quantile]}">{_down(found[quantile])}</td>' if found else "<td></td>"
-        yield (f"<td class=n>{found['worst_row']}</td>" if found else "<td></td>") + "</tr>\n"
-    yield "</tbody>\n</table></div>\n</section>\n"
+            yield (_down(found[quantile]), found[quantile]) if found else ""
+        yield str(found["worst_row"]) if found else ""
+
+    return sorted_table("Tensors", headings, (tuple(row(tensor)) for tensor in tensors))
 
 
 def _plots(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[str]:
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("a report draws with matplotlib: pip install 'hhtld[report]'") from error
-    drawn = 0
-
-    def figure(height: float) -> tuple[Figure, Axes]:
-        nonlocal drawn
-        drawn += 1
-        plot = Figure((PLOT_WIDTH, height), layout="constrained")
-        return plot, plot.add_subplot()
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # the page must not depend on a user's matplotlibrc
-        mpl.rcParams.update(PLOT_STYLE)
+    with plots() as drawn:
         for name, counts in cosines.items():
             if counts.any():
-                plot, axes = figure(2.5)
-                note = _draw_cosines(axes, counts, facts["gates"]["regimes"][name]["required"])
+                plot = drawn.figure(2.5)
+                note = _draw_cosines(plot.add_subplot(), counts, facts["gates"]["regimes"][name]["required"])
                 title = f"Row cosines, {name} regime"
-                yield framed(title, f"{int(counts.sum()):,} rows. {note}", plot, drawn)
+                yield drawn.framed(title, f"{int(counts.sum()):,} rows. {note}", plot)
         points = [tensor for tensor in facts["tensors"] if "cosine" in tensor and tensor["bits_per_weight"] > 0]
         if points:
-            plot, axes = figure(2.9)
-            _draw_rates(axes, points)
+            plot = drawn.figure(2.9)
+            _draw_rates(plot.add_subplot(), points)
             note = (
                 "One mark a tensor, its own bytes only. The curve is the best that any code can do on "
                 "independent Gaussian weights, √(1 - 2^(-2b)) at b bits; structure in a tensor may carry it above."
             )
-            yield framed("Bits a weight and median cosine", note, plot, drawn)
+            yield drawn.framed("Bits a weight and median cosine", note, plot)
         sections = {kind: nbytes for kind, nbytes in facts.get("sections", {}).items() if nbytes}
         if sections:
-            plot, axes = figure(0.6 + 0.26 * len(sections))
-            _draw_sections(axes, sections)
-            yield framed("Bytes by kind of section", f"{human_nbytes(sum(sections.values()))} in all.", plot, drawn)
+            plot = drawn.figure(0.6 + 0.26 * len(sections))
+            _draw_sections(plot.add_subplot(), sections)
+            yield drawn.framed("Bytes by kind of section", f"{human_nbytes(sum(sections.values()))} in all.", plot)
 
 
 def _draw_cosines(axes: Axes, counts: Counts, required: Mapping[str, float]) -> str:
@@ -386,91 +330,3 @@ def _draw_sections(axes: Axes, sections: Mapping[str, int]) -> None:
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[["bottom", "left"]].set_visible(False)
-
-
-def framed(title: str, note: str, plot: Figure, number: int) -> str:
-    """Return a plot as a figure of the page, inline SVG; `number` tells it from the others of the page."""
-    file = io.StringIO()
-    plot.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Inside HTML an SVG needs no namespaces, and a size of its own would keep it from scaling.
-    head, rest = svg.split(">", 1)
-    box = re.search(r'viewBox="([^"]*)"', head)
-    svg = f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{_text(title)}">{rest}'
-    # Two plots on one page must not share ids.
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>plot{number}-", svg)
-    for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
-    svg = re.sub(r"\n\s*", "\n", svg).strip()
-    return f"<figure>\n<h2>{_text(title)}</h2>\n{svg}\n<figcaption>{_text(note)}</figcaption>\n</figure>\n"
-
-
-PAGE_CSS = """
-:root { color-scheme: light dark; --paper: #fbfaf8; --card: #ffffff; --ink: #25282c; --soft: #656b73;
-  --faint: #b9bec5; --rule: #e6e4df; --accent: #3f78a8; --other: #c07a2c; --mark: #b4483f; --good: #2f7d54; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181b; --card: #1d2024; --ink: #e4e6e9; --soft: #9aa1aa; --faint: #565c65; --rule: #2d3136;
-    --accent: #7cb0dc; --other: #e0a35c; --mark: #e58178; --good: #74c69a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 28px 16px 56px; }
-h1 { margin: 0; font-size: 26px; line-height: 1.25; font-weight: 650; overflow-wrap: anywhere; }
-h2 { margin: 0 0 10px; font-size: 15px; font-weight: 650; }
-header p { margin: 4px 0 0; color: var(--soft); overflow-wrap: anywhere; }
-.verdict { margin: 18px 0 0; padding: 10px 14px; background: var(--card); border: 1px solid var(--rule);
-  border-left: 4px solid var(--faint); border-radius: 6px; overflow-wrap: anywhere; }
-.verdict.good { border-left-color: var(--good); }
-.verdict.bad { border-left-color: var(--mark); }
-.sizes { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 14px 0 0; }
-.sizes div, section, figure { background: var(--card); border: 1px solid var(--rule); border-radius: 6px; }
-.sizes div { padding: 10px 14px; }
-dt, small { color: var(--soft); font-size: 13px; }
-dd { margin: 0; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums; }
-dd small { display: block; line-height: 1.5; }
-section { margin: 14px 0 0; padding: 14px 14px 6px; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 14px; }
-.plots:not(:empty) { margin-top: 14px; }
-figure { margin: 0; padding: 14px; min-width: 0; }
-figure svg { display: block; width: 100%; height: auto; max-width: 600px; margin: 0 auto; }
-figure svg text { font-family: inherit !important; }
-figcaption { margin-top: 8px; color: var(--soft); font-size: 13px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 8px; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--rule); }
-tr:last-child td { border-bottom: 0; }
-th { color: var(--soft); font-weight: 500; }
-.n { text-align: right; }
-.tensors td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9.5em; }
-td.good { color: var(--good); }
-td.bad { color: var(--mark); }
-tbody tr:hover td { background: color-mix(in srgb, var(--accent) 8%, transparent); }
-th button { all: unset; cursor: pointer; }
-th button:hover, th button:focus-visible { color: var(--ink); text-decoration: underline; }
-th[aria-sort=ascending] button::after { content: " ↑"; }
-th[aria-sort=descending] button::after { content: " ↓"; }
-"""
-
-PAGE_SCRIPT = """
-for (const button of document.querySelectorAll("th button")) {
-  button.addEventListener("click", () => {
-    const heading = button.parentNode, column = heading.cellIndex;
-    const body = heading.closest("table").tBodies[0];
-    const numeric = heading.classList.contains("n");
-    const order = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    for (const other of heading.parentNode.cells) other.setAttribute("aria-sort", "none");
-    heading.setAttribute("aria-sort", order === 1 ? "ascending" : "descending");
-    const words = new Intl.Collator("en", {numeric: true});
-    const keyed = Array.from(body.rows, row => {
-      const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent;
-      return [text === "" || !numeric ? text : Number(text), row];
-    });
-    // What a tensor does not have stays at the end in both directions.
-    keyed.sort(([a], [b]) => a === "" || b === "" ? (a === "") - (b === "")
-      : order * (numeric ? a - b : words.compare(a, b)));
-    body.append(...keyed.map(([, row]) => row));
-  });
-}
-"""

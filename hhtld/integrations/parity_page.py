@@ -1,18 +1,12 @@
-"""Gate 2 as one self-contained HTML page: verdict, numbers, tables that sort, continuations side by side."""
+"""Gate 2 as one HTML page: verdict, numbers, tables that sort, continuations side by side."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from hhtld.atomic import replacing
-from hhtld.formats.report import PAGE_CSS, PAGE_SCRIPT  # the pages of one program look alike
-from hhtld.formats.terminal import cosine, safe
+from hhtld.formats.page import Cell, page, sizes, sorted_table, verdict, write_page
+from hhtld.formats.terminal import cosine
 from hhtld.integrations.parity_report import (
     EmbeddingReport,
     ParityReport,
@@ -24,12 +18,6 @@ from hhtld.integrations.parity_report import (
 
 __all__ = ["write_parity_page"]
 
-_OWN_CSS = """
-.said td { vertical-align: top; }
-.said td.long { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 14em; }
-"""
-_LONG = 24  # characters from which a cell may break
-
 
 def write_parity_page(path: str | os.PathLike[str], report: ParityReport | EmbeddingReport) -> None:
     """Write a report as HTML, or as JSON when `path` ends in .json; the same report gives the same bytes.
@@ -39,40 +27,29 @@ def write_parity_page(path: str | os.PathLike[str], report: ParityReport | Embed
     OutputError
         When the file cannot be written.
     """
-    if Path(path).suffix.lower() == ".json":
-        text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
-    else:
-        text = "".join(_page(report))
-    with replacing(path) as file:
-        file.write(text.encode())
+    beside = f"beside {report.model}, on {report.prompts} prompts"
+    write_page(path, report.to_json(), page(report.pack, "argmax parity", beside, _body(report)))
 
 
-def _text(value: object) -> str:
-    return html.escape(safe(str(value)).plain)
-
-
-def _page(report: ParityReport | EmbeddingReport) -> Iterator[str]:
-    name = _text(Path(report.pack).name or report.pack)
-    policy = base64.b64encode(hashlib.sha256(PAGE_SCRIPT.encode()).digest()).decode()
-    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    yield '<meta name="color-scheme" content="light dark">\n'
-    yield '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-    yield f"style-src 'unsafe-inline'; script-src 'sha256-{policy}'\">\n"
-    yield f"<title>{name}: argmax parity</title>\n<style>{PAGE_CSS}{_OWN_CSS}</style>\n</head>\n<body>\n<main>\n"
-    yield f"<header>\n<h1>{name}</h1>\n<p>beside {_text(report.model)}, on {_text(report.prompts)} prompts</p>\n"
-    yield f'</header>\n<p class="verdict {"good" if report else "bad"}">{_text(report.verdict)}.</p>\n'
+def _body(report: ParityReport | EmbeddingReport) -> Iterator[str]:
+    yield verdict("good" if report else "bad", f"{report.verdict}.")
     yield from _numbers(report)
-    yield from _table("By kind of text", *kind_table(report), note=report.intervals)
+    yield from sorted_table("By kind of text", *kind_table(report), note=report.intervals)
     if isinstance(report, EmbeddingReport):
         rows = [(cosine(report.cosines[place]), report.sentences[place].text) for place in report.worst]
-        yield from _table("Embeddings furthest from their packed selves", (">cosine", "sentence"), rows, kind="said")
+        yield from sorted_table("Embeddings furthest from their packed selves", (">cosine", "sentence"), rows)
     else:
-        said = [(*line, item.prompt.text) for line, item in zip(continuations(report), report.items, strict=True)]
+        said = [
+            (*map(_all_is_most, line), item.prompt.text)
+            for line, item in zip(continuations(report), report.items, strict=True)
+        ]
         headings = (">prompt", "kind", ">top-1", ">same", "source continues", "packed continues", "prompt's text")
         note = f"Up to {report.n_continued} tokens; same: tokens until the continuations part."
-        yield from _table("Prompts and their greedy continuations", headings, said, kind="said", note=note)
-    yield f"</main>\n<script>{PAGE_SCRIPT}</script>\n</body>\n</html>\n"
+        yield from sorted_table("Prompts and their greedy continuations", headings, said, note=note)
+
+
+def _all_is_most(cell: str) -> Cell:
+    return (cell, 1e9) if cell == "all" else cell
 
 
 def _numbers(report: ParityReport | EmbeddingReport) -> Iterator[str]:
@@ -88,29 +65,4 @@ def _numbers(report: ParityReport | EmbeddingReport) -> Iterator[str]:
             ("KL divergence", number(facts["kl_nats"]), "nats a token, source to packed"),
             ("perplexity", number(source), f"packed {number(packed)}"),
         ]
-    yield '<dl class="sizes">\n'
-    for label, value, note in cells:
-        yield f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>\n"
-    yield "</dl>\n"
-
-
-def _table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "", note: str = ""
-) -> Iterator[str]:
-    classes = [" class=n" if heading.startswith(">") else "" for heading in headings]
-    yield f'<section>\n<h2>{_text(title)}</h2>\n<div class="scroll"><table class="{kind}">\n<thead><tr>'
-    for heading, of in zip(headings, classes, strict=True):
-        yield f'<th{of} aria-sort="none"><button type="button">{_text(heading.lstrip(">"))}</button></th>'
-    yield "</tr></thead>\n<tbody>\n"
-    for row in rows:
-        yield f"<tr>{''.join(_cell(cell, bool(of)) for cell, of in zip(row, classes, strict=True))}</tr>\n"
-    yield f"</tbody>\n</table></div>\n{f'<p><small>{_text(note)}</small></p>' if note else ''}\n</section>\n"
-
-
-def _cell(text: str, is_number: bool) -> str:
-    if is_number:
-        # What the script cannot read as a number: commas, and "all" tokens, which are more than any count.
-        value = "1e9" if text == "all" else text.replace(",", "")
-        return f'<td class=n data-value="{value}">{_text(text)}</td>'
-    lines = "\n".join(map(_text, text.split("\n")))  # whole, its line ends would be escaped
-    return f"<td{' class=long' if len(text) > _LONG else ''}>{lines}</td>"
+    yield from sizes(cells)

@@ -328,9 +328,9 @@ def test_fits_a_phone(tmp_path: Path, browser: Browser) -> None:
 def test_headings_sort(tmp_path: Path, browser: Browser) -> None:
     facts, cosines = made()
     page(tmp_path, facts, cosines)
-    script = """Array.from(page.querySelectorAll(".tensors th button"), button => [1, 2].map(() => {
+    script = """Array.from(page.querySelectorAll("th button"), button => [1, 2].map(() => {
         button.click();
-        const cells = Array.from(page.querySelector(".tensors").tBodies[0].rows,
+        const cells = Array.from(page.querySelector("table:has(button)").tBodies[0].rows,
             row => row.cells[button.parentNode.cellIndex]);
         return [button.parentNode.getAttribute("aria-sort"), cells.map(c => c.dataset.value ?? c.textContent)];
     }))"""
