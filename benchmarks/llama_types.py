@@ -14,13 +14,12 @@ of all sections but side files.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+from ggml import BLOCK, Ggml
 from lookup_grade import processor
 
 import hhtld
@@ -32,41 +31,20 @@ from hhtld.integrations.parity_prompts import chosen_prompts
 from hhtld.pack import HhtldPack
 from hhtld.plan import make_plan
 
-GGML = {"Q2_K": 10, "Q3_K": 11, "IQ4_XS": 23, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
-BLOCK = 256
+GGML = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K")
 
 
-class Ggml:
-    """llama.cpp's quantizers, from the shared library in the llama-cpp-python package."""
-
-    def __init__(self, folder: Path | None) -> None:
-        if folder is None:
-            spec = find_spec("llama_cpp")
-            if spec is None or spec.origin is None:
-                raise SystemExit("llama-cpp-python is not installed: pip install -e '.[bench]', or give --ggml FOLDER")
-            folder = Path(spec.origin).parent / "lib"
-        self._library = ctypes.CDLL(str(next(p for p in sorted(folder.iterdir()) if "ggml-base." in p.name)))
-        pointer, wide = ctypes.c_void_p, ctypes.c_int64
-        self._library.ggml_quantize_chunk.restype = self._library.ggml_row_size.restype = ctypes.c_size_t
-        self._library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, wide, wide, wide, pointer]
-        self._library.ggml_row_size.argtypes = [ctypes.c_int, wide]
-
-    def coded(self, name: str, weights: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, int]:
-        """Return weights (n_rows, n_cols) through a type and back, and the bytes between."""
-        kind, joined = GGML[name], 1
-        while weights.shape[1] * joined % BLOCK:
-            joined *= 2
-        rows = np.ascontiguousarray(weights, np.float32).reshape(-1, weights.shape[1] * joined)
-        told = np.ones(weights.shape[1], np.float32) if importance is None else importance.astype(np.float32)
-        told = np.tile(told, joined)
-        blocks = np.empty(len(rows) * self._library.ggml_row_size(kind, rows.shape[1]), np.uint8)
-        self._library.ggml_quantize_init(kind)
-        self._library.ggml_quantize_chunk(kind, rows.ctypes.data, blocks.ctypes.data, 0, *rows.shape, told.ctypes.data)
-        back = getattr(self._library, f"dequantize_row_{name.lower().replace('_k', '_K')}")
-        back.restype, back.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-        out = np.empty_like(rows)
-        back(blocks.ctypes.data, out.ctypes.data, out.size)
-        return out.reshape(weights.shape), blocks.nbytes
+def through(ggml: Ggml, name: str, weights: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Return weights (n_rows, n_cols) through a type and back, and the bytes between."""
+    joined = 1
+    while weights.shape[1] * joined % BLOCK:
+        joined *= 2
+    rows = np.ascontiguousarray(weights, np.float32).reshape(-1, weights.shape[1] * joined)
+    told = None if importance is None else np.tile(importance.astype(np.float32), joined)
+    blocks = ggml.encode(name, rows, told)
+    out = np.empty_like(rows)
+    ggml.decode(name, blocks, out)
+    return out.reshape(weights.shape), blocks.nbytes
 
 
 class Agreement:
@@ -146,7 +124,7 @@ def main() -> None:
                     if told and scale is not None:  # the scale is (h / sum of squares) ** (1/4)
                         importance = scale.astype(np.float64) ** 4 * np.square(weights, dtype=np.float64).sum(0)
                     assert ggml is not None
-                    coded, size = ggml.coded(kind, weights, importance)
+                    coded, size = through(ggml, kind, weights, importance)
                     put(name, coded)
                     nbytes += size
                 said.line(kind + (" + imatrix" if told else ""), nbytes, n_weights)

@@ -8,15 +8,13 @@ machine whose speed drifts slows both; ratios are medians of the rounds' own rat
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 
 import numpy as np
+from ggml import Ggml
 from lookup_grade import in_turn, processor, ratio
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -40,48 +38,7 @@ SEARCH_COLS = 576
 SEARCH_ROWS = 720_000
 SEARCH_QUERIES = (1, 8, 64)
 
-Q2_K, Q3_K, Q4_K, IQ2_XS, IQ2_S = 10, 11, 12, 17, 22
-GGML_NAMES = {Q2_K: "Q2_K", IQ2_XS: "IQ2_XS", IQ2_S: "IQ2_S", Q3_K: "Q3_K", Q4_K: "Q4_K"}
-
-
-# ---- llama.cpp ----
-
-
-class Ggml:
-    """llama.cpp's own routines, from the shared library in the llama-cpp-python package."""
-
-    def __init__(self) -> None:
-        spec = find_spec("llama_cpp")
-        if spec is None or spec.origin is None:
-            raise SystemExit("llama-cpp-python is not installed: pip install -e '.[bench]'")
-        folder = Path(spec.origin).parent / "lib"
-        library = ctypes.CDLL(str(next(p for p in sorted(folder.iterdir()) if "ggml-base." in p.name)))
-        self._quantize, self._row_nbytes = library.ggml_quantize_chunk, library.ggml_row_size
-        self._quantize.restype = self._row_nbytes.restype = ctypes.c_size_t
-        pointer, wide = ctypes.c_void_p, ctypes.c_int64
-        self._quantize.argtypes = [ctypes.c_int, pointer, pointer, wide, wide, wide, pointer]
-        self._row_nbytes.argtypes = [ctypes.c_int, wide]
-        self._dequantize = {}
-        for kind, name in GGML_NAMES.items():
-            library.ggml_quantize_init(kind)  # tables are built here and not on the first row
-            routine = getattr(library, f"dequantize_row_{name.lower()[:-1] + 'K' if name[-1] == 'K' else name.lower()}")
-            routine.restype, routine.argtypes = None, [pointer, pointer, wide]
-            self._dequantize[kind] = routine
-
-    def row_nbytes(self, kind: int, n_cols: int) -> int:
-        found: int = self._row_nbytes(kind, n_cols)
-        return found
-
-    def encode(self, kind: int, rows: Rows) -> NDArray[np.uint8]:
-        """Return rows as blocks, every weight of the same importance."""
-        n_rows, n_cols = rows.shape
-        blocks = np.empty((n_rows, self.row_nbytes(kind, n_cols)), np.uint8)
-        importance = np.ones(n_cols, np.float32)
-        self._quantize(kind, rows.ctypes.data, blocks.ctypes.data, 0, n_rows, n_cols, importance.ctypes.data)
-        return blocks
-
-    def decode(self, kind: int, blocks: NDArray[np.uint8], out: Rows) -> None:
-        self._dequantize[kind](blocks.ctypes.data, out.ctypes.data, out.size)
+GGML_TYPES = ("Q2_K", "IQ2_XS", "IQ2_S", "Q3_K", "Q4_K")
 
 
 # ---- quality ----
@@ -174,9 +131,7 @@ def encode_speed(ggml: Ggml, rows: Rows) -> None:
 
         return encode
 
-    parts: dict[str, Callable[[], object]] = {
-        name: lambda kind=kind: ggml.encode(kind, rows) for kind, name in GGML_NAMES.items()
-    }
+    parts: dict[str, Callable[[], object]] = {name: lambda name=name: ggml.encode(name, rows) for name in GGML_TYPES}
     for n_bits in SPEED_STATE_BITS:
         for rate in SPEED_RATES:
             for tier in vector_tiers():
@@ -188,10 +143,10 @@ def encode_speed(ggml: Ggml, rows: Rows) -> None:
     speed_lines(times, rows.size, 1, "Mweights/s", {"Q2_K": "Q2_K", "IQ2_XS": "IQ2_XS"})
     tier_ratios(times)
     print("\ntheir cosines on the same rows")
-    for kind, name in GGML_NAMES.items():
+    for name in GGML_TYPES:
         out = np.empty_like(rows)
-        ggml.decode(kind, ggml.encode(kind, rows), out)
-        quality_line(name, 8 * ggml.row_nbytes(kind, N_COLS) / N_COLS, cosines(rows, out))
+        ggml.decode(name, ggml.encode(name, rows), out)
+        quality_line(name, 8 * ggml.row_nbytes(name, N_COLS) / N_COLS, cosines(rows, out))
 
 
 def tier_ratios(times: Mapping[str, list[float]]) -> None:
@@ -209,12 +164,12 @@ def decode_speed(ggml: Ggml) -> None:
     rotation, out = Rotation(N_COLS, 1), np.empty_like(rows)
     rng = np.random.default_rng(6)
     parts: dict[str, Callable[[], object]] = {}
-    for kind, name in GGML_NAMES.items():
+    for name in GGML_TYPES:
         # The time does not depend on the values; repeating some rows spares minutes of IQ2's search.
         blocks = np.ascontiguousarray(
-            np.resize(ggml.encode(kind, rows[:64]), (DECODE_ROWS, ggml.row_nbytes(kind, N_COLS)))
+            np.resize(ggml.encode(name, rows[:64]), (DECODE_ROWS, ggml.row_nbytes(name, N_COLS)))
         )
-        parts[name] = lambda kind=kind, blocks=blocks: ggml.decode(kind, blocks, out)
+        parts[name] = lambda name=name, blocks=blocks: ggml.decode(name, blocks, out)
 
     # A tensor's decoder takes rows by the block, so that the rotation finds them in the cache.
     block = 32

@@ -99,7 +99,7 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
         tensor |= {"nbytes": nbytes, "bits_per_weight": round(_bits(nbytes, elements), 4)}
         tensor["source_nbytes"] = record.info.nbytes
         if record.group is not None:
-            tensor["regime"] = regime(pack.table.groups[record.group].key.role)
+            tensor["regime"] = pack.table.regime(record.name)
     for number, (group, shared) in enumerate(zip(facts["groups"], pack.table.groups, strict=True)):
         group |= _group_facts(pack, members[number], shared)
     facts["section_kinds"] = _tallied((k, pack.sections.nbytes(i)) for i, k in enumerate(pack.sections.kinds()))

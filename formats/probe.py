@@ -20,7 +20,6 @@ from hhtld.formats.terminal import shape_text
 from hhtld.gates import row_cosines
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress, silent
-from hhtld.roles import regime
 from hhtld.source import SourceRows, TensorSource
 
 __all__ = ["chosen_tensors", "probe"]
@@ -93,16 +92,10 @@ def chosen_tensors(pack: HhtldPack, globs: Sequence[str] = ()) -> list[str]:
     encoded = [name for name in wanted if pack.info(name).codec != "keep" and pack.info(name).info.n_rows]
     if globs and not encoded:
         raise ValueError(f"tensor {shown(wanted[0])} is kept as it came; only encoded tensors are searched")
-    chosen = encoded if globs else [name for name in encoded if _is_looked_up(pack, name)]
+    chosen = encoded if globs else [name for name in encoded if pack.table.regime(name) == "index"]
     if not chosen:
         raise ValueError("the file has no encoded embedding or head; name a tensor to search with --tensor GLOB")
     return chosen
-
-
-def _is_looked_up(pack: HhtldPack, name: str) -> bool:
-    group = pack.info(name).group
-    assert group is not None
-    return regime(pack.table.groups[group].key.role) == "index"
 
 
 def _check_source(pack: HhtldPack, source: TensorSource, name: str) -> None:

@@ -34,7 +34,6 @@ from hhtld.formats.verify import verify
 from hhtld.gates import RegimeCosines
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress
-from hhtld.roles import regime
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +92,7 @@ def report_facts(
         found.gates.enforced = profile == "gates"
         report = ConversionReport(found.source or "", found.path, profile, found.gates, target_nbytes=found.nbytes)
         for name, record in pack.table.tensors.items():
-            role = None if record.group is None else regime(pack.table.groups[record.group].key.role)
+            role = None if record.group is None else pack.table.regime(name)
             quality = found.gates.tensors.get(name)
             outcome = TensorOutcome(record.info, record.codec, pack.nbytes(name), role, record.alias_of, quality)
             report.tensors.append(outcome)

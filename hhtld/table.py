@@ -21,7 +21,7 @@ from hhtld.gates import CosineSummary
 from hhtld.group import PaletteGroupKey
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import CODECS
-from hhtld.roles import effective_shape
+from hhtld.roles import effective_shape, regime
 from hhtld.sections import SECTION_KINDS, SectionReader
 from hhtld.side_files import checked_file_name
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
@@ -171,6 +171,11 @@ class PackTable:
         if record is None:
             raise KeyError(no_such_tensor(name, self.tensors))
         return record if record.alias_of is None else self.tensors[record.alias_of]
+
+    def regime(self, name: str) -> str | None:
+        """Return the regime, "index" or "argmax", of an encoded tensor; None for one that is kept."""
+        group = self.resolved(name).group
+        return None if group is None else regime(self.groups[group].key.role)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table's object."""

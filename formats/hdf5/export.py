@@ -25,7 +25,6 @@ from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.gates import THRESHOLDS, CosineSummary, GateReport
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress, silent
-from hhtld.roles import regime
 from hhtld.source import SourceRows, TensorSource
 from hhtld.table import TensorRecord
 
@@ -264,7 +263,7 @@ class _Export:
             nbytes, elements = self.pack.nbytes(record.name), max(1, info.n_rows * info.n_cols)
             line["name"], line["source_dtype"] = storable(name), info.dtype.name
             line["codec"] = _CODECS[record.codec]
-            line["regime"] = _REGIMES[self._regime(record) or "none"]
+            line["regime"] = _REGIMES[self.pack.table.regime(name) or "none"]
             line["n_rows"], line["n_cols"], line["nbytes"] = info.n_rows, info.n_cols, nbytes
             line["bits_per_weight"] = 8 * nbytes / elements
             found = self._cosines(record)
@@ -287,8 +286,9 @@ class _Export:
             worst, name, row = cosines.worst
             found = {"n_rows": cosines.n_rows, "median": cosines.quantile(0.5), "p5": cosines.quantile(0.05)}
             return found | {"min": worst, "worst_tensor": name, "worst_row": row}
-        records = [self.pack.table.tensors[name] for name in self.chosen.rows]
-        own = [(r.name, r.gates) for r in records if r.gates is not None and r.gates.n_rows and self._regime(r) == kind]
+        table = self.pack.table
+        records = [table.tensors[name] for name in self.chosen.rows if table.regime(name) == kind]
+        own = [(record.name, record.gates) for record in records if record.gates is not None and record.gates.n_rows]
         if self.original is not None or not own:
             return {}
         name, lowest = min(own, key=lambda item: item[1].minimum)
@@ -324,7 +324,7 @@ class _Export:
             n_rows=info.n_rows,
             n_cols=info.n_cols,
             codec=resolved.codec,
-            regime=self._regime(record),
+            regime=self.pack.table.regime(record.name),
             nbytes=nbytes,
             bits_per_weight=8 * nbytes / elements if elements else None,
         )
@@ -347,7 +347,7 @@ class _Export:
                 return self.pack.get_rows(record.name, rows)
 
             cosines = compared_rows(source, decoded, self.executor)
-            self.measured.add(record.name, self._regime(record) or "argmax", cosines)
+            self.measured.add(record.name, self.pack.table.regime(record.name) or "argmax", cosines)
         found = self._cosines(record)
         if found is not None:
             for key, value in (("median", found.median), ("p5", found.p5), ("min", found.minimum)):
@@ -359,10 +359,6 @@ class _Export:
             writer.write_kept()
         else:
             writer.write_encoded(cosines, found, self.codes)
-
-    def _regime(self, record: TensorRecord) -> str | None:
-        resolved = self.pack.info(record.name)
-        return None if resolved.group is None else regime(self.pack.table.groups[resolved.group].key.role)
 
     def _cosines(self, record: TensorRecord) -> CosineSummary | None:
         """Those measured now, else those recorded."""
