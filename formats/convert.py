@@ -28,7 +28,7 @@ from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import PARITY_THRESHOLD, Plan, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
-from hhtld.rate import DEFAULT_STATE_BITS, decide_group
+from hhtld.rate import decide_group
 from hhtld.remote import CarryingExecutor, RemoteSource
 from hhtld.roles import regime, should_use_leaf
 from hhtld.schedule import Crew
@@ -508,14 +508,14 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, wo
         threshold = None if profile.rate is not None else plan.thresholds[kind]
         started = time.perf_counter()
         try:
-            shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed)
+            shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed, profile.state_bits)
         except RangeError:
             continue
         deciding += time.perf_counter() - started
         if prediction is None:
             continue
-        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
-        coded = replace(shared, trellis=Trellis.trained(prediction.rate, DEFAULT_STATE_BITS), second=second)
+        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, profile.state_bits)
+        coded = replace(shared, trellis=Trellis.trained(prediction.rate, profile.state_bits), second=second)
         own = [coded.tensor_nbytes(key.shape[0])] * len(names)
         if coded.shared_nbytes() + sum(own) < sum(plan.tensors[name].info.nbytes for name in names):
             report.target_nbytes += coded.shared_nbytes()

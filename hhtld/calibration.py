@@ -26,7 +26,8 @@ from hhtld.trellis import MAX_RATE, MIN_RATE
 __all__ = ["TRIAL_RATE", "Calibration", "Measurement", "Sensitivity", "column_scale"]
 
 TRIAL_RATE = 56  # 3.5 b: what single sets lose stands out from rounding, and the model is still itself
-_STEP = 1 / 16
+_STEP = 1 / 16  # of rates
+_LEVEL_STEP = 1 / 64  # rates of sets are rounded each for itself, so finer levels are other mixtures
 _ONE_SIDED_95 = 1.6449  # standard errors
 
 
@@ -122,7 +123,7 @@ class Calibration:
         return rates
 
     def level_for(self, top1: float) -> float:
-        """Return the lowest level, in sixteenths, at which the share `top1` of next tokens should agree on other text.
+        """Return the lowest level, in 64ths, at which the share `top1` of next tokens should agree on other text.
 
         `margin` is added to what is asked, or half of what is missing to 1 where that is less.
 
@@ -134,8 +135,8 @@ class Calibration:
         if not 0 < top1 < 1:
             raise ValueError(f"target_top1 must lie between 0 and 1, got {top1}")
         slope, at_0 = self._line()
-        aim = min(top1 + self.margin, (1 + top1) / 2)
-        level = math.ceil((math.log2(1 - aim) - at_0) / slope / _STEP - 1e-9) * _STEP
+        aim = min(top1 + self.margin(top1), (1 + top1) / 2)
+        level = math.ceil((math.log2(1 - aim) - at_0) / slope / _LEVEL_STEP - 1e-9) * _LEVEL_STEP
         highest = MAX_RATE * _STEP
         if level > highest:
             best = 1 - 2 ** (at_0 + slope * highest)
@@ -145,10 +146,13 @@ class Calibration:
             )
         return max(MIN_RATE * _STEP, level)
 
-    @property
-    def margin(self) -> float:
-        """How far other text of the same kinds may fall short of what was measured, one time in twenty."""
-        return _ONE_SIDED_95 * sum(m.error for m in self.measurements) / max(1, len(self.measurements))
+    def margin(self, top1: float) -> float:
+        """How far other text of the same kinds may fall short of a share, one time in twenty.
+
+        It follows from how much the texts differed at the level that measured nearest to it: shares near 1 vary less.
+        """
+        nearest = min(self.measurements, key=lambda measured: abs(measured.top1 - top1), default=None)
+        return 0.0 if nearest is None else _ONE_SIDED_95 * nearest.error
 
     def expected_top1(self, level: float) -> float:
         """Return the share of next tokens expected to agree at a level."""

@@ -25,7 +25,7 @@ from hhtld.gates import Threshold, row_cosines
 from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
 from hhtld.palette import MAX_PALETTE_K, HhtlCache, Palette, build_hip_families
 from hhtld.plan import Profile
-from hhtld.rate import DEFAULT_STATE_BITS, decide_group, decide_nbytes
+from hhtld.rate import decide_group, decide_nbytes
 from hhtld.roles import should_use_leaf
 from hhtld.rotation import Rotation
 from hhtld.rows import BLOCK_NBYTES, Rows
@@ -259,11 +259,11 @@ class TrellisGroup(GroupCode):
     ) -> Self | None:
         """Return a group's code at the predicted rate, or None where no rate passes on its sample."""
         scaled = [own if s is None else ScaledRows(own, s) for own, s in zip(rows, scales, strict=True)]
-        shared, prediction = decide_group(scaled, profile.rate, threshold, seed)
+        shared, prediction = decide_group(scaled, profile.rate, threshold, seed, profile.state_bits)
         if prediction is None:
             return None
-        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
-        return cls(key, replace(shared, trellis=Trellis.trained(prediction.rate, DEFAULT_STATE_BITS), second=second))
+        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, profile.state_bits)
+        return cls(key, replace(shared, trellis=Trellis.trained(prediction.rate, profile.state_bits), second=second))
 
     @classmethod
     def restored(
@@ -274,8 +274,8 @@ class TrellisGroup(GroupCode):
         if "centroids" in sections:
             bits = np.frombuffer(sections["centroids"], "<u2").reshape(-1, key.shape[1])
         basis = SvdBasis.from_bytes(sections["basis"]) if "basis" in sections else None
-        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, DEFAULT_STATE_BITS)
-        code = Trellis.trained(rate, DEFAULT_STATE_BITS)
+        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, profile.state_bits)
+        code = Trellis.trained(rate, profile.state_bits)
         return cls(key, TrellisShared(code, Rotation(key.shape[1], seed), bits, basis, second))
 
     @property
@@ -292,7 +292,8 @@ class TrellisGroup(GroupCode):
         """Return the code one rate up, or None at the top."""
         if self.rate == MAX_RATE:
             return None
-        return replace(self, shared=replace(self.shared, trellis=Trellis.trained(self.rate + 1, DEFAULT_STATE_BITS)))
+        trellis = Trellis.trained(self.rate + 1, self.shared.trellis.n_bits)
+        return replace(self, shared=replace(self.shared, trellis=trellis))
 
     def nbytes(self, scales: Sequence[NDArray[np.uint16] | None]) -> int:
         """Return the bytes of all sections of the group and its tensors."""
@@ -401,12 +402,17 @@ def result_nbytes(codec: str, n_rows: int, n_cols: int) -> int:
     return min(n_rows, span_rows(codec, n_cols)) * ((3 * n_cols // 2 if codec == "hhtl_t" else 0) + 64)
 
 
-def task_nbytes(codec: str, n_rows: int, n_cols: int, source_row_nbytes: int) -> int:
+def task_nbytes(profile: Profile, n_rows: int, n_cols: int, source_row_nbytes: int) -> int:
     """Return the bytes that a task takes at most, its result included."""
+    codec = profile.codec
     # A block as it is read and as float32, scaled, less its entry, decoded, and what these turn through.
     block = min(n_rows, block_rows(codec, n_cols)) * (source_row_nbytes + 8 * 4 * n_cols)
-    # 2 KiB a column are the way back of 32 rows through 1024 states.
-    scratch = 2200 * n_cols if codec == "hhtl_t" else 8 * MAX_PALETTE_K * n_cols
+    # 2 KiB a column are the way back of 32 rows through 1024 states, 128 bytes a state what their costs take.
+    scratch = (
+        ((2200 * n_cols) << (profile.state_bits - 10)) + (128 << profile.state_bits)
+        if codec == "hhtl_t"
+        else 8 * MAX_PALETTE_K * n_cols
+    )
     return block + scratch + 2 * result_nbytes(codec, n_rows, n_cols)
 
 

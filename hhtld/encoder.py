@@ -427,7 +427,7 @@ class _Encoder:
         )
 
     def _task_nbytes(self, group: _Group) -> int:
-        return _local_task_nbytes(self.crew, group.codec, group.key, self.infos[group.names[0]])
+        return _local_task_nbytes(self.crew, group.profile, group.key, self.infos[group.names[0]])
 
     # ---- what is kept ----
 
@@ -454,11 +454,11 @@ class _Encoder:
         return self.sink.add("file", len(data), [data])
 
 
-def _local_task_nbytes(crew: Crew, codec: str, key: PaletteGroupKey, info: TensorInfo) -> int:
+def _local_task_nbytes(crew: Crew, profile: Profile, key: PaletteGroupKey, info: TensorInfo) -> int:
     """Bytes that a task takes here: all of them, or its result where other machines do the work."""
     if crew.remote:
-        return 2 * result_nbytes(codec, *key.shape)
-    return task_nbytes(codec, *key.shape, info.row_nbytes)
+        return 2 * result_nbytes(profile.codec, *key.shape)
+    return task_nbytes(profile, *key.shape, info.row_nbytes)
 
 
 def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
@@ -480,7 +480,7 @@ def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
         counted = max(counted, 4 * 8 * key.shape[0] + (8 << 20))
         own = 0 if work.crew.remote else found_nbytes(profile.codec, key, len(names))
         found = max(found, own)
-        one = _local_task_nbytes(work.crew, profile.codec, key, infos[names[0]])
+        one = _local_task_nbytes(work.crew, profile, key, infos[names[0]])
         needs(4 * 8 * key.shape[0] + (8 << 20) + max(own, one), names[0], f"group {key}")
         fed = [name for name in names if name in plan.moments]
         if fed and profile.codec == "hhtl_t":
@@ -505,7 +505,7 @@ def expected_nbytes(source: TensorSource, plan: Plan, work: Work) -> int:
     """Return the bytes that encoding will take at most, beyond what the interpreter takes: `memory` or less."""
     fixed, infos, most = check_memory(source, plan, work), source.infos(), 0
     for (key, profile), names in plan.groups().items():
-        one = _local_task_nbytes(work.crew, profile.codec, key, infos[names[0]])
+        one = _local_task_nbytes(work.crew, profile, key, infos[names[0]])
         spans = len(names) * -(-key.shape[0] // span_rows(profile.codec, key.shape[1]))
         most = max(most, one * min(2 * work.crew.jobs, spans))
     return min(work.memory, (fixed + most) * 9 // 8)

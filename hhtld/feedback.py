@@ -46,7 +46,7 @@ def feedback_matrix(
     column_scale : ndarray of float32, shape (n_cols,)
         What the columns are multiplied by before they are rotated.
     """
-    n_cols, block, delay = rotation.n_cols, _trellis.FEEDBACK_BLOCK, _trellis.FEEDBACK_DELAY
+    n_cols, block = rotation.n_cols, _trellis.FEEDBACK_BLOCK
     if moments.shape != (n_cols, n_cols) or column_scale.shape != (n_cols,):
         raise ValueError(f"moments must be ({n_cols}, {n_cols}) and scales ({n_cols},), got {moments.shape}")
     inverse = 1 / column_scale.astype(np.float64)
@@ -63,7 +63,5 @@ def feedback_matrix(
         undone = np.linalg.inv(upper)
         out = np.zeros((n_cols, n_cols), np.float32)
         for start in range(block, n_cols, block):
-            stop = start - delay
-            first = max(0, stop - block)
-            out[start:, first:stop] = (upper[first:stop, start:] @ undone[start:, start:]).T
+            out[start:, start - block : start] = (upper[start - block : start, start:] @ undone[start:, start:]).T
     return out

@@ -21,11 +21,10 @@ from hhtld.palette import MAX_PALETTE_K
 from hhtld.rotation import Rotation
 from hhtld.rows import ArrayRows, Rows, row_ranges
 from hhtld.slots import SLOT_L_LANES
-from hhtld.trellis import MAX_RATE, MIN_RATE, Trellis
+from hhtld.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE, Trellis
 from hhtld.trellis_tensor import HhtlTTensor, TrellisShared, bf16_bits
 
 __all__ = [
-    "DEFAULT_STATE_BITS",
     "Prediction",
     "decide_group",
     "decide_nbytes",
@@ -35,7 +34,6 @@ __all__ = [
     "smallest_rate",
 ]
 
-DEFAULT_STATE_BITS = 10
 CENTROIDS = (16, 64, 256)
 STRUCTURE_ROWS = 8192  # decide centroids and basis: 32 rows a centroid at most
 PREDICTION_ROWS = 1024  # decide the rate: the median's standard error is .0001 at 576 columns
@@ -197,7 +195,11 @@ def smallest_rate(
 
 
 def decide_group(
-    rows: Sequence[Rows], rate: int | None, threshold: Threshold | None, seed: int
+    rows: Sequence[Rows],
+    rate: int | None,
+    threshold: Threshold | None,
+    seed: int,
+    n_bits: int = DEFAULT_STATE_BITS,
 ) -> tuple[TrellisShared, Prediction | None]:
     """Decide what a group shares and predict its rate, or the quality of a fixed one.
 
@@ -207,13 +209,13 @@ def decide_group(
     prediction : Prediction or None
         None where no rate passes the threshold on the sample.
     """
-    code = Trellis.trained(32 if rate is None else rate, DEFAULT_STATE_BITS)
+    code = Trellis.trained(32 if rate is None else rate, n_bits)
     shared = decide_shared(rows, code, seed)
     n_rows, n_cols = sum(own.n_rows for own in rows), rows[0].n_cols
     sample = sample_rows(rows, sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES))
     if rate is not None or threshold is None:
         return shared, predict(sample, shared)
-    return shared, smallest_rate(sample, shared, threshold)
+    return shared, smallest_rate(sample, shared, threshold, n_bits)
 
 
 def decide_nbytes(n_rows: int, n_cols: int) -> int:

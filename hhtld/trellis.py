@@ -38,11 +38,12 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _cast, _trellis
 
-__all__ = ["MAX_RATE", "MIN_RATE", "STATE_BITS", "Trellis", "gain_bits", "gain_values"]
+__all__ = ["DEFAULT_STATE_BITS", "MAX_RATE", "MIN_RATE", "STATE_BITS", "Trellis", "gain_bits", "gain_values"]
 
 MIN_RATE, MAX_RATE = _trellis.MIN_RATE, _trellis.MAX_RATE  # sixteenths of a bit
 STATE_BITS = (8, 10, 12)
-_TRAINED = {8: range(16, 97), 10: range(16, 97), 12: range(16, 65, 4)}
+DEFAULT_STATE_BITS = 10
+_TRAINED = {8: range(16, 97), 10: range(16, 97), 12: range(16, 97, 2)}
 
 
 @functools.cache
@@ -73,8 +74,8 @@ class Trellis:
     step: int = 0
 
     @classmethod
-    def trained(cls, rate: int, n_bits: int = 10) -> Trellis:
-        """Return the code trained for a rate; of 4096 states (quarter bits from 1 to 4) the nearest below."""
+    def trained(cls, rate: int, n_bits: int = DEFAULT_STATE_BITS) -> Trellis:
+        """Return the code trained for a rate; of 4096 states (eighths of a bit) the nearest below."""
         if n_bits not in _TRAINED:
             raise ValueError(f"state bits must be one of {STATE_BITS}, got {n_bits}")
         if not MIN_RATE <= rate <= MAX_RATE:

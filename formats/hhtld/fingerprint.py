@@ -39,7 +39,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "profile": plan.profile.text,
         "seed": plan.seed,
         "thresholds": {regime: [asked.median, asked.p5] for regime, asked in sorted(plan.thresholds.items())},
-        "tensors": _digest([[n, t.profile.text, t.alias_of] for n, t in plan.tensors.items()]),
+        "tensors": _digest([[n, t.profile.text, t.profile.state_bits, t.alias_of] for n, t in plan.tensors.items()]),
         "column_scales": _arrays_digest(plan.column_scales),
         "moments": _arrays_digest(plan.moments),
     }

@@ -6,7 +6,6 @@ MIN_RATE: int
 MAX_RATE: int
 # weights
 FEEDBACK_BLOCK: int
-FEEDBACK_DELAY: int
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int: ...
 

@@ -12,7 +12,6 @@ cdef extern from "trellis.h" nogil:
     enum: HH_MIN_STATE_BITS
     enum: HH_MAX_STATE_BITS
     enum: HH_FEEDBACK_BLOCK
-    enum: HH_FEEDBACK_DELAY
     ctypedef struct hh_trellis_scratch:
         int16_t *x
         int16_t *values
@@ -34,7 +33,6 @@ cdef extern from "trellis.h" nogil:
 MIN_RATE = 16
 MAX_RATE = 96
 FEEDBACK_BLOCK = HH_FEEDBACK_BLOCK
-FEEDBACK_DELAY = HH_FEEDBACK_DELAY
 _MAX_COLS = sys.maxsize // MAX_RATE
 
 

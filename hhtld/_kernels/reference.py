@@ -304,7 +304,7 @@ def _hadamard(x: NDArray[np.float32]) -> None:
 _SIGMA = 8192
 _RENORMALISE = 8
 _LEAST_COST = -32768
-_FEEDBACK_BLOCK, _FEEDBACK_DELAY = 32, 4
+_FEEDBACK_BLOCK, _FEEDBACK_AHEAD = 32, 32
 
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
@@ -411,6 +411,11 @@ class _Search:
             states.append(int(origins[states[-1] % len(origins)]))
         return states[::-1]
 
+    def settle(self, t: int, state: int) -> None:
+        """Be back at weight `t`, where any other state than this costs the most there is."""
+        del self._came_from[t:]
+        self._costs = np.where(np.arange(len(self._values)) == state, np.int32(_LEAST_COST), np.int32(32767))
+
 
 def _cheapest_path(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -> list[int]:
     search = _Search(values, rate)
@@ -423,15 +428,17 @@ def _cheapest_path_fed(
     targets: NDArray[np.float32], values: NDArray[np.int32], rate: int, feedback: NDArray[np.float32]
 ) -> list[int]:
     """The same, `targets` (n_cols,) taking up in place what the weights before them lost."""
-    search = _Search(values, rate)
-    for t in range(len(targets)):
-        if t and t % _FEEDBACK_BLOCK == 0:
-            path, to = search.path(), t - _FEEDBACK_DELAY
-            for k in range(max(0, to - _FEEDBACK_BLOCK), to):
-                error = targets[k] - np.float32(values[path[k]])
-                targets[t:] += feedback[t:, k] * error
-        search.step(np.int32(np.rint(np.clip(targets[t], np.float32(-32767), np.float32(32767)))))
-    return search.path()
+    search, begun = _Search(values, rate), 0
+    while True:
+        for target in targets[begun : begun + _FEEDBACK_BLOCK + _FEEDBACK_AHEAD]:
+            search.step(np.int32(np.rint(np.clip(target, np.float32(-32767), np.float32(32767)))))
+        path, end = search.path(), begun + _FEEDBACK_BLOCK
+        if end >= len(targets):
+            return path
+        for k in range(begun, end):
+            targets[end:] += feedback[end:, k] * (targets[k] - np.float32(values[path[k]]))
+        search.settle(end - 1, path[end - 1])
+        begun = end
 
 
 def _saturated(values: NDArray[np.int32] | np.int32) -> NDArray[np.int32]:

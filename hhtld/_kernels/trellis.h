@@ -18,11 +18,12 @@
  * The gain of a row is the least-squares one, sum(row * level) / sum(level * level) in float64, both summed
  * from the last weight to the first; 0 for a row of zeros and where every level is 0.
  *
- * Feedback: what a weight lost may be told to weights that are not coded yet. Before every weight t that is a multiple
- * of HH_FEEDBACK_BLOCK, the errors of the weights [t - delay - block, t - delay), from 0 on, go to all targets from t on:
- * targets[j] += matrix[j][k] * error[k], k ascending, each product and sum rounded to float32. Targets start as
- * row * (8192 / rms) in float32, an error is its target less the value of its state on the cheapest path so far, and
- * the delay lets that path settle. The gain is then that of the targets, brought back from units.
+ * Feedback: what a weight lost may be told to weights that are not coded yet. Weights are settled in blocks of
+ * HH_FEEDBACK_BLOCK, each when the search is HH_FEEDBACK_AHEAD weights past it: the path of the cheapest state is kept
+ * there, its errors go to all targets behind the block, targets[j] += matrix[j][k] * error[k], k ascending, each product
+ * and sum rounded to float32, and the search goes on from the block's last state; any other costs INT16_MAX there. Targets
+ * start as row * (8192 / rms) in float32, an error is its target less the value of its state. The last weights, a block
+ * or less, are not settled. The gain is then that of the targets, brought back from units.
  *
  * Source: bitshift trellis of QTIP (arXiv 2406.11235, section 3); tables trained for this project.
  */
@@ -33,7 +34,7 @@
 
 #include "isa.h"
 
-enum { HH_FEEDBACK_BLOCK = 32, HH_FEEDBACK_DELAY = 4 };
+enum { HH_FEEDBACK_BLOCK = 32, HH_FEEDBACK_AHEAD = 32 };
 
 typedef struct {
     const float *matrix; /* [n_cols][n_cols]; NULL without feedback */
