@@ -135,7 +135,7 @@ class Calibration:
         if not 0 < top1 < 1:
             raise ValueError(f"target_top1 must lie between 0 and 1, got {top1}")
         slope, at_0 = self._line()
-        aim = min(top1 + self.margin(top1), (1 + top1) / 2)
+        aim = min(top1 + self.margin, (1 + top1) / 2)
         level = math.ceil((math.log2(1 - aim) - at_0) / slope / _LEVEL_STEP - 1e-9) * _LEVEL_STEP
         highest = MAX_RATE * _STEP
         if level > highest:
@@ -146,13 +146,10 @@ class Calibration:
             )
         return max(MIN_RATE * _STEP, level)
 
-    def margin(self, top1: float) -> float:
-        """How far other text of the same kinds may fall short of a share, one time in twenty.
-
-        It follows from how much the texts differed at the level that measured nearest to it: shares near 1 vary less.
-        """
-        nearest = min(self.measurements, key=lambda measured: abs(measured.top1 - top1), default=None)
-        return 0.0 if nearest is None else _ONE_SIDED_95 * nearest.error
+    @property
+    def margin(self) -> float:
+        """How far other text of the same kinds may fall short of what was measured, one time in twenty."""
+        return _ONE_SIDED_95 * sum(m.error for m in self.measurements) / max(1, len(self.measurements))
 
     def expected_top1(self, level: float) -> float:
         """Return the share of next tokens expected to agree at a level."""

@@ -54,14 +54,9 @@ def test_the_level_lies_on_the_line_and_is_rounded_up() -> None:
 
 def test_what_other_text_may_fall_short_is_added() -> None:
     plain = measured((4, 0.8), (5, 0.9))
-    errors = {0.8: 0.01, 0.9: 0.005}
-    found = Calibration(
-        {}, SETS, tuple(Measurement(m.level, m.bits, m.top1, m.kl, 1000, errors[m.top1]) for m in plain)
-    )
-    assert found.margin(0.84) == pytest.approx(0.016449)
-    assert found.margin(0.86) == pytest.approx(0.0082245)  # of the nearest: shares near 1 vary less
-    assert Calibration({}, SETS).margin(0.9) == 0
-    assert found.level_for(0.84) == 4.484375  # .8564: 4 + log2(.2 / .1436), to the next 64th
+    found = Calibration({}, SETS, tuple(Measurement(m.level, m.bits, m.top1, m.kl, 1000, 0.01) for m in plain))
+    assert found.margin == pytest.approx(0.016449)
+    assert found.level_for(0.85) == 4.59375  # .8664: 4 + log2(.2 / .1336), to the next 64th
 
 
 def test_levels_that_no_rate_reaches_are_refused_with_what_to_do() -> None:
