@@ -131,7 +131,7 @@ def _kind(number: int) -> _Kind | str:
     block, nbytes = map(int, package.GGML_QUANT_SIZES[quantised])
     try:  # the only question about it that the package's public names answer
         package.quants.dequantize(np.zeros((1, nbytes), np.uint8), quantised)
-    except NotImplementedError:
+    except NotImplementedError:  # the package's own: it names more types than it dequantises
         return f"has the type {quantised.name}, which gguf {version} does not dequantise"
     return _Kind(str(quantised.name), block, nbytes, DTYPES["F32"], quantised)
 

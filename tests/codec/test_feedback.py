@@ -14,7 +14,8 @@ def lost(error: np.ndarray, moments: np.ndarray) -> float:
 
 @pytest.mark.parametrize("n_cols", [48, 192, 300])
 @pytest.mark.parametrize("rate", [32, 64, 80])
-def test_products_with_correlated_inputs_lose_less(n_cols: int, rate: int) -> None:
+@pytest.mark.parametrize("n_bits", [8, 10, 12])
+def test_products_with_correlated_inputs_lose_less(n_cols: int, rate: int, n_bits: int) -> None:
     rng = np.random.default_rng(n_cols)
     inputs = rng.standard_normal((4 * n_cols, n_cols // 6)) @ rng.standard_normal((n_cols // 6, n_cols))
     inputs += 0.3 * rng.standard_normal(inputs.shape)
@@ -22,7 +23,7 @@ def test_products_with_correlated_inputs_lose_less(n_cols: int, rate: int) -> No
     rows, rotation, code = (
         rng.standard_normal((64, n_cols)).astype(np.float32),
         Rotation(n_cols, 3),
-        Trellis.trained(rate),
+        Trellis.trained(rate, n_bits),
     )
     coded = rows * scale
     rotation.rotate(coded)
@@ -33,8 +34,8 @@ def test_products_with_correlated_inputs_lose_less(n_cols: int, rate: int) -> No
         rotation.unrotate(decoded)
         errors.append((decoded / scale - rows).astype(np.float64))
     before, after = (lost(error, moments) for error in errors)
-    assert after < (0.95 if n_cols < 100 else 0.9 if rate < 64 else 0.7) * before
-    assert (errors[1] ** 2).sum() < 1.6 * (errors[0] ** 2).sum()  # and rows themselves little more
+    assert after < (0.65 if n_cols < 100 else 0.35) * before
+    assert (errors[1] ** 2).sum() < 1.5 * (errors[0] ** 2).sum()  # and rows themselves little more
 
 
 def test_inputs_without_correlation_ask_for_nothing() -> None:

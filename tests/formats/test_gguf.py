@@ -372,7 +372,7 @@ def dequantised_types() -> list[Any]:
     for kind in Type:
         try:
             gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-        except NotImplementedError:
+        except NotImplementedError:  # the package's own: it names more types than it can do
             continue
         if kind.name not in ("F32", "F16", "BF16"):
             found.append(kind)
@@ -406,7 +406,7 @@ def quantisable_types() -> list[Any]:
     for kind in dequantised_types():
         try:
             gguf.quants.quantize(np.ones((1, gguf.GGML_QUANT_SIZES[kind][0]), np.float32), kind)
-        except NotImplementedError:
+        except NotImplementedError:  # the package's own: it names more types than it can do
             continue
         found.append(kind)
     return found
