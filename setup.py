@@ -1,4 +1,4 @@
-"""The compiled kernels and where hhtld.formats lives; everything else is in pyproject.toml.
+"""The compiled kernels and where the packages lie; everything else is in pyproject.toml.
 
 HHTLD_DEBUG_KERNELS=1 turns Cython's bounds checks on, HHTLD_SANITIZE=1 adds ASan and UBSan,
 HHTLD_WERROR=1 makes compiler warnings errors, HHTLD_ABI3=1 builds one wheel for every Python from 3.11 on
@@ -49,6 +49,10 @@ class build_kernels(build_ext):
         super().build_extensions()
 
 
+# hhtld/formats is a link to formats/, so that tools find every module below one folder. A checkout without links
+# (Windows, core.symlinks off) holds a small file in its place and is told where the package lies.
+PACKAGE_DIR = {"": "."} if Path("hhtld/formats").is_dir() else {"": ".", "hhtld.formats": "formats"}
+
 extensions = [
     Extension(
         f"hhtld._kernels.{source.stem}",
@@ -74,5 +78,5 @@ setup(
         "hhtld.formats.hhtld",
         "hhtld.integrations",
     ],
-    package_dir={"hhtld.formats": "formats"},
+    package_dir=PACKAGE_DIR,
 )
