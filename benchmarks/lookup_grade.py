@@ -118,7 +118,7 @@ def builds(rows: np.ndarray) -> None:
         assert group.cache.distances.size == group.cache.routes.size == group.cache.composition.size
 
     basis: SvdBasis = sample_basis(ArrayRows(rows))
-    times = in_turn({"lookup": lookup, "f32": lambda: HhtlF32Tensor.encode_with_leaf("embed", rows, basis)}, 5)
+    times = in_turn({"lookup": lookup, "f32": lambda: HhtlF32Tensor.encode_with_leaf("embed", rows, 256, basis)}, 5)
     print("\nwhole builds (a single-threaded native implementation of the same steps: 1110 ms and 4200 ms)")
     print(f"  lookup group: palette, tables, entries, Slot L  {median(times['lookup']):6.0f} ms   asked: below 250")
     print(f"  f32: palette, twigs, Slot L                     {median(times['f32']):6.0f} ms   asked: below 800")

@@ -17,18 +17,21 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld.base17 import BASE17_NBYTES, Base17
 from hhtld.basis import SAMPLE_ROWS, SvdBasis
 from hhtld.fisher_z import FisherZTable
-from hhtld.palette import MAX_PALETTE_K, HhtlCache, Palette, build_hip_families
+from hhtld.palette import MAX_PALETTE_K, HhtlCache, Palette, build_hip_families, checked_palette_k
 from hhtld.rows import Rows, as_rows
 from hhtld.slots import Entries
 from hhtld.tensor import HhtlDTensor, representatives
 
 __all__ = [
+    "INDEX_ROLES",
     "PaletteGroupKey",
     "SharedPaletteGroup",
     "build_group_with_fisher_z",
     "build_group_with_leaf",
     "sample_basis",
 ]
+
+INDEX_ROLES = frozenset({"embed", "lm_head"})  # rows are looked up by index, so that each must keep its identity
 
 
 @dataclass(frozen=True, order=True)
@@ -73,11 +76,18 @@ class SharedPaletteGroup:
     tensor_slot_l: dict[str, tuple[NDArray[np.int8], float]] = field(default_factory=dict)
 
     @classmethod
-    def found(cls, key: PaletteGroupKey, rows: Rows | ArrayLike, leaf: bool, executor: Executor | None = None) -> Self:
-        """Build what the group shares from its first tensor's rows."""
+    def found(
+        cls,
+        key: PaletteGroupKey,
+        rows: Rows | ArrayLike,
+        leaf: bool,
+        k: int = MAX_PALETTE_K,
+        executor: Executor | None = None,
+    ) -> Self:
+        """Build what the group shares from its first tensor's rows: a palette of at most k entries, with its tables."""
         rows = as_rows(rows)
         dims = Base17.fold(rows, executor)
-        cache = HhtlCache(Palette.build(dims, MAX_PALETTE_K))
+        cache = HhtlCache(Palette.build(dims, k))
         table = FisherZTable.build(representatives(rows, dims, cache))
         basis = sample_basis(rows) if leaf else None
         return cls(key, cache, build_hip_families(cache.palette), table, basis)
@@ -140,11 +150,16 @@ class SharedPaletteGroup:
 
 
 def _build(
-    key: PaletteGroupKey, tensors: Iterable[tuple[str, Rows | ArrayLike]], leaf: bool, executor: Executor | None
+    key: PaletteGroupKey,
+    tensors: Iterable[tuple[str, Rows | ArrayLike]],
+    k: int,
+    leaf: bool,
+    executor: Executor | None,
 ) -> SharedPaletteGroup:
+    k = checked_palette_k(k)
     group: SharedPaletteGroup | None = None
     for name, rows in tensors:
-        group = group or SharedPaletteGroup.found(key, rows, leaf, executor)
+        group = group or SharedPaletteGroup.found(key, rows, leaf, k, executor)
         group.add(name, rows, executor)
     if group is None:
         raise ValueError(f"group {key} has no tensors")
@@ -152,14 +167,39 @@ def _build(
 
 
 def build_group_with_fisher_z(
-    key: PaletteGroupKey, tensors: Iterable[tuple[str, Rows | ArrayLike]], executor: Executor | None = None
+    key: PaletteGroupKey,
+    tensors: Iterable[tuple[str, Rows | ArrayLike]],
+    k: int = MAX_PALETTE_K,
+    executor: Executor | None = None,
 ) -> SharedPaletteGroup:
-    """Build a group without Slot L: 4 bytes a row."""
-    return _build(key, tensors, False, executor)
+    """Build a group without Slot L: 4 bytes a row.
+
+    Parameters
+    ----------
+    key : PaletteGroupKey
+    tensors : iterable of (name, rows)
+        Finite rows of the key's shape; what is shared is built from the first.
+    k : int
+        Most entries of the palette, 1..256.
+    executor : concurrent.futures.Executor, optional
+        Threads to spread blocks of rows over.
+
+    Raises
+    ------
+    ValueError
+        When `k` is outside 1..256, rows have another shape than the key's, or there are no tensors.
+    """
+    return _build(key, tensors, k, False, executor)
 
 
 def build_group_with_leaf(
-    key: PaletteGroupKey, tensors: Iterable[tuple[str, Rows | ArrayLike]], executor: Executor | None = None
+    key: PaletteGroupKey,
+    tensors: Iterable[tuple[str, Rows | ArrayLike]],
+    k: int = MAX_PALETTE_K,
+    executor: Executor | None = None,
 ) -> SharedPaletteGroup:
-    """Build a group with Slot L on a shared basis: 12 bytes a row."""
-    return _build(key, tensors, True, executor)
+    """Build a group as its role asks: with Slot L on a shared basis, 12 bytes a row, where rows are looked up by index.
+
+    Every other role gives what `build_group_with_fisher_z` gives, which also tells the parameters and errors.
+    """
+    return _build(key, tensors, k, key.role in INDEX_ROLES, executor)

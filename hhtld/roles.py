@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hhtld.group import PaletteGroupKey
+from hhtld.group import INDEX_ROLES, PaletteGroupKey
 
 __all__ = [
     "INDEX_ROLES",
@@ -34,7 +34,6 @@ _ROLES = (
     ("projection", ("projection", "codec_head")),
 )
 _COMPONENTS = ("code_predictor", "talker", "speaker_encoder")
-INDEX_ROLES = frozenset({"embed", "lm_head"})
 MIN_ROWS = 512
 MIN_NBYTES = 100_000
 

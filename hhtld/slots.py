@@ -51,6 +51,7 @@ __all__ = [
     "SLOT_L_LANES",
     "HeelBasin",
     "HhtlDEntry",
+    "decode_row",
     "decode_rows",
     "encode_entries",
     "encode_leaf",
@@ -255,6 +256,12 @@ def decode_rows(centroids: ArrayLike, slot_l: ArrayLike, scale: float, basis: Sv
     out = np.empty((entries.n_rows, entries.n_cols), np.float32)
     _leaf.reconstruct(entries.read(0, entries.n_rows), None, codes, scale, basis.vectors, out)
     return out
+
+
+def decode_row(centroid: ArrayLike, slot_l_row: ArrayLike, scale: float, basis: SvdBasis) -> NDArray[np.float32]:
+    """Decode one row's Slot L (8,) back to a row (n_cols,) upon its centroid (n_cols,)."""
+    row: NDArray[np.float32] = decode_rows(np.asarray(centroid)[None], np.asarray(slot_l_row)[None], scale, basis)[0]
+    return row
 
 
 def entries_from_bytes(data: bytes | memoryview | NDArray[Any]) -> Entries:

@@ -81,6 +81,15 @@ def selected_rows(n_rows: int, rows: RowIndex) -> NDArray[np.intp] | slice:
     return index.astype(np.intp) % n_rows
 
 
+def _check_order(k: object, svd_basis: object) -> None:
+    """Refuse a palette size and a basis that have each other's place."""
+    if isinstance(k, SvdBasis) or not isinstance(svd_basis, SvdBasis):
+        raise TypeError(
+            "the palette size comes before the basis: encode_with_leaf(role, rows, k, svd_basis); "
+            f"got {type(k).__name__} as k and {type(svd_basis).__name__} as svd_basis"
+        )
+
+
 class _LeafTensor:
     """What both codecs share: an optional Slot L upon one entry a row."""
 
@@ -117,13 +126,21 @@ class _LeafTensor:
         """Bytes of Slot L, without basis and scale; 0 without it."""
         return 0 if self.slot_l is None else self.slot_l.size
 
-    def slot_l_to_bytes(self) -> bytes | None:
-        """Return 8 bytes a row, or None without Slot L."""
-        return None if self.slot_l is None else self.slot_l.tobytes()
+    def slot_l_to_bytes(self) -> tuple[bytes, float] | None:
+        """Return 8 bytes a row and the scale that they are multiplied by, or None without Slot L."""
+        if self.slot_l is None or self.slot_l_scale is None:
+            return None
+        return self.slot_l.tobytes(), self.slot_l_scale
 
     @staticmethod
     def slot_l_from_bytes(data: bytes | memoryview) -> NDArray[np.int8]:
-        """Read 8 bytes a row into shape (n, 8)."""
+        """Read the 8 bytes a row that `slot_l_to_bytes` gives into shape (n, 8).
+
+        Raises
+        ------
+        ValueError
+            When the length is no multiple of 8.
+        """
         if len(data) % SLOT_L_LANES:
             raise ValueError(f"{len(data)} bytes are not a multiple of {SLOT_L_LANES}")
         return np.frombuffer(data, np.int8).reshape(-1, SLOT_L_LANES)
@@ -341,11 +358,18 @@ class HhtlF32Tensor(_LeafTensor):
         cls,
         role: str,
         rows: Rows | ArrayLike,
+        k: int,
         svd_basis: SvdBasis,
-        k: int = MAX_PALETTE_K,
         executor: Executor | None = None,
     ) -> Self:
-        """Encode with Slot L on a shared basis: 9 bytes a row."""
+        """Encode with a palette of at most k entries and Slot L on a shared basis: 9 bytes a row.
+
+        Raises
+        ------
+        TypeError
+            When `k` and `svd_basis` are given in the wrong order, or are not what they are called.
+        """
+        _check_order(k, svd_basis)
         return cls._encode(role, as_rows(rows), k, svd_basis, executor)
 
     @classmethod

@@ -16,7 +16,7 @@ from hhtld.basis import SvdBasis
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import HhtlCache, Palette, RouteAction, build_hip_families, checked_palette_k
 from hhtld.rows import ArrayRows, row_ranges
-from hhtld.slots import HeelBasin, HhtlDEntry, decode_rows, encode_entries, encode_rows, entries_from_bytes
+from hhtld.slots import HeelBasin, HhtlDEntry, decode_row, decode_rows, encode_entries, encode_rows, entries_from_bytes
 from hhtld.tensor import HhtlF32Tensor
 
 floats = st.floats(-1e4, 1e4, width=32)
@@ -235,6 +235,19 @@ def test_slot_l_counts_and_widths_must_agree() -> None:
         encode_rows(rows[:, :9], rows[:, :9], basis)
     with pytest.raises(ValueError, match="codes"):
         decode_rows(rows, np.zeros((5, 8), np.int8), 1.0, basis)
+
+
+def test_one_row_of_slot_l_decodes_as_among_others(rng: np.random.Generator) -> None:
+    rows, centroids = (rng.standard_normal((2, 9, 30))).astype(np.float32)
+    basis = SvdBasis.build(rows)
+    slot_l, scale = encode_rows(rows, centroids, basis)
+    together = decode_rows(centroids, slot_l, scale, basis)
+    for row in range(9):
+        alone = decode_row(centroids[row], slot_l[row], scale, basis)
+        assert alone.shape == (30,)
+        assert np.array_equal(alone, together[row])
+    with pytest.raises(ValueError, match="codes"):
+        decode_row(centroids[0], slot_l[0, :7], scale, basis)
 
 
 def test_slot_l_of_rows_equal_to_their_centroids() -> None:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from hhtld.base17 import Base17
 from hhtld.basis import SvdBasis
 from hhtld.fisher_z import FisherZTable
-from hhtld.group import PaletteGroupKey, SharedPaletteGroup, build_group_with_fisher_z, build_group_with_leaf
-from hhtld.roles import should_use_leaf
+from hhtld.group import PaletteGroupKey, SharedPaletteGroup, build_group_with_leaf
 from hhtld.slots import decode_rows, encode_rows
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
 
@@ -44,8 +43,7 @@ class Case:
     def group(self) -> SharedPaletteGroup:
         role = str(self.facts["role"])
         key = PaletteGroupKey(str(self.facts["component"]), role, self.rows.shape)
-        build = build_group_with_leaf if should_use_leaf(role) else build_group_with_fisher_z
-        return build(key, [("w", self.rows)])
+        return build_group_with_leaf(key, [("w", self.rows)])
 
 
 @pytest.fixture(params=[Case(folder) for folder in FOLDERS], ids=lambda case: case.folder.name, scope="module")

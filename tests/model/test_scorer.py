@@ -63,7 +63,7 @@ def check_best(pack: HhtldPack, queries: NDArray[np.float32], k: int) -> None:
 def test_a_basis_may_have_fewer_vectors_than_lanes() -> None:
     # Found by fuzzing: five columns give a basis of five.
     rows = low_rank(700, 5)
-    tensor = HhtlF32Tensor.encode_with_leaf("q", rows, SvdBasis.build(rows))
+    tensor = HhtlF32Tensor.encode_with_leaf("q", rows, 256, SvdBasis.build(rows))
     scores = exact(tensor.reconstruct_rows(), rows[:20])
     np.testing.assert_array_equal(Scorer(tensor).topk(rows[:20], 3).rows, ranked(scores, 3))
 

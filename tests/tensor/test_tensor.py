@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,6 +23,7 @@ from hhtld.slots import ENTRY_DTYPE
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
 
 Tensor = HhtlDTensor | HhtlF32Tensor
+Builder = Callable[..., SharedPaletteGroup]
 
 
 def structured(n_rows: int, n_cols: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -38,7 +40,7 @@ def encoded(codec: str, rows: NDArray[np.float32]) -> Tensor:
         return group(rows, codec == "d+l").tensor("w")
     if codec == "f32":
         return HhtlF32Tensor.encode("v", rows)
-    return HhtlF32Tensor.encode_with_leaf("v", rows, sample_basis(ArrayRows(rows)))
+    return HhtlF32Tensor.encode_with_leaf("v", rows, 256, sample_basis(ArrayRows(rows)))
 
 
 CODECS = ["d", "d+l", "f32", "f32+l"]
@@ -94,14 +96,13 @@ def test_bytes_do_not_depend_on_threads(codec: str, rng: np.random.Generator, mo
         if codec.startswith("d"):
             key = PaletteGroupKey("other", "embed" if codec == "d+l" else "gate", rows.shape)
             build = build_group_with_leaf if codec == "d+l" else build_group_with_fisher_z
-            together: Tensor = build(key, [("w", rows)], threads).tensor("w")
+            together: Tensor = build(key, [("w", rows)], executor=threads).tensor("w")
         elif codec == "f32":
             together = HhtlF32Tensor.encode("v", rows, executor=threads)
         else:
-            together = HhtlF32Tensor.encode_with_leaf("v", rows, sample_basis(ArrayRows(rows)), executor=threads)
+            together = HhtlF32Tensor.encode_with_leaf("v", rows, 256, sample_basis(ArrayRows(rows)), threads)
     assert together.entries_to_bytes() == alone.entries_to_bytes()
     assert together.slot_l_to_bytes() == alone.slot_l_to_bytes()
-    assert together.slot_l_scale == alone.slot_l_scale
 
 
 def test_without_slot_l_nothing_of_it_exists(rng: np.random.Generator) -> None:
@@ -139,12 +140,72 @@ def test_serialised_parts_come_back(rng: np.random.Generator) -> None:
     assert tensor.slot_l is not None
     assert tensor.entries.dtype == ENTRY_DTYPE
     assert np.array_equal(HhtlDTensor.entries_from_bytes(tensor.entries_to_bytes()), tensor.entries)
-    assert np.array_equal(HhtlDTensor.slot_l_from_bytes(tensor.slot_l_to_bytes() or b""), tensor.slot_l)
     with pytest.raises(ValueError, match="multiple of 8"):
         HhtlDTensor.slot_l_from_bytes(bytes(9))
     entry = tensor.entry(3)
     assert entry.twig == tensor.twigs[3]
     assert entry.heel_basin is tensor.basin
+
+
+@pytest.mark.parametrize("codec", ["d+l", "f32+l"])
+def test_slot_l_goes_to_bytes_with_its_scale_and_comes_back(codec: str, rng: np.random.Generator) -> None:
+    tensor = encoded(codec, structured(50, 30, rng))
+    written = tensor.slot_l_to_bytes()
+    assert written is not None
+    data, scale = written
+    assert (type(data), len(data), scale) == (bytes, 8 * 50, tensor.slot_l_scale)
+    assert np.array_equal(type(tensor).slot_l_from_bytes(data), tensor.slot_l)
+    assert encoded(codec.removesuffix("+l"), structured(5, 30, rng)).slot_l_to_bytes() is None
+
+
+@pytest.mark.parametrize("role", ["qko", "v", "gate", "up", "down", "projection", "other"])
+def test_build_group_with_leaf_gives_argmax_roles_no_leaf(role: str, rng: np.random.Generator) -> None:
+    rows = structured(60, 30, rng)
+    key = PaletteGroupKey("talker", role, rows.shape)
+    asked, plain = build_group_with_leaf(key, [("w", rows)]), build_group_with_fisher_z(key, [("w", rows)])
+    assert asked.svd_basis is None
+    assert asked.slot_l_for("w") is None
+    assert asked.svd_basis_byte_size() == asked.slot_l_byte_size() == 0
+    assert asked.cache.palette.entries.to_bytes() == plain.cache.palette.entries.to_bytes()
+    assert asked.fisher_z.to_bytes() == plain.fisher_z.to_bytes()
+    assert asked.tensor("w").entries_to_bytes() == plain.tensor("w").entries_to_bytes()
+
+
+@pytest.mark.parametrize("role", ["embed", "lm_head"])
+def test_build_group_with_leaf_gives_index_roles_one_basis_and_slot_l(role: str, rng: np.random.Generator) -> None:
+    tensors = {name: structured(60, 30, rng) for name in "abc"}
+    held = build_group_with_leaf(PaletteGroupKey("other", role, (60, 30)), tensors.items())
+    assert held.svd_basis is not None
+    assert held.svd_basis_byte_size() == held.svd_basis.byte_size() == 8 + 8 * (4 + 2 * 30)
+    assert held.slot_l_byte_size() == 3 * 60 * 8
+    assert all(held.tensor(name).svd_basis is held.svd_basis for name in tensors)
+
+
+@pytest.mark.parametrize("build", [build_group_with_fisher_z, build_group_with_leaf])
+def test_builders_take_the_palette_size(build: Builder, rng: np.random.Generator) -> None:
+    rows = structured(300, 30, rng)
+    key = PaletteGroupKey("other", "embed", rows.shape)
+    for k in (1, 7, 256):
+        held = build(key, [("w", rows)], k)
+        assert held.cache.k == k
+        assert held.palette_byte_size() == 34 * k
+        assert len(held.fisher_z.codes) == k
+    assert build(key, [("w", rows)]).cache.k == 256
+    for k in (0, 257, 300):
+        with pytest.raises(ValueError, match=r"1\.\.256, because a twig is one u8"):
+            build(key, [("w", rows)], k)
+
+
+def test_palette_size_comes_before_the_basis(rng: np.random.Generator) -> None:
+    rows = structured(60, 30, rng)
+    basis = SvdBasis.build(rows)
+    tensor = HhtlF32Tensor.encode_with_leaf("embed", rows, 20, basis)
+    assert len(tensor.palette_bits) == 20
+    assert tensor.svd_basis is basis
+    with pytest.raises(TypeError, match="the palette size comes before the basis"):
+        HhtlF32Tensor.encode_with_leaf("embed", rows, basis, 20)
+    with pytest.raises(TypeError, match="svd_basis"):
+        HhtlF32Tensor.encode_with_leaf("embed", rows, basis)
 
 
 def test_cosine_lookup_is_that_of_the_entries(rng: np.random.Generator) -> None:
