@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hhtld.base17 import BASE17_NBYTES
 from hhtld.calibration import Calibration
 from hhtld.coders import TrellisGroup, block_rows, code_rows
 from hhtld.encoder import DEFAULT_MEMORY, Work, expected_nbytes
-from hhtld.errors import GateError, HhtldError, RangeError
+from hhtld.errors import GateError, HeaderError, HhtldError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.calibration import calibrated
 from hhtld.formats.hhtld import open_pack
@@ -381,8 +382,9 @@ def convert(
             else:
                 work = Work(stack.enter_context(crew(executor, jobs or default_jobs())), limit, progress or silent)
                 facts = source_facts(source, source_path)
-                here = (source_path, content_digest(source), json.dumps(facts))
-                shared = RemoteSource(source, _opened_there, here)
+                here = (source_path, facts["content"], json.dumps(facts))
+                look = partial(_check_unchanged, source, source_path, facts)
+                shared = RemoteSource(source, _opened_there, here, look)
                 report.notes = output.write_plan(
                     shared, plan, target, measured, work, source_facts=facts, resume=resume
                 )
@@ -406,6 +408,12 @@ def _opened_there(path: Location, content: str, facts: str) -> TensorSource:
         source.close()
         raise HhtldError(f"a worker finds another model at {path} than this process; workers need the same files")
     return source
+
+
+def _check_unchanged(source: TensorSource, place: Location, facts: dict[str, Any]) -> None:
+    """Raise where workers, who open a source by its path, may have found another one there than this process."""
+    if not place.exists() or source_facts(source, place) != facts:
+        raise HeaderError(f"{place}: was written to or replaced while workers read it; convert it again")
 
 
 def _calibrated(

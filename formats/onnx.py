@@ -284,6 +284,7 @@ class _Place(NamedTuple):
 
     file: Path
     offset: int
+    identity: Any
 
 
 def _info(name: str, tensor: Any, where: str) -> TensorInfo:
@@ -361,7 +362,7 @@ def _place(tensor: Any, info: TensorInfo, path: Path, where: str) -> _Place:
     _check_inside(location, path, where)
     try:
         with open_regular(path.parent / location) as file:
-            size = file.size
+            size, identity = file.size, file.identity
     except FileNotFoundError:
         raise HeaderError(f"{where}: its external file {shown(location)} is missing") from None
     length = _decimal(facts["length"], "length", where) if "length" in facts else max(0, size - offset)
@@ -374,7 +375,7 @@ def _place(tensor: Any, info: TensorInfo, path: Path, where: str) -> _Place:
         raise TruncatedError(
             f"{where}: takes {length} bytes from byte {offset} of {shown(location)}, which ends at byte {size}"
         )
-    return _Place(path.parent / location, offset)
+    return _Place(path.parent / location, offset, identity)
 
 
 def _decimal(text: str, key: str, where: str) -> int:
@@ -499,6 +500,8 @@ def _external_rows(place: _Place, skip: int, shape: tuple[int, int]) -> NDArray[
         except FileNotFoundError:
             raise HeaderError(f"{place.file}: was removed after the model was opened") from None
         with file:
+            if not file.is_still(place.identity):
+                raise HeaderError(f"{place.file}: was replaced after the model was opened")
             file.fill(rows.reshape(-1).data, place.offset + skip)
     return rows
 

@@ -402,6 +402,7 @@ class ShardedSnapshot(TensorSource):
         self._infos: dict[str, TensorInfo] = {}
         self._shard_of: dict[str, str] = {}
         self._headers: dict[str, _Header] = {}
+        self._identities: dict[str, Any] = {}
         for shard in self._shards:
             with self._opened(shard, weight_map, entrance) as file:
                 if weight_map is not None:
@@ -425,7 +426,7 @@ class ShardedSnapshot(TensorSource):
         for name, info in file.infos().items():
             self._infos[name] = dataclasses.replace(info, shard=shard) if self._is_sharded else info
             self._shard_of[name] = shard
-        self._headers[shard] = file._header
+        self._headers[shard], self._identities[shard] = file._header, file._file.identity
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -464,7 +465,7 @@ class ShardedSnapshot(TensorSource):
             file = SafetensorsFile(self._folder / shard)
         except FileNotFoundError:
             raise HeaderError(f"{self._folder / shard}: was removed after the snapshot was opened") from None
-        if file._header != self._headers[shard]:
+        if file._header != self._headers[shard] or not file._file.is_still(self._identities[shard]):
             file.close()
             raise HeaderError(f"{self._folder / shard}: was replaced after the snapshot was opened")
         return file

@@ -531,6 +531,8 @@ def encode_source(
         When a tensor that is to be encoded holds an infinity or NaN.
     BudgetError
         Before anything is written, when a tensor cannot be encoded in the memory given.
+    FormatError
+        When the source was written to meanwhile.
     """
     report = GateReport(enforced=False) if report is None else report
     encoder = _Encoder(source, plan, sink, report, work or Work())
@@ -547,14 +549,11 @@ def encode_source(
     for name, tensor in plan.tensors.items():
         if tensor.alias_of is not None:
             encoder.records[name] = TensorRecord(tensor.info, "keep", alias_of=tensor.alias_of)
-    return PackTable(
-        plan.profile.text,
-        tuple(encoder.groups),
-        dict(sorted(encoder.records.items())),
-        source.metadata,
-        source.description,
-        {name: encoder.add_file(name) for name in plan.files},
-    ).with_gates(report.tensors)
+    files = {name: encoder.add_file(name) for name in plan.files}
+    source.check_unchanged()
+    records = dict(sorted(encoder.records.items()))
+    table = PackTable(plan.profile.text, tuple(encoder.groups), records, source.metadata, source.description, files)
+    return table.with_gates(report.tensors)
 
 
 def compared_rows(

@@ -11,11 +11,35 @@ import stat
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
-from hhtld.errors import BadMagicError, TruncatedError
+from hhtld.errors import BadMagicError, HeaderError, TruncatedError
 
-__all__ = ["PositionalFile", "RegularFile", "open_regular"]
+__all__ = ["FileIdentity", "PositionalFile", "RegularFile", "open_regular"]
+
+
+class FileIdentity(NamedTuple):
+    """What tells whether a regular file is still the one that it was, and holds what it held."""
+
+    device: int
+    inode: int
+    nbytes: int
+    mtime_ns: int
+    ctime_ns: int
+    n_links: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Self:
+        """Return what the system tells of a file."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink)
+
+    def is_still(self, now: FileIdentity) -> bool:
+        """Whether nothing was written since.
+
+        The time of the last change tells of writing even where the time of the last writing was set back; a name
+        that was given to the file, or taken from it, moves it too and does no harm.
+        """
+        return self[:4] == now[:4] and (self.ctime_ns == now.ctime_ns or self.n_links != now.n_links)
 
 
 class PositionalFile(ABC):
@@ -25,12 +49,15 @@ class PositionalFile(ABC):
     ----------
     size : int
         Bytes when it was opened.
+    identity : Any
+        What tells this file, as it was when it was opened, from others and from itself at other times.
     closed : bool
     gap : int
         Bytes that are cheaper to read and drop than to skip with a second read.
     """
 
     size: int
+    identity: Any
     closed: bool
     gap: int = 0
 
@@ -49,6 +76,10 @@ class PositionalFile(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what is held open; a read beside it ends as if it had come before."""
+
+    def is_still(self, identity: Any) -> bool:
+        """Whether this is the file that had this identity when it was open before, and nothing was written since."""
+        return bool(self.identity == identity)
 
     def read(self, offset: int, nbytes: int) -> bytearray:
         """Return `nbytes` bytes from `offset` on; raises as `fill` does."""
@@ -79,12 +110,18 @@ class _Descriptor:
 
 
 class RegularFile(PositionalFile):
-    """An open regular file, which owns its descriptor."""
+    """An open regular file, which owns its descriptor.
+
+    After every read the file is looked at again: rows of two models must not end up in one.
+    """
+
+    identity: FileIdentity
 
     def __init__(self, fd: int, path: Path) -> None:
         self._held: _Descriptor | None = _Descriptor(fd)
         self._path = path
-        self.size = os.fstat(fd).st_size
+        self.identity = FileIdentity.of(os.fstat(fd))
+        self.size = self.identity.nbytes
         self.closed = False
 
     def map(self) -> mmap.mmap:
@@ -107,6 +144,11 @@ class RegularFile(PositionalFile):
                     f"it became shorter while it was open"
                 )
             done += count
+        if not self.identity.is_still(FileIdentity.of(os.fstat(held.fd))):
+            raise HeaderError(f"{self._path}: was written to while it was open; what was read may be of two states")
+
+    def is_still(self, identity: FileIdentity) -> bool:
+        return identity.is_still(self.identity)
 
     def close(self) -> None:
         self.closed = True

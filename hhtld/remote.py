@@ -33,13 +33,24 @@ class RemoteSource(TensorSource):
         A function of a module.
     args : tuple
         Hashable; equal ones mean the same source, so what tells it from others that stood there belongs to them.
+    look : callable, optional
+        Raises when the source is not the one it was here; asked once the work is done, where others had a part in it.
     """
 
-    def __init__(self, source: TensorSource, opener: Callable[..., TensorSource], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        opener: Callable[..., TensorSource],
+        args: tuple[Any, ...],
+        look: Callable[[], object] | None = None,
+    ) -> None:
         self._source = source
         self._call = (opener, args)
+        self._look = look
+        self._was_sent = False
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._was_sent = True
         return _opened, self._call
 
     @property
@@ -64,6 +75,11 @@ class RemoteSource(TensorSource):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         return self._source.read_rows(name, start, stop)
+
+    def check_unchanged(self) -> None:
+        self._source.check_unchanged()
+        if self._was_sent and self._look is not None:
+            self._look()
 
 
 @functools.lru_cache(_KEPT)

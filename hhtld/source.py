@@ -95,6 +95,9 @@ class TensorSource(ABC):
         """Return the content of one of `files`."""
         raise KeyError(name)
 
+    def check_unchanged(self) -> None:
+        """Raise where others who read it for this process may have read something else; reading itself looks, too."""
+
     def close(self) -> None:
         """Release what is held open."""
 

@@ -234,7 +234,7 @@ class RemoteFile(PositionalFile):
         if facts.get("partial") is False:
             raise OSError(f"{url}: is given only as a whole; copy it to a local file first")
         self._url = url
-        self._identity = _identity(facts)
+        self.identity = _identity(facts)
         self.size = facts["size"]
         self.closed = False
 
@@ -266,7 +266,7 @@ class RemoteFile(PositionalFile):
             facts = self._url.facts()
         except FileNotFoundError:
             raise HeaderError(f"{self._url}: was removed while it was open") from None
-        if _identity(facts) != self._identity:
+        if _identity(facts) != self.identity:
             told = f", from {self.size} to {facts['size']} bytes" if facts.get("size") != self.size else ""
             raise HeaderError(f"{self._url}: was replaced while it was open{told}")
 

@@ -53,12 +53,12 @@ def _arrays_digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
 
 
 def source_facts(source: TensorSource, place: Location | None = None) -> dict[str, Any]:
-    """Return what tells a source from another: its header, and what the system or the store tells of its files.
+    """Return what tells a source from another: its content, sampled, and what the system or store tells of its files.
 
     The files are the one at `place`, or those of the folder that `place` or an index names; other files beside
     them do not count.
     """
-    facts: dict[str, Any] = {"header": _digest(_header(source))}
+    facts: dict[str, Any] = {"content": content_digest(source)}
     if place is None or not place.exists():
         return facts
     return facts | {"files": {file.name: _identity(file) for file in _files(source, place) if file.is_file()}}
@@ -95,6 +95,7 @@ def _files(source: TensorSource, place: Location) -> list[Location]:
 def _identity(file: Location) -> list[Any]:
     if isinstance(file, Path):
         found = file.stat()
-        return [found.st_size, found.st_mtime_ns]
+        # The last is none that a program can set: it tells of other content under an old size and time.
+        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
     nbytes, *told = file.identity()
     return [nbytes, _digest(told)]

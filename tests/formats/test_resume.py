@@ -202,7 +202,7 @@ def test_another_source_is_refused_and_named(source: Path, tmp_path: Path) -> No
         hhtld.convert(own, target, resume=True)
     tensors = hhtld.load_file(source) | {"more": np.zeros(3)}
     save_file(tensors, own)
-    with pytest.raises(ValueError, match="another source header"):
+    with pytest.raises(ValueError, match="another source content"):
         hhtld.convert(own, target, resume=True)
 
 

@@ -546,7 +546,8 @@ def test_short_reads_are_continued(source: SafetensorsFile, monkeypatch: pytest.
 
 def test_file_that_became_shorter_is_truncated(source: SafetensorsFile, path: Path) -> None:
     os.truncate(path, path.stat().st_size - 3)
-    assert source.read_rows("a", 0, 1).tobytes() == DATA[:8]
+    with pytest.raises(HeaderError, match="was written to while it was open"):
+        source.read_rows("a", 0, 1)
     with pytest.raises(TruncatedError, match="became shorter while it was open"):
         source.read_rows("b", 0, 2)
 
