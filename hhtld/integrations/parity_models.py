@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -209,16 +210,22 @@ def continued(
     logits: NDArray[np.float32] = out.logits[0].numpy()
     tokens: list[int] = []
     row = logits[-1]
+    memory = _memory_name(model)
     while len(tokens) < n_tokens:
         tokens.append(int(row.argmax()))
         if tokens[-1] in stops or len(tokens) == n_tokens:
             break
-        past = getattr(out, "past_key_values", None)
+        past = getattr(out, memory, None)
         # Models that remember in other ways are asked anew over the whole text.
         new = [*ids, *tokens] if past is None else tokens[-1:]
-        out = model(input_ids=torch.tensor([new]), past_key_values=past, use_cache=True)
+        out = model(input_ids=torch.tensor([new]), **{memory: past}, use_cache=True)
         row = out.logits[0, -1].numpy()
     return logits, tokens
+
+
+def _memory_name(model: Any) -> str:
+    """What a model calls what it remembers of a text: "cache" from transformers 5.24 on."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def embedded(model: Any, tokenizer: Any, texts: Sequence[str], limit: int) -> NDArray[np.float32]:

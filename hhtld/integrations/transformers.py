@@ -30,16 +30,10 @@ from hhtld.pack import HhtldPack, PackSource
 try:
     import torch as _torch  # noqa: F401  (imported to see whether it is there)
     import transformers
-    from transformers.quantizers import HfQuantizer
 except ImportError as error:
     raise MissingExtraError(
         "hhtld.integrations.transformers needs torch and transformers: pip install 'hhtld[transformers]'"
     ) from error
-if not hasattr(HfQuantizer, "update_weight_conversions") or not hasattr(HfQuantizer, "update_attn_implementation"):
-    raise MissingExtraError(
-        f"hhtld.integrations.transformers needs transformers 5.23 or newer, this is {transformers.__version__}: "
-        f"pip install 'hhtld[transformers]'"
-    )
 
 from hhtld.integrations.transformers_quantizer import HhtldConfig, HhtldQuantizer
 

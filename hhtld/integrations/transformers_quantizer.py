@@ -15,10 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.core_model_loading import ConversionOps, WeightConverter
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.hf import NAMES_FILE
@@ -28,6 +24,19 @@ from hhtld.formats.safetensors import SafetensorsFile
 from hhtld.integrations.torch_modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch_packed import PackedWeight
 from hhtld.integrations.torch_tensors import loaded, torch_dtype
+from hhtld.integrations.transformers_internals import (
+    ConversionOps,
+    HfQuantizer,
+    QuantizationConfigMixin,
+    WeightConverter,
+    conversions_kept,
+    conversions_of,
+    register_quantization_config,
+    register_quantizer,
+    should_convert_module,
+    tied_places,
+    with_operations,
+)
 from hhtld.pack import HhtldPack
 from hhtld.source import TensorInfo
 
@@ -166,9 +175,7 @@ class HhtldQuantizer(HfQuantizer):
         updated = []
         for conversion in weight_conversions:
             if isinstance(conversion, WeightConverter):
-                patterns = conversion._original_source_patterns, conversion._original_target_patterns
-                decoding = [_Unpack(self, last=False), *conversion.operations]
-                updated.append(conversion.copy(*map(list, patterns), operations=decoding))
+                updated.append(with_operations(conversion, _Unpack(self, last=False)))
             else:
                 updated.append(conversion)
             self._conversions[id(updated[-1])] = conversion
@@ -194,7 +201,7 @@ class HhtldQuantizer(HfQuantizer):
         wanted = dtype or torch.get_default_dtype()
         shape = torch.Size(record.info.shape)
         takes = self._packed and record.codec != "keep" and len(shape) == 2
-        if not takes or not all(self._takes_packed(model, own, shape) for own in _tied_places(model, place)):
+        if not takes or not all(self._takes_packed(model, own, shape) for own in tied_places(model, place)):
             return self.decoded(name, dtype)
         if (record.name, wanted) not in self._weights:
             self._weights[record.name, wanted] = PackedWeight(self._pack, record.name, wanted)
@@ -217,14 +224,21 @@ class HhtldQuantizer(HfQuantizer):
             self._pack = None
         self._weights.clear()  # the modules hold them
         # What saving will turn back: the model's own conversions without the decoding.
-        used = [self._conversions[id(own)] for own in model._weight_conversions if id(own) in self._conversions]
-        model._weight_conversions = used
+        loaded_with = conversions_of(model)
+        if loaded_with is not None:
+            conversions_kept(model, [self._conversions[id(c)] for c in loaded_with if id(c) in self._conversions])
         return _replaced(model, _packed_module)
 
     # ---- afterwards ----
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return dense(model, dtype)
+
+    def remove_quantization_config(self, model: Any) -> None:
+        """Make an ordinary model of it, which is saved under the names that its checkpoint had."""
+        loaded_with = conversions_of(model)
+        super().remove_quantization_config(model)
+        conversions_kept(model, loaded_with)
 
     def is_serializable(self) -> bool:
         """Refuse: what transformers would write has no weights."""
@@ -245,13 +259,6 @@ def _named(info: TensorInfo) -> bool:
 
 def _text(name: torch.Tensor) -> str:
     return bytes(name.flatten().tolist()).decode()
-
-
-def _tied_places(model: Any, place: str) -> set[str]:
-    """Every place of the model that shares this one's parameter."""
-    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
-    source = ties.get(place, place)
-    return {place, source} | {target for target, own in ties.items() if own == source}
 
 
 def _replaced(model: nn.Module, made: Any) -> nn.Module:
