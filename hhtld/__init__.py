@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from hhtld.base17 import Base17 as Base17
     from hhtld.basis import SvdBasis as SvdBasis
     from hhtld.encoder import encode as encode
@@ -101,7 +102,7 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
+def _first_use(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
@@ -112,6 +113,10 @@ def __getattr__(name: str) -> Any:
     found = getattr(importlib.import_module(f"hhtld.{home}"), name)
     globals()[name] = found  # the next access does not come through here
     return found
+
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that comes from here
+    __getattr__ = _first_use
 
 
 def __dir__() -> list[str]:

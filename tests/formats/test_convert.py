@@ -289,6 +289,22 @@ def test_ctrl_c_leaves_the_old_file(number: int, code: int, said: str, snapshot:
     assert [p.name for p in tmp_path.iterdir()] == ["m.hhtld"]
 
 
+def test_an_ignored_ctrl_c_stays_ignored(snapshot: Path, tmp_path: Path) -> None:
+    # A shell starts background jobs, and nohup and some build servers all, with SIGINT ignored.
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from hhtld import encoder; from hhtld.formats.__main__ import main\n"
+        "plain = encoder.code_rows\n"
+        "def struck(*a): os.kill(os.getpid(), signal.SIGINT); return plain(*a)\n"
+        "encoder.code_rows = struck\n"
+        f"sys.exit(main(['convert', {str(snapshot)!r}, 'm.hhtld', '--jobs', '1', '--profile', 'bits:2', "
+        "'--min-ratio', '0.1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.hhtld"]
+
+
 def test_names_from_files_cannot_steer_the_terminal(tmp_path: Path) -> None:
     hhtld.save_file({"\x1b[2J\n[red]w": np.zeros(3)}, tmp_path / "m.hhtld")
     shown = run("inspect", tmp_path / "m.hhtld").stdout
@@ -341,9 +357,11 @@ def test_a_name_claimed_twice_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         Registry("hhtld.formats", {"hhtld": "hhtld.formats.hhtld:HhtldFormat"}).plugins()
 
 
-def test_the_demo_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_demo_names_its_package_and_how_to_have_it_without_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("hhtld.formats.demo._PACKAGE", "no-such-package")
-    with pytest.raises(hhtld.MissingExtraError, match=r"pip install 'hhtld\[demo\]'"):
+    with pytest.raises(hhtld.MissingExtraError, match=r"pip install --no-deps no-such-package"):
         hhtld.convert("demo:", tmp_path / "m.hhtld")
 
 

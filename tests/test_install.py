@@ -1,0 +1,35 @@
+"""What a user's Python finds: the package, its version, its types; and what it says of sources without kernels."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hhtld
+
+PACKAGE = Path(hhtld.__file__).parent
+
+
+def test_sources_without_kernels_say_what_to_do(tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "hhtld", ignore=ignored)
+    program = "import hhtld; hhtld.Base17"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: the kernels in {tmp_path / 'hhtld' / '_kernels'} are not compiled.")
+    assert "pip install -e ." in last
+    assert "start Python in another folder" in last
+
+
+def test_every_promised_name_is_there() -> None:
+    for name in hhtld.__all__:
+        assert getattr(hhtld, name) is not None
+
+
+def test_a_misspelt_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'hhtld' has no attribute 'opne'"):
+        hhtld.opne  # type: ignore[attr-defined] # noqa: B018 # the mistake is what is tested
