@@ -509,8 +509,10 @@ def _verify(args: argparse.Namespace) -> int:
     if report.gates is not None:
         out.print(gate_table(report.gates))
         if report:
+            made = "the encoded ones were made from its rows; " if report.is_source else ""
             out.print(
-                "kept tensors equal the source byte for byte; the recorded cosines are those measured now", markup=False
+                f"kept tensors equal the source byte for byte; {made}the recorded cosines are those measured now",
+                markup=False,
             )
     for difference in report.differences:
         out.print(difference, highlight=False, markup=False)

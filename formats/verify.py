@@ -35,6 +35,8 @@ class VerifyReport:
     source : str or None
     gates : GateReport or None
         Measured anew when a source was given.
+    is_source : bool or None
+        Whether the pack was made from the very rows of this source; None where a tensor has no checksum of them.
     differences : list of str
         One sentence each.
     """
@@ -45,6 +47,7 @@ class VerifyReport:
     nbytes: int
     source: str | None = None
     gates: GateReport | None = None
+    is_source: bool | None = None
     differences: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -60,6 +63,7 @@ class VerifyReport:
             "n_tensors": self.n_tensors,
             "nbytes": self.nbytes,
             "source": self.source,
+            "is_source": self.is_source,
             "gates": None if self.gates is None else self.gates.to_json(),
             "differences": self.differences,
         }
@@ -106,6 +110,8 @@ def _compare(
             report.differences.append(
                 f"tensor {name!r} is {held.dtype.name} {held.shape}, the source {info.dtype.name} {info.shape}"
             )
+        elif (shared := pack.table.tensors[name].alias_of) is not None and not _equal_in_source(source, shared, name):
+            report.differences.append(f"tensor {name!r} shares the bytes of {shared!r}, in the source the two differ")
         elif pack.info(name).codec == "keep" and not _same_bytes(pack, source, name):
             report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")
     theirs = source.files()  # none where the source is a lone file
@@ -117,11 +123,15 @@ def _compare(
     if report.differences:
         return
     report.gates = GateReport(enforced=False)
-    measure(pack, source, report.gates, executor, progress)
+    crcs = measure(pack, source, report.gates, executor, progress)
     report.gates.ratio = (_bf16_nbytes(pack) + sum(pack.files().values())) / report.nbytes
+    recorded = {name: pack.info(name).source_crc32 for name in crcs}
+    report.is_source = None if None in recorded.values() else recorded == crcs
     for name, found in report.gates.tensors.items():
         if pack.info(name).gates != found:
             report.differences.append(f"tensor {name!r}: the recorded cosines are not those measured now")
+        elif pack.info(name).source_crc32 not in (None, crcs[name]):
+            report.differences.append(f"tensor {name!r} was made from other rows than the source holds")
 
 
 def _same_bytes(pack: HhtldPack, source: TensorSource, name: str) -> bool:
@@ -133,6 +143,14 @@ def _same_bytes(pack: HhtldPack, source: TensorSource, name: str) -> bool:
         )
         for start, stop in row_ranges(info.n_rows, info.row_nbytes)
         if info.row_nbytes
+    )
+
+
+def _equal_in_source(source: TensorSource, one: str, other: str) -> bool:
+    info = source.infos()[other]
+    return one in source and all(
+        np.array_equal(source.read_rows(one, start, stop), source.read_rows(other, start, stop))
+        for start, stop in row_ranges(info.n_rows, info.row_nbytes)
     )
 
 

@@ -439,11 +439,14 @@ class Coded(NamedTuple):
     crcs : dict of kind to CRC-32 of these bytes
     cosines : ndarray of float64, shape (n_rows,)
         Of every row with what the bytes decode to.
+    source_crc : int
+        CRC-32 of the rows that were read, as float32.
     """
 
     parts: dict[str, NDArray[Any]]
     crcs: dict[str, int]
     cosines: NDArray[np.float64]
+    source_crc: int
 
 
 def _blocks(coder: Coder, rows: Rows, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -463,12 +466,13 @@ def code_rows(code: GroupCode, own: Any, rows: Rows, start: int, stop: int, scal
     coder = code.coder(own)
     kinds = [kind for kind, width in coder.layout().items() if isinstance(width, int)]
     parts: dict[str, list[NDArray[Any]]] = {kind: [] for kind in kinds}
-    cosines = []
+    cosines, source_crc = [], 0
     for first, block in _blocks(coder, rows, start, stop):
+        source_crc = zlib.crc32(as_bytes(block), source_crc)
         tensor = coder.encode(block, first, scale)
         for kind in kinds:
             parts[kind].append(getattr(tensor, kind))
         cosines.append(row_cosines(block, tensor.reconstruct_rows()))
     whole = {kind: np.concatenate(blocks) for kind, blocks in parts.items()}
     crcs = {kind: zlib.crc32(as_bytes(array)) for kind, array in whole.items()}
-    return Coded(whole, crcs, np.concatenate(cosines))
+    return Coded(whole, crcs, np.concatenate(cosines), source_crc)

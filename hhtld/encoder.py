@@ -38,6 +38,7 @@ from hhtld.coders import (
     span_rows,
     task_nbytes,
 )
+from hhtld.crc import Crc32Runs
 from hhtld.errors import BudgetError, RangeError, shown
 from hhtld.feedback import feedback_matrix, feedback_nbytes
 from hhtld.gates import GateReport, GroupCosines, Threshold, row_cosines
@@ -51,7 +52,7 @@ from hhtld.rows import Rows, map_rows, row_ranges
 from hhtld.schedule import Call, Crew, completed
 from hhtld.sections import MemorySections, SectionSink, as_bytes
 from hhtld.slots import leaf_scale
-from hhtld.source import ArraySource, SourceRows, TensorInfo, TensorSource
+from hhtld.source import ArraySource, ChecksummedRows, SourceRows, TensorInfo, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
 from hhtld.trellis_tensor import bf16_bits, bf16_values
 
@@ -118,6 +119,8 @@ class _Tensor:
         What its coder needs beside the group's code.
     widths : dict of kind to bytes a row
         Of the sections that its rows fill.
+    read : Crc32Runs
+        Checksums of its rows as float32.
     """
 
     name: str
@@ -127,6 +130,7 @@ class _Tensor:
     sections: dict[str, int]
     widths: dict[str, int]
     scale: float | None = None
+    read: Crc32Runs = field(default_factory=Crc32Runs)
 
 
 @dataclass
@@ -285,8 +289,11 @@ class _Encoder:
         self.groups.append(GroupRecord(group.key, attempt.sections, *attempt.code.numbers))
         for tensor in attempt.tensors:
             planned = self.plan.tensors[tensor.name]
+            crc = None
+            if self.source.is_stored and planned.codec == "hhtl_t":  # the bytes of the lookup grades are specified
+                crc = tensor.read.whole(4 * tensor.rows.n_rows * tensor.rows.n_cols)
             self.records[tensor.name] = TensorRecord(
-                planned.info, planned.codec, tensor.sections, len(self.groups) - 1, tensor.scale
+                planned.info, planned.codec, tensor.sections, len(self.groups) - 1, tensor.scale, source_crc32=crc
             )
         self.report.add_group(attempt.cosines, regime(group.key.role), str(group.key))
 
@@ -392,10 +399,11 @@ class _Encoder:
         facts = {
             "cosines": base64.b64encode(coded.cosines.astype("<f8").tobytes()).decode("ascii"),
             "crcs": coded.crcs,
+            "source": coded.source_crc,
             "stop": stop,
         }
         self.journal.put("rows", attempt.group.number, attempt.identity, tensor.name, start, value=facts)
-        self._count("encode", attempt, tensor, start, stop, coded.cosines)
+        self._count("encode", attempt, tensor, start, stop, coded.cosines, coded.source_crc)
 
     def _recalled(self, attempt: _Attempt, tensor: _Tensor, start: int, stop: int) -> bool:
         """Whether an earlier run coded these rows and their bytes are still there."""
@@ -409,12 +417,21 @@ class _Encoder:
         if found is None:
             return False
         cosines = np.frombuffer(base64.b64decode(facts["cosines"]), "<f8")
-        self._count("resume", attempt, tensor, start, stop, cosines)
+        self._count("resume", attempt, tensor, start, stop, cosines, facts["source"])
         return True
 
     def _count(
-        self, stage: str, attempt: _Attempt, tensor: _Tensor, start: int, stop: int, cosines: NDArray[np.float64]
+        self,
+        stage: str,
+        attempt: _Attempt,
+        tensor: _Tensor,
+        start: int,
+        stop: int,
+        cosines: NDArray[np.float64],
+        source_crc: int,
     ) -> None:
+        width = 4 * tensor.rows.n_cols
+        tensor.read.add(start * width, (stop - start) * width, source_crc)
         attempt.cosines.add(tensor.name, tensor.rows.n_rows, start, cosines)
         nbytes = (stop - start) * self.infos[tensor.name].row_nbytes
         attempt.nbytes[tensor.name] += nbytes
@@ -578,16 +595,24 @@ def measure(
     report: GateReport,
     executor: Executor | None = None,
     progress: Progress = silent,
-) -> None:
-    """Compare every row of every encoded tensor of a pack with its source and add it to a report."""
+) -> dict[str, int | None]:
+    """Compare every row of every encoded tensor of a pack with its source and add it to a report.
+
+    Returns
+    -------
+    dict of name to CRC-32 of the source's rows as float32
+    """
+    crcs: dict[str, int | None] = {}
     for name, record in pack.table.tensors.items():
         if record.codec == "keep" or record.group is None:
             continue
-        rows = SourceRows(source, name)
+        rows = ChecksummedRows(SourceRows(source, name))
         cosines = compared_rows(rows, partial(pack.get_rows, name), executor)
         key = pack.table.groups[record.group].key
         report.add(name, regime(key.role), cosines, str(key))
+        crcs[name] = rows.crc32
         progress("measure", name, record.info.nbytes)
+    return crcs
 
 
 def encode(

@@ -61,6 +61,10 @@ class RemoteSource(TensorSource):
     def description(self) -> dict[str, Any]:
         return self._source.description
 
+    @property
+    def is_stored(self) -> bool:
+        return self._source.is_stored
+
     def infos(self) -> Mapping[str, TensorInfo]:
         return self._source.infos()
 

@@ -8,6 +8,8 @@ arrays is one too.
 from __future__ import annotations
 
 import math
+import threading
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _cast
+from hhtld.crc import Crc32Runs
 from hhtld.dtypes import DType, dtype_of, view, widen
 from hhtld.errors import NonFiniteError, shown
+from hhtld.rows import Rows
 from hhtld.side_files import checked_file_name
 from hhtld.sizes import MAX_DIMENSIONS, tensor_nbytes
 
-__all__ = ["ArraySource", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
+__all__ = ["ArraySource", "ChecksummedRows", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class TensorSource(ABC):
     def description(self) -> dict[str, Any]:
         """JSON-able facts of the collection that come back on decoding (config, shard names)."""
         return {}
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it lies somewhere and can be looked at again: a pack then says which rows it was made from."""
+        return True
 
     @abstractmethod
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -154,6 +163,33 @@ class SourceRows:
         return values.reshape(stop - start, self.n_cols)
 
 
+class ChecksummedRows:
+    """Rows, and the checksum of what was read of them, from any number of threads and in any order.
+
+    Attributes
+    ----------
+    n_rows, n_cols : int
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.n_rows, self.n_cols = rows.n_rows, rows.n_cols
+        self._read, self._lock = Crc32Runs(), threading.Lock()
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows [start, stop), which may be read once."""
+        block = self._rows.read(start, stop)
+        crc, width = zlib.crc32(block.data), 4 * self.n_cols
+        with self._lock:
+            self._read.add(start * width, (stop - start) * width, crc)
+        return block
+
+    @property
+    def crc32(self) -> int | None:
+        """CRC-32 of all rows as float32, or None where some were not read."""
+        return self._read.whole(self.n_rows * 4 * self.n_cols)
+
+
 def checked_name(name: object) -> str:
     """Return a tensor name that every container can hold, or raise."""
     if not isinstance(name, str):
@@ -198,6 +234,10 @@ class ArraySource(TensorSource):
         self._metadata = dict(metadata or {})
         self._files = {checked_file_name(name): bytes(data) for name, data in sorted((files or {}).items())}
         self._infos = {n: TensorInfo(n, dtype_of(a), a.shape) for n, a in self._arrays.items()}
+
+    @property
+    def is_stored(self) -> bool:
+        return False
 
     @property
     def metadata(self) -> dict[str, str]:

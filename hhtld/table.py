@@ -32,7 +32,7 @@ from hhtld.trellis import MAX_RATE, MIN_RATE, STATE_BITS
 __all__ = ["GroupRecord", "PackTable", "TensorRecord"]
 
 _GROUP_KINDS = {"palette", "fisher_z", "basis", "codebook", "centroids", "codebook_2"}
-_CODEC_KEYS = {"codec", "sections", "group", "slot_l_scale", "gates"}  # what an alias has not
+_CODEC_KEYS = {"codec", "sections", "group", "slot_l_scale", "gates", "source_crc32"}  # what an alias has not
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class TensorRecord:
         An exact float32.
     gates : CosineSummary or None
         Row cosines measured when the pack was made.
+    source_crc32 : int or None
+        CRC-32 of the source's elements as float32, where the source was a file.
     alias_of : str or None
         The tensor whose bytes this one shares; all of the above is then that tensor's.
     """
@@ -96,6 +98,7 @@ class TensorRecord:
     group: int | None = None
     slot_l_scale: float | None = None
     gates: CosineSummary | None = None
+    source_crc32: int | None = None
     alias_of: str | None = None
 
     @property
@@ -121,6 +124,8 @@ class TensorRecord:
             record["slot_l_scale"] = self.slot_l_scale
         if self.gates is not None:
             record["gates"] = self.gates.to_json()
+        if self.source_crc32 is not None:
+            record["source_crc32"] = self.source_crc32
         return record
 
 
@@ -404,7 +409,10 @@ class _Checked:
                 raise HeaderError(f"{where}: {error}") from None
             if gates.n_rows != info.n_rows:
                 raise HeaderError(f"{where}: gates speak of {gates.n_rows} rows, the tensor has {info.n_rows}")
-        return TensorRecord(info, codec, sections, number, None if scale is None else float(scale), gates)
+        crc = record.get("source_crc32")
+        if crc is not None and (type(crc) is not int or not 0 <= crc < 2**32):
+            raise HeaderError(f"{where}: source_crc32 must lie in 0..2^32 - 1")
+        return TensorRecord(info, codec, sections, number, None if scale is None else float(scale), gates, crc)
 
     def _check_trellis(self, where: str, info: TensorInfo, sections: Mapping[str, int], group: GroupRecord) -> None:
         if group.rate is None:

@@ -473,6 +473,12 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
         HeaderError,
         "no palette",
     ),
+    **{
+        f"checksum of the source {value!r}": (tensor("a.d", source_crc32=value), HeaderError, "source_crc32")
+        for value in (-1, 2**32, 1.5, True, "1", [])
+    },
+    "kept with a checksum of the source": (tensor("c.f32", source_crc32=1), HeaderError, "kept tensor has no source"),
+    "alias with a checksum of the source": (tensor("d.alias", source_crc32=1), HeaderError, "alias"),
     # groups
     "group a list": (lambda d: d.table["groups"].append([]), HeaderError, "group 2"),
     "group without a role": (group(0, role=ABSENT), HeaderError, "role"),
