@@ -4,6 +4,10 @@ A sample of rows, spread evenly over all tensors of the group, decides; of wide 
 are bounded. Centroids and Slot L are kept when
 the bits they save a row, ``n_cols * log2(|before| / |after|)`` in the median, pass the bits they cost. The rate
 is predicted by coding the sample; the encoder verifies it on every row and goes up where it must.
+
+Rows of zeros decide nothing: where the sample meets some, all rows are read once and the sample is taken from the
+others. A group with centroids and a row of zeros has a centroid of zeros beside them, so that this row comes back as
+it was.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from hhtld.basis import SvdBasis, basis_nbytes
 from hhtld.gates import Threshold, row_cosines
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.rotation import Rotation
-from hhtld.rows import ArrayRows, Rows, row_ranges
+from hhtld.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
 from hhtld.slots import SLOT_L_LANES
 from hhtld.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE, Trellis
 from hhtld.trellis_tensor import HhtlTTensor, TrellisShared, bf16_bits
@@ -101,6 +105,17 @@ def _centroids(sample: NDArray[np.float32], norms2: NDArray[np.float64], k: int)
     return bf16_bits(centroids)
 
 
+def _with_zero_centroid(
+    shared: TrellisShared, sample: NDArray[np.float32], norms2: NDArray[np.float64]
+) -> TrellisShared:
+    """Add a centroid of zeros; where a twig can name no more, there is one less of the others."""
+    assert shared.centroid_bits is not None
+    bits = shared.centroid_bits
+    if len(bits) == MAX_PALETTE_K:
+        bits = _centroids(sample, norms2, MAX_PALETTE_K - 1)
+    return replace(shared, centroid_bits=np.concatenate([bits, np.zeros((1, shared.n_cols), np.uint16)]))
+
+
 def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBasis, float]:
     """The basis of rows scaled as the gate sees them, and the bits a weight that it saves on these rows."""
     scale = np.divide(1.0, np.sqrt(norms2), out=np.zeros_like(norms2), where=norms2 > 0)
@@ -116,18 +131,23 @@ def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBa
     return basis, _median_saving(_norms2(rows), left)
 
 
-def decide_shared(tensors: Sequence[Rows], trellis: Trellis, seed: int) -> TrellisShared:
-    """Decide from measured energy whether a group's rows carry a centroid and Slot L."""
+def decide_shared(tensors: Sequence[Rows], trellis: Trellis, seed: int, zeros: bool = False) -> TrellisShared:
+    """Decide from measured energy whether a group's rows carry a centroid and Slot L.
+
+    With `zeros`, the group has rows of zeros that `tensors` leave out.
+    """
     n_cols, n_rows = tensors[0].n_cols, sum(rows.n_rows for rows in tensors)
     best = TrellisShared(trellis, Rotation(n_cols, seed))
     if n_rows < 4 * MAX_PALETTE_K or n_cols < 16:
         return best
     size = sample_size(n_rows, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
     sample = sample_rows(tensors, size)
-    most = MAX_PALETTE_K if size == min(n_rows, STRUCTURE_ROWS) else size // _ROWS_A_CENTROID
-    if max(sample.max(), -sample.min()) > 1e37:  # a difference of two rows must stay finite
-        return best
     norms2 = _norms2(sample)
+    if not norms2.all():  # the few that no one has met before
+        sample, norms2 = sample[norms2 > 0], norms2[norms2 > 0]
+    most = MAX_PALETTE_K if size == min(n_rows, STRUCTURE_ROWS) else size // _ROWS_A_CENTROID
+    if not len(sample) or max(sample.max(), -sample.min()) > 1e37:  # a difference of two rows must stay finite
+        return best
     rest, gained = sample, 0.0
     for k in (k for k in CENTROIDS if k <= most):
         held = replace(best, centroid_bits=_centroids(sample, norms2, k))
@@ -137,6 +157,9 @@ def decide_shared(tensors: Sequence[Rows], trellis: Trellis, seed: int) -> Trell
         if gain <= gained:  # more centroids would not pay where fewer do not
             break
         best, rest, gained = held, left, gain
+    if best.centroid_bits is not None and (zeros or any(has_zero_row(rows) for rows in tensors)):
+        best = _with_zero_centroid(best, sample, norms2)
+        rest = sample - best.centroids[best.assign(sample)]
     leaf_cost = 8 * SLOT_L_LANES + 16 * SLOT_L_LANES * n_cols / n_rows
     # A few rows flatter a basis, so where it does not pay on them it does not pay at all; the whole
     # sample of a wide group would keep LAPACK busy for seconds.
@@ -194,6 +217,11 @@ def smallest_rate(
     return best
 
 
+def _prediction_sample(tensors: Sequence[Rows]) -> NDArray[np.float32]:
+    n_rows, n_cols = sum(rows.n_rows for rows in tensors), tensors[0].n_cols
+    return sample_rows(tensors, sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES))
+
+
 def decide_group(
     rows: Sequence[Rows],
     rate: int | None,
@@ -210,9 +238,11 @@ def decide_group(
         None where no rate passes the threshold on the sample.
     """
     code = Trellis.trained(32 if rate is None else rate, n_bits)
-    shared = decide_shared(rows, code, seed)
-    n_rows, n_cols = sum(own.n_rows for own in rows), rows[0].n_cols
-    sample = sample_rows(rows, sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES))
+    sample = _prediction_sample(rows)
+    zeros = not _norms2(sample).all()
+    if zeros and (live := [own for own in map(LiveRows, rows) if own.n_rows]):
+        rows, sample = live, _prediction_sample(live)
+    shared = decide_shared(rows, code, seed, zeros)
     if rate is not None or threshold is None:
         return shared, predict(sample, shared)
     return shared, smallest_rate(sample, shared, threshold, n_bits)
@@ -224,5 +254,6 @@ def decide_nbytes(n_rows: int, n_cols: int) -> int:
     # Centroids: the sample, what they leave over, and members of a centroid as float64; a basis: the sample, what is
     # left, and that scaled.
     decided = max(6 * structure, 2 * structure + basis_nbytes(structure // (4 * n_cols), n_cols))
-    predicted = 4 * 4 * n_cols * sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES)
-    return max(decided, predicted)
+    sample = 4 * n_cols * sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES)
+    live = 9 * n_rows  # which rows are not zeros, and their numbers
+    return max(decided + sample, 4 * sample) + live

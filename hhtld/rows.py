@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld._kernels import _cast
 from hhtld.schedule import completed
 
-__all__ = ["BLOCK_NBYTES", "ArrayRows", "Rows", "as_rows", "map_rows", "row_ranges"]
+__all__ = ["BLOCK_NBYTES", "ArrayRows", "LiveRows", "Rows", "as_rows", "has_zero_row", "map_rows", "row_ranges"]
 
 T = TypeVar("T")
 
@@ -66,6 +66,41 @@ class ArrayRows:
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows [start, stop) without a copy."""
         return self._array[start:stop]
+
+
+def _live(block: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether each row holds anything but zeros."""
+    return np.asarray(block.any(axis=1), np.bool_)
+
+
+def has_zero_row(rows: Rows) -> bool:
+    """Whether a row of zeros is among rows; reads them up to the first."""
+    spans = row_ranges(rows.n_rows, 4 * rows.n_cols)
+    return not all(_live(rows.read(start, stop)).all() for start, stop in spans)
+
+
+class LiveRows:
+    """Rows without those that are all zeros, read once to find them."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        live = np.zeros(rows.n_rows, np.bool_)
+        for start, stop in row_ranges(rows.n_rows, 4 * rows.n_cols):
+            live[start:stop] = _live(rows.read(start, stop))
+        self._numbers = np.flatnonzero(live)
+        self.n_rows, self.n_cols = len(self._numbers), rows.n_cols
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return live rows [start, stop)."""
+        numbers = self._numbers[start:stop]
+        block = np.empty((len(numbers), self.n_cols), np.float32)
+        ends = [*(np.flatnonzero(np.diff(numbers) > 1) + 1).tolist(), len(numbers)]  # of runs without a gap
+        first = 0
+        for end in ends:
+            if first < end:
+                block[first:end] = self._rows.read(int(numbers[first]), int(numbers[end - 1]) + 1)
+            first = end
+        return block
 
 
 def as_rows(rows: Rows | ArrayLike) -> Rows:

@@ -17,6 +17,12 @@ furthest distance is 0. A row takes its nearest entry, the first on a tie. Dista
 (`search.h`). Entries are stored as bfloat16, rounded to nearest even; Slot L codes what the stored
 entry leaves over.
 
+Edge cases
+----------
+Rows of zeros come back as zeros from HhtlF32Tensor: where no pick of two or more is one, the last gives way. The lookup
+grade's palette is found in folded rows of the group's first tensor and its bytes are specified: there a row of zeros
+comes back as its entry, which is mostly, but not always, one of zeros.
+
 Error
 -----
 Rows of trained matrices are nearly orthogonal, so neither codec reconstructs them: the README prints
@@ -383,8 +389,13 @@ class HhtlF32Tensor(_LeafTensor):
             block[start:stop] = rows.read(start, stop)
         picks = np.empty(min(k, rows.n_rows), np.int64)
         nearest = np.empty(rows.n_rows, np.int32)
-        count = _search.furthest_l2(block, picks, np.empty(rows.n_rows), nearest)
+        distances = np.empty(rows.n_rows)
+        count = _search.furthest_l2(block, picks, distances, nearest)
         entries = block[picks[:count]]
+        zeros = np.flatnonzero(~block.any(axis=1))
+        if count > 1 and len(zeros) and distances[zeros[0]] > 0:
+            entries[-1] = 0
+            _search.nearest_l2(block, entries, nearest)
         bits = np.empty(entries.shape, np.uint16)
         _cast.narrow_f32_bf16(entries.reshape(-1), bits.reshape(-1))
         if (past := (bits & 0x7F80 == 0x7F80).any(axis=1)).any():

@@ -19,7 +19,8 @@ encoded does, but a file may be made to.
 
 Edge cases
 ----------
-Any width from one column on; rows of zeros decode to their entry, which is zero where there is none.
+Any width from one column on; rows of zeros decode to zeros: groups that hold some have a centroid
+of zeros where they have centroids (`hhtld.rate`).
 
 Source
 ------

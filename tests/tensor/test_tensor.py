@@ -87,6 +87,20 @@ def test_degenerate_rows(codec: str, kind: str, rng: np.random.Generator) -> Non
         assert len(np.unique(decoded, axis=0)) == 1
 
 
+@pytest.mark.parametrize("codec", ["f32", "f32+l"])
+@pytest.mark.parametrize("n_rows", [30, 600])
+def test_zero_rows_of_a_palette_come_back_zero(codec: str, n_rows: int, rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((n_rows, 60)).astype(np.float32)
+    rows[[3, n_rows - 1]] = 0  # in the middle of all others, so that it is picked last
+    tensor = encoded(codec, rows)
+    assert not tensor.reconstruct_rows([3, n_rows - 1]).any()
+    live = np.delete(rows, [3, n_rows - 1], axis=0)
+    entries = HhtlF32Tensor.encode("v", live, min(255, len(live))).palette_bits
+    assert np.array_equal(tensor.palette_bits[:-1], entries), "the other entries are those of the other rows"
+    nearest = ((live[:, None] - tensor.palette_f32.astype(np.float64)) ** 2).sum(axis=2).argmin(axis=1)
+    assert (np.delete(tensor.twigs, [3, n_rows - 1]) == nearest).mean() > 0.98, "but for bfloat16's rounding"
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_bytes_do_not_depend_on_threads(codec: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = structured(700, 40, rng)

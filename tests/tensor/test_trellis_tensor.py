@@ -15,7 +15,7 @@ from hhtld.errors import RangeError
 from hhtld.gates import THRESHOLDS, Threshold, row_cosines
 from hhtld.rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
 from hhtld.rotation import Rotation, splitmix64
-from hhtld.rows import ArrayRows
+from hhtld.rows import ArrayRows, LiveRows
 from hhtld.trellis import Trellis
 from hhtld.trellis_tensor import HhtlTTensor, TrellisShared
 
@@ -182,6 +182,73 @@ def test_structure_is_kept_only_where_it_pays(rng: np.random.Generator) -> None:
     assert decide_shared([ArrayRows(clustered)], CODE, 0).centroid_bits is not None
     directions = (rng.standard_normal((4000, 4)) * 9) @ rng.standard_normal((4, 64)) + noise
     assert decide_shared([ArrayRows(directions)], CODE, 0).basis is not None
+
+
+def with_zero_rows(live: NDArray[np.float32], n_zero: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    rows = np.zeros((len(live) + n_zero, live.shape[1]), np.float32)
+    rows[np.sort(rng.permutation(len(rows))[: len(live)])] = live
+    return rows
+
+
+def structured(kind: str, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Rows for which structure pays: centroids (in two kinds as many as a twig can name, or with Slot L), or Slot L."""
+    noise, n_rows = rng.standard_normal((6000, 64)), 6000
+    if kind == "low rank":
+        return (noise + 9 * rng.standard_normal((n_rows, 4)) @ rng.standard_normal((4, 64))).astype(np.float32)
+    if kind == "one direction":
+        return (noise + 9 * rng.standard_normal(64)).astype(np.float32)
+    own = rng.integers(0, 256, n_rows)
+    for share, size in ((1, 4), (4, 8), (16, 16)) if kind == "256 clusters" else ((16, 9),):
+        noise += size * rng.standard_normal((256 // share, 64))[own // share]
+    return noise.astype(np.float32)
+
+
+@pytest.mark.parametrize("n_zero", [1, 300, 20_000])
+@pytest.mark.parametrize("kind", ["16 clusters", "one direction", "low rank", "256 clusters"])
+def test_zero_rows_come_back_zero_and_cost_the_others_nothing(kind: str, n_zero: int, rng: np.random.Generator) -> None:
+    live = structured(kind, rng)
+    rows = with_zero_rows(live, n_zero, rng)
+    alone, expected = decide_group([ArrayRows(live)], None, THRESHOLDS["argmax"], 0)
+    shared, found = decide_group([ArrayRows(rows[:1000]), ArrayRows(rows[1000:])], None, THRESHOLDS["argmax"], 0)
+    assert found is not None
+    assert expected is not None
+    assert found.rate == expected.rate
+    assert (shared.basis is None) == (alone.basis is None)
+    assert (shared.centroid_bits is None) == (alone.centroid_bits is None)
+    tensor = HhtlTTensor.encode("", ArrayRows(rows), shared)
+    assert not tensor.reconstruct_rows(np.flatnonzero(~rows.any(axis=1))).any()
+    if shared.centroid_bits is not None and alone.centroid_bits is not None:
+        assert len(shared.centroid_bits) == min(256, len(alone.centroid_bits) + 1)
+        assert not shared.centroids[-1].any()
+        if n_zero > 1 and len(alone.centroid_bits) < 256:  # one row is met by no sample, and shifts what it takes
+            assert np.array_equal(shared.centroid_bits[:-1], alone.centroid_bits)
+
+
+def test_a_row_of_zeros_that_no_sample_meets_comes_back_zero(rng: np.random.Generator) -> None:
+    rows = (rng.standard_normal((30_000, 32)) + 9 * rng.standard_normal(32)).astype(np.float32)
+    rows[20_001] = 0
+    shared, _ = decide_group([ArrayRows(rows)], 32, None, 0)
+    assert shared.centroid_bits is not None
+    assert not HhtlTTensor.encode("", ArrayRows(rows), shared).reconstruct_row(20_001).any()
+
+
+def test_groups_of_zeros_alone_have_no_structure() -> None:
+    shared, found = decide_group([ArrayRows(np.zeros((2000, 64)))], None, THRESHOLDS["index"], 0)
+    assert shared.centroid_bits is None
+    assert shared.basis is None
+    assert found is not None
+    assert found.rate == 16
+
+
+def test_live_rows_read_as_the_array_without_zeros(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((500, 7)).astype(np.float32)
+    rows[rng.random(500) < 0.6] = 0
+    rows[3] = -0.0
+    expected = rows[rows.any(axis=1)]
+    live = LiveRows(ArrayRows(rows))
+    assert (live.n_rows, live.n_cols) == expected.shape
+    for start, stop in [(0, len(expected)), (0, 0), (5, 6), (17, 120)]:
+        assert np.array_equal(live.read(start, stop), expected[start:stop])
 
 
 def test_the_smallest_rate_passes_and_the_next_below_does_not(rng: np.random.Generator) -> None:
