@@ -228,11 +228,11 @@ class Scorer:
             lengths.append(np.array([127 * self.tensor.slot_l_scale * _row_lengths(self._basis.vectors).sum()]))
         if self._plain:
             lengths.append(self._lengths())
-            if not np.isfinite(lengths[-1]).all():
-                row = int((~np.isfinite(lengths[-1])).argmax())
-                raise ValueError(f"row {row} of tensor {shown(self.name)} holds a value that is not finite")
+            self._refuse_nonfinite(lengths[-1])
         norms = [self._level_norms(*level) for level in coded]
         self._longest = sum(float(own.max(initial=0.0)) for own in (*lengths, *norms))
+        if not self._plain and not self._surely_finite():
+            self._refuse_nonfinite(self._lengths())
         self._unit = 2.0 ** -math.frexp(self._longest)[1] if self._longest else 1.0
         self._longest *= self._unit
         self._centroids = None if centroids is None else centroids.astype(np.float64) * self._unit
@@ -242,6 +242,23 @@ class Scorer:
         ]
         spread = sum(norms, np.zeros(self.n_rows)) * self._unit
         self._spreads = np.nextafter(spread.astype(np.float32), np.float32(np.inf))
+
+    def _surely_finite(self) -> bool:
+        """Whether no decoded row can pass float32's range: none does that an encoder wrote.
+
+        On its way a row's sums grow by at most sqrt(n_cols) before the rotation divides them again.
+        """
+        reach = 4 * self._longest * math.sqrt(max(1, self.n_cols))
+        if self.tensor.slot_l_scale is not None:
+            reach = max(reach, 127 * self.tensor.slot_l_scale)
+        if self._column_scale is not None:
+            reach = max(reach, reach / float(self._column_scale.min(initial=1.0)))
+        return reach < float(np.finfo(np.float32).max)
+
+    def _refuse_nonfinite(self, lengths: Array64) -> None:
+        if not np.isfinite(lengths).all():
+            row = int((~np.isfinite(lengths)).argmax())
+            raise NonFiniteError(f"row {row} of tensor {shown(self.name)} holds a value that is not finite")
 
     def _level_norms(self, code: Trellis, slot_v: NDArray[np.uint16], codes: NDArray[np.uint8]) -> Array64:
         energies = np.empty(self.n_rows, np.int32)
@@ -456,7 +473,8 @@ class Scorer:
         if self._plain:
             index = np.arange(self.n_rows)[rows]
             parts = [self.decoded(index[a:b]) for a, b in row_ranges(n, 4 * self.n_cols)]
-            dense = [held.plain / held.size[:, None] @ (block.T * self._unit) for block in parts]
+            # In float64: rows of float32's smallest numbers are measured in units that float32 does not reach.
+            dense = [held.plain / held.size[:, None] @ (block.T.astype(np.float64) * self._unit) for block in parts]
             return np.concatenate(dense, axis=1).astype(np.float32)
         out = np.empty((len(held.plain), n), np.float32)
         twigs = None if self._twigs is None else self._twigs[rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from hhtld.rows import ArrayRows
 from hhtld.scorer import Scorer
 from hhtld.source import ArraySource
 from hhtld.tensor import HhtlF32Tensor
+from hhtld.trellis_tensor import HhtlTTensor
 from tests.conftest import low_rank, ranked
 
 NAME = "model.embed_tokens.weight"
@@ -162,6 +165,52 @@ def test_rows_and_queries_of_any_size(size: float) -> None:
     for scale in (1e-30, 1.0, 1e18):
         queries = (perturbed(low_rank(600, 64), 5) * np.float32(scale)).astype(np.float32)
         check_best(pack, queries, 3)
+
+
+@pytest.mark.parametrize("size", [1e-37, 3e-39, 1e-40, 1e-42, 1e-45])
+def test_kept_rows_below_the_smallest_normal_number_are_searched_exactly(size: float) -> None:
+    rows = (np.random.default_rng(5).standard_normal((40, 3)) * size).astype(np.float32)
+    pack = hhtld.encode({NAME: rows}, "lookup")
+    assert pack.info(NAME).codec == "keep"
+    queries = np.random.default_rng(6).standard_normal((20, 3)).astype(np.float32)
+    check_best(pack, queries, 3)
+    expected = exact(rows, queries)
+    np.testing.assert_allclose(pack.scorer(NAME).scores(queries), expected, rtol=1e-5, atol=1e-45)
+
+
+def huge_gains(tensor: HhtlTTensor) -> HhtlTTensor:
+    gains = tensor.slot_v.copy()
+    gains[5] = gains[9] = 0x7F7F
+    return replace(tensor, slot_v=gains)
+
+
+def tiny_scale(tensor: HhtlTTensor) -> HhtlTTensor:
+    scale = np.full(tensor.original_shape[1], 0x3F80, np.uint16)
+    scale[3] = 1
+    return replace(tensor, column_scale=scale)
+
+
+@pytest.mark.parametrize(
+    "made_to",
+    [
+        lambda rows: huge_gains(made(rows, "bits:2").get_encoded(NAME)),
+        lambda rows: tiny_scale(made(rows, "bits:2").get_encoded(NAME)),
+        lambda rows: replace(made(rows, "lookup").get_encoded(NAME), slot_l_scale=3e38),
+    ],
+    ids=["gains", "column scale", "Slot L"],
+)
+def test_rows_that_do_not_decode_to_finite_numbers_are_refused_by_name(made_to: Callable[[Any], Any]) -> None:
+    tensor = made_to(low_rank(600, 64))
+    finite = np.isfinite(tensor.reconstruct_rows()).all(axis=1)
+    with pytest.raises(NonFiniteError, match=f"row {int((~finite).argmax())} of tensor 'head' holds a value"):
+        Scorer(tensor, name="head")
+
+
+def test_large_rows_that_stay_finite_are_searched() -> None:
+    rows = (low_rank(600, 64).astype(np.float64) * 1e36).astype(np.float32)
+    pack = made(rows, "bits:3")
+    assert pack.info(NAME).codec == "hhtl_t"
+    check_best(pack, perturbed(low_rank(600, 64), 5), 3)
 
 
 def test_column_scales_and_queries_that_hit_one_column() -> None:
