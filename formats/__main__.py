@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hhtld.errors import (
     FormatError,
@@ -28,6 +28,11 @@ from hhtld.errors import (
     UnknownFormatError,
     no_such_tensor,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hhtld.formats.convert import ConversionReport
 
 __all__ = ["main"]
 
@@ -88,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--profile",
-        help="gates: the smallest file whose rows pass the gates (default); parity: rates and column scales that keep "
-        "a language model's next tokens (--calibrate); bits:B: B bits a weight, 1 to 6 in sixteenths; "
+        help="parity (default): rates at which rows lose little, and with --calibrate those that keep a language "
+        "model's next tokens; gates: the smallest file whose rows pass the gates, which keeps no model's answers; "
+        "bits:B: B bits a weight, 1 to 6 in sixteenths; "
         "lookup: 4 bytes a row (12 with Slot L), routes and looks up, does not reconstruct; "
         "f32: 1 byte a row (9 with Slot L) into a palette of real rows",
     )
@@ -107,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_gate,
         metavar="REGIME=MEDIAN,P5",
-        help="cosines that profile gates must reach, for example 'index=0.98,0.95' (argmax: 0.95,0.90)",
+        help="cosines that the rows of a regime must reach, for example 'index=0.98,0.95': instead of those of profile "
+        "gates (index: these, argmax: 0.95,0.90) or parity (0.9997,0.999)",
     )
     command.add_argument(
         "--min-ratio", type=float, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
@@ -410,8 +417,8 @@ def _convert(args: argparse.Namespace) -> int:
     if report.profile is None:
         verb = "would take" if report.dry_run else "is written:"
         line = f"{args.dst} {verb} {human_nbytes(report.target_nbytes)}; {report.seconds:.1f} s"
-        for text in (line, *report.notes):
-            out.print(text, highlight=False, markup=False)
+        out.print(line, highlight=False, markup=False)
+        _print_notes(report, out)
         return DONE
     encoded = [t for t in report.tensors if t.regime is not None]
     if encoded:
@@ -437,8 +444,6 @@ def _convert(args: argparse.Namespace) -> int:
             out.print(f"The gates are shown, not enforced, for profile {report.profile}.")
         elif not report:
             out.print(f"FAILED: {report.gates.verdict()}", markup=False)
-    for text in report.notes:
-        out.print(text, highlight=False, markup=False)
     verb = "would take" if report.dry_run else "takes"
     kept = sum(t.regime is None and t.alias_of is None for t in report.tensors)
     tied = sum(t.alias_of is not None for t in report.tensors)
@@ -461,9 +466,14 @@ def _convert(args: argparse.Namespace) -> int:
             highlight=False,
             markup=False,
         )
-    for text in report.notes:
-        out.print(text, highlight=False, markup=False)
+    _print_notes(report, out)
     return DONE if report else FAILED
+
+
+def _print_notes(report: ConversionReport, out: Console) -> None:
+    """Print each note as one line that can be searched for, whatever the width."""
+    for text in report.notes:
+        out.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _inspect(args: argparse.Namespace) -> int:

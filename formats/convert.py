@@ -27,7 +27,7 @@ from hhtld.formats.hhtld.fingerprint import content_digest, source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
-from hhtld.plan import PARITY_THRESHOLD, Plan, TensorPlan, make_plan
+from hhtld.plan import DEFAULT_PROFILE, Plan, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.rate import decide_group
 from hhtld.remote import CarryingExecutor, RemoteSource
@@ -38,7 +38,12 @@ from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import Trellis
 from hhtld.urls import Location
 
-__all__ = ["ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs"]
+__all__ = ["GATES_NOTE", "ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs"]
+
+GATES_NOTE = (
+    "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
+    "--profile parity, then hhtld gate-parity"
+)
 
 
 def default_jobs() -> int:
@@ -215,6 +220,7 @@ def convert(
     nonfinite: str = "refuse",
     seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
+    calibration: Calibration | None = None,
     calibrate: Calibration | str | os.PathLike[str] | None = None,
     target_top1: float | None = None,
     files: bool = True,
@@ -238,15 +244,16 @@ def convert(
         new one is complete and verified. A name without suffix, one that ends in a slash and an empty folder are
         written as a model folder; a folder that holds something is refused.
     profile : str
-        "gates" (the default), "parity", "bits:B", "lookup" or "f32". This, `rules`, `gates`, `min_ratio`, `seed`,
-        `column_scales`, `calibrate` and `target_top1` are for formats that encode only: .hhtld, and packed folders
-        (`to="hf"`).
+        "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `gates`, `min_ratio`, `seed`,
+        `column_scales`, `calibration`, `calibrate` and `target_top1` are for formats that encode only: .hhtld,
+        and packed folders (`to="hf"`).
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
     gates : mapping of "argmax" and "index" to Threshold, optional
-        Cosines asked of profile "gates".
+        Cosines that rows under "gates" and "parity" must reach instead of `hhtld.gates.THRESHOLDS` and
+        `hhtld.plan.PARITY_THRESHOLD`.
     min_ratio : float
-        Bytes as bfloat16 over the file that profile "gates" must reach, 2 by default.
+        Bytes as bfloat16 over the file that profiles "gates" and "parity" must reach, 2 by default.
     jobs : int, optional
         Threads; all processors by default. The bytes are the same for any number.
     executor : str or concurrent.futures.Executor, optional
@@ -264,12 +271,14 @@ def convert(
         Of the rotations, 0 by default.
     column_scales : mapping of str to array (n_cols,), optional
         See `hhtld.plan.make_plan`; a dry run predicts without them.
-    calibrate : Calibration, path or "builtin", optional
-        For profile "parity": a text that the model of `src` is run on, or what an earlier run told
+    calibration : Calibration, optional
+        For profile "parity": what a run of the model told, from `hhtld.integrations.calibrate.calibrate`.
+    calibrate : path, "builtin" or Calibration, optional
+        The same from a text that the model of `src` is run on, or from what an earlier run told
         (`DST.calibration.safetensors`); see `hhtld.formats.calibration.calibrated`. Without it every group gets the
         rate at which its rows lose little (`hhtld.plan.PARITY_THRESHOLD`).
     target_top1 : float, optional
-        Share of next tokens that shall stay the same, for profile "parity" with `calibrate`; .9 by default.
+        Share of next tokens that shall stay the same, for profile "parity" with a calibration; 0.9 by default.
     files : bool
         Whether the model's side files (config, tokenizer, ...; see `hhtld.side_files`) come along into .hhtld files
         and folders. They count on both sides of the ratio.
@@ -288,7 +297,7 @@ def convert(
     Raises
     ------
     GateError
-        When profile "gates" misses a gate. The file is complete and stays; the report is the error's.
+        When profile "gates" or "parity" misses a gate. The file is complete and stays; the report is the error's.
     FormatError, NonFiniteError
         When the source cannot be converted.
     BudgetError
@@ -297,6 +306,10 @@ def convert(
         When the target cannot be written; what stood there before is untouched.
     """
     started = time.perf_counter()
+    if calibration is not None:
+        if calibrate is not None:
+            raise ValueError("calibration and calibrate say the same: give one")
+        calibrate = calibration
     source_path, target = locate(src), output_path(dst)
     output = format_for_output(dst, to)
     options: dict[str, Any] = {
@@ -323,7 +336,7 @@ def convert(
         others = " and ".join(key for key, value in encoding.items() if value is not None)
         if others:
             raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
-    if profile != "parity" and (calibrate is not None or target_top1 is not None):
+    if (profile or DEFAULT_PROFILE) != "parity" and (calibrate is not None or target_top1 is not None):
         raise ValueError("calibrate and target_top1 are for profile 'parity'")
     if calibrate is None and target_top1 is not None:
         raise ValueError("target_top1 needs calibrate: 'builtin', a text, or a calibration")
@@ -361,7 +374,7 @@ def convert(
                 )
             plan = make_plan(
                 source,
-                profile or "gates",
+                profile or DEFAULT_PROFILE,
                 rules=rules,
                 thresholds=gates,
                 nonfinite=nonfinite,
@@ -369,16 +382,14 @@ def convert(
                 **({"column_scales": column_scales} | told),
             )
             plan.files = plan.files if files else ()
-            measured = GateReport(
-                plan.profile.text == "gates", plan.thresholds, 2.0 if min_ratio is None else min_ratio
-            )
-            if plan.profile.text == "parity" and not told:
-                notes = [f"no model was run (calibrate): rows keep a cosine of {PARITY_THRESHOLD.median:g}, no promise"]
+            notes += _profile_notes(plan, calibrate is not None)
+            measured = GateReport(plan.profile.judged, plan.thresholds, 2.0 if min_ratio is None else min_ratio)
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
             limit = DEFAULT_MEMORY if memory is None else memory
             if dry_run:
                 _predict_pack(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))
+                report.notes = notes
             else:
                 work = Work(stack.enter_context(crew(executor, jobs or default_jobs())), limit, progress or silent)
                 facts = source_facts(source, source_path)
@@ -439,6 +450,19 @@ def _calibrated(
         notes.append(f"what the model told is kept in {kept}; give it to calibrate (--calibrate) for other targets")
     facts = {"column_scales": found.column_scales, "rates": found.rates(level), "moments": found.moments}
     return facts, notes
+
+
+def _profile_notes(plan: Plan, is_calibrated: bool) -> Iterator[str]:
+    """What profiles, by name or by rule, say of a model's answers."""
+    used = {tensor.profile.text: tensor.profile for tensor in plan.tensors.values() if tensor.group is not None}
+    if "parity" in used and not is_calibrated:
+        asked = sorted({plan.threshold(used["parity"], kind).median for kind in plan.thresholds})
+        yield (
+            f"no calibration was given; rates keep a row cosine of {' and '.join(f'{cosine:g}' for cosine in asked)}, "
+            f"which says nothing about the model's answers (see --calibrate)"
+        )
+    if "gates" in used:
+        yield GATES_NOTE
 
 
 def _overwrites(target: Path, source: Location) -> bool:
@@ -513,7 +537,7 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, wo
                 outcomes[name] = TensorOutcome(tensor.info, tensor.codec, predicted_nbytes(tensor), kind)
             continue
         rows = [SourceRows(source, name) for name in names]
-        threshold = None if profile.rate is not None else plan.thresholds[kind]
+        threshold = None if profile.rate is not None else plan.threshold(profile, kind)
         started = time.perf_counter()
         try:
             shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed, profile.state_bits)

@@ -14,6 +14,7 @@ from hhtld.formats import open_source
 from hhtld.formats.hhtld import open_pack, save_pack
 from hhtld.formats.locations import output_path, spelled
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
+from hhtld.plan import DEFAULT_PROFILE
 
 __all__ = ["load_file", "open", "save", "save_file"]
 
@@ -74,7 +75,10 @@ def load_file(path: PathLike, *, budget: int = DEFAULT_BUDGET) -> dict[str, NDAr
 
 
 def save_file(
-    tensors: Mapping[str, Any], path: PathLike, metadata: Mapping[str, str] | None = None, profile: str = "gates"
+    tensors: Mapping[str, Any],
+    path: PathLike,
+    metadata: Mapping[str, str] | None = None,
+    profile: str = DEFAULT_PROFILE,
 ) -> None:
-    """Encode arrays and write them to a `.hhtld` file."""
+    """Encode arrays under a profile ("parity" unless another is named) and write them to a `.hhtld` file."""
     save(encode(tensors, profile, metadata=metadata), path)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.errors import HeaderError
-from hhtld.formats.convert import ConversionReport, TensorOutcome, as_bf16_nbytes
+from hhtld.formats.convert import GATES_NOTE, ConversionReport, TensorOutcome, as_bf16_nbytes
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.page import (
@@ -89,8 +89,9 @@ def report_facts(
         raise HeaderError(f"{found.path} was not made from {found.source}: {'; '.join(found.differences[:3])}")
     with open_pack(path) as pack:
         profile = pack.table.profile
-        found.gates.enforced = profile == "gates"
+        found.gates.enforced = profile in ("gates", "parity")
         report = ConversionReport(found.source or "", found.path, profile, found.gates, target_nbytes=found.nbytes)
+        report.notes = [GATES_NOTE] if profile == "gates" else []
         for name, record in pack.table.tensors.items():
             role = None if record.group is None else pack.table.regime(name)
             quality = found.gates.tensors.get(name)
@@ -158,6 +159,8 @@ def _verdicts(facts: Mapping[str, Any]) -> Iterator[str]:
     yield verdict(kind, words)
     for difference in facts.get("differences", ()):
         yield verdict("bad", difference)
+    for note in facts.get("notes", ()):
+        yield verdict("plain", f"Note: {note}.")
 
 
 def _missed(gates: Mapping[str, Any]) -> Iterator[str]:

@@ -186,13 +186,19 @@ def gate_table(gates: GateReport) -> Table:
                 cosine(record["median"]),
                 cosine(record["p5"]),
                 cosine(record["min"]),
-                f"{asked.median:.2f} / {asked.p5:.2f}",
+                f"{_asked(asked.median)} / {_asked(asked.p5)}",
                 verdict,
                 Text.assemble(safe(worst["tensor"]), f" row {worst['row']}"),
             )
 
     headings = ("regime", ">rows", ">median", ">p5", ">min", ">gate 1 asks", "", "worst row")
     return plain_table(headings, rows(), "Cosine of every encoded row with itself")
+
+
+def _asked(number: float) -> str:
+    """A threshold with the digits that it has, two at least."""
+    text = f"{number:g}"
+    return text if len(text) > len("0.95") else f"{number:.2f}"
 
 
 @contextmanager

@@ -45,7 +45,7 @@ from hhtld.gates import GateReport, GroupCosines, Threshold, row_cosines
 from hhtld.group import PaletteGroupKey
 from hhtld.journal import Journal
 from hhtld.pack import HhtldPack
-from hhtld.plan import Plan, Profile, make_plan
+from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.roles import regime
 from hhtld.rows import Rows, map_rows, row_ranges
@@ -197,7 +197,7 @@ class _Encoder:
 
     def _threshold(self, group: _Group) -> Threshold | None:
         judged = group.codec == "hhtl_t" and group.profile.rate is None
-        return self.plan.thresholds[regime(group.key.role)] if judged else None
+        return self.plan.threshold(group.profile, regime(group.key.role)) if judged else None
 
     def _found(self, group: _Group) -> GroupCode | None:
         """What a group shares, or None where its tensors are kept as they came."""
@@ -617,7 +617,7 @@ def measure(
 
 def encode(
     tensors: TensorSource | Mapping[str, Any],
-    profile: str = "gates",
+    profile: str = DEFAULT_PROFILE,
     *,
     metadata: Mapping[str, str] | None = None,
     nonfinite: str = "refuse",
@@ -632,7 +632,7 @@ def encode(
     ----------
     tensors : mapping of str to array, or TensorSource
     profile : str
-        "gates", "parity", "bits:B", "lookup" or "f32".
+        "parity" (the default), "gates", "bits:B", "lookup" or "f32".
     metadata : mapping of str to str, optional
         Travels with the pack; a source brings its own.
     nonfinite : {"refuse", "keep"}

@@ -21,7 +21,16 @@ from hhtld.rows import row_ranges
 from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE
 
-__all__ = ["CODECS", "PARITY_STATE_BITS", "PARITY_THRESHOLD", "Plan", "Profile", "TensorPlan", "make_plan"]
+__all__ = [
+    "CODECS",
+    "DEFAULT_PROFILE",
+    "PARITY_STATE_BITS",
+    "PARITY_THRESHOLD",
+    "Plan",
+    "Profile",
+    "TensorPlan",
+    "make_plan",
+]
 
 # Codec ids are permanent: they stand in files. A profile is what a user asks for.
 CODECS = ("keep", "hhtl_d", "hhtl_f32", "hhtl_t")
@@ -33,6 +42,8 @@ _CODEC_OF = {
     "parity": "hhtl_t",
     "bits": "hhtl_t",
 }
+
+DEFAULT_PROFILE = "parity"
 
 # Of profile parity where no model was run: every group at the smallest rate at which its rows lose this little, about
 # 5.5 bits a weight. What that is worth to a model is not known before gate-parity has measured it.
@@ -87,6 +98,16 @@ class Profile:
         return cls(text, rate, rate_2)
 
     @property
+    def judged(self) -> bool:
+        """Whether rates are chosen so that rows reach cosines, which a conversion must then reach."""
+        return self.text in ("gates", "parity")
+
+    @property
+    def thresholds(self) -> Mapping[str, Threshold]:
+        """The cosines that rows of each regime must reach unless others are asked for."""
+        return dict.fromkeys(THRESHOLDS, PARITY_THRESHOLD) if self.text == "parity" else THRESHOLDS
+
+    @property
     def codec(self) -> str:
         """The codec that encodes it."""
         return _CODEC_OF[self.text.partition(":")[0]]
@@ -115,7 +136,8 @@ class Plan:
     ----------
     profile : Profile
     tensors : dict of name to TensorPlan, in ascending order of names
-    thresholds : dict of regime to Threshold
+    asked : dict of regime to Threshold
+        Cosines that the user asked for; see `threshold`.
     seed : int
         Of the rotations.
     column_scales : dict of name to float32 array (n_cols,)
@@ -128,11 +150,20 @@ class Plan:
 
     profile: Profile
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
-    thresholds: Mapping[str, Threshold] = field(default_factory=lambda: dict(THRESHOLDS))
+    asked: Mapping[str, Threshold] = field(default_factory=dict)
     seed: int = 0
     column_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """The cosines that rows of each regime must reach under the plan's own profile."""
+        return {kind: self.threshold(self.profile, kind) for kind in THRESHOLDS}
+
+    def threshold(self, profile: Profile, kind: str) -> Threshold:
+        """Return the cosines that rows of a regime must reach under a profile, which a rule may have chosen."""
+        return self.asked.get(kind, profile.thresholds[kind])
 
     def groups(self) -> dict[tuple[PaletteGroupKey, Profile], list[str]]:
         """Return the encoded names by group and profile, all in ascending order."""
@@ -169,6 +200,7 @@ def make_plan(
     rules : sequence of (glob, profile)
         The first whose glob matches a name decides for it; "keep" keeps the tensor as it is.
     thresholds : mapping of regime to Threshold, optional
+        Cosines that rows under "gates" and "parity" must reach instead of `THRESHOLDS` and `PARITY_THRESHOLD`.
     nonfinite : {"refuse", "keep"}
         What becomes of a weight tensor that holds an infinity or NaN; "keep" reads every candidate
         once more to find them.
@@ -200,8 +232,7 @@ def make_plan(
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     tied = _tied(source, infos.values()) | dict(source.aliases())
-    defaults = dict.fromkeys(THRESHOLDS, PARITY_THRESHOLD) if profile == "parity" else THRESHOLDS
-    plan = Plan(chosen, thresholds={**defaults, **(thresholds or {})}, seed=seed)
+    plan = Plan(chosen, asked=dict(thresholds or {}), seed=seed)
     plan.files = tuple(sorted(source.files()))
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
     plan.moments = {name: _moments(infos, name, found) for name, found in (moments or {}).items()}

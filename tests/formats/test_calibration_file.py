@@ -57,7 +57,7 @@ def test_a_calibration_comes_back_from_its_file(calibration: Calibration, tmp_pa
 def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibration: Calibration, tmp_path: Path) -> None:
     write_calibration(calibration, tmp_path / "c.safetensors")
     out = tmp_path / "m.hhtld"
-    report = hhtld.convert(model, out, profile="parity", calibrate=tmp_path / "c.safetensors", target_top1=0.85)
+    report = hhtld.convert(model, out, calibrate=tmp_path / "c.safetensors", target_top1=0.85, min_ratio=0)
     level = calibration.level_for(0.85)
     rates = calibration.rates(level)
     with hhtld.open(out) as pack:
@@ -69,15 +69,21 @@ def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibratio
         assert "column_scale" not in pack.info(HEAD).sections
     assert f"rates about {level:g} bits" in report.notes[-1]
     again = hhtld.convert(
-        model, tmp_path / "2.hhtld", profile="parity", calibrate=calibration, target_top1=0.85, jobs=1
+        model, tmp_path / "2.hhtld", profile="parity", calibrate=calibration, target_top1=0.85, min_ratio=0, jobs=1
     )
     assert again.target_nbytes == report.target_nbytes
     assert (tmp_path / "2.hhtld").read_bytes() == out.read_bytes()
+    hhtld.convert(model, tmp_path / "3.hhtld", calibration=calibration, target_top1=0.85, min_ratio=0)
+    assert (tmp_path / "3.hhtld").read_bytes() == out.read_bytes(), "parity is the default"
+    with pytest.raises(ValueError, match="give one"):
+        hhtld.convert(model, tmp_path / "4.hhtld", calibration=calibration, calibrate="builtin")
 
 
 def test_without_a_calibration_the_note_promises_nothing(model: Path, tmp_path: Path) -> None:
-    report = hhtld.convert(model, tmp_path / "m.hhtld", profile="parity")
-    assert report.notes == ["no model was run (calibrate): rows keep a cosine of 0.9997, no promise"]
+    report = hhtld.convert(model, tmp_path / "m.hhtld", profile="parity", min_ratio=0)
+    assert [note.partition(",")[0] for note in report.notes] == [
+        "no calibration was given; rates keep a row cosine of 0.9997"
+    ]
     assert report.tensors[0].cosines is None or report.tensors[0].cosines.median >= 0.9997
 
 
@@ -126,7 +132,7 @@ def _edit(metadata: dict[str, str], change) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--calibrate", "builtin"], "calibrate and target_top1 are for profile 'parity'"),
+        (["--profile", "gates", "--calibrate", "builtin"], "calibrate and target_top1 are for profile 'parity'"),
         (["--profile", "parity", "--target-top1", ".9"], "target_top1 needs calibrate"),
     ],
 )

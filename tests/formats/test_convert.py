@@ -107,7 +107,7 @@ def test_environment_does_not_reach_the_bytes(snapshot: Path, tmp_path: Path) ->
     digests = set()
     for i, env in enumerate(({}, {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}, {"LANG": "C", "HHTLD_ISA": "scalar"})):
         target = tmp_path / f"{i}.hhtld"
-        assert run("convert", snapshot, target, env=env).returncode == 0
+        assert run("convert", snapshot, target, "--profile", "gates", env=env).returncode == 0
         digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
     assert len(digests) == 1
 
@@ -121,7 +121,7 @@ def test_version_is_one_without_slot_l(model: Model, tmp_path: Path) -> None:
 
 
 def test_load_file_gives_source_types(model: Model, snapshot: Path, tmp_path: Path) -> None:
-    hhtld.convert(snapshot, tmp_path / "m.hhtld")
+    hhtld.convert(snapshot, tmp_path / "m.hhtld", profile="gates")
     loaded = hhtld.load_file(tmp_path / "m.hhtld")
     assert {n: (a.dtype, a.shape) for n, a in loaded.items()} == {n: (a.dtype, a.shape) for n, a in model.items()}
 
@@ -238,7 +238,7 @@ def test_errors_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_changed_source_fails_verification(model: Model, snapshot: Path, tmp_path: Path) -> None:
     target = tmp_path / "m.hhtld"
-    hhtld.convert(snapshot, target)
+    hhtld.convert(snapshot, target, profile="gates")
     hhtld.convert(snapshot, tmp_path / "same.safetensors")
     for name, row in (("norm.weight", 0), ("lm_head.weight", 9)):
         changed = {n: a.copy() for n, a in model.items()}
@@ -367,7 +367,7 @@ def test_the_demo_names_its_package_and_how_to_have_it_without_torch(
 
 def test_reading_while_the_file_is_replaced(model: Model, snapshot: Path, tmp_path: Path) -> None:
     target = tmp_path / "m.hhtld"
-    hhtld.convert(snapshot, target)
+    hhtld.convert(snapshot, target, profile="gates")
     with hhtld.open(target) as pack:
         before = pack.get_rows("lm_head.weight", [1, 2])
         hhtld.save_file({"other": np.zeros(4)}, target)
@@ -397,7 +397,7 @@ def test_gates_pass_on_every_row_and_keep_what_cannot(model: Model, tmp_path: Pa
     from safetensors.numpy import save_file
 
     save_file(gated(model), tmp_path / "m.safetensors")
-    report = hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld")
+    report = hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", profile="gates")
     assert report
     assert report.gates.reached
     codecs = {t.info.name: t.codec for t in report.tensors}
@@ -427,12 +427,12 @@ def test_a_pack_may_stand_in_its_sources_folder(snapshot: Path, tmp_path: Path) 
     for _ in range(2):
         assert hhtld.convert(folder, folder / "m.hhtld", profile="bits:2")
     with pytest.raises(ValueError, match="is a file of the source itself"):
-        hhtld.convert(folder, folder / "model.safetensors", to="hhtld")
+        hhtld.convert(folder, folder / "model.safetensors", to="hhtld", profile="gates")
 
 
 def test_dry_run_predicts_size_and_quality(minilm_to_encode: Path, tmp_path: Path) -> None:
-    predicted = hhtld.convert(minilm_to_encode, tmp_path / "m.hhtld", dry_run=True)
-    real = hhtld.convert(minilm_to_encode, tmp_path / "m.hhtld")
+    predicted = hhtld.convert(minilm_to_encode, tmp_path / "m.hhtld", dry_run=True, profile="gates")
+    real = hhtld.convert(minilm_to_encode, tmp_path / "m.hhtld", profile="gates")
     assert predicted.target_nbytes == pytest.approx(real.target_nbytes, rel=0.03)
     with hhtld.open(tmp_path / "m.hhtld") as pack:
         files = sum(pack.files().values())
@@ -447,18 +447,64 @@ def test_dry_run_predicts_size_and_quality(minilm_to_encode: Path, tmp_path: Pat
 def test_slot_t_is_the_same_on_every_tier(snapshot: Path, tmp_path: Path, tier: str) -> None:
     if tier not in _isa.available_tiers():
         pytest.skip(f"this machine has no {tier}")
-    assert run("convert", snapshot, tmp_path / "a.hhtld", "--jobs", 2).returncode == 0
-    assert run("convert", snapshot, tmp_path / "b.hhtld", "--jobs", 1, env={"HHTLD_ISA": tier}).returncode == 0
+    assert run("convert", snapshot, tmp_path / "a.hhtld", "--profile", "gates", "--jobs", 2).returncode == 0
+    again = run("convert", snapshot, tmp_path / "b.hhtld", "--profile", "gates", "--jobs", 1, env={"HHTLD_ISA": tier})
+    assert again.returncode == 0
     assert (tmp_path / "a.hhtld").read_bytes() == (tmp_path / "b.hhtld").read_bytes()
 
 
 def test_a_missed_gate_is_loud(snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(hhtld.GateError, match="9 is asked") as missed:
-        hhtld.convert(snapshot, tmp_path / "m.hhtld", min_ratio=9)
+        hhtld.convert(snapshot, tmp_path / "m.hhtld", min_ratio=9, profile="gates")
     assert not missed.value.report
     assert verify(tmp_path / "m.hhtld", snapshot), "the file is complete all the same"
-    assert main(["convert", str(snapshot), str(tmp_path / "m.hhtld"), "--min-ratio", "9"]) == 1
+    assert main(["convert", str(snapshot), str(tmp_path / "m.hhtld"), "--profile", "gates", "--min-ratio", "9"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_parity_is_the_default_of_every_door(snapshot: Path, model: Model, tmp_path: Path) -> None:
+    report = hhtld.convert(snapshot, tmp_path / "a.hhtld")
+    assert (report.profile, report.gates.min_ratio, bool(report)) == ("parity", 2.0, True)
+    assert report.notes == [
+        "no calibration was given; rates keep a row cosine of 0.9997, which says nothing about the model's answers "
+        "(see --calibrate)"
+    ]
+    done = run("convert", snapshot, tmp_path / "b.hhtld")
+    assert done.returncode == 0
+    assert done.stdout.count(f"note: {report.notes[0]}\n") == done.stdout.count("calibration") == 1
+    assert "0.9997 / 0.999" in done.stdout, "thresholds have the digits that they have"
+    hhtld.save_file(model, tmp_path / "c.hhtld", {"format": "pt"})
+    with open_source(snapshot) as source:
+        hhtld.save(hhtld.encode(source), tmp_path / "d.hhtld")
+    assert len({(tmp_path / f"{letter}.hhtld").read_bytes() for letter in "abcd"}) == 1
+    with hhtld.open(tmp_path / "a.hhtld") as pack:
+        assert pack.table.profile == "parity"
+        assert len(pack.get_encoded("lm_head.weight").shared.trellis.levels) == 4096
+    with pytest.raises(hhtld.GateError, match="9 is asked"):
+        hhtld.convert(snapshot, tmp_path / "a.hhtld", min_ratio=9)
+
+
+def test_gates_say_once_that_they_keep_no_answers(snapshot: Path, tmp_path: Path) -> None:
+    told = "profile gates keeps the cosines of rows, not a model's answers"
+    for options in (("--profile", "gates"), ("--profile", "bits:4", "--rule", "lm_head*=gates")):
+        for more in ((), ("--dry-run",)):
+            done = run("convert", snapshot, tmp_path / "m.hhtld", *options, *more)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count(told) == 1
+            last = done.stdout.splitlines()[-1]
+            assert last.startswith(f"note: {told}"), last
+            assert "--profile parity" in last
+    assert told not in run("convert", snapshot, tmp_path / "m.hhtld", "--profile", "bits:4").stdout
+
+
+def test_a_rule_brings_its_own_profiles_thresholds(snapshot: Path, tmp_path: Path) -> None:
+    """Gates by rule are not held to parity's cosines, nor parity by rule to those of gates."""
+    for profile, other in (("parity", "gates"), ("gates", "parity")):
+        hhtld.convert(snapshot, tmp_path / "m.hhtld", profile=profile, rules=[("lm_head*", other)], min_ratio=0)
+        with hhtld.open(tmp_path / "m.hhtld") as pack:
+            medians = {name: pack.info(name).gates.median for name in pack if pack.info(name).gates}
+        assert (medians["lm_head.weight"] >= 0.9997) == (other == "parity")
+        assert (medians["layers.0.up_proj.weight"] >= 0.9997) == (profile == "parity")
 
 
 def test_bits_rules_and_gates(snapshot: Path, tmp_path: Path) -> None:
@@ -475,8 +521,8 @@ def test_bits_rules_and_gates(snapshot: Path, tmp_path: Path) -> None:
         groups = {group.key.role: group.rate for group in pack.table.groups}
     assert groups == {"lm_head": 64, "up": None}
     lenient = {"index": Threshold(0.8, 0.7), "argmax": Threshold(0.8, 0.7)}
-    small = hhtld.convert(snapshot, target, gates=lenient)
-    assert small.ratio > hhtld.convert(snapshot, target).ratio
+    small = hhtld.convert(snapshot, target, gates=lenient, profile="gates")
+    assert small.ratio > hhtld.convert(snapshot, target, profile="gates").ratio
 
 
 @pytest.mark.parametrize(
@@ -508,7 +554,9 @@ def test_bad_settings(
 
 def test_commands_that_look_at_files(snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, page = tmp_path / "m.hhtld", tmp_path / "m.html"
-    assert main(["convert", str(snapshot), str(target), "--report", str(tmp_path / "c.html")]) == 0
+    assert (
+        main(["convert", str(snapshot), str(target), "--profile", "gates", "--report", str(tmp_path / "c.html")]) == 0
+    )
     assert main(["report", str(target), str(snapshot)]) == 0
     for written in (page, tmp_path / "c.html"):
         assert "lm_head.weight" in written.read_text()

@@ -406,5 +406,5 @@ def test_a_packed_folder_needs_a_config(config: bytes | None, message: str, snap
     if config is not None:
         (snapshot / "config.json").write_bytes(config)
     with pytest.raises(hhtld.FormatError, match=message):
-        hhtld.convert(snapshot, tmp_path / "out", to="hf")
+        hhtld.convert(snapshot, tmp_path / "out", to="hf", profile="gates")
     assert not (tmp_path / "out").exists()

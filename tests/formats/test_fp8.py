@@ -280,7 +280,7 @@ def test_scales_that_no_weight_can_have(value: float, suffix: str, tmp_path: Pat
         with pytest.raises(HeaderError, match=rf"weight{suffix}' holds .* at row \d+, column \d; scales must be"):
             source.read_rows(W, 256, 300)
     with pytest.raises(FormatError, match="scales must be finite and above 0"):
-        hhtld.convert(folder, tmp_path / "m.hhtld")
+        hhtld.convert(folder, tmp_path / "m.hhtld", profile="gates")
     assert not (tmp_path / "m.hhtld").exists()
 
 
@@ -321,11 +321,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
     weight[70, 3] = 0x7F
     folder = snapshot(tmp_path / "m", {W: weight.view(E4M3), INV: scales(5, 2)})
     with pytest.raises(NonFiniteError, match="holds nan at row 70, column 3"):
-        hhtld.convert(folder, tmp_path / "m.hhtld")
+        hhtld.convert(folder, tmp_path / "m.hhtld", profile="gates")
     weight[70, 3] = 0x7E  # 448 times 3e38 passes float32
     folder = snapshot(tmp_path / "m", {W: weight.view(E4M3), INV: np.full((5, 2), 3e38, np.float32)})
     with pytest.raises(NonFiniteError, match="holds inf at row 70, column 3"):
-        hhtld.convert(folder, tmp_path / "m.hhtld")
+        hhtld.convert(folder, tmp_path / "m.hhtld", profile="gates")
 
 
 # --- all the way ------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_converted_model_is_an_ordinary_one(tmp_path: Path, capsys: pytest.Cap
     weight, scale = (rng.standard_normal((600, 200)) * 30).astype(E4M3), scales(5, 2)
     folder = snapshot(tmp_path / "m", {W: weight, INV: scale, "model.norm.weight": np.ones(200, BF16)})
     pack, back = tmp_path / "m.hhtld", tmp_path / "back.safetensors"
-    report = hhtld.convert(folder, pack)
+    report = hhtld.convert(folder, pack, profile="gates")
     assert report.gates
     assert main(["verify", str(pack), str(folder)]) == 0
     assert main(["convert", str(pack), str(back)]) == 0

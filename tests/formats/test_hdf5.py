@@ -366,7 +366,7 @@ def test_the_same_pack_gives_the_same_bytes(pack: HhtldPack, tmp_path: Path) -> 
 
 def test_an_empty_pack_and_one_of_kept_tensors_open(tmp_path: Path) -> None:
     for tensors in ({}, {"a": np.ones(3, np.float32), "b": np.ones((2, 2), np.int64)}):
-        export_pack(hhtld.encode(tensors), tmp_path / "m.h5")
+        export_pack(hhtld.encode(tensors, profile="gates"), tmp_path / "m.h5")
         with h5py.File(tmp_path / "m.h5") as file:
             assert len(file["entry/tensors"]) == len(tensors)
             assert ("default" in file["entry"].attrs) == bool(tensors)
@@ -418,7 +418,7 @@ def test_a_damaged_section_is_refused(kind: str, tmp_path: Path) -> None:
     data[offset] ^= 2
     path.write_bytes(data)
     with pytest.raises(FormatError, match="the file is damaged"):
-        hhtld.convert(path, tmp_path / "m.h5")
+        hhtld.convert(path, tmp_path / "m.h5", profile="gates")
     assert not (tmp_path / "m.h5").exists()
 
 

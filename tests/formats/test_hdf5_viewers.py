@@ -116,7 +116,7 @@ def export_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         if not source.exists():
             small_model(source)
         pack, path = folder / f"{kind}.hhtld", folder / f"{kind}.h5"
-        hhtld.convert(source, pack, **SMALL.get(kind, {}))
+        hhtld.convert(source, pack, **{"profile": "gates"} | SMALL.get(kind, {}))
         # What the pack was made from and its codes add plots; half of the exports do without.
         more: dict[str, Any] = {"original": source, "codes": True} if kind in ("mixed", "minilm") else {}
         hhtld.convert(pack, path, **more)

@@ -1050,7 +1050,7 @@ def test_encode_and_save_is_convert(profile: str, tmp_path: Path) -> None:
 
 
 def test_memory_and_file_hold_the_same(tmp_path: Path) -> None:
-    made = hhtld.encode(weights())
+    made = hhtld.encode(weights(), profile="gates")
     hhtld.save(made, tmp_path / "a.hhtld")
     with hhtld.open(tmp_path / "a.hhtld") as pack:
         assert pack.keys() == made.keys()
@@ -1161,7 +1161,7 @@ def test_a_failing_encode_keeps_the_old_file(target: Path, tmp_path: Path) -> No
     tensors["c.embed"][519, 59] = np.nan
     safetensors.numpy.save_file(tensors, tmp_path / "nan.safetensors")
     with pytest.raises(NonFiniteError, match=r"c\.embed.*row 519, column 59"):
-        hhtld.convert(tmp_path / "nan.safetensors", target, jobs=2)
+        hhtld.convert(tmp_path / "nan.safetensors", target, jobs=2, profile="gates")
     assert_untouched(target)
 
 
@@ -1172,7 +1172,7 @@ def test_interrupting_the_encode_keeps_the_old_file(target: Path, tmp_path: Path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        hhtld.convert(tmp_path / "in.safetensors", target, jobs=2, progress=interrupt)
+        hhtld.convert(tmp_path / "in.safetensors", target, jobs=2, progress=interrupt, profile="gates")
     assert "--resume continues" in caught.value.__notes__[0]
     assert target.read_bytes() == OLD
     left = {path.name for path in target.parent.iterdir()} - {"in.safetensors"}

@@ -165,7 +165,7 @@ def test_column_scales_are_shown(model: Model, tmp_path: Path) -> None:
 
     save_file({UP: model[UP]}, tmp_path / "m.safetensors")
     scale = np.linspace(0.5, 2, 56).astype(np.float32)
-    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", column_scales={UP: scale})
+    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", column_scales={UP: scale}, profile="gates")
     slots = described(tmp_path / "m.hhtld", UP)["tensors"][0]["slots"]
     with hhtld.open(tmp_path / "m.hhtld") as pack:
         tensor = pack.get_encoded(UP)

@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_refused_before_it_begins(
 def test_a_row_that_is_kept_must_fit(tmp_path: Path) -> None:
     source = sparse(tmp_path / "m.safetensors", {"a": ("U8", (1 << 31,), 1 << 31)})
     with pytest.raises(hhtld.BudgetError, match=r"tensor 'a' needs 4,831,838,208 bytes of memory \(one row\)"):
-        hhtld.convert(source, tmp_path / "m.hhtld")
+        hhtld.convert(source, tmp_path / "m.hhtld", profile="gates")
 
 
 def test_too_little_memory_keeps_what_an_earlier_run_finished(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_too_little_memory_keeps_what_an_earlier_run_finished(tmp_path: Path) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", progress=stop)
+        hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", progress=stop, profile="gates")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(hhtld.BudgetError):
-        hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", memory=1000, resume=True)
+        hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", memory=1000, resume=True, profile="gates")
     assert sorted(tmp_path.iterdir()) == before
-    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", resume=True)
+    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", resume=True, profile="gates")
 
 
 def test_more_threads_are_given_no_more_than_fits() -> None:
@@ -120,11 +120,11 @@ def test_a_dry_run_says_what_it_would_take(tmp_path: Path, capsys: pytest.Captur
     rng = np.random.default_rng(1)
     save_file({"q_proj": rng.standard_normal((900, 64)).astype(np.float32)}, tmp_path / "m.safetensors")
     source, target = str(tmp_path / "m.safetensors"), tmp_path / "m.hhtld"
-    report = hhtld.convert(source, target, dry_run=True, jobs=2, memory=500 << 20)
+    report = hhtld.convert(source, target, dry_run=True, jobs=2, memory=500 << 20, profile="gates")
     expected = report.to_json()["expected"]
     assert set(expected) == {"seconds", "jobs", "memory_nbytes"}
     assert (expected["jobs"], expected["memory_nbytes"] < 500 << 20) == (2, True)
-    assert main(["convert", source, str(target), "--dry-run", "--jobs", "1"]) == 0
+    assert main(["convert", source, str(target), "--profile", "gates", "--dry-run", "--jobs", "1"]) == 0
     assert "with one thread as fast as coding a sample was just now, and at most" in capsys.readouterr().out
     assert hhtld.convert(source, target, dry_run=True, profile="lookup").expected is None
-    assert "expected" not in hhtld.convert(source, target).to_json()
+    assert "expected" not in hhtld.convert(source, target, profile="gates").to_json()

@@ -232,7 +232,7 @@ def test_facts_of_a_file_and_its_source(tmp_path: Path) -> None:
     source, pack = tmp_path / "m.safetensors", tmp_path / "m.hhtld"
     weight = rng.standard_normal((640, 48)).astype(np.float32)
     save_file({"lm_head.weight": weight, "norm": weight[0].copy()}, source)
-    converted = hhtld.convert(source, pack).to_json()
+    converted = hhtld.convert(source, pack, profile="gates").to_json()
     facts, cosines = report_facts(pack, source)
     assert facts.pop("sections")["raw"] == 192
     assert facts | {"seconds": converted["seconds"]} == converted

@@ -36,19 +36,19 @@ def main():
             if len(seen) in (4, 30):
                 os.kill(cluster.workers[len(seen) // 30].pid, signal.SIGKILL)
 
-        hhtld.convert(source, f"{folder}/killed.hhtld", executor=where, progress=kill)
+        hhtld.convert(source, f"{folder}/killed.hhtld", profile="gates", executor=where, progress=kill)
 
         def interrupt(stage, name, nbytes):
             raise KeyboardInterrupt
 
         try:
-            hhtld.convert(source, f"{folder}/resumed.hhtld", executor=where, progress=interrupt)
+            hhtld.convert(source, f"{folder}/resumed.hhtld", profile="gates", executor=where, progress=interrupt)
         except KeyboardInterrupt:
-            hhtld.convert(source, f"{folder}/resumed.hhtld", executor=where, resume=True)
+            hhtld.convert(source, f"{folder}/resumed.hhtld", profile="gates", executor=where, resume=True)
         print(len(seen))
     hhtld.integrations.dask._TIMEOUT = "1s"
     try:
-        hhtld.convert(source, f"{folder}/nowhere.hhtld", executor="dask:tcp://127.0.0.1:1")
+        hhtld.convert(source, f"{folder}/nowhere.hhtld", profile="gates", executor="dask:tcp://127.0.0.1:1")
     except HhtldError as error:
         print(error)
 

@@ -122,7 +122,7 @@ def test_a_model_goes_in_and_comes_back(model: dict[str, NDArray[np.generic]], p
 
 
 def test_order_of_insertion_does_not_matter(model: dict[str, NDArray[np.generic]]) -> None:
-    forward, backward = encode(model), encode(dict(reversed(model.items())))
+    forward, backward = encode(model, profile="gates"), encode(dict(reversed(model.items())), profile="gates")
     assert forward.table.to_json() == backward.table.to_json()
     for index in range(len(forward.sections.kinds())):
         assert np.array_equal(forward.sections.whole(index), backward.sections.whole(index))
@@ -157,7 +157,7 @@ def test_float64_beyond_float32_is_refused(rng: np.random.Generator) -> None:
     rows = rng.standard_normal((600, 64))
     rows[3, 4] = 1e300
     with pytest.raises(NonFiniteError, match="holds inf at row 3, column 4"):
-        encode({"q_proj": rows})
+        encode({"q_proj": rows}, profile="gates")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_float64_beyond_float32_is_refused(rng: np.random.Generator) -> None:
 )
 def test_bad_arrays_are_refused(tensors: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        encode(tensors)  # type: ignore[arg-type]  # wrong on purpose
+        encode(tensors, profile="gates")  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}, {"a": None}])
@@ -190,7 +190,7 @@ def test_inputs_are_not_changed(model: dict[str, NDArray[np.generic]]) -> None:
     before = {name: array.tobytes() for name, array in model.items()}
     for array in model.values():
         array.flags.writeable = False
-    encode(model)
+    encode(model, profile="gates")
     assert {name: array.tobytes() for name, array in model.items()} == before
 
 

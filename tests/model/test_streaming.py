@@ -285,9 +285,9 @@ def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file(model(), tmp_path / "m.safetensors")
-    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "a.hhtld")
+    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "a.hhtld", profile="gates")
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
-        hhtld.convert(tmp_path / "m.safetensors", tmp_path / "b.hhtld", executor=processes, jobs=2)
+        hhtld.convert(tmp_path / "m.safetensors", tmp_path / "b.hhtld", executor=processes, jobs=2, profile="gates")
     assert (tmp_path / "b.hhtld").read_bytes() == (tmp_path / "a.hhtld").read_bytes()
 
 
@@ -329,7 +329,7 @@ def test_workers_read_the_same_model_or_none(changed: str, message: str, tmp_pat
         save_file({"x" + name: array for name, array in model().items()}, other)
     elsewhere = Elsewhere(path, None if changed == "missing" else other)
     with pytest.raises(hhtld.HhtldError, match=message):
-        hhtld.convert(path, tmp_path / "a.hhtld", executor=elsewhere, jobs=1)
+        hhtld.convert(path, tmp_path / "a.hhtld", executor=elsewhere, jobs=1, profile="gates")
     assert not (tmp_path / "a.hhtld").exists()
 
 
