@@ -1,12 +1,15 @@
 """Files and folders behind a URL, read by ranges through fsspec (extra `fsspec`).
 
-A file is asked for its size and for the ranges that are needed, never for the whole. After every range the
+A file is asked for its size and for the ranges that are needed, never for the whole. A web server may send more than
+that, or compressed, or a byte now and then; `_bounded_client` takes no more than was asked for, as it is, in bounded
+time. After every range the
 size and whatever the store tells of the content (ETag, time, checksum) are compared with what they were when the
 file was opened: rows of two files must not end up in one. On a hub, the commit is looked up once and read from.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import threading
@@ -26,6 +29,9 @@ _WEB = ("http", "https")
 _HUB = "hf"
 _HUB_PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 REQUEST_NBYTES = 32 << 20  # of one range at most, which is in memory twice for a moment
+_ANSWER_SECONDS = 30  # until a web server says something
+_SLOWEST = 64 << 10  # bytes a second
+_PAGE_NBYTES = 1 << 20  # of an answer to a question that names no range: of an error, say
 GAP_NBYTES = 256 << 10  # about what a store sends in the time that a second request takes
 # What stores tell of a file's content, by their own names; its address may be signed anew each time.
 _IDENTITY = (
@@ -74,7 +80,7 @@ class Url:
         except ImportError as error:
             raise MissingExtraError(f"{self}: URLs need fsspec: pip install 'hhtld[fsspec]'") from error
         try:
-            self._store, self._path = fsspec.core.url_to_fs(text)
+            self._store, self._path = fsspec.core.url_to_fs(text, **_web_options(text))
         except ImportError as error:
             raise MissingExtraError(f"{self}: {error}; fsspec itself comes with pip install 'hhtld[fsspec]'") from error
         except ValueError as error:
@@ -248,9 +254,11 @@ class RemoteFile(PositionalFile):
                 raise HeaderError(f"{self._url}: was removed while it was open") from None
             if len(data) != len(piece):
                 self._check_unchanged()
+                more = len(data) > len(piece)  # as much as was read of it: the store may send without end
                 raise TruncatedError(
-                    f"{self._url}: gave {len(data)} bytes from byte {begin}, expected {len(piece)}"
-                    + ("; it does not read by ranges: copy it to a local file first" if len(data) == self.size else "")
+                    f"{self._url}: gave {len(data)} bytes {'or more ' if more else ''}from byte {begin}, "
+                    f"expected {len(piece)}"
+                    + ("; it does not read by ranges: copy it to a local file first" if more else "")
                 )
             piece[:] = data
         if len(buffer):
@@ -269,6 +277,49 @@ class RemoteFile(PositionalFile):
         if _identity(facts) != self.identity:
             told = f", from {self.size} to {facts['size']} bytes" if facts.get("size") != self.size else ""
             raise HeaderError(f"{self._url}: was replaced while it was open{told}")
+
+
+def _web_options(text: str) -> dict[str, Any]:
+    """What fsspec is to know of the web links of a chain."""
+    links = {part.partition("://")[0].lower() for part in text.split("::")}
+    return {link: {"get_client": _bounded_client} for link in links.intersection(_WEB)}
+
+
+async def _bounded_client(**settings: Any) -> Any:
+    """Return an aiohttp session for fsspec whose answers are no longer than what was asked for."""
+    import aiohttp
+
+    class BoundedResponse(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+                most = int(asked[2]) - int(asked[1]) + 1 if asked and self.status < 400 else _PAGE_NBYTES
+                encoding = self.headers.get("Content-Encoding", "identity")
+                if encoding != "identity":
+                    self.close()
+                    raise OSError(f"the server sends it encoded ({encoding[:20]!r}), which was not asked for")
+                self._body = await self._at_most(most)
+            return self._body
+
+        async def _at_most(self, nbytes: int) -> bytes:
+            """Return what comes, cut one byte after what was asked for."""
+            found = bytearray()
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS + nbytes / _SLOWEST):
+                    async for part in self.content.iter_any():
+                        found += part
+                        if len(found) > nbytes:
+                            break
+            except TimeoutError:
+                raise OSError(f"the server sent {len(found)} of {nbytes} bytes in the time it had") from None
+            finally:
+                if not self.content.is_eof():
+                    self.close()
+            return bytes(found[: nbytes + 1])
+
+    settings["headers"] = {**settings.get("headers", {}), "Accept-Encoding": "identity"}
+    settings.setdefault("timeout", aiohttp.ClientTimeout(total=600, sock_connect=30, sock_read=_ANSWER_SECONDS))
+    return aiohttp.ClientSession(response_class=BoundedResponse, auto_decompress=False, **settings)
 
 
 def _identity(facts: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import http.server
 import io
 import json
@@ -9,6 +11,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +25,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import hhtld
+import hhtld.urls
 from hhtld.errors import FormatError, HeaderError, MissingExtraError, OutputError, TruncatedError
 from hhtld.formats import open_source
 from hhtld.formats.__main__ import main
@@ -562,6 +566,89 @@ def test_a_server_that_gives_only_whole_files(web: tuple[str, type[Handler]], si
     handler.whole = True
     with pytest.raises(FormatError, match="does not read by ranges: copy it to a local file first"):
         open_source(f"{address}/x.safetensors")
+
+
+class Hostile(Handler):
+    """A server that answers ranges by other rules; `way` names one."""
+
+    way: str
+
+    def answer(self, *, body: bool) -> None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not body or found is None:
+            Handler.answer(self, body=body)
+            return
+        data = self.files[self.path]
+        part = data[int(found[1]) : int(found[2]) + 1]
+        self.sent.append(0)
+        self.send_response(206)
+        if self.way == "encoded":
+            part = gzip.compress(bytes(50 << 20))
+            self.send_header("Content-Encoding", "gzip")
+        if self.way == "endless":
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            if self.way == "endless":
+                for _ in range(1000):
+                    self.wfile.write(bytes(1 << 20))
+                    self.sent[-1] += 1 << 20
+            elif self.way == "slow":
+                for byte in part:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.1)
+            else:
+                self.wfile.write(part)
+
+
+@pytest.mark.parametrize(
+    ("way", "kind", "message"),
+    [
+        ("endless", FormatError, "gave .* bytes or more from byte 0"),
+        ("encoded", OSError, "the server sends it encoded .'gzip'., which was not asked for"),
+        ("slow", OSError, "the server sent .* bytes in the time it had"),
+    ],
+)
+def test_a_web_server_does_not_decide_what_a_read_takes(
+    web: tuple[str, type[Handler]],
+    packed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    kind: type[Exception],
+    message: str,
+) -> None:
+    address, handler = web
+    handler.files["/x.hhtld"] = packed.read_bytes()
+    monkeypatch.setattr(handler, "answer", Hostile.answer)
+    monkeypatch.setattr(handler, "way", way, raising=False)
+    monkeypatch.setattr(hhtld.urls, "_ANSWER_SECONDS", 1)
+    monkeypatch.setattr(hhtld.urls, "_SLOWEST", 1 << 30)
+    started = time.perf_counter()
+    with pytest.raises(kind, match=message):
+        hhtld.open(f"{address}/x.hhtld")
+    assert time.perf_counter() - started < 10
+    assert sum(handler.sent) < 100 << 20
+
+
+def test_a_redirect_is_followed(web: tuple[str, type[Handler]], single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, handler = web
+    handler.files["/x.safetensors"] = single.read_bytes()
+    plain = handler.answer
+
+    def answer(self: Handler, *, body: bool) -> None:
+        if self.path == "/other.safetensors":
+            self.send_response(302)
+            self.send_header("Location", f"{address}/x.safetensors")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            plain(self, body=body)
+
+    monkeypatch.setattr(handler, "answer", answer)
+    same(f"{address}/other.safetensors", single)
 
 
 def test_no_connection_is_not_a_missing_file(web: tuple[str, type[Handler]]) -> None:
