@@ -155,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
     )
     command.add_argument(
+        "--quantized",
+        default="refuse",
+        choices=("refuse", "keep"),
+        help="what to do with a model whose weights are quantized already (GPTQ, AWQ, bitsandbytes, MLX, ...): refuse "
+        "it (default), or keep all that belongs to quantized weights byte for byte and encode the rest",
+    )
+    command.add_argument(
         "--no-files", action="store_true", help="leave config, tokenizer and other side files of SRC behind"
     )
     command.add_argument("--dry-run", action="store_true", help="predict what each tensor becomes; write nothing")
@@ -387,6 +394,7 @@ def _convert(args: argparse.Namespace) -> int:
                 memory=args.memory,
                 resume=args.resume,
                 nonfinite=args.nonfinite,
+                quantized=args.quantized,
                 seed=args.seed,
                 calibrate=args.calibrate,
                 target_top1=args.target_top1,
@@ -428,7 +436,7 @@ def _convert(args: argparse.Namespace) -> int:
                 " x ".join(map(str, t.info.shape)),
                 t.codec,
                 t.regime,
-                human_nbytes(t.info.nbytes),
+                human_nbytes(t.source_nbytes),
                 human_nbytes(t.nbytes),
                 f"{t.bits_per_weight:.3f}",
                 cosine(t.cosines.median) if t.cosines else f"~{t.predicted_median:.4f}" if t.predicted_median else "",

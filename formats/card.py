@@ -70,7 +70,11 @@ def print_tensor(facts: Facts, out: Console) -> None:
 
 
 def _tensor_facts(tensor: Facts, facts: Facts, ascii_only: bool) -> Iterator[tuple[str, Any]]:
-    yield "shape", f"{shape_text(tensor['shape'])}, {tensor['dtype']}"
+    yield (
+        "shape",
+        f"{shape_text(tensor['shape'])}, {tensor['dtype']}"
+        + (f" (stored as {tensor['stored_as']})" if "stored_as" in tensor else ""),
+    )
     if "shard" in tensor:
         yield "shard", safe(tensor["shard"], ascii_only)
     if "codec" not in tensor:

@@ -19,7 +19,7 @@ from hhtld.base17 import BASE17_NBYTES
 from hhtld.calibration import Calibration
 from hhtld.coders import TrellisGroup, block_rows, code_rows
 from hhtld.encoder import DEFAULT_MEMORY, Work, expected_nbytes
-from hhtld.errors import GateError, HeaderError, HhtldError, RangeError
+from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError, RangeError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.calibration import calibrated
 from hhtld.formats.hhtld import open_pack
@@ -38,7 +38,7 @@ from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import Trellis
 from hhtld.urls import Location
 
-__all__ = ["GATES_NOTE", "ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs"]
+__all__ = ["GATES_NOTE", "ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs", "tell_as_stored"]
 
 GATES_NOTE = (
     "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
@@ -99,6 +99,12 @@ class TensorOutcome:
     alias_of: str | None = None
     cosines: CosineSummary | None = None
     predicted_median: float | None = None
+    stored: tuple[str, int] | None = None
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes in the source, as stored there."""
+        return self.info.nbytes if self.stored is None else self.stored[1]
 
     @property
     def bits_per_weight(self) -> float:
@@ -113,10 +119,12 @@ class TensorOutcome:
             "dtype": self.info.dtype.name,
             "shape": list(self.info.shape),
             "codec": self.codec,
-            "source_nbytes": self.info.nbytes,
+            "source_nbytes": self.source_nbytes,
             "nbytes": self.nbytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
         }
+        if self.stored is not None and self.stored[0] != self.info.dtype.name:
+            record["stored_as"] = self.stored[0]
         if self.alias_of is not None:
             record["alias_of"] = self.alias_of
         if self.regime is not None:
@@ -142,8 +150,8 @@ class ConversionReport:
     profile : str or None
         None where nothing was encoded.
     source_nbytes, bf16_nbytes, target_nbytes : int
-        Tensor bytes of the source, the same with floats as bfloat16, and the file or folder (predicted ones
-        in a dry run, where `gates.tensors` is empty). Side files that came along count in all three.
+        Tensor bytes of the source as stored, the same with floats as bfloat16, and the file or folder (predicted
+        ones in a dry run, where `gates.tensors` is empty). Side files that came along count in all three.
     files_nbytes : int
         Of those side files.
     tensors : list of TensorOutcome
@@ -218,6 +226,7 @@ def convert(
     memory: int | None = None,
     resume: bool = False,
     nonfinite: str = "refuse",
+    quantized: str = "refuse",
     seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
     calibration: Calibration | None = None,
@@ -267,6 +276,9 @@ def convert(
         interrupted, killed, or could not write.
     nonfinite : {"refuse", "keep"}
         What becomes of weight tensors that hold an infinity or NaN.
+    quantized : {"refuse", "keep"}
+        What becomes of a model whose weights are quantized already (GPTQ, AWQ, bitsandbytes, MLX, ...): refused, or
+        what belongs to quantized weights is kept byte for byte and the rest is encoded.
     seed : int
         Of the rotations, 0 by default.
     column_scales : mapping of str to array (n_cols,), optional
@@ -300,6 +312,8 @@ def convert(
         When profile "gates" or "parity" misses a gate. The file is complete and stays; the report is the error's.
     FormatError, NonFiniteError
         When the source cannot be converted.
+    QuantizedError
+        When its weights are quantized already.
     BudgetError
         When `memory` does not suffice, before anything is written.
     OutputError
@@ -362,6 +376,7 @@ def convert(
                 offered = {"executor": threads, "progress": progress or silent, "files": files}
                 given |= {key: value for key, value in offered.items() if key in output.options}
                 report.notes = output.write_source(source, target, **given) or []
+            report.notes += source.notes
             _count(report, source, target)
             _count_files(report, source if output.name == "folder" and files else None)
         else:
@@ -372,20 +387,25 @@ def convert(
                 told, notes = _calibrated(
                     calibrate, source, source_path, target, wanted, jobs or default_jobs(), progress or silent
                 )
-            plan = make_plan(
-                source,
-                profile or DEFAULT_PROFILE,
-                rules=rules,
-                thresholds=gates,
-                nonfinite=nonfinite,
-                seed=seed or 0,
-                **({"column_scales": column_scales} | told),
-            )
+            try:
+                plan = make_plan(
+                    source,
+                    profile or DEFAULT_PROFILE,
+                    rules=rules,
+                    thresholds=gates,
+                    nonfinite=nonfinite,
+                    quantized=quantized,
+                    seed=seed or 0,
+                    **({"column_scales": column_scales} | told),
+                )
+            except QuantizedError as error:
+                raise QuantizedError(f"{spelled(src)}: {error}") from None
             plan.files = plan.files if files else ()
             notes += _profile_notes(plan, calibrate is not None)
             measured = GateReport(plan.profile.judged, plan.thresholds, 2.0 if min_ratio is None else min_ratio)
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
+            notes = [*plan.notes, *notes]
             limit = DEFAULT_MEMORY if memory is None else memory
             if dry_run:
                 _predict_pack(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))
@@ -402,6 +422,7 @@ def convert(
                 report.notes += notes
                 _count_pack(report, plan, target)
             _count_files(report, source if files else None)
+        tell_as_stored(report, source)
     report.gates.ratio = report.ratio
     report.seconds = time.perf_counter() - started
     if not report:
@@ -492,6 +513,14 @@ def _count_files(report: ConversionReport, source: TensorSource | None) -> None:
     report.source_nbytes += nbytes
     report.bf16_nbytes += nbytes
     report.target_nbytes += nbytes if report.dry_run else 0
+
+
+def tell_as_stored(report: ConversionReport, source: TensorSource) -> None:
+    """Put the types and bytes into a report that tensors have in the source, where they are given as wider ones."""
+    for number, tensor in enumerate(report.tensors):
+        found = replace(tensor, stored=source.stored(tensor.info.name))
+        report.source_nbytes += found.source_nbytes - tensor.info.nbytes
+        report.tensors[number] = found
 
 
 def _count(report: ConversionReport, source: TensorSource, target: Path) -> None:

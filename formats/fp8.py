@@ -2,55 +2,69 @@
 
 Layout
 ------
-==============================  ============================================================================
-tensor                          meaning
-==============================  ============================================================================
-``X`` F8_E4M3 (n_rows, n_cols)  weights divided by their scales
-``X_scale_inv``                 one scale for each block, (ceil(n_rows / block), ceil(n_cols / block)); block is
-                                config.json's ``weight_block_size``, 128 x 128 unless it says otherwise; where it
-                                is null, one scale for the tensor
-``X_scale``                     one scale for the tensor, (), (1,) or (1, 1); for each row, (n_rows,) or
-                                (n_rows, 1); or for each block, as above
-==============================  ============================================================================
+==================================  ========================================================================
+tensor                              meaning
+==================================  ========================================================================
+``X`` F8_E4M3 or F8_E5M2            weights divided by their scales; the last two axes are a matrix, those before
+(..., n_rows, n_cols)               them count matrices, as of experts
+``X_scale_inv``                     one scale for each block, (..., ceil(n_rows / block), ceil(n_cols / block)); block
+                                    is config.json's ``weight_block_size``, 128 x 128 unless it says otherwise; where
+                                    it is null, one scale for the tensor or for each matrix
+``X_scale``                         one scale for the tensor, (), (1,) or (1, 1); for each matrix, (...), (..., 1) or
+                                    (..., 1, 1); for each row, (..., n_rows) or (..., n_rows, 1); for each column of
+                                    experts, (..., 1, n_cols); or for each block, as above, or of one matrix
+                                    (blocks down, 1, blocks across, 1), as ModelOpt writes them
+==================================  ========================================================================
 
 A weight is ``float32(X) * scale``, rounded to bfloat16; the name ``inv`` notwithstanding, both kinds multiply.
-Scales are F32, BF16 or F16. Edge blocks are cut off, not padded.
+Scales are F32, BF16, F16 or F8_E8M0. Edge blocks are cut off, not padded.
 
 Rounding: one in float32 and one to bfloat16, both to nearest, ties to even, as DeepSeek's own conversion does.
 
-Refused, naming the tensor: a scale of another shape or type, or not finite, or not above 0; a weight without its
-scale, of another type or not of two axes; a scale without its weight.
+FP8 weights without scales are the weights they are, also beside scaled ones, unless config.json says that all have
+scales, or a scaled weight has the same name but for its numbers: then the scale was left in another shard.
+
+Refused, naming the tensor: a scale of another shape or type, or not finite, or negative, or 0 for weights that are
+not; a weight without its scale, as above, of another type or of one axis; a scale without its weight.
 
 Source: https://github.com/deepseek-ai/DeepSeek-V3 (README_WEIGHTS.md, inference/fp8_cast_bf16.py, kernel.py);
 https://github.com/vllm-project/compressed-tensors (format float-quantized); quantization methods `fp8` and
-`fbgemm_fp8` of https://github.com/huggingface/transformers.
+`fbgemm_fp8` of https://github.com/huggingface/transformers; https://github.com/NVIDIA/Model-Optimizer (`FP8`,
+`FP8_PB_WO`, `FP8_PER_CHANNEL_PER_TOKEN`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.dtypes import DTYPES, narrow, widen
+from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.model_config import CONFIG, config_bytes, config_object
 from hhtld.source import TensorInfo, TensorSource
 
-__all__ = ["DequantizedSource", "Fp8Scheme", "declared_scheme", "has_scales", "holds_fp8"]
+__all__ = ["QUANTIZATION_FILES", "Declared", "DequantizedSource", "Fp8Scheme", "declared", "has_scales", "holds_fp8"]
 
 BLOCK = (128, 128)
 INVERSE, PLAIN = "_scale_inv", "_scale"
 # Scales of activations, which no weight needs; they lie beside the weight in its module.
 ACTIVATIONS = ("input_scale", "output_scale", "activation_scale", "input_scale_ub")
-_QUANTIZED = ("quantization_config", "compression_config")  # where config.json tells of it; the first counts
-_STORED, _SHOWN = DTYPES["F8_E4M3"], DTYPES["BF16"]
+# Where config.json tells of it (the first counts; the last is MLX's), and which other files do.
+_QUANTIZED = ("quantization_config", "compression_config", "quantization")
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quanto_qmap.json")
+_STORED, _SHOWN = frozenset({"F8_E4M3", "F8_E5M2"}), DTYPES["BF16"]
+_SCALES = ("F32", "BF16", "F16", "F8_E8M0")
+_WAY_ON = "dequantize the model with the library that wrote it, then convert that"
+_MODELOPT = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "FP8_PB_WO": BLOCK}
 
 
 @dataclass(frozen=True)
@@ -72,33 +86,61 @@ class Fp8Scheme:
 # --- what config.json declares ----------------------------------------------------------------
 
 
-def declared_scheme(config: Mapping[str, Any], where: str) -> Fp8Scheme | None:
-    """Return the scheme that a config declares, or None for a model that is not quantized.
+class Declared(NamedTuple):
+    """What a model's configs say of its quantization: FP8 that is read, something else, or neither."""
+
+    scheme: Fp8Scheme | None = None
+    other: str | None = None
+
+
+def declared(config: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]], where: str) -> Declared:
+    """Return how a model says that it is quantized.
+
+    Parameters
+    ----------
+    config : dict
+        config.json; empty where there is none.
+    beside : mapping of file name to dict
+        Those of `QUANTIZATION_FILES` that are there.
+    where : str
+        Of config.json, for messages.
 
     Raises
     ------
     HeaderError
-        For every quantization other than FP8 with scales; starts with `where`.
+        For a block size that is none; starts with `where`.
     """
-    found = next((config[key] for key in _QUANTIZED if key in config), None)
-    if found is None:
-        return None
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    is_e4m3 = method == "fp8" and found.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn")
-    if is_e4m3 and found.get("expert_dtype", "fp8") == "fp8":  # DeepSeek-V4 has experts of 4 bits beside
-        return Fp8Scheme(method, _block(found.get("weight_block_size", BLOCK), where))
-    if method == "fbgemm_fp8":
-        return Fp8Scheme(method, None)
-    if method == "compressed-tensors" and _is_float8(found):
-        blocks = {tuple(group["weights"].get("block_structure") or ()) for group in found["config_groups"].values()}
+    for key in _QUANTIZED:
+        if config.get(key) is not None:
+            return _declared(config[key], key, f"{CONFIG} says", where)
+    for name in QUANTIZATION_FILES:
+        if name in beside:
+            return _declared(beside[name], name, f"{name} says", where)
+    return Declared()
+
+
+def _declared(found: Any, key: str, says: str, where: str) -> Declared:
+    told = found if isinstance(found, dict) else {}
+    method = told.get("quant_method")
+    inner = told.get("quantization")
+    algorithm = (inner if isinstance(inner, dict) else told).get("quant_algo")
+    kind = method.lower() if isinstance(method, str) else None
+    is_e4m3 = kind == "fp8" and told.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn")
+    if is_e4m3 and told.get("expert_dtype", "fp8") == "fp8":  # DeepSeek-V4 has experts of 4 bits beside
+        return Declared(Fp8Scheme(method, _block(told.get("weight_block_size", BLOCK), where)))
+    if kind == "fbgemm_fp8":
+        return Declared(Fp8Scheme(method, None))
+    if algorithm in _MODELOPT and kind in (None, "modelopt"):
+        return Declared(Fp8Scheme("modelopt", _MODELOPT[algorithm]))
+    if kind == "compressed-tensors" and _is_float8(told):
+        blocks = {tuple(group["weights"].get("block_structure") or ()) for group in told["config_groups"].values()}
         chosen = [block for block in blocks if block]
         if len(chosen) < 2:
-            return Fp8Scheme(method, _block(chosen[0], where) if chosen else None)
-    raise HeaderError(
-        f"{where}: the model is already quantized with {shown(str(method or 'an unnamed method'), 40)}; "
-        f"convert the original, unquantized model instead, or dequantize this one and remove "
-        f"quantization_config first (FP8 with scales is read as it is)"
-    )
+            return Declared(Fp8Scheme(method, _block(chosen[0], where) if chosen else None))
+    if method is None and algorithm is None:
+        return Declared(None, f"{says} so" if key in QUANTIZATION_FILES else f"{says} so in {key}")
+    names = " ".join(shown(str(name), 40) for name in (method, algorithm) if name is not None)
+    return Declared(None, f"{says} {names}")
 
 
 def _is_float8(found: Mapping[str, Any]) -> bool:
@@ -134,23 +176,54 @@ def _block(found: object, where: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Where a weight's scales lie, and how many of its rows and columns share one."""
+    """Where a weight's scales lie, how many of its rows and columns share one, and the grid that they form."""
 
     info: TensorInfo
     n_rows: int
     n_cols: int
+    weight: tuple[int, ...]
+
+    @property
+    def n_across(self) -> int:
+        """Scales in one row of the grid."""
+        return -(-self.weight[-1] // self.n_cols)
+
+    def grid_rows(self, start: int, stop: int) -> NDArray[np.intp]:
+        """Return the grid's row for each row [start, stop) of all matrices, one below the other."""
+        n_rows = self.weight[-2]
+        n_down = -(-n_rows // self.n_rows)
+        matrix, row = np.divmod(np.arange(start, stop), n_rows)
+        if math.prod(self.info.shape) == n_down * self.n_across:  # the same for every matrix
+            matrix[:] = 0
+        found: NDArray[np.intp] = matrix * n_down + row // self.n_rows
+        return found
+
+
+def _scale_values(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
+    """Return scales as float32, flat."""
+    if dtype.is_weight:
+        return widen(raw, dtype)
+    return view(raw, dtype, (-1,)).astype(np.float32)
 
 
 def holds_fp8(infos: Mapping[str, TensorInfo]) -> bool:
     """Whether there is an FP8 weight or a scale that only such a weight can have."""
-    return any(info.dtype is _STORED or name.endswith(INVERSE) for name, info in infos.items())
+    return any(info.dtype.name in _STORED or name.endswith(INVERSE) for name, info in infos.items())
 
 
 def has_scales(infos: Mapping[str, TensorInfo]) -> bool:
-    """Whether some FP8 weight, or a scale that only such a weight can have, is among tensors."""
+    """Whether some FP8 weight with a scale, or a scale that only such a weight can have, is among tensors."""
     return any(
-        name.endswith(INVERSE) or (info.dtype is _STORED and name + PLAIN in infos) for name, info in infos.items()
+        (name.endswith(INVERSE) and not _scales_integers(name, infos))
+        or (info.dtype.name in _STORED and (name + PLAIN in infos or name + INVERSE in infos))
+        for name, info in infos.items()
     )
+
+
+def _scales_integers(scale: str, infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether an inverse scale belongs to a weight of another scheme, see `hhtld.quantized`."""
+    weight = infos.get(scale.removesuffix(INVERSE))
+    return weight is not None and not weight.dtype.is_weight
 
 
 class DequantizedSource(TensorSource):
@@ -176,11 +249,7 @@ class DequantizedSource(TensorSource):
         self._scales = _paired(held, scheme, where)
         left_out = {scale.info.name for scale in self._scales.values()}
         modules = {name.rpartition(".")[0] for name in self._scales}
-        left_out |= {
-            name
-            for name in held
-            if name.rpartition(".")[2] in ACTIVATIONS and name.rpartition(".")[0] in modules and name not in left_out
-        }
+        left_out |= {name for name in held if name.rpartition(".")[0] in modules and _of_activations(name)}
         self._n_left_out = len(left_out)
         self._infos = {
             name: replace(info, dtype=_SHOWN) if name in self._scales else info
@@ -195,13 +264,25 @@ class DequantizedSource(TensorSource):
     @property
     def description(self) -> dict[str, Any]:
         """The source's own, and under "dequantized" what became of FP8 weights and scales."""
-        facts: dict[str, Any] = {"from": _STORED.name, "to": _SHOWN.name}
+        held = self._source.infos()
+        kinds = sorted({held[name].dtype.name for name in self._scales} or {"F8_E4M3"})
+        facts: dict[str, Any] = {"from": ", ".join(kinds), "to": _SHOWN.name}
         if self._scheme.method is not None:
             facts["quant_method"] = self._scheme.method
         if self._scheme.block is not None:
             facts["block"] = list(self._scheme.block)
         facts |= {"n_tensors": len(self._scales), "n_scales_left_out": self._n_left_out}
-        return self._source.description | {"dequantized": facts}
+        nbytes = sum(self.stored(name)[1] for name in self._infos)
+        return self._source.description | {"dequantized": facts, "stored_nbytes": nbytes}
+
+    @property
+    def notes(self) -> list[str]:
+        return self._source.notes
+
+    def stored(self, name: str) -> tuple[str, int]:
+        kind, nbytes = self._source.stored(name)
+        scale = self._scales.get(name)
+        return kind, nbytes if scale is None else nbytes + scale.info.nbytes
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return MappingProxyType(self._infos)
@@ -220,45 +301,65 @@ class DequantizedSource(TensorSource):
             return raw
         if not raw.size:
             return np.empty((stop - start, info.row_nbytes), np.uint8)
-        values = widen(raw, _STORED).reshape(stop - start, info.n_cols)
-        first = start // scale.n_rows
-        grid = self._grid(scale, first, -(-stop // scale.n_rows))
+        width = info.shape[-1]
+        first, last = (row * info.n_cols // width for row in (start, stop))
+        values = widen(raw, self._source.infos()[name].dtype).reshape(last - first, width)
+        of_row = scale.grid_rows(first, last)
+        grid = self._grid(scale, int(of_row[0]), int(of_row[-1]) + 1)
+        numbers = of_row - of_row[0]
         with np.errstate(over="ignore"):  # what passes float32 is refused by whoever needs finite weights
-            if grid.shape[1] == 1:
-                each = np.repeat(grid, scale.n_rows, axis=0) if scale.n_rows > 1 and len(grid) > 1 else grid
-                values *= each[start - first * scale.n_rows :][: len(values)] if len(each) > 1 else each
+            if scale.n_across == 1:
+                self._multiply(values, grid[numbers], scale, of_row)
             else:
-                for number, scales in enumerate(grid, first):
-                    rows = slice(max(number * scale.n_rows - start, 0), (number + 1) * scale.n_rows - start)
-                    values[rows] *= np.repeat(scales, scale.n_cols)[: info.n_cols]
+                ends = [0, *(np.flatnonzero(np.diff(of_row)) + 1).tolist(), last - first]
+                for begin, end in itertools.pairwise(ends):
+                    scales = np.repeat(grid[numbers[begin]], scale.n_cols)[:width]
+                    self._multiply(values[begin:end], scales, scale, of_row[begin:end])
         return narrow(values, _SHOWN).reshape(stop - start, info.row_nbytes)
 
+    def _multiply(
+        self,
+        values: NDArray[np.float32],
+        scales: NDArray[np.float32],
+        scale: _Scale,
+        of_row: NDArray[np.intp],
+    ) -> None:
+        """Multiply stored weights in place; a scale of 0 is refused for any that is not 0."""
+        if (scales == 0).any():
+            bad = np.argwhere((scales == 0) & (values != 0))
+            if len(bad):
+                raise self._bad_scale(scale.info, 0.0, int(of_row[bad[0, 0]]), int(bad[0, 1]) // scale.n_cols)
+        values *= scales
+
     def _grid(self, scale: _Scale, first: int, last: int) -> NDArray[np.float32]:
-        """Return rows [first, last) of a weight's scales, checked."""
-        info = scale.info
-        if len(info.shape) == 2:
-            raw = self._source.read_rows(info.name, first, last)
-            grid = widen(raw, info.dtype).reshape(last - first, info.shape[1])
-        else:
-            whole = widen(self._source.read_rows(info.name, 0, info.n_rows), info.dtype)
-            grid = whole.reshape(-1, 1)[first:last]
-        bad = np.argwhere(~(np.isfinite(grid) & (grid > 0)))
+        """Return rows [first, last) of the grid of a weight's scales, checked."""
+        info, across = scale.info, scale.n_across
+        begin, end = first * across, last * across
+        start, stop = begin // info.n_cols, -(-end // info.n_cols)
+        held = _scale_values(self._source.read_rows(info.name, start, stop), info.dtype)
+        grid = held[begin - start * info.n_cols :][: end - begin].reshape(last - first, across)
+        bad = np.argwhere(~np.isfinite(grid) | np.signbit(grid))
         if len(bad):
             row, column = (int(n) for n in bad[0])
-            raise HeaderError(
-                f"{self._where}: tensor {shown(info.name)} holds {grid[row, column]} at row {first + row}, column "
-                f"{column}; scales must be finite and above 0"
-            )
+            raise self._bad_scale(info, float(grid[row, column]), first + row, column)
         return grid
 
+    def _bad_scale(self, info: TensorInfo, value: float, row: int, column: int) -> HeaderError:
+        return HeaderError(
+            f"{self._where}: tensor {shown(info.name)} holds {value} at row {row}, column {column}; "
+            f"scales must be finite and above 0, or 0 where all their weights are"
+        )
+
     def files(self) -> Mapping[str, int]:
-        found = dict(self._source.files())
+        found = {name: nbytes for name, nbytes in self._source.files().items() if name not in QUANTIZATION_FILES}
         if CONFIG in found:
             found[CONFIG] = len(self._plain_config)
         return found
 
     def read_file(self, name: str) -> bytes:
         """Return a side file; config.json without how the weights were quantized, which they no longer are."""
+        if name in QUANTIZATION_FILES:
+            raise KeyError(name)
         return self._plain_config if name == CONFIG else self._source.read_file(name)
 
     @cached_property
@@ -285,8 +386,10 @@ def _paired(infos: Mapping[str, TensorInfo], scheme: Fp8Scheme, where: str) -> d
         if weight in found:
             raise HeaderError(f"{where}: tensor {shown(weight)} has two scales, {shown(name)} is the second")
         found[weight] = _checked(infos[weight], infos[name], scheme, where)
+    scaled = {_without_numbers(name) for name in found}
     for name, info in infos.items():
-        if info.dtype is _STORED and name not in found:
+        is_weight = info.dtype.name in _STORED and name not in found
+        if is_weight and (scheme.method is not None or _without_numbers(name) in scaled):
             raise HeaderError(
                 f"{where}: tensor {shown(name)} is {info.dtype.name} and its scale, {shown(name + INVERSE)} or "
                 f"{shown(name + PLAIN)}, is missing; of a sharded model, give the folder or the index"
@@ -294,41 +397,71 @@ def _paired(infos: Mapping[str, TensorInfo], scheme: Fp8Scheme, where: str) -> d
     return found
 
 
+def _without_numbers(name: str) -> str:
+    return re.sub("[0-9]+", "#", name)
+
+
+def _of_activations(name: str) -> bool:
+    """Whether a tensor scales activations; the name may begin with that of the weight, as experts have it."""
+    return name.rpartition(".")[2].endswith(ACTIVATIONS)
+
+
 def _weight_of(name: str, infos: Mapping[str, TensorInfo], scheme: Fp8Scheme) -> str | None:
     """Return the weight that a tensor scales, or None when it is no scale of weights."""
     if name.endswith(INVERSE):
-        return name.removesuffix(INVERSE)
+        return None if _scales_integers(name, infos) else name.removesuffix(INVERSE)
     if not name.endswith(PLAIN):
         return None
     weight = name.removesuffix(PLAIN)
     if scheme.method is None:  # other models, too, have tensors of such names
-        return weight if weight in infos and infos[weight].dtype is _STORED else None
+        return weight if weight in infos and infos[weight].dtype.name in _STORED else None
     return weight if weight in infos or weight.endswith(".weight") else None
 
 
 def _checked(weight: TensorInfo, scale: TensorInfo, scheme: Fp8Scheme, where: str) -> _Scale:
     """Return a weight's scale, type and shape of both agreeing."""
     what = f"{where}: tensor {shown(weight.name)}"
-    if weight.dtype is not _STORED:
-        raise HeaderError(f"{what} has the scale {shown(scale.name)} and is {weight.dtype.name}, expected F8_E4M3")
-    if len(weight.shape) != 2:
-        raise HeaderError(f"{what} has a scale and shape {list(weight.shape)}, expected two axes")
-    if scale.dtype.name not in ("F32", "BF16", "F16"):
-        raise HeaderError(f"{what}: its scale {shown(scale.name)} is {scale.dtype.name}, expected F32, BF16 or F16")
-    n_rows, n_cols = weight.shape
-    whole = (max(n_rows, 1), max(n_cols, 1))
-    block = scheme.block
-    allowed: dict[tuple[int, ...], tuple[int, int]] = {}
-    if scale.name.endswith(PLAIN):
-        allowed |= {(n_rows,): (1, whole[1]), (n_rows, 1): (1, whole[1])}
-    if scale.name.endswith(PLAIN) or block is None:
-        allowed |= dict.fromkeys(((), (1,), (1, 1)), whole)
-    if block is not None:
-        allowed[math.ceil(n_rows / block[0]), math.ceil(n_cols / block[1])] = block
+    if weight.dtype.name not in _STORED:
+        raise HeaderError(
+            f"{what} has the scale {shown(scale.name)} and is {weight.dtype.name}, expected F8_E4M3 or F8_E5M2; "
+            f"of weights that are scaled already, leave the scales out"
+        )
+    if len(weight.shape) < 2:
+        raise HeaderError(f"{what} has a scale and shape {list(weight.shape)}, expected two axes or more")
+    if scale.dtype.name not in _SCALES:
+        raise HeaderError(
+            f"{what}: its scale {shown(scale.name)} is {scale.dtype.name}, expected {', '.join(_SCALES[:-1])} or "
+            f"{_SCALES[-1]}; {_WAY_ON}"
+        )
+    allowed = _blocks_of(weight.shape, scheme.block, scale.name.endswith(PLAIN))
     if scale.shape not in allowed:
+        block = scheme.block
         grids = " or ".join(str(list(shape)) for shape in allowed)
         raise HeaderError(
             f"{what} of shape {list(weight.shape)}: its scale {shown(scale.name)} has shape {list(scale.shape)}, "
-            f"expected {grids}" + (f" for blocks of {block[0]} x {block[1]}" if block is not None else "")
+            f"expected {grids}"
+            + (f" for blocks of {block[0]} x {block[1]}" if block is not None else "")
+            + f"; {_WAY_ON}"
         )
-    return _Scale(scale, *allowed[scale.shape])
+    return _Scale(scale, *allowed[scale.shape], weight.shape)
+
+
+def _blocks_of(
+    shape: tuple[int, ...], block: tuple[int, int] | None, is_plain: bool
+) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Return the rows and columns of a weight that share a scale, by the shape that the scales then have."""
+    *leading, n_rows, n_cols = shape
+    each, whole = tuple(leading), (max(n_rows, 1), max(n_cols, 1))
+    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    if is_plain:
+        found |= {(*each, n_rows): (1, whole[1]), (*each, n_rows, 1): (1, whole[1])}
+        if each:
+            found[*each, 1, n_cols] = (whole[0], 1)
+    if is_plain or block is None:
+        found |= dict.fromkeys(((), (1,), (1, 1), each, (*each, 1), (*each, 1, 1)), whole)
+    if block is not None:
+        down, across = math.ceil(n_rows / block[0]), math.ceil(n_cols / block[1])
+        found[*each, down, across] = block
+        if is_plain and not each:
+            found[down, 1, across, 1] = block
+    return found

@@ -20,7 +20,8 @@ back shorter without a word. Here each count and length is held against the byte
 allocated or repeated. What only the package knows is taken from it: the names and block sizes of the quantised types,
 and `gguf.quants.dequantize`, its numpy reference of each of them.
 
-A quantised tensor appears as F32. Its blocks run along the innermost axis, so rows are cut out and dequantised on
+A quantised tensor appears as F32, its size is told as stored, and a note says that coding it quantizes it a second
+time. Its blocks run along the innermost axis, so rows are cut out and dequantised on
 their own and have the bits that they have in the whole tensor. F32, F16, BF16, F64 and the integers come as they are.
 
 Refused, each with its reason: version 1 and big-endian files, one part of a split model, types that the package does
@@ -36,6 +37,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -490,13 +492,35 @@ class GgufFile(TensorSource):
     def description(self) -> dict[str, Any]:
         """Under "gguf": version, alignment, every key-value with its type, the types of quantised tensors.
 
+        "stored_nbytes" are those of all tensors, where some are quantised.
+
         Values can be written back: strings that are not UTF-8 are {"hex": their bytes}, floats that are not
         finite "nan", "inf" or "-inf".
         """
         header = self._header
         quantised = {n: e.kind.name for n, e in header.entries.items() if e.kind.quantised is not None}
         facts = {"version": header.version, "alignment": header.alignment, "fields": dict(header.fields)}
-        return {"gguf": facts | ({"quantised": quantised} if quantised else {})}
+        if not quantised:
+            return {"gguf": facts}
+        nbytes = sum(entry.nbytes for entry in header.entries.values())
+        return {"gguf": facts | {"quantised": quantised}, "stored_nbytes": nbytes}
+
+    @property
+    def notes(self) -> list[str]:
+        """That coding what is quantised here quantises it again."""
+        kinds = Counter(e.kind.name for e in self._header.entries.values() if e.kind.quantised is not None)
+        if not kinds:
+            return []
+        listed = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
+        return [
+            f"{kinds.total()} of {len(self._infos)} tensors are quantized in the source ({listed}): what is read are "
+            f"the weights they stand for, so coding them quantizes twice; the original, unquantized model gives better "
+            f"ones"
+        ]
+
+    def stored(self, name: str) -> tuple[str, int]:
+        entry = self._header.entries[name]
+        return entry.kind.name, entry.nbytes
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return MappingProxyType(self._infos)

@@ -59,8 +59,11 @@ def print_description(facts: Mapping[str, Any], out: Console) -> None:
 def _source_facts(source: TensorSource) -> dict[str, Any]:
     infos = list(source.infos().values())
     tensors: list[dict[str, Any]] = []
+    stored = {info.name: source.stored(info.name) for info in infos}
     for info in infos:
-        tensor = {"name": info.name, "dtype": info.dtype.name, "shape": list(info.shape), "nbytes": info.nbytes}
+        kind, nbytes = stored[info.name]
+        tensor = {"name": info.name, "dtype": info.dtype.name, "shape": list(info.shape), "nbytes": nbytes}
+        tensor |= {"stored_as": kind} if kind != info.dtype.name else {}
         tensors.append(tensor if info.shard is None else tensor | {"shard": info.shard})
     return {
         "metadata": dict(source.metadata),
@@ -70,10 +73,10 @@ def _source_facts(source: TensorSource) -> dict[str, Any]:
         "totals": {
             "n_tensors": len(infos),
             "n_elements": sum(map(_n_elements, infos)),
-            "nbytes": sum(info.nbytes for info in infos),
+            "nbytes": sum(nbytes for _, nbytes in stored.values()),
             "bf16_nbytes": sum(map(as_bf16_nbytes, infos)),
         },
-        "dtypes": _tallied((info.dtype.name, info.nbytes) for info in infos),
+        "dtypes": _tallied(stored.values()),
     }
 
 
@@ -162,6 +165,9 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
     nbytes = facts.get("nbytes", held)
     files = sum(pack.files().values())
     bf16 = sum(as_bf16_nbytes(record.info) for record in records) + files
+    stored = pack.table.source.get("stored_nbytes")
+    if not isinstance(stored, int):
+        stored = sum(record.info.nbytes for record in pack.table.tensors.values())
     return {
         "n_tensors": len(pack),
         "encoded": len(encoded),
@@ -170,7 +176,7 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
         "codecs": dict(sorted(Counter(record.codec for record in records).items())),
         "n_sections": len(pack.sections.kinds()),
         "n_elements": elements,
-        "source_nbytes": sum(record.info.nbytes for record in pack.table.tensors.values()) + files,
+        "source_nbytes": stored + files,
         "bf16_nbytes": bf16,
         "nbytes": nbytes,
         "encoded_nbytes": own,

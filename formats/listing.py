@@ -163,7 +163,13 @@ def _tensor_tables(facts: Facts, width: int, ascii_only: bool) -> Iterator[tuple
         yield f"Encoded tensors: {len(encoded):,}", fitting_table(headings, rows, optional, width)
     if kept:
         rows = (
-            (safe(t["name"], ascii_only), t["dtype"], shape_text(t["shape"]), human_nbytes(t["nbytes"])) for t in kept
+            (
+                safe(t["name"], ascii_only),
+                t.get("stored_as", t["dtype"]),
+                shape_text(t["shape"]),
+                human_nbytes(t["nbytes"]),
+            )
+            for t in kept
         )
         title = f"Kept byte for byte: {len(kept):,}" if "profile" in facts else "Tensors"
         yield title, plain_table(("tensor", "type", "shape", ">bytes"), rows)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.errors import HeaderError
-from hhtld.formats.convert import GATES_NOTE, ConversionReport, TensorOutcome, as_bf16_nbytes
+from hhtld.formats import open_source
+from hhtld.formats.convert import GATES_NOTE, ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.page import (
@@ -100,6 +101,8 @@ def report_facts(
             report.source_nbytes += record.info.nbytes
             if record.alias_of is None:
                 report.bf16_nbytes += as_bf16_nbytes(record.info)
+        with open_source(src) as source:
+            tell_as_stored(report, source)
         facts = report.to_json() | {"sections": section_nbytes(pack)}
     if found.differences:
         facts["differences"] = found.differences
@@ -223,7 +226,7 @@ def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         shape, found = tensor["shape"], tensor.get("cosine")
         yield tensor["name"]
         yield f" {_TIMES} ".join(map(str, shape)) or "scalar", math.prod(shape)
-        yield tensor["dtype"]
+        yield tensor.get("stored_as", tensor["dtype"])
         yield f"= {tensor['alias_of']}" if "alias_of" in tensor else tensor["codec"]
         yield tensor.get("regime", "")
         yield human_nbytes(tensor["nbytes"]), tensor["nbytes"]

@@ -45,7 +45,15 @@ from hhtld.atomic import AtomicFile, replacing
 from hhtld.dtypes import DTYPES, dtype_named
 from hhtld.errors import BadMagicError, FormatError, HeaderError, TruncatedError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
-from hhtld.formats.fp8 import DequantizedSource, Fp8Scheme, declared_scheme, has_scales, holds_fp8
+from hhtld.formats.fp8 import (
+    QUANTIZATION_FILES,
+    Declared,
+    DequantizedSource,
+    Fp8Scheme,
+    declared,
+    has_scales,
+    holds_fp8,
+)
 from hhtld.formats.locations import locate
 from hhtld.formats.model_config import CONFIG
 from hhtld.formats.strict_json import json_object
@@ -218,6 +226,11 @@ class SafetensorsFile(TensorSource):
     OSError
         When the system cannot open or read it.
 
+    Attributes
+    ----------
+    declared : Declared
+        What is known of its quantization from configs; nothing, unless whoever opened it put something there.
+
     Notes
     -----
     Rows may be read from several threads at once; `close` must not run beside a read.
@@ -225,6 +238,7 @@ class SafetensorsFile(TensorSource):
 
     def __init__(self, path: str | os.PathLike[str] | Url) -> None:
         self._path = locate(path)
+        self.declared = Declared()
         self._file = open_location(self._path)
         try:
             self._header = _read_header(self._file, self._path)
@@ -236,6 +250,10 @@ class SafetensorsFile(TensorSource):
     @property
     def metadata(self) -> dict[str, str]:
         return dict(self._header.metadata)
+
+    @property
+    def declared_quantization(self) -> str | None:
+        return self.declared.other
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return MappingProxyType(self._infos)
@@ -313,6 +331,14 @@ def _read_config(path: Location) -> dict[str, Any]:
     return _read_json(path, constants=True)  # config.json is Python's JSON: some hold Infinity
 
 
+def _declared(folder: Location, config: Mapping[str, Any]) -> Declared:
+    """Return how the configs of a model's folder say that it is quantized."""
+    beside = {
+        name: _read_json(folder / name, constants=True) for name in QUANTIZATION_FILES if (folder / name).exists()
+    }
+    return declared(config, beside, f"{folder / CONFIG}")
+
+
 def _config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config says of the model, without how it was quantized."""
     facts = {
@@ -373,14 +399,13 @@ class ShardedSnapshot(TensorSource):
     ------
     FormatError
         For a malformed index, shard or config.json, for an index that does not say exactly what the
-        shards hold, for a folder that leaves open which model is meant, and for a model whose
-        config.json says that it is already quantized otherwise than FP8 with scales.
+        shards hold, and for a folder that leaves open which model is meant.
 
     Attributes
     ----------
-    scheme : Fp8Scheme or None
-        How config.json says that FP8 weights are scaled. Tensors appear here as they are stored; see
-        `hhtld.formats.fp8.DequantizedSource`.
+    declared : Declared
+        How config.json, or a file of `QUANTIZATION_FILES`, says that weights are quantized. Tensors appear here as
+        they are stored; see `hhtld.formats.fp8.DequantizedSource` and `hhtld.quantized`.
 
     Notes
     -----
@@ -393,7 +418,7 @@ class ShardedSnapshot(TensorSource):
         self._path = given
         self._folder = given if is_folder else given.parent
         config = _read_config(self._folder / CONFIG)
-        self.scheme = declared_scheme(config, f"{self._folder / CONFIG}")
+        self.declared = _declared(self._folder, config)
         self._config = _config_facts(config)
         entrance, is_sharded = _entrance(given) if is_folder else (given, True)
         weight_map = _weight_map(entrance) if is_sharded else None
@@ -427,6 +452,10 @@ class ShardedSnapshot(TensorSource):
             self._infos[name] = dataclasses.replace(info, shard=shard) if self._is_sharded else info
             self._shard_of[name] = shard
         self._headers[shard], self._identities[shard] = file._header, file._file.identity
+
+    @property
+    def declared_quantization(self) -> str | None:
+        return self.declared.other
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -561,25 +590,25 @@ def write_tensors(
 def _open(given: Location) -> TensorSource:
     if given.is_dir() or _is_index(given):
         snapshot = ShardedSnapshot(given)
-        return _dequantized(snapshot, snapshot.scheme, given)
+        return _dequantized(snapshot, given)
     file = SafetensorsFile(given)
     if NAMES_KEY in file.metadata:
         file.close()
         raise HeaderError(f"{given}: holds names in place of weights; give its folder, which is a packed model")
     if not holds_fp8(file.infos()):
         return file
-    config = given.parent / CONFIG  # beside a file of a snapshot that is read alone
-    try:
-        scheme = declared_scheme(_read_config(config), f"{config}")
+    try:  # of a snapshot that is read alone, the configs beside it
+        file.declared = _declared(given.parent, _read_config(given.parent / CONFIG))
     except BaseException:
         file.close()
         raise
-    return _dequantized(file, scheme, given)
+    return _dequantized(file, given)
 
 
-def _dequantized(source: TensorSource, scheme: Fp8Scheme | None, given: Location) -> TensorSource:
+def _dequantized(source: SafetensorsFile | ShardedSnapshot, given: Location) -> TensorSource:
     """Return a source that gives FP8 weights as what they mean, or the source itself when it has no scales."""
-    if scheme is None and not has_scales(source.infos()):
+    scheme, other = source.declared
+    if other is not None or (scheme is None and not has_scales(source.infos())):
         return source
     try:
         return DequantizedSource(source, scheme or Fp8Scheme(), f"{given}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hhtld.errors import MissingExtraError as MissingExtraError
     from hhtld.errors import NonFiniteError as NonFiniteError
     from hhtld.errors import OutputError as OutputError
+    from hhtld.errors import QuantizedError as QuantizedError
     from hhtld.errors import RangeError as RangeError
     from hhtld.errors import UnknownFormatError as UnknownFormatError
     from hhtld.fisher_z import FisherZTable as FisherZTable
@@ -77,6 +78,7 @@ _HOMES = {
     "NonFiniteError": "errors",
     "OutputError": "errors",
     "PaletteGroupKey": "group",
+    "QuantizedError": "errors",
     "RangeError": "errors",
     "RouteAction": "palette",
     "SharedPaletteGroup": "group",

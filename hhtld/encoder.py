@@ -621,6 +621,7 @@ def encode(
     *,
     metadata: Mapping[str, str] | None = None,
     nonfinite: str = "refuse",
+    quantized: str = "refuse",
     column_scales: Mapping[str, ArrayLike] | None = None,
     rates: Mapping[str, int] | None = None,
     moments: Mapping[str, ArrayLike] | None = None,
@@ -635,14 +636,22 @@ def encode(
         "parity" (the default), "gates", "bits:B", "lookup" or "f32".
     metadata : mapping of str to str, optional
         Travels with the pack; a source brings its own.
-    nonfinite : {"refuse", "keep"}
+    nonfinite, quantized : {"refuse", "keep"}
     column_scales, rates, moments : mappings, optional
         See `hhtld.plan.make_plan`.
     executor : concurrent.futures.Executor, optional
         Threads to spread blocks of rows over.
     """
     source = tensors if isinstance(tensors, TensorSource) else ArraySource(tensors, metadata)
-    plan = make_plan(source, profile, nonfinite=nonfinite, column_scales=column_scales, rates=rates, moments=moments)
+    plan = make_plan(
+        source,
+        profile,
+        nonfinite=nonfinite,
+        quantized=quantized,
+        column_scales=column_scales,
+        rates=rates,
+        moments=moments,
+    )
     sections = MemorySections()
     crew = Crew(executor, os.cpu_count() or 1) if executor is not None else Crew()
     table = encode_source(source, plan, sections, work=Work(crew, memory=_NO_LIMIT))

@@ -21,6 +21,7 @@ __all__ = [
     "MissingExtraError",
     "NonFiniteError",
     "OutputError",
+    "QuantizedError",
     "RangeError",
     "TruncatedError",
     "UnknownFormatError",
@@ -57,6 +58,10 @@ class ChecksumError(FormatError):
 
 class HeaderError(FormatError):
     """A header, table or index breaks a rule of its format."""
+
+
+class QuantizedError(FormatError):
+    """The weights are quantized already; the message names the scheme and the ways on."""
 
 
 class NonFiniteError(HhtldError, ValueError):

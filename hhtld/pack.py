@@ -405,6 +405,11 @@ class PackSource(TensorSource):
     def aliases(self) -> Mapping[str, str]:
         return {n: r.alias_of for n, r in self.pack.table.tensors.items() if r.alias_of is not None}
 
+    def quantized(self) -> Mapping[str, str]:
+        """Return what the graph of an ONNX model told, which the pack's description carries."""
+        found = self.pack.table.source.get("quantized")
+        return {n: str(use) for n, use in found.items() if n in self._infos} if isinstance(found, dict) else {}
+
     def files(self) -> Mapping[str, int]:
         return self.pack.files()
 

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld.arithmetic import warn_if_unusual
-from hhtld.errors import NonFiniteError
+from hhtld.errors import NonFiniteError, QuantizedError
 from hhtld.feedback import MAX_FEEDBACK_COLS
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.group import PaletteGroupKey
+from hhtld.quantized import quantized_tensors, refusal
 from hhtld.roles import group_key, is_encodable
 from hhtld.rows import row_ranges
 from hhtld.source import SourceRows, TensorInfo, TensorSource
@@ -146,6 +147,8 @@ class Plan:
         Mean products of the inputs of a tensor's columns, for `hhtld.feedback`.
     files : tuple of str
         Side files of the source that travel along, in ascending order.
+    notes : tuple of str
+        What a user should know of the plan, one sentence each.
     """
 
     profile: Profile
@@ -155,6 +158,7 @@ class Plan:
     column_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def thresholds(self) -> dict[str, Threshold]:
@@ -185,6 +189,7 @@ def make_plan(
     rules: Sequence[tuple[str, str]] = (),
     thresholds: Mapping[str, Threshold] | None = None,
     nonfinite: str = "refuse",
+    quantized: str = "refuse",
     seed: int = 0,
     column_scales: Mapping[str, ArrayLike] | None = None,
     rates: Mapping[str, int] | None = None,
@@ -204,6 +209,10 @@ def make_plan(
     nonfinite : {"refuse", "keep"}
         What becomes of a weight tensor that holds an infinity or NaN; "keep" reads every candidate
         once more to find them.
+    quantized : {"refuse", "keep"}
+        What becomes of a model whose weights are quantized already (`hhtld.quantized`): "keep" keeps every tensor that
+        belongs to quantized weights as it is and encodes the rest. Tensors that rules keep need no refusal. What an
+        ONNX model's graph uses as quantized weights, scales and zero points is kept either way.
     seed : int
     column_scales : mapping of str to array (n_cols,), optional
         Positive numbers by which Slot T multiplies a tensor's columns before it codes them, for example
@@ -219,36 +228,70 @@ def make_plan(
     ------
     ValueError
         For an unknown profile, a rule that no tensor matches, and scales that fit no tensor.
+    QuantizedError
+        For a model whose weights are quantized already, unless `quantized` is "keep".
     """
     warn_if_unusual()  # before anything is encoded, whichever door it came through
     chosen = Profile.parse(profile)
     parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
     if nonfinite not in ("refuse", "keep"):
         raise ValueError(f"nonfinite must be 'refuse' or 'keep', got {nonfinite!r}")
+    if quantized not in ("refuse", "keep"):
+        raise ValueError(f"quantized must be 'refuse' or 'keep', got {quantized!r}")
     if rates and profile != "parity":
         raise ValueError(f"rates are for profile 'parity', got {profile!r}")
     infos = source.infos()
     for glob, _ in parsed:
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
+    ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
+    companions, notes = _quantized(source, ruled, quantized)
     tied = _tied(source, infos.values()) | dict(source.aliases())
     plan = Plan(chosen, asked=dict(thresholds or {}), seed=seed)
     plan.files = tuple(sorted(source.files()))
+    plan.notes = notes
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
     plan.moments = {name: _moments(infos, name, found) for name, found in (moments or {}).items()}
     keep = Profile("keep")
     for name in sorted(infos):
         info = infos[name]
-        own = next((found for glob, found in parsed if fnmatch.fnmatchcase(name, glob)), chosen)
+        own = ruled.get(name) or chosen
         if own is chosen and rates and name in rates:
             own = Profile(f"bits:{rates[name] / 16:g}", rates[name], state_bits=PARITY_STATE_BITS)
         if name in tied:
             plan.tensors[name] = TensorPlan(info, keep, alias_of=tied[name])
-        elif _takes(own, info) and (nonfinite == "refuse" or _finite(source, name)):
+        elif name not in companions and _takes(own, info) and (nonfinite == "refuse" or _finite(source, name)):
             plan.tensors[name] = TensorPlan(info, own, group_key(name, info.shape))
         else:
             plan.tensors[name] = TensorPlan(info, keep)
     return plan
+
+
+def _ruled(name: str, rules: Sequence[tuple[str, Profile]]) -> Profile | None:
+    """The profile of the first rule that matches a name."""
+    return next((profile for glob, profile in rules if fnmatch.fnmatchcase(name, glob)), None)
+
+
+def _quantized(
+    source: TensorSource, ruled: Mapping[str, Profile | None], quantized: str
+) -> tuple[set[str], tuple[str, ...]]:
+    """Names that belong to quantized weights, which no profile encodes, and what to tell of them."""
+    infos, declared, used = source.infos(), source.declared_quantization, source.quantized()
+    found = {name: scheme for name, scheme in quantized_tensors(infos, declared).items() if name not in used}
+    coded = [name for name in found if infos[name].dtype.is_weight and infos[name].has_rows]
+    if quantized == "refuse" and found and not all(_keeps(ruled.get(name)) for name in coded or found):
+        raise QuantizedError(refusal(found, infos, declared))
+    notes = list(source.notes)
+    if found or used:
+        how = ", ".join(sorted({scheme.name for scheme in found.values()} | set(used.values())))
+        notes.append(f"{len(found) + len(used)} tensors of quantized weights ({how}) are kept byte for byte")
+    elif declared is not None:
+        notes.append(f"{declared}, but no tensor here is quantized: the floats are coded as they are")
+    return {*found, *used}, tuple(notes)
+
+
+def _keeps(profile: Profile | None) -> bool:
+    return profile is not None and profile.codec == "keep"
 
 
 def _scale(infos: Mapping[str, TensorInfo], name: str, scale: ArrayLike) -> NDArray[np.float32]:

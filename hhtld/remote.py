@@ -71,6 +71,20 @@ class RemoteSource(TensorSource):
     def aliases(self) -> Mapping[str, str]:
         return self._source.aliases()
 
+    @property
+    def notes(self) -> list[str]:
+        return self._source.notes
+
+    @property
+    def declared_quantization(self) -> str | None:
+        return self._source.declared_quantization
+
+    def quantized(self) -> Mapping[str, str]:
+        return self._source.quantized()
+
+    def stored(self, name: str) -> tuple[str, int]:
+        return self._source.stored(name)
+
     def files(self) -> Mapping[str, int]:
         return self._source.files()
 

@@ -96,6 +96,25 @@ class TensorSource(ABC):
         """Return names that share another tensor's storage, as the source itself declares."""
         return {}
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of what is read, one sentence each."""
+        return []
+
+    @property
+    def declared_quantization(self) -> str | None:
+        """How the source says that its weights are quantized, where they are not given as what they mean."""
+        return None
+
+    def quantized(self) -> Mapping[str, str]:
+        """Return the tensors that hold quantized weights, scales or zero points, and what uses them, where it knows."""
+        return {}
+
+    def stored(self, name: str) -> tuple[str, int]:
+        """Return the type and the bytes that a tensor has where it is stored, its scales included."""
+        info = self.infos()[name]
+        return info.dtype.name, info.nbytes
+
     def files(self) -> Mapping[str, int]:
         """Return the bytes of every file that belongs to the model beside its weights, see `hhtld.side_files`."""
         return {}

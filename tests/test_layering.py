@@ -50,6 +50,7 @@ FLOORS = [
     {
         "hhtld.roles",
         "hhtld.plan",
+        "hhtld.quantized",
         "hhtld.calibration",
         "hhtld.gates",
         "hhtld.rate",

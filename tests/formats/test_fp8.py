@@ -15,7 +15,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.errors import FormatError, HeaderError, NonFiniteError
+from hhtld.errors import FormatError, HeaderError, NonFiniteError, QuantizedError
 from hhtld.formats import open_source
 from hhtld.formats.__main__ import main
 
@@ -146,7 +146,9 @@ def test_what_became_of_the_scales_is_told(tmp_path: Path) -> None:
                 "n_tensors": 1,
                 "n_scales_left_out": 2,
             },
+            "stored_nbytes": 9 * 5 + 4 + 4,
         }
+        assert source.stored(W) == ("F8_E4M3", 9 * 5 + 4)
         with pytest.raises(ValueError, match="no tensor"):
             source.read_rows(INV, 0, 1)
 
@@ -244,16 +246,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "scale too short": ({INV: scales(2, 2)}, r"has shape \[2, 2\], expected \[3, 2\]"),
     "scale of one axis": ({INV: scales(6)}, r"has shape \[6\], expected \[3, 2\]"),
     "scale of no axis": ({INV: scales()}, r"has shape \[\], expected \[3, 2\]"),
-    "scale of integers": ({INV: np.ones((3, 2), np.int32)}, "is I32, expected F32, BF16 or F16"),
-    "scale of powers": ({INV: np.ones((3, 2), ml_dtypes.float8_e8m0fnu)}, "is F8_E8M0, expected F32, BF16 or F16"),
+    "scale of integers": ({INV: np.ones((3, 2), np.int32)}, "is I32, expected F32, BF16, F16 or F8_E8M0; dequantize"),
     "scale missing": ({INV: None}, r"is F8_E4M3 and its scale, '.*weight_scale_inv' or '.*weight_scale', is missing"),
     "weight missing": ({W: None}, "which is not here"),
     "two scales": ({W + SCALE: scales(3, 2)}, "has two scales"),
-    "weight of F32": ({W: np.ones((300, 200), np.float32)}, "is F32, expected F8_E4M3"),
+    "weight of F32": ({W: np.ones((300, 200), np.float32)}, "is F32, expected F8_E4M3 or F8_E5M2; .*leave the scales"),
     "weight of BF16": ({W: np.ones((300, 200), BF16)}, "is BF16, expected F8_E4M3"),
-    "weight of E5M2": ({W: stored(300, 200).view(ml_dtypes.float8_e5m2)}, "is F8_E5M2, expected F8_E4M3"),
-    "weight of one axis": ({W: stored(1, 200)[0]}, r"shape \[200\], expected two axes"),
-    "weight of three axes": ({W: stored(300, 200).reshape(3, 100, 200)}, r"\[3, 100, 200\], expected two axes"),
+    "weight of one axis": ({W: stored(1, 200)[0]}, r"shape \[200\], expected two axes or more"),
+    "weight of three axes": (
+        {W: stored(300, 200).reshape(3, 100, 200)},
+        r"\[3, 2\], expected \[3, 1, 2\] .*; dequantize the model with the library that wrote it",
+    ),
 }
 
 
@@ -306,8 +309,11 @@ def test_scales_that_no_weight_can_have(value: float, suffix: str, tmp_path: Pat
 )
 def test_other_quantizations_stay_refused(quantization: Any, tmp_path: Path) -> None:
     folder = snapshot(tmp_path / "m", GOOD, quantization)
-    with pytest.raises(HeaderError, match="the model is already quantized with"):
-        open_source(folder)
+    with open_source(folder) as source:
+        np.testing.assert_array_equal(source.read_tensor(W).view(np.uint8), GOOD[W].view(np.uint8))
+    with pytest.raises(QuantizedError, match=r"the model is already quantized \(.*config.json says .*--quantized keep"):
+        hhtld.convert(folder, tmp_path / "m.hhtld")
+    assert not (tmp_path / "m.hhtld").exists()
 
 
 @pytest.mark.parametrize("block", [[128], [128, 0], [-1, 128], [1.5, 128], "128", [True, 128], {}, 128])
@@ -355,3 +361,141 @@ def test_a_converted_model_is_an_ordinary_one(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert main(["inspect", str(pack), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["source"]["dequantized"]["n_tensors"] == 1
+
+
+# --- other layouts ----------------------------------------------------------------------------
+
+E8M0, E5M2 = np.dtype(ml_dtypes.float8_e8m0fnu), np.dtype(ml_dtypes.float8_e5m2)
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+FP8: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": None}
+
+
+def header_file(path: Path, tensors: dict[str, NDArray[Any]]) -> Path:
+    """A safetensors file; the package's own writer knows no F8_E8M0."""
+    names = {E4M3: "F8_E4M3", E5M2: "F8_E5M2", E8M0: "F8_E8M0", BF16: "BF16", np.dtype("<f4"): "F32"}
+    table, data = {}, b""
+    for name, values in tensors.items():
+        offsets = [len(data), len(data) + values.nbytes]
+        table[name] = {"dtype": names[values.dtype], "shape": list(values.shape), "data_offsets": offsets}
+        data += values.tobytes()
+    header = json.dumps(table).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+EXPERT_GRIDS = {
+    "one for all": ((), (300, 200), FP8, "_scale"),
+    "one each, one axis": ((3,), (300, 200), compressed("tensor"), "_scale"),
+    "one each, two axes": ((3, 1), (300, 200), compressed("tensor"), "_scale"),
+    "one each, three axes": ((3, 1, 1), (300, 200), compressed("tensor"), "_scale"),
+    "one each, inverse": ((3, 1, 1), (300, 200), FP8, "_scale_inv"),
+    "rows": ((3, 300, 1), (1, 200), compressed(), "_scale"),
+    "rows, two axes": ((3, 300), (1, 200), compressed(), "_scale"),
+    "columns": ((3, 1, 200), (300, 1), {"quant_method": "fbgemm_fp8"}, "_scale"),
+    "blocks": ((3, 3, 2), (128, 128), DEEPSEEK, "_scale_inv"),
+    "blocks of compressed-tensors": ((3, 5, 2), (64, 128), compressed("block", block_structure=[64, 128]), "_scale"),
+}
+
+
+@pytest.mark.parametrize("case", EXPERT_GRIDS)
+def test_experts_of_three_axes_mean_what_their_matrices_mean(case: str, tmp_path: Path) -> None:
+    grid, block, quantization, suffix = EXPERT_GRIDS[case]
+    weight, scale = stored(900, 200).reshape(3, 300, 200), scales(*grid)
+    down, across = -(-300 // block[0]), -(-200 // block[1])
+    each = np.broadcast_to(scale, (3, down, across)) if scale.size == 1 else scale.reshape(3, down, across)
+    expected = np.stack([twin(matrix, own, block) for matrix, own in zip(weight, each, strict=True)])
+    folder = snapshot(
+        tmp_path / "m", {EXPERTS: weight, EXPERTS + suffix: scale, EXPERTS + "_input_scale": scales(3)}, quantization
+    )
+    with open_source(folder) as source:
+        assert list(source.infos()) == [EXPERTS]
+        np.testing.assert_array_equal(source.read_tensor(EXPERTS).view(np.uint16), expected.view(np.uint16))
+        info = source.infos()[EXPERTS]
+        rows = expected.view(np.uint16).reshape(info.n_rows, info.n_cols)
+        for start in range(info.n_rows):  # rows alone are rows of the whole
+            found = source.read_rows(EXPERTS, start, start + 1).view(np.uint16)
+            np.testing.assert_array_equal(found, rows[start : start + 1])
+
+
+@pytest.mark.parametrize("quantization", [DEEPSEEK | {"scale_fmt": "ue8m0"}, DEEPSEEK | {"quant_method": "FP8"}])
+def test_scales_that_are_powers_of_two_and_methods_in_capitals(quantization: Any, tmp_path: Path) -> None:
+    powers = scales(3, 2).astype(E8M0)
+    folder = snapshot(tmp_path / "m", GOOD, quantization)
+    header_file(folder / "model.safetensors", {W: GOOD[W], INV: powers})
+    with open_source(folder) as source:
+        expected = twin(GOOD[W], powers.astype(np.float32), (128, 128))
+        np.testing.assert_array_equal(source.read_tensor(W).view(np.uint16), expected.view(np.uint16))
+    powers.view(np.uint8)[2, 1] = 0xFF  # its only value that is no power
+    header_file(folder / "model.safetensors", {W: GOOD[W], INV: powers})
+    with open_source(folder) as source, pytest.raises(HeaderError, match="holds nan at row 2, column 1"):
+        source.read_tensor(W)
+
+
+MODELOPT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, int]]] = {
+    "a tensor": ({"quant_algo": "FP8"}, (), (300, 200)),
+    "rows": ({"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, (300,), (1, 200)),
+    "blocks": ({"quant_algo": "FP8_PB_WO"}, (3, 1, 2, 1), (128, 128)),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("case", MODELOPT)
+def test_fp8_of_modelopt_is_read(case: str, beside: bool, tmp_path: Path) -> None:
+    facts, grid, block = MODELOPT[case]
+    scale = scales(*grid)
+    tensors = {W: stored(300, 200), W + SCALE: scale, W.replace("weight", "input_scale"): scales()}
+    folder = snapshot(tmp_path / "m", tensors, None if beside else {"quant_method": "modelopt"} | facts)
+    if beside:
+        (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": facts}))
+    expected = twin(tensors[W], scale.reshape(-(-300 // block[0]), -(-200 // block[1])), block)
+    with open_source(folder) as source:
+        assert list(source.infos()) == [W]
+        np.testing.assert_array_equal(source.read_tensor(W).view(np.uint16), expected.view(np.uint16))
+        assert list(source.files()) == ["config.json"]  # the other file would say that it still is quantized
+        with pytest.raises(KeyError):
+            source.read_file("hf_quant_config.json")
+    with open_source(header_file(tmp_path / "alone.safetensors", tensors)) as source:
+        np.testing.assert_array_equal(source.read_tensor(W).view(np.uint16), expected.view(np.uint16))
+
+
+def test_a_block_of_zeros_may_have_the_scale_zero(tmp_path: Path) -> None:
+    weight, scale = stored(300, 200), scales(3, 2)
+    weight[128:256, :128], scale[1, 0] = 0, 0
+    with open_source(snapshot(tmp_path / "m", {W: weight, INV: scale})) as source:
+        np.testing.assert_array_equal(source.read_tensor(W), twin(weight, scale, (128, 128)))
+    weight[255, 127] = 1
+    with (
+        open_source(snapshot(tmp_path / "m", {W: weight, INV: scale})) as source,
+        pytest.raises(
+            HeaderError, match=r"holds 0\.0 at row 1, column 0; scales must be .*, or 0 where all their weights"
+        ),
+    ):
+        source.read_tensor(W)
+
+
+def test_fp8_without_a_scale_beside_scaled_ones_is_what_it_is(tmp_path: Path) -> None:
+    plain, head = stored(64, 64, seed=2), "lm_head.weight"
+    path = header_file(tmp_path / "m.safetensors", GOOD | {head: plain})
+    with open_source(path) as source:
+        assert {name: info.dtype.name for name, info in source.infos().items()} == {W: "BF16", head: "F8_E4M3"}
+        np.testing.assert_array_equal(source.read_tensor(head).view(np.uint8), plain.view(np.uint8))
+    header_file(path, GOOD | {W.replace(".0.", ".1."): plain})  # of layer 0 it has one
+    with pytest.raises(HeaderError, match=r"layers\.1\..*is missing; of a sharded model, give the folder"):
+        open_source(path)
+
+
+def test_e5m2_is_read_as_well(tmp_path: Path) -> None:
+    weight = (np.random.default_rng(4).standard_normal((300, 200)) * 30).astype(E5M2)
+    with open_source(header_file(tmp_path / "m.safetensors", {W: weight, INV: scales(3, 2)})) as source:
+        np.testing.assert_array_equal(source.read_tensor(W), twin(weight, scales(3, 2), (128, 128)))
+        assert source.description["dequantized"]["from"] == "F8_E5M2"
+
+
+def test_sizes_are_told_as_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = snapshot(tmp_path / "m", GOOD)
+    report = hhtld.convert(folder, tmp_path / "m.hhtld", profile="bits:4", files=False)
+    assert report.source_nbytes == 300 * 200 + 4 * 6
+    assert report.to_json()["tensors"][0] | {"stored_as": "F8_E4M3"} == report.to_json()["tensors"][0]
+    for path, key in ((folder, "nbytes"), (tmp_path / "m.hhtld", "source_nbytes")):
+        assert main(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["totals"][key] == 300 * 200 + 4 * 6

@@ -568,6 +568,42 @@ def test_key_values_come_back_from_hhtld(path: Path) -> None:
 # --- commands ---------------------------------------------------------------------------------
 
 
+def test_quantised_files_are_told_as_stored_and_as_quantized_twice(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = low_rank(256, 256)
+    kinds = {"blk.0.ffn_up.weight": Type.Q8_0, "blk.0.ffn_down.weight": Type.Q4_0}
+    held = {name: gguf.quants.quantize(weights, kind) for name, kind in kinds.items()}
+    written(path, *((name, values, kinds[name]) for name, values in held.items()), ("norm", weights[0], None))
+    nbytes = sum(values.nbytes for values in held.values()) + weights[0].nbytes
+    report = hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4")
+    assert report.source_nbytes == nbytes
+    assert {t["name"]: t.get("stored_as") for t in report.to_json()["tensors"]} == {
+        "blk.0.ffn_up.weight": "Q8_0",
+        "blk.0.ffn_down.weight": "Q4_0",
+        "norm": None,
+    }
+    assert any("2 of 3 tensors are quantized in the source (1 Q8_0, 1 Q4_0)" in note for note in report.notes)
+    assert main(["convert", str(path), str(tmp_path / "m.hhtld"), "--profile", "bits:4", "--dry-run"]) == 0
+    assert "quantizes twice" in " ".join(capsys.readouterr().out.split())
+    for place, key in ((path, "nbytes"), (tmp_path / "m.hhtld", "source_nbytes")):
+        assert main(["inspect", str(place), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["totals"][key] == nbytes
+    assert main(["inspect", str(path)]) == 0
+    assert "Q4_0 1 tensor" in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", str(path), "--tensor", "blk.0.ffn_up.weight"]) == 0
+    assert "F32 (stored as Q8_0)" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "m.hhtld"), str(path), str(tmp_path / "page.json")]) in (0, 1)
+    assert json.loads((tmp_path / "page.json").read_text())["source_nbytes"] == nbytes
+
+
+def test_a_file_that_is_not_quantised_has_no_note(path: Path, tmp_path: Path) -> None:
+    written(path, ("blk.0.ffn_up.weight", low_rank(256, 256), None))
+    assert hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4").notes == []
+    with GgufFile(path) as source:
+        assert "stored_nbytes" not in source.description
+
+
 def test_commands(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = low_rank(256, 256)
     stored = gguf.quants.quantize(weights, Type.Q8_0)

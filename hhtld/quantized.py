@@ -1,0 +1,193 @@
+"""Weights that are quantized already, recognised by the names and types that lie together.
+
+Every scheme packs integers, or floats of 8 bits and fewer, and puts floats beside them: scales, zero points, tables.
+The floats look like small weights, and coding them would ruin all the weights they scale. No config needs to say so: a
+packed tensor and its companions tell a scheme, in a folder, a shard or a lone file alike. A model of plain floats has
+no packed tensor, whatever its tensors are called.
+
+`SCHEMES` is the whole of what is known. A new scheme is a new line there.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hhtld.errors import shown
+from hhtld.source import TensorInfo
+
+__all__ = ["SCHEMES", "Scheme", "quantized_tensors", "refusal", "undeclared"]
+
+_BYTES = frozenset({"U8", "I8"})
+_INTEGERS = _BYTES | {"I16", "U16", "I32", "U32"}
+_FLOATS8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+_FLOATS4 = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+_PACKED = _INTEGERS | _FLOATS8 | _FLOATS4
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize weights, and how it is recognised.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    packed : str
+        What a packed tensor is called within its module; ``*`` stands for any name without a dot.
+    dtypes : frozenset of str
+        The types it may have; empty for any.
+    beside : tuple of str
+        What at least one other tensor of the module is called, ``*`` standing for the same name.
+    library : str
+        What turns such weights back into plain ones.
+    """
+
+    name: str
+    packed: str
+    dtypes: frozenset[str]
+    beside: tuple[str, ...]
+    library: str
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(r"((?:.*\.)?)" + re.escape(self.packed).replace(r"\*", r"([^.]+)"))
+
+    def module(self, info: TensorInfo, names: Mapping[str, object]) -> str | None:
+        """Return what the names of a packed tensor's module begin with, or None where it is not of this scheme."""
+        if (self.dtypes and info.dtype.name not in self.dtypes) or (self.packed == "*" and len(info.shape) < 2):
+            return None
+        found = self._pattern.fullmatch(info.name)
+        if found is None:
+            return None
+        stem = found[2] if "*" in self.packed else ""
+        beside = (found[1] + other.replace("*", stem) for other in self.beside)
+        return found[1] if not self.beside or any(name in names for name in beside) else None
+
+
+_COMPRESSED = "compressed-tensors"
+_MODELOPT = "the library that wrote it (ModelOpt)"
+_WRITER = "the library that wrote it"
+
+# The first line that fits a packed tensor names its scheme, so what says more stands above what says less.
+SCHEMES = (
+    Scheme("bitsandbytes", "*.quant_state.bitsandbytes__nf4", frozenset(), (), "transformers (model.dequantize())"),
+    Scheme("bitsandbytes", "*.quant_state.bitsandbytes__fp4", frozenset(), (), "transformers (model.dequantize())"),
+    Scheme("bitsandbytes", "*", _INTEGERS, ("*.absmax", "*.quant_map"), "transformers (model.dequantize())"),
+    Scheme("bitsandbytes", "*", _BYTES, ("SCB",), "transformers (model.dequantize())"),
+    Scheme("MLX", "weight", frozenset({"U32"}), ("scales",), "mlx-lm (mlx_lm.convert --dequantize)"),
+    Scheme("NVFP4", "*", _BYTES | _FLOATS4, ("*_scale_2",), _MODELOPT),
+    Scheme("NVFP4", "*_packed", _BYTES, ("*_global_scale",), _COMPRESSED),
+    Scheme("MXFP4", "*_blocks", _BYTES, ("*_scales",), "transformers (Mxfp4Config(dequantize=True))"),
+    Scheme("compressed-tensors", "*_packed", _INTEGERS, ("*_scale",), _COMPRESSED),
+    Scheme("compressed-tensors", "*_shape", frozenset({"I64", "I32"}), ("*_packed",), _COMPRESSED),
+    Scheme("GPTQ or AWQ", "qweight", _INTEGERS, ("scales", "qzeros", "scale", "wscales"), "GPTQModel"),
+    Scheme("GPTQ or AWQ", "qzeros", _INTEGERS, ("scales",), "GPTQModel"),
+    Scheme("Marlin", "B", frozenset({"I32"}), ("s",), "GPTQModel"),
+    Scheme("HQQ", "W_q", frozenset(), ("scale", "zero", "meta"), "hqq (HQQLinear.dequantize())"),
+    Scheme("quanto", "*._data", _PACKED, ("*._scale",), "optimum-quanto (QTensor.dequantize())"),
+    Scheme("quanto", "*._data._data", _PACKED, ("*._scale",), "optimum-quanto (QTensor.dequantize())"),
+    Scheme(
+        "torchao",
+        "_*_qdata",
+        frozenset(),
+        ("_*_scale", "_*_scale_and_zero", "_*_per_tensor_scale", "_*_zero_point"),
+        "torchao (weight.dequantize())",
+    ),
+    Scheme("EXL2", "q_weight", frozenset({"I32"}), ("q_scale", "q_scale_max"), "exllamav2"),
+    Scheme("EXL3", "trellis", frozenset({"I16"}), ("suh", "svh", "su", "sv"), "exllamav3"),
+    Scheme("AQLM", "codes", _INTEGERS, ("codebooks",), "aqlm"),
+    Scheme("VPTQ", "indices", _INTEGERS, ("centroids", "centroids.weight"), "vptq"),
+    Scheme("QuIP#", "Qidxs", frozenset({"I64", "I32", "I16"}), ("SU", "SV"), _WRITER),
+    Scheme("HIGGS", "weight", frozenset({"I16"}), ("tables",), "transformers (model.dequantize())"),
+    Scheme("BitNet", "weight", frozenset({"U8"}), ("weight_scale",), "transformers"),
+    Scheme("integers with scales", "weight", _INTEGERS, ("scales", "scale"), _WRITER),
+    Scheme("integers with scales", "*", _INTEGERS, ("*_scale", "*_scales", "*_scale_inv"), _WRITER),
+    Scheme("integers with scales", "*_quantized", _INTEGERS, ("*_scale",), _WRITER),
+    Scheme("floats of 4 or 6 bits with scales", "*", _FLOATS4, ("*_scale", "*_scales", "*_scale_inv"), _WRITER),
+    Scheme("FP8 with scales", "*", _FLOATS8, ("*_scale", "*_scales", "*_scale_inv"), _WRITER),
+)
+
+
+def undeclared(method: str) -> Scheme:
+    """Return the scheme of a model that says it is quantized, in a way of which no line above knows more."""
+    return Scheme(method, "*", _PACKED, (), _WRITER)
+
+
+def quantized_tensors(infos: Mapping[str, TensorInfo], declared: str | None = None) -> dict[str, Scheme]:
+    """Return every tensor of a module whose weights are quantized, and the scheme.
+
+    Parameters
+    ----------
+    infos : mapping of name to TensorInfo
+    declared : str, optional
+        How the model says that it is quantized; then any packed tensor is taken for a weight.
+    """
+    schemes = SCHEMES if declared is None else (*SCHEMES, undeclared(declared))
+    modules: dict[str, Scheme] = {}
+    for info in infos.values():
+        if info.dtype.is_weight and info.dtype.nbits > 8 and not info.name.endswith(("W_q", "_qdata")):
+            continue  # most tensors of most models; these two may be packed in floats
+        for scheme in schemes:
+            module = scheme.module(info, infos)
+            if module is not None:
+                modules.setdefault(module, scheme)
+                break
+    if not modules:
+        return {}
+    found: dict[str, Scheme] = {}
+    for name in infos:
+        module = _module_of(name, modules)
+        if module is not None:
+            found[name] = modules[module]
+    return found
+
+
+def _module_of(name: str, modules: Mapping[str, Scheme]) -> str | None:
+    """Return the innermost module that a tensor belongs to; one without a name holds only names without a dot."""
+    end = name.rfind(".")
+    if end < 0:
+        return "" if "" in modules else None
+    while end >= 0:
+        if name[: end + 1] in modules:
+            return name[: end + 1]
+        end = name.rfind(".", 0, end)
+    return None
+
+
+def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declared: str | None = None) -> str:
+    """Return why a quantized model is not coded, and the ways on.
+
+    Parameters
+    ----------
+    found : mapping of name to Scheme
+        From `quantized_tensors`; not empty.
+    infos : mapping of name to TensorInfo
+    declared : str, optional
+        As there.
+    """
+    scheme = Counter(found.values()).most_common(1)[0][0]
+    same = [name for name, other in found.items() if other == scheme]
+    packed = next((name for name in same if scheme.module(infos[name], infos) is not None), same[0])
+    module = packed[: packed.rfind(".") + 1]
+    beside = [name for name in same if name.startswith(module) and name != packed and infos[name].dtype.is_weight]
+    example = f"{shown(packed)} is {infos[packed].dtype.name}" + (f" beside {_listed(beside)}" if beside else "")
+    told = (
+        declared
+        if declared is not None and scheme.name in declared
+        else ", ".join(text for text in (scheme.name, declared) if text)
+    )
+    return (
+        f"the model is already quantized ({told}: {example}); to code scales and zero points would destroy it. "
+        f"Convert the original, unquantized model instead, or one dequantized with {scheme.library}; or keep every "
+        f"tensor of the {len(found)} that belong to quantized weights byte for byte and code the rest: "
+        f"--quantized keep (in Python quantized='keep')"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = sorted(names)
+    return ", ".join(shown(name, 80) for name in every[:3]) + (", ..." if len(every) > 3 else "")
