@@ -45,8 +45,8 @@ class HhtldPack:
     table : PackTable
     sections : SectionReader
     budget : int
-        Bytes that decoding one tensor may take. A row costs a few bytes in the file whatever its
-        width, so a small file can declare a tensor that no machine holds.
+        Bytes that decoding or searching one tensor may take, and what is kept of all of them. A row costs a few
+        bytes in the file whatever its width, so a small file can declare a tensor that no machine holds.
     """
 
     def __init__(self, table: PackTable, sections: SectionReader, budget: int = DEFAULT_BUDGET) -> None:
@@ -166,7 +166,10 @@ class HhtldPack:
             1 leaves the second level of Slot T out.
         """
         record = self.table.resolved(name)
+        if record.info.n_cols == 0:
+            raise ValueError(f"tensor {shown(name)}, {list(record.info.shape)}, has no columns to search")
         if record.codec != "keep":
+            self._afford(record, 1, n_palettes=3)  # the palette's rows as float32, and in float64
             return Scorer(self.get_encoded(name), record.gates, record.name, levels)
         if not (record.info.has_rows and record.info.dtype.is_weight):
             kind = f"{record.info.dtype.name} {list(record.info.shape)}"
@@ -176,18 +179,26 @@ class HhtldPack:
 
     # ---- decoding ----
 
-    def _afford(self, record: TensorRecord, n_rows: int) -> None:
+    def _afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:
         if record.codec == "keep" or record.group is None:
             return
         needed = n_rows * record.info.n_cols * max(4, record.info.dtype.nbits // 8)
         if record.codec == "hhtl_d":  # the palette is unfolded to the row's width first
             k = self.sections.nbytes(self.table.groups[record.group].sections["palette"]) // BASE17_NBYTES
-            needed += 4 * k * record.info.n_cols
+            needed += 4 * k * record.info.n_cols * n_palettes
         if needed > self.budget:
             raise HeaderError(
                 f"{self._place}tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
                 f"the budget is {self.budget}; read fewer rows, or raise it with hhtld.open(path, budget=...)"
             )
+
+    def _make_room(self, cache: HhtlCache, n_cols: int) -> None:
+        """Let go of other palettes' rows where they and this one's would pass the budget together."""
+        caches = [shared.cache for shared in list(self._shared.values())]
+        held = [other for other in caches if other is not None and other is not cache]
+        if sum(other.unfolded_nbytes for other in held) + 4 * cache.k * n_cols > self.budget:
+            for other in held:
+                other.forget_unfolded()
 
     def _decoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> NDArray[Any]:
         """Rows as float32 for an encoded tensor, as bytes for a kept one."""
@@ -238,14 +249,18 @@ class HhtldPack:
                 "svd_basis": shared.basis,
             }
         if record.codec == "hhtl_d":
+            assert shared.cache is not None
+            if not shared.cache.unfolded_nbytes:
+                self._make_room(shared.cache, record.info.n_cols)
             entries = entries_from_bytes(part("entries", ENTRY_DTYPE.itemsize))
             shape = (len(entries), record.info.n_cols)
-            return HhtlDTensor(shared.role, shared.cache, entries, shape, shared.fisher_z, **leaf)
+            return HhtlDTensor(shared.role, shared.cache, entries, shape, shared.fisher_z, **leaf, budget=self.budget)
         if record.codec == "hhtl_t":
             return self._trellis_tensor(record, shared.trellis_shared, shared.role, part, leaf, levels)
         palette = shared.palette_f32(record)
         twigs = part("twigs", 1)
-        return HhtlF32Tensor(shared.role, palette, twigs, (len(twigs), record.info.n_cols), **leaf)
+        shape = (len(twigs), record.info.n_cols)
+        return HhtlF32Tensor(shared.role, palette, twigs, shape, **leaf, budget=self.budget)
 
     def _trellis_tensor(
         self,
@@ -284,6 +299,7 @@ class HhtldPack:
             scale,
             slot_v_2,
             slot_t_2,
+            self.budget,
         )
 
     def _group(self, number: int) -> _Shared:
@@ -303,6 +319,7 @@ class _Shared:
             self.basis = SvdBasis.from_bytes(self._bytes(group, "basis")) if "basis" in group.sections else None
             if self.basis is not None and self.basis.n_cols != group.key.shape[1]:
                 raise HeaderError(f"group {group.key}: the basis has {self.basis.n_cols} columns")
+            self.cache: HhtlCache | None = None
             if "palette" in group.sections:
                 self.cache = HhtlCache(Palette(Base17.from_bytes(self._bytes(group, "palette"))))
                 self.fisher_z = FisherZTable.from_bytes(self._bytes(group, "fisher_z"), self.cache.k)

@@ -154,9 +154,19 @@ class HhtlCache:
 
     def unfolded(self, n_cols: int) -> NDArray[np.float32]:
         """Return the entries as rows (k, n_cols), kept for the next call."""
-        if n_cols not in self._unfolded:
-            self._unfolded[n_cols] = self.palette.entries.unfold(n_cols)
-        return self._unfolded[n_cols]
+        rows = self._unfolded.get(n_cols)
+        if rows is None:
+            rows = self._unfolded[n_cols] = self.palette.entries.unfold(n_cols)
+        return rows
+
+    @property
+    def unfolded_nbytes(self) -> int:
+        """Bytes that `unfolded` keeps."""
+        return sum(rows.nbytes for rows in self._unfolded.values())
+
+    def forget_unfolded(self) -> None:
+        """Let go of what `unfolded` keeps."""
+        self._unfolded.clear()
 
     def nearest(self, rows: Base17) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """Return each folded row's nearest entry and its L1 distance."""

@@ -35,6 +35,8 @@ from hhtld._kernels import _rotate
 
 __all__ = ["Rotation", "splitmix64"]
 
+_DRAWN = 1 << 16  # at once: a file of some kilobytes may declare rows of millions
+
 
 def splitmix64(seed: int, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the outputs of the given numbers, counted from 0, of the generator with a seed."""
@@ -69,8 +71,11 @@ class Rotation:
     @cached_property
     def signs(self) -> NDArray[np.float32]:
         """The signs of both stages, +-1, shape (2, n_cols)."""
-        drawn = splitmix64(self.seed, np.arange(2 * self.n_cols, dtype=np.uint64))
-        return np.where(drawn >> np.uint64(63), np.float32(-1), np.float32(1)).reshape(2, self.n_cols)
+        signs = np.empty(2 * self.n_cols, np.float32)
+        for start in range(0, len(signs), _DRAWN):
+            drawn = splitmix64(self.seed, np.arange(start, min(start + _DRAWN, len(signs)), dtype=np.uint64))
+            signs[start : start + _DRAWN] = np.where(drawn >> np.uint64(63), np.float32(-1), np.float32(1))
+        return signs.reshape(2, self.n_cols)
 
     def rotate(self, rows: NDArray[np.float32]) -> None:
         """Rotate rows (n, n_cols) in place."""

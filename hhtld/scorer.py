@@ -192,6 +192,8 @@ class Scorer:
             raise ValueError(f"levels must be 1 or 2, got {levels}")
         self.tensor, self.name = tensor, name
         self.n_rows, self.n_cols = tensor.original_shape
+        if self.n_cols == 0:
+            raise ValueError(f"tensor {shown(name)} has no columns to search")
         self._cosines, self._n_levels = cosines, levels
         self._column_scale: Array64 | None = None
         self._basis: SvdBasis | None

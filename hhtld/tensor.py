@@ -47,7 +47,7 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld._kernels import _cast, _leaf, _search
 from hhtld.base17 import Base17
 from hhtld.basis import SvdBasis
-from hhtld.errors import RangeError
+from hhtld.errors import HeaderError, RangeError
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import MAX_PALETTE_K, HhtlCache, checked_palette_k
 from hhtld.rows import Rows, as_rows, row_ranges
@@ -63,7 +63,15 @@ from hhtld.slots import (
     twig,
 )
 
-__all__ = ["MAX_PALETTE_K", "HhtlDTensor", "HhtlF32Tensor", "RowIndex", "representatives", "selected_rows"]
+__all__ = [
+    "MAX_PALETTE_K",
+    "HhtlDTensor",
+    "HhtlF32Tensor",
+    "RowIndex",
+    "check_budget",
+    "representatives",
+    "selected_rows",
+]
 
 RowIndex = Sequence[int] | NDArray[Any] | slice | None
 
@@ -96,8 +104,28 @@ def _check_order(k: object, svd_basis: object) -> None:
         )
 
 
+def check_budget(
+    n_rows: int, index: NDArray[np.intp] | slice, row_nbytes: int, shared: int, budget: int | None
+) -> None:
+    """Refuse to decode rows that take more than a budget, `shared` bytes of it for what they have in common.
+
+    Raises
+    ------
+    HeaderError
+        Naming both numbers.
+    """
+    if budget is None:
+        return
+    count = len(range(*index.indices(n_rows))) if isinstance(index, slice) else len(index)
+    needed = count * row_nbytes + shared
+    if needed > budget:
+        raise HeaderError(f"{count} rows take {needed} bytes to decode, the budget is {budget}")
+
+
 class _LeafTensor:
     """What both codecs share: an optional Slot L upon one entry a row."""
+
+    budget: int | None
 
     slot_l: NDArray[np.int8] | None
     slot_l_scale: float | None
@@ -168,6 +196,8 @@ class HhtlDTensor(_LeafTensor):
     slot_l : ndarray of int8, shape (n_rows, 8), or None
     slot_l_scale : float or None
     svd_basis : SvdBasis or None
+    budget : int or None
+        Bytes that decoding rows may take; a pack gives its own.
     """
 
     role: str
@@ -178,6 +208,7 @@ class HhtlDTensor(_LeafTensor):
     slot_l: NDArray[np.int8] | None = field(default=None, kw_only=True)
     slot_l_scale: float | None = field(default=None, kw_only=True)
     svd_basis: SvdBasis | None = field(default=None, kw_only=True)
+    budget: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         n_rows = self.original_shape[0]
@@ -255,9 +286,10 @@ class HhtlDTensor(_LeafTensor):
 
     def reconstruct_rows(self, rows: RowIndex = None) -> NDArray[np.float32]:
         """Decode the given rows, or all, to float32 (n, n_cols)."""
-        return self._decode(
-            self.cache.unfolded(self.original_shape[1]), self.twigs, selected_rows(self.original_shape[0], rows)
-        )
+        n_rows, n_cols = self.original_shape
+        index = selected_rows(n_rows, rows)
+        check_budget(n_rows, index, 4 * n_cols, 4 * self.cache.k * n_cols, self.budget)
+        return self._decode(self.cache.unfolded(n_cols), self.twigs, index)
 
     def reconstruct_row(self, row: int) -> NDArray[np.float32]:
         """Decode one row to float32 (n_cols,)."""
@@ -320,7 +352,7 @@ class HhtlF32Tensor(_LeafTensor):
         Entries as bfloat16 bits, 1 <= k <= 256.
     twigs : ndarray of uint8, shape (n_rows,)
     original_shape : (n_rows, n_cols)
-    slot_l, slot_l_scale, svd_basis : as in `HhtlDTensor`
+    slot_l, slot_l_scale, svd_basis, budget : as in `HhtlDTensor`
     """
 
     role: str
@@ -330,6 +362,7 @@ class HhtlF32Tensor(_LeafTensor):
     slot_l: NDArray[np.int8] | None = field(default=None, kw_only=True)
     slot_l_scale: float | None = field(default=None, kw_only=True)
     svd_basis: SvdBasis | None = field(default=None, kw_only=True)
+    budget: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         n_rows, n_cols = self.original_shape
@@ -412,7 +445,10 @@ class HhtlF32Tensor(_LeafTensor):
 
     def reconstruct_rows(self, rows: RowIndex = None) -> NDArray[np.float32]:
         """Decode the given rows, or all, to float32 (n, n_cols)."""
-        return self._decode(self.palette_f32, self.twigs, selected_rows(self.original_shape[0], rows))
+        n_rows, n_cols = self.original_shape
+        index = selected_rows(n_rows, rows)
+        check_budget(n_rows, index, 4 * n_cols, 0, self.budget)
+        return self._decode(self.palette_f32, self.twigs, index)
 
     def reconstruct_row(self, row: int) -> NDArray[np.float32]:
         """Decode one row to float32 (n_cols,)."""

@@ -44,7 +44,7 @@ from hhtld.errors import RangeError
 from hhtld.rotation import Rotation
 from hhtld.rows import Rows, map_rows
 from hhtld.slots import SLOT_L_LANES, leaf_coefficients, leaf_scale, quantized_leaf
-from hhtld.tensor import RowIndex, selected_rows
+from hhtld.tensor import RowIndex, check_budget, selected_rows
 from hhtld.trellis import Trellis, gain_bits, gain_values
 
 __all__ = ["HhtlTTensor", "ScaledRows", "TrellisShared", "bf16_bits", "bf16_values", "leaf_peak", "scaled_rows"]
@@ -139,6 +139,8 @@ class HhtlTTensor:
         bfloat16 bits; what is coded is the weights times it.
     slot_v_2, slot_t_2 : as slot_v and slot_t, or None
         The second level.
+    budget : int or None
+        Bytes that decoding rows may take; a pack gives its own.
     """
 
     role: str
@@ -152,6 +154,7 @@ class HhtlTTensor:
     column_scale: NDArray[np.uint16] | None = None
     slot_v_2: NDArray[np.uint16] | None = None
     slot_t_2: NDArray[np.uint8] | None = None
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         n_rows, n_cols = self.original_shape
@@ -279,6 +282,7 @@ class HhtlTTensor:
         if levels not in (1, 2):
             raise ValueError(f"levels must be 1 or 2, got {levels}")
         picked = selected_rows(self.original_shape[0], rows)
+        check_budget(self.original_shape[0], picked, 4 * self.original_shape[1], 0, self.budget)
         codes, gains = np.ascontiguousarray(self.slot_t[picked]), gain_values(self.slot_v[picked])
         out = self.shared.trellis.decode(codes, gains, self.original_shape[1])
         second = self.shared.second
