@@ -20,6 +20,8 @@ import pytest
 
 import hhtld
 
+pytestmark = pytest.mark.exhaustive
+
 VIEWERS = Path(__file__).parents[1] / "viewers"
 TIMEOUT = 150  # seconds of one program
 SMALL: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ def collected() -> list[str]:
     """Names of every test in the files that the catalogue speaks of."""
     files = sorted({test.split("::")[0] for entry in CATALOGUE.values() for test in entry.tests})
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", "-p", "no:cacheprovider", *files],
         cwd=ROOT,
         capture_output=True,
         text=True,

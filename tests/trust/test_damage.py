@@ -14,6 +14,8 @@ from hhtld.formats.__main__ import main
 from hhtld.formats.hhtld.container import ContainerReader
 from tests.trust import damage
 
+pytestmark = pytest.mark.exhaustive
+
 every_pack = pytest.mark.parametrize("golden", damage.GOLDEN, ids=lambda path: path.stem)
 
 

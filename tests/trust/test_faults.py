@@ -20,6 +20,8 @@ from hhtld.journal import journal_path, partial_path
 from tests.conftest import low_rank
 from tests.trust import faults
 
+pytestmark = pytest.mark.exhaustive
+
 OLD = faults.OLD
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 

@@ -18,6 +18,8 @@ import hhtld
 import hhtld.rows
 from tests.trust import fuzz
 
+pytestmark = pytest.mark.exhaustive
+
 Model = dict[str, NDArray[Any]]
 PROFILES = ("lookup", "f32", "gates", "bits:1", "bits:2.0625", "bits:2+1", "bits:6")
 

@@ -20,6 +20,8 @@ import hhtld.formats
 from hhtld._kernels import _isa
 from tests.trust import machines
 
+pytestmark = pytest.mark.exhaustive
+
 PACKAGE, FORMATS = Path(hhtld.__file__).parent, Path(hhtld.formats.__file__).parent
 KERNELS = Path(hhtld._kernels.__file__).parent
 

@@ -18,6 +18,8 @@ import pytest
 import hhtld
 from tests.trust.damage import GOLDEN
 
+pytestmark = pytest.mark.exhaustive
+
 N_THREADS = 16
 every_pack = pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
 mapped_or_not = pytest.mark.parametrize("mmap", [True, False])
