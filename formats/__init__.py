@@ -6,9 +6,9 @@ if __name__ != "hhtld.formats":  # a second copy would be a second registry
 import os
 from pathlib import Path
 
-from hhtld.errors import BadMagicError, UnknownFormatError
+from hhtld.errors import BadMagicError, UnknownFormatError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
-from hhtld.formats.locations import locate, missing
+from hhtld.formats.locations import locate, missing, models_inside
 from hhtld.registry import Plugin, Registry
 from hhtld.urls import Location, Url, open_location
 
@@ -97,6 +97,12 @@ def open_source(src: str | os.PathLike[str] | Url) -> TensorSource:
             continue
         if candidate.sniff(path, head):
             return candidate.open_source(path) if isinstance(path, Path) else candidate.open_url(path)
+    if path.is_dir() and (models := models_inside(path)):
+        names = ", ".join(shown(name, 60) for name in models[:8]) + (", ..." if len(models) > 8 else "")
+        raise BadMagicError(
+            f"{path}: holds no model itself, the folders in it do: {names}; "
+            f"convert them one by one, as {path / models[0]}"
+        )
     message = f"{path}: not recognised by any format; available: {', '.join(sorted(registry.plugins()))}"
     if broken:
         message += f"; could not be loaded: {', '.join(broken)}"

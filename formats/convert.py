@@ -423,6 +423,8 @@ def convert(
                 _count_pack(report, plan, target)
             _count_files(report, source if files else None)
         tell_as_stored(report, source)
+        if files and output.name in ("folder", "hf", "hhtld"):
+            report.notes += source.file_notes
     report.gates.ratio = report.ratio
     report.seconds = time.perf_counter() - started
     if not report:
@@ -503,7 +505,9 @@ def _inside(target: Path, folder: Path) -> bool:
 
 def _written_nbytes(target: Path) -> int:
     """Bytes of a file, or of all files of a folder."""
-    return sum(path.stat().st_size for path in target.iterdir()) if target.is_dir() else target.stat().st_size
+    if not target.is_dir():
+        return target.stat().st_size
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
 
 def _count_files(report: ConversionReport, source: TensorSource | None) -> None:

@@ -6,13 +6,15 @@ file                                    what
 ``model.safetensors``                   every tensor, where the source was one file
 its shards, under their own names       each with the tensors it had; the table of a pack knows them
 ``model.safetensors.index.json``        which shard holds which tensor, where there are shards
-config.json, tokenizer.json, ...        side files, byte for byte
+config.json, 1_Pooling/config.json ...  side files, byte for byte
 ======================================  ==============================================================
 
-Any library that loads safetensors folders loads it, without hhtld.
+The single file and the index have the names that they had in the source's folder, such as diffusers'
+``diffusion_pytorch_model.safetensors`` or PEFT's ``adapter_model.safetensors``. What loaded that folder loads this one,
+without hhtld.
 
-Source: ``save_pretrained`` in https://github.com/huggingface/transformers and ``serialization`` in
-https://github.com/huggingface/huggingface_hub.
+Source: ``save_pretrained`` in https://github.com/huggingface/transformers, https://github.com/huggingface/diffusers and
+https://github.com/huggingface/peft, and ``serialization`` in https://github.com/huggingface/huggingface_hub.
 """
 
 from __future__ import annotations
@@ -21,33 +23,47 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from hhtld.atomic_folder import new_folder, write_bytes
 from hhtld.formats.base import Format, TensorInfo, TensorSource
 from hhtld.formats.model_config import CONFIG
-from hhtld.formats.safetensors import SafetensorsFormat, check_shard_name, write_tensors
+from hhtld.formats.safetensors import INDEX_SUFFIX, STEMS, SUFFIX, SafetensorsFormat, check_shard_name, write_tensors
 from hhtld.progress import Progress, silent
 
 __all__ = ["FolderFormat", "write_side_files"]
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER_CONFIG = "adapter_config.json"  # of PEFT, which has no config.json
 
 
-def write_side_files(source: TensorSource, folder: Path) -> None:
-    """Write every side file of a source, byte for byte."""
+def write_side_files(source: TensorSource, folder: Path, changed: Mapping[str, bytes] = MappingProxyType({})) -> None:
+    """Write every side file of a source, byte for byte but for those that are given here as they shall be."""
     for name in source.files():
-        write_bytes(folder / name, source.read_file(name))
+        write_bytes(folder, name, changed[name] if name in changed else source.read_file(name))
 
 
-def _by_shard(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+def _entrance(source: TensorSource) -> tuple[str, str]:
+    """Return the names of the file and of the index that a library looks for in the source's folder."""
+    single, index = f"{STEMS[0]}{SUFFIX}", f"{STEMS[0]}{INDEX_SUFFIX}"
+    given = source.description.get("entrance")
+    if given is None:
+        return single, index
+    name = str(given)
+    check_shard_name(
+        name.removesuffix(INDEX_SUFFIX.removeprefix(SUFFIX)), "the source"
+    )  # a pack's table may say anything
+    return (single, name) if name.endswith(INDEX_SUFFIX) else (name, index)
+
+
+def _by_shard(infos: Mapping[str, TensorInfo], single: str) -> dict[str, dict[str, TensorInfo]]:
     shards: dict[str, dict[str, TensorInfo]] = {}
     for name, info in infos.items():
-        shard = SINGLE if info.shard is None else info.shard
+        shard = single if info.shard is None else info.shard
         if shard not in shards:
             check_shard_name(shard, "the source")  # a pack's table may say anything
         shards.setdefault(shard, {})[name] = info
-    return shards or {SINGLE: {}}
+    return shards or {single: {}}
 
 
 def _index(shards: Mapping[str, Mapping[str, TensorInfo]]) -> bytes:
@@ -95,15 +111,16 @@ class FolderFormat(Format):
         OutputError
             When the folder holds something or cannot be written; nothing is left behind.
         """
-        shards = _by_shard(source.infos())
+        single, index = _entrance(source)
+        shards = _by_shard(source.infos(), single)
         metadata = {"format": "pt"} | dict(source.metadata)
         with new_folder(path) as folder:
             for shard, held in shards.items():
                 write_tensors(source, held, folder / shard, metadata, progress)
             if any(info.shard is not None for info in source.infos().values()):
-                write_bytes(folder / INDEX, _index(shards))
+                write_bytes(folder, index, _index(shards))
             if files:
                 write_side_files(source, folder)
-        if files and CONFIG not in source.files():
+        if files and not {CONFIG, _ADAPTER_CONFIG} & set(source.files()):
             return ["the source has no config.json, so the folder holds weights that transformers cannot load alone"]
         return []

@@ -356,6 +356,10 @@ class DequantizedSource(TensorSource):
             found[CONFIG] = len(self._plain_config)
         return found
 
+    @property
+    def file_notes(self) -> list[str]:
+        return self._source.file_notes
+
     def read_file(self, name: str) -> bytes:
         """Return a side file; config.json without how the weights were quantized, which they no longer are."""
         if name in QUANTIZATION_FILES:

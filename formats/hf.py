@@ -7,7 +7,7 @@ file                        what
 ``model.safetensors``       for every tensor its name in the pack, as U8 [1, 1, 1, 1, 1, n]: what transformers sees
 ``config.json``             the source's, with ``quantization_config`` and ``transformers_weights`` added
 other side files            the source's, byte for byte
-``HHTLD.md``                how to load the folder, for whoever finds it
+``HHTLD.md``                how to load the folder, for whoever finds it; not where the source has one of its own
 ==========================  ==================================================================================
 
 `hhtld.integrations.transformers` makes of the names the weights that they stand for. Without it loading fails twice
@@ -30,6 +30,7 @@ from hhtld.atomic_folder import new_folder, write_bytes
 from hhtld.encoder import Work
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.base import Format, TensorSource
+from hhtld.formats.folder import write_side_files
 from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pack
 from hhtld.formats.model_config import CONFIG, config_bytes, config_object
 from hhtld.formats.safetensors import NAMES_KEY, write_tensors
@@ -114,17 +115,24 @@ class PackedFolder(PackSource):
         try:
             config = folder / CONFIG
             self._config = _plain_config(read_side_file(folder, config.name), f"{config}:")
-            self._files = side_files(folder) | {config.name: len(self._config)}
+            how_to = folder / _HOW_TO
+            ours = how_to.is_file() and read_side_file(folder, _HOW_TO).startswith(_TEXT.partition("```")[0].encode())
+            self._beside = side_files(folder, {PACK_NAME, NAMES_FILE, *((_HOW_TO,) if ours else ())})
+            self._files = self._beside.found | {config.name: len(self._config)}
         except BaseException:
             self.close()
             raise
-        self._files.pop(_HOW_TO, None)
 
     def files(self) -> Mapping[str, int]:
         return dict(self._files)
 
     def read_file(self, name: str) -> bytes:
         return self._config if name == CONFIG else read_side_file(self._folder, name)
+
+    @property
+    def file_notes(self) -> list[str]:
+        """Which side files come along and what stays behind."""
+        return self._beside.notes()
 
 
 class HfFormat(Format):
@@ -172,14 +180,15 @@ class HfFormat(Format):
         if CONFIG not in source.files():
             raise HeaderError(
                 "a packed folder needs the model's config.json, and the source has none; convert the model's folder, "
-                "not a file of it"
+                "not a file of it; what is no model of transformers goes into a .hhtld"
             )
         config = packed_config(source, "config.json:", plan.profile.text)
+        has_how_to = any(name.casefold() == _HOW_TO.casefold() for name in source.files())
         bare, beside = replace(plan, files=()), Path(os.path.abspath(path))  # noqa: PTH100 - as in new_folder
         with new_folder(path) as folder:
-            for name in source.files():
-                write_bytes(folder / name, config if name == CONFIG else source.read_file(name))
-            write_bytes(folder / _HOW_TO, _TEXT.encode())
+            write_side_files(source, folder, {CONFIG: config})
+            if not has_how_to:
+                write_bytes(folder, _HOW_TO, _TEXT.encode())
             notes = write_pack(
                 source,
                 bare,
@@ -192,8 +201,18 @@ class HfFormat(Format):
             )
             with open_pack(folder / PACK_NAME) as pack:
                 write_names(pack, folder / NAMES_FILE)
-        return [
-            *notes,
-            f"{shown(str(path))} loads with transformers once hhtld.integrations.transformers is imported; "
-            f"{_HOW_TO} in it tells how",
-        ]
+        return [*notes, _who_loads(path, config_object(config, "config.json:"), has_how_to=has_how_to)]
+
+
+def _who_loads(path: Path, config: Mapping[str, Any], *, has_how_to: bool) -> str:
+    """Return the closing note: what loads a packed folder, going by its config."""
+    name = shown(str(path))
+    if not isinstance(config.get("model_type"), str):
+        kind = config.get("_class_name")
+        of = f" (it is of diffusers, {shown(str(kind))})" if kind is not None else ""
+        return (
+            f"transformers cannot load {name}: its config.json names no model_type{of}, and no other library knows "
+            f"packed folders; hhtld convert {name} plain/ makes a folder that loads as the source did"
+        )
+    told = f"; its {_HOW_TO} is the source's own" if has_how_to else f"; {_HOW_TO} in it tells how"
+    return f"{name} loads with transformers once hhtld.integrations.transformers is imported{told}"

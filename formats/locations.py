@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -12,7 +13,7 @@ from hhtld.errors import HeaderError, OutputError, shown
 from hhtld.formats.demo import DEMO, demo_model
 from hhtld.urls import Location, Url, is_url
 
-__all__ = ["local_source", "locate", "missing", "output_path", "spelled"]
+__all__ = ["local_source", "locate", "missing", "models_inside", "output_path", "spelled"]
 
 
 def locate(src: str | os.PathLike[str] | Url) -> Location:
@@ -74,6 +75,23 @@ def missing(place: Location) -> FileNotFoundError:
     if isinstance(place, Path) and re.match(r"[a-z][a-z0-9+.-]+:/[^/]", str(place)):
         problem += " (give a URL as str: a Path takes one of its slashes away)"
     return FileNotFoundError(2, problem, str(place))
+
+
+def models_inside(folder: Location) -> list[str]:
+    """Return the names of the folders in a folder that hold weights, as a pipeline of diffusers has them."""
+    ends = (".safetensors", ".safetensors.index.json", ".hhtld", ".gguf", ".onnx")
+    return sorted(entry.name for entry in _inside(folder) if entry.is_dir() and _holds_weights(entry, ends))
+
+
+def _inside(folder: Location) -> Iterator[Location]:
+    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _holds_weights(folder: Location, ends: tuple[str, ...]) -> bool:
+    try:
+        return any(entry.name.lower().endswith(ends) for entry in _inside(folder))
+    except OSError:  # one that may not be read
+        return False
 
 
 def _local(text: str) -> Path:

@@ -16,8 +16,7 @@ What is read, and its name:
 
 Refused, each by name: sparse tensors, strings, complex128, integers of 4 and 2 bits, values outside their type, data
 whose length is not the shape's, names that are missing, not UTF-8 or given twice. The location of external data must
-be a plain relative path below the model's folder. A link there is followed where it ends in that folder, or in the one
-in which the model itself really lies: a hub's cache is links side by side to blobs side by side.
+be a plain relative path below the model's folder; a link there is followed where `hhtld.links` says.
 Optimiser states (`training_info`) are not weights and are not read; checksums of external files are not compared.
 
 Memory: the data inside the message is held while the source is open, and twice that while it is opened; rows are views
@@ -48,6 +47,7 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.links import leads_out
 from hhtld.reading import PositionalFile, open_regular
 from hhtld.sizes import checked_shape, tensor_nbytes
 from hhtld.source import checked_name
@@ -398,12 +398,11 @@ def _checked_location(location: str | None, where: str) -> str:
 
 
 def _check_inside(location: str, path: Path, where: str) -> None:
-    """Refuse a location that links lead out of the folders a model may draw on."""
-    real = Path(os.path.realpath(path.parent / location))
-    folders = {Path(os.path.realpath(path.parent)), Path(os.path.realpath(path)).parent}
-    if not any(real.is_relative_to(folder) for folder in folders):
+    """Refuse a location that links lead out of what a model may draw on."""
+    out = leads_out(path.parent, location)
+    if out is not None:
         raise HeaderError(
-            f"{where}: external location {shown(location)} is a link out of the model's folder, to {shown(str(real))}"
+            f"{where}: external location {shown(location)} is a link out of the model's folder, to {shown(str(out))}"
         )
 
 

@@ -57,6 +57,7 @@ from hhtld.formats.fp8 import (
 from hhtld.formats.locations import locate
 from hhtld.formats.model_config import CONFIG
 from hhtld.formats.strict_json import json_object
+from hhtld.links import leads_out
 from hhtld.progress import Progress, silent
 from hhtld.reading import PositionalFile
 from hhtld.rows import row_ranges
@@ -75,6 +76,7 @@ __all__ = [
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+STEMS = ("model", "diffusion_pytorch_model", "adapter_model")  # what transformers, diffusers and PEFT look for
 HEADER_LIMIT = 100_000_000  # the official library's own
 JSON_LIMIT = 10 << 20  # index and config.json, as huggingface_hub limits the index
 LENGTH_NBYTES = 8
@@ -322,20 +324,31 @@ def check_shard_name(shard: str, path: Location | str) -> None:
         raise HeaderError(f"{path}: shard {shown(shard)} does not end in {SUFFIX}")
 
 
-def _read_config(path: Location) -> dict[str, Any]:
-    """Return config.json as it was published; empty when there is none."""
+def _read_config(folder: Location) -> dict[str, Any]:
+    """Return a folder's config.json as it was published; empty when there is none."""
+    path = folder / CONFIG
     if not path.exists():
         if isinstance(path, Path) and os.path.lexists(path):
             raise HeaderError(f"{path}: a link that leads nowhere; fetch the snapshot again")
         return {}
-    return _read_json(path, constants=True)  # config.json is Python's JSON: some hold Infinity
+    return _read_json(_inside(folder, CONFIG), constants=True)  # it is Python's JSON: some hold Infinity
+
+
+def _inside(folder: Location, name: str) -> Location:
+    """Return the path of a file in a folder, or refuse one that a link leads out of it."""
+    out = leads_out(folder, name)
+    if out is not None:
+        raise HeaderError(
+            f"{folder / name}: a link out of the model's folder, to {shown(str(out))}, and not followed: a folder from "
+            f"elsewhere could bring along any file so; give the folder that it leads to, or put a copy in its place"
+        )
+    return folder / name
 
 
 def _declared(folder: Location, config: Mapping[str, Any]) -> Declared:
     """Return how the configs of a model's folder say that it is quantized."""
-    beside = {
-        name: _read_json(folder / name, constants=True) for name in QUANTIZATION_FILES if (folder / name).exists()
-    }
+    present = [name for name in QUANTIZATION_FILES if (folder / name).exists()]
+    beside = {name: _read_json(_inside(folder, name), constants=True) for name in present}
     return declared(config, beside, f"{folder / CONFIG}")
 
 
@@ -366,22 +379,31 @@ def _folder_files(folder: Location) -> list[str]:
 
 
 def _entrance(folder: Location) -> tuple[Location, bool]:
-    """Return the index or the single file that stands for a folder, and whether it is an index."""
-    single, index = folder / f"model{SUFFIX}", folder / f"model{INDEX_SUFFIX}"
+    """Return the index or the single file that stands for a folder, and whether it is an index.
+
+    Of several the first that a library looks for: transformers', diffusers', PEFT's.
+    """
     present = _folder_files(folder)
     names = [name for name in present if not name.lower().endswith(INDEX_SUFFIX)]
-    if index.name in present:
-        # transformers would load the single file, others the shards: the same folder, two models.
-        if single.name in names and single.name not in _weight_map(index).values():
-            problem = f"holds {single.name} and an index of other files"
-            raise HeaderError(f"{folder}: {problem}; give the path of the one you mean")
-        return index, True
-    if single.name in names or len(names) == 1:
-        return folder / (single.name if single.name in names else names[0]), False
+    indexes = [name for name in present if name not in names]
+    for stem in STEMS:
+        single, index = f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"
+        if index in indexes:
+            # transformers would load the single file, others the shards: the same folder, two models.
+            if single in names and single not in _weight_map(_inside(folder, index)).values():
+                problem = f"holds {single} and an index of other files"
+                raise HeaderError(f"{folder}: {problem}; give the path of the one you mean")
+            return _inside(folder, index), True
+        if single in names:
+            return folder / single, False
+    if len(indexes) == 1 and set(names) <= set(_weight_map(_inside(folder, indexes[0])).values()):
+        return folder / indexes[0], True
+    if len(names) == 1:
+        return folder / names[0], False
     if not names:
         raise BadMagicError(f"{folder}: the folder holds no {SUFFIX} file")
     listed = ", ".join(shown(name, 60) for name in names[:8]) + (", ..." if len(names) > 8 else "")
-    problem = f"holds {len(names)} {SUFFIX} files ({listed}) and no {index.name}"
+    problem = f"holds {len(names)} {SUFFIX} files ({listed}) and no {STEMS[0]}{INDEX_SUFFIX}"
     raise HeaderError(f"{folder}: {problem}; give the path of the file or index you mean")
 
 
@@ -391,9 +413,9 @@ class ShardedSnapshot(TensorSource):
     Parameters
     ----------
     path : path or Url
-        A folder with ``model.safetensors.index.json``, with ``model.safetensors`` or with one
-        ``*.safetensors`` file, or the path of any ``*.safetensors.index.json``. Links are followed
-        for reading, but names are taken as given.
+        A folder with ``model.safetensors.index.json``, with ``model.safetensors``, with one of diffusers' or PEFT's
+        in their place, or with one ``*.safetensors`` file or index, or the path of any
+        ``*.safetensors.index.json``. Names are taken as given; links are followed as `hhtld.links` says.
 
     Raises
     ------
@@ -417,7 +439,7 @@ class ShardedSnapshot(TensorSource):
         is_folder = given.is_dir()
         self._path = given
         self._folder = given if is_folder else given.parent
-        config = _read_config(self._folder / CONFIG)
+        config = _read_config(self._folder)
         self.declared = _declared(self._folder, config)
         self._config = _config_facts(config)
         entrance, is_sharded = _entrance(given) if is_folder else (given, True)
@@ -433,14 +455,15 @@ class ShardedSnapshot(TensorSource):
                 if weight_map is not None:
                     _check_map(weight_map, shard, file, entrance)
                 self._take(shard, file)
-        self._files = side_files(self._folder)
+        self._entrance = entrance.name
+        self._files = side_files(self._folder, {*self._shards, entrance.name})
         self._lock = threading.Lock()
         self._open: dict[str, SafetensorsFile] = {}
         self._closed = False
 
     def _opened(self, shard: str, weight_map: Mapping[str, str] | None, index: Location) -> SafetensorsFile:
         try:
-            return SafetensorsFile(self._folder / shard)
+            return SafetensorsFile(_inside(self._folder, shard))
         except FileNotFoundError:
             if weight_map is None:
                 raise
@@ -464,8 +487,11 @@ class ShardedSnapshot(TensorSource):
 
     @property
     def description(self) -> dict[str, Any]:
-        """The names of the shards, and what config.json says of the model, where there are such."""
+        """The names of the shards, of the file or index if odd, and what config.json says."""
         facts: dict[str, Any] = {"shards": list(self._shards)} if self._is_sharded else {}
+        usual = (f"{STEMS[0]}{SUFFIX}", f"{STEMS[0]}{INDEX_SUFFIX}")
+        if self._entrance not in usual and self._entrance.endswith((SUFFIX, INDEX_SUFFIX)):
+            facts["entrance"] = self._entrance
         return facts | ({"config": dict(self._config)} if self._config else {})
 
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -476,10 +502,15 @@ class ShardedSnapshot(TensorSource):
         return self._file(self._shard_of[name]).read_rows(name, start, stop)
 
     def files(self) -> Mapping[str, int]:
-        return MappingProxyType(self._files)
+        return MappingProxyType(self._files.found)
 
     def read_file(self, name: str) -> bytes:
         return read_side_file(self._folder, name)
+
+    @property
+    def file_notes(self) -> list[str]:
+        """Which side files come along and what stays behind."""
+        return self._files.notes()
 
     def _file(self, shard: str) -> SafetensorsFile:
         with self._lock:
@@ -491,7 +522,7 @@ class ShardedSnapshot(TensorSource):
 
     def _reopened(self, shard: str) -> SafetensorsFile:
         try:
-            file = SafetensorsFile(self._folder / shard)
+            file = SafetensorsFile(_inside(self._folder, shard))
         except FileNotFoundError:
             raise HeaderError(f"{self._folder / shard}: was removed after the snapshot was opened") from None
         if file._header != self._headers[shard] or not file._file.is_still(self._identities[shard]):
@@ -598,7 +629,7 @@ def _open(given: Location) -> TensorSource:
     if not holds_fp8(file.infos()):
         return file
     try:  # of a snapshot that is read alone, the configs beside it
-        file.declared = _declared(given.parent, _read_config(given.parent / CONFIG))
+        file.declared = _declared(given.parent, _read_config(given.parent))
     except BaseException:
         file.close()
         raise

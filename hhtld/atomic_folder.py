@@ -57,7 +57,10 @@ def _check_free(target: Path) -> None:
         )
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file, synced."""
+def write_bytes(folder: Path, name: str, data: bytes) -> None:
+    """Write a whole file, synced, and the folders on the way to it that its name, with "/" between parts, tells."""
+    path = folder / name
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(data)

@@ -91,6 +91,10 @@ class RemoteSource(TensorSource):
     def read_file(self, name: str) -> bytes:
         return self._source.read_file(name)
 
+    @property
+    def file_notes(self) -> list[str]:
+        return self._source.file_notes
+
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         return self._source.read_rows(name, start, stop)
 

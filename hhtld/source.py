@@ -25,7 +25,7 @@ from hhtld.crc import Crc32Runs
 from hhtld.dtypes import DType, dtype_of, view, widen
 from hhtld.errors import NonFiniteError, shown
 from hhtld.rows import Rows
-from hhtld.side_files import checked_file_name
+from hhtld.side_files import check_together, checked_file_name
 from hhtld.sizes import MAX_DIMENSIONS, tensor_nbytes
 
 __all__ = ["ArraySource", "ChecksummedRows", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
@@ -122,6 +122,11 @@ class TensorSource(ABC):
     def read_file(self, name: str) -> bytes:
         """Return the content of one of `files`."""
         raise KeyError(name)
+
+    @property
+    def file_notes(self) -> list[str]:
+        """Which side files come along and what stays behind, for whoever takes them along, one sentence each."""
+        return []
 
     def check_unchanged(self) -> None:
         """Raise where others who read it for this process may have read something else; reading itself looks, too."""
@@ -252,6 +257,7 @@ class ArraySource(TensorSource):
                 raise ValueError(f"metadata {shown(part)} is not valid Unicode (a lone surrogate)")
         self._metadata = dict(metadata or {})
         self._files = {checked_file_name(name): bytes(data) for name, data in sorted((files or {}).items())}
+        check_together(self._files)
         self._infos = {n: TensorInfo(n, dtype_of(a), a.shape) for n, a in self._arrays.items()}
 
     @property

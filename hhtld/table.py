@@ -23,7 +23,7 @@ from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import CODECS
 from hhtld.roles import effective_shape, regime
 from hhtld.sections import SECTION_KINDS, SectionReader
-from hhtld.side_files import checked_file_name
+from hhtld.side_files import check_together, checked_file_name
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import TensorInfo, checked_name
@@ -233,6 +233,10 @@ class _Checked:
                 raise HeaderError(f"table: file {shown(name)} is out of order or listed twice")
             claimed = self._claim(f"file {shown(name)}", {"sections": {"file": record["section"]}}, {"file"}, set())
             files[name] = claimed["file"]
+        try:
+            check_together(files)
+        except ValueError as error:
+            raise HeaderError(f"table: {error}") from None
         return files
 
     def tensors(self, groups: tuple[GroupRecord, ...]) -> dict[str, TensorRecord]:

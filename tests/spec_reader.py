@@ -11,6 +11,7 @@ import zlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -223,8 +224,15 @@ def read_files(path: str | Path) -> dict[str, bytes]:
     names = [file["name"] for file in table.get("files", [])]
     check(all(a < b for a, b in pairwise(names)), "file names ascend")
     for name in names:
-        check(bool(name) and len(name.encode()) <= 255 and name.isprintable(), "file name")
-        check(not set(name) & set('<>:"/\\|?*') and name[0] != "." and name[-1] not in " .", "plain file name")
+        parts = name.split("/")
+        check(1 <= len(parts) <= 4, "parts of a file name")
+        for part in parts:
+            check(bool(part) and len(part.encode()) <= 255 and part.isprintable(), "file name")
+            check(not set(part) & set('<>:"/\\|?*') and part[0] != "." and part[-1] not in " .", "plain file name")
+        check(not any(part.lower().endswith(".safetensors") for part in (parts[:-1] or parts)), "name of weights")
+    folded = [normalize("NFC", normalize("NFC", name).casefold()) for name in names]
+    check(len(set(folded)) == len(folded), "file names differ on every system")
+    check(not any(b.startswith(a + "/") for a in folded for b in folded), "no file is a folder of another")
     return {file["name"]: sections[file["section"]] for file in table.get("files", [])}
 
 

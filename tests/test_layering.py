@@ -26,6 +26,7 @@ FLOORS = [
         "hhtld.atomic_folder",
         "hhtld.crc",
         "hhtld.journal",
+        "hhtld.links",
         "hhtld.progress",
         "hhtld.reading",
         "hhtld.schedule",

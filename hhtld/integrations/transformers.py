@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hhtld.errors import FormatError, MissingExtraError, shown
+from hhtld.formats.folder import write_side_files
 from hhtld.formats.hf import NAMES_FILE, packed_config, write_names
 from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, save_pack
 from hhtld.formats.hhtld.container import ContainerReader
@@ -168,10 +169,8 @@ def _lay_out(source: PackSource, folder: Path, name: str) -> None:
             f"{name}: no config.json in it, so there is no telling what model it is: convert the model's folder, not "
             f"a file of it (and without --no-files), and its config.json and tokenizer come along"
         )
-    for file in source.files():
-        (folder / file).write_bytes(source.read_file(file))
     config = packed_config(source, f"{name}: config.json:", source.pack.table.profile)
-    (folder / CONFIG).write_bytes(config)
+    write_side_files(source, folder, {CONFIG: config})
     write_names(source.pack, folder / NAMES_FILE)
     reader = source.pack.sections
     if not isinstance(reader, ContainerReader) or not isinstance(reader.path, Path):

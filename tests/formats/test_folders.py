@@ -32,8 +32,19 @@ SIDE = {
     "tokenizer.model": bytes(range(256)),
     "merges.txt": "\u0120t he\n".encode(),
     "LICENSE": b"free",
-    "empty.txt": b"",
+    "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+    "2_Dense/config.json": b"{}",
+    "2_Dense/model.safetensors": b"weights, carried as they are",
+    "modules.json": b"",
+    "vocab.txt": b"",
 }
+SIDE["modules.json"] = json.dumps(
+    [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{path[2:] or 'Transformer'}"}
+        for i, path in enumerate(("", "1_Pooling", "2_Dense"))
+    ]
+).encode()
+SIDE = dict(sorted(SIDE.items()))
 SHARDS = {
     "model-00001-of-00002.safetensors": {"embed.weight": low_rank(80, 32, 1), "norm.weight": np.ones(32, np.float32)},
     "model-00002-of-00002.safetensors": {"head.weight": low_rank(80, 32, 1), "up.weight": low_rank(60, 32, 2)},
@@ -43,8 +54,10 @@ SHARDS = {
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
     """A sharded model whose head was saved twice, with a tokenizer that is a link as in a hub's cache."""
-    folder, blobs = tmp_path / "snapshot", tmp_path / "blobs"
-    (folder / "1_Pooling").mkdir(parents=True)
+    hub = tmp_path / "models--a--tiny"
+    folder, blobs = hub / "snapshots" / "0a1b", hub / "blobs"
+    for inside in ("1_Pooling", "2_Dense", "runs"):
+        (folder / inside).mkdir(parents=True)
     blobs.mkdir()
     for shard, tensors in SHARDS.items():
         save_file(tensors, folder / shard, {"format": "pt"})
@@ -55,17 +68,18 @@ def snapshot(tmp_path: Path) -> Path:
         (folder / name).write_bytes(data)
     (blobs / "3f2a").write_bytes(SIDE["tokenizer.json"])
     (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer.json").symlink_to("../blobs/3f2a")
-    for name in (".gitattributes", "pytorch_model.bin", "old.hhtld", "1_Pooling/config.json"):
+    (folder / "tokenizer.json").symlink_to("../../blobs/3f2a")
+    for name in (".gitattributes", "pytorch_model.bin", "old.hhtld", "holiday.jpg", "notes.txt", "runs/events.json"):
         (folder / name).write_bytes(b"not a side file")
-    (folder / "gone.json").symlink_to("nowhere")
-    with (folder / "huge.txt").open("wb") as huge:
+    (folder / "README.md").symlink_to("nowhere")
+    with (folder / "vocab_huge.txt").open("wb") as huge:
         huge.truncate(SIDE_FILE_LIMIT + 1)
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 # ---- in packs ----
@@ -104,7 +118,7 @@ def test_commands_know_side_files(snapshot: Path, tmp_path: Path, capsys: pytest
     assert main(["convert", str(snapshot), str(target), "--profile", "bits:3"]) == 0
     capsys.readouterr()
     assert main(["inspect", str(target)]) == 0
-    assert "Side files: 6" in capsys.readouterr().out
+    assert f"Side files: {len(SIDE)}" in capsys.readouterr().out
     assert main(["inspect", str(target), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {file["name"]: file["nbytes"] for file in listed["files"]} == {n: len(d) for n, d in SIDE.items()}
@@ -116,7 +130,7 @@ def test_commands_know_side_files(snapshot: Path, tmp_path: Path, capsys: pytest
     assert "file 'LICENSE' differs" in printed
     assert "file 'merges.txt' is not in the source" in printed
     assert main(["convert", str(target), str(tmp_path / "b.safetensors")]) == 0
-    assert "6 side files" in capsys.readouterr().out
+    assert f"{len(SIDE)} side files" in capsys.readouterr().out
     damaged = bytearray(target.read_bytes())
     damaged[damaged.index(b"free")] ^= 1
     target.write_bytes(damaged)
@@ -127,8 +141,29 @@ def test_commands_know_side_files(snapshot: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     "name",
     [
-        *("", ".", "..", ".hidden", "../x", "a/b", "a\\b", "/etc/passwd", "C:x", "C:\\x", "x:stream", "a\0b", "a\nb"),
+        *(
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a/",
+            "/a",
+            "./a",
+            "a/.b/c",
+            "a/b/c/d/e",
+            "a\\b",
+            "/etc/passwd",
+            "C:x",
+            "C:\\x",
+            "x:stream",
+            "a\0b",
+            "a\nb",
+        ),
         *("x ", "x.", "a?b", 5, None, "n" * 256, "\u00e9" * 128, "model.safetensors", "MODEL.HHTLD", "a.bin", "w.pt"),
+        *("a.safetensors/b", "CON/x", "a /b", "n" * 256 + "/x", "a/w.bin", "a/model.safetensors.index.json"),
         *("model.safetensors.index.json", "x.zip", "\ud800", "CON", "aux.json", "com¹ .txt"),
     ],
 )
@@ -309,8 +344,8 @@ def test_an_unfinished_pack_beside_a_model_is_none_of_its_files(snapshot: Path, 
 
 
 def test_a_side_file_counts_in_memory(snapshot: Path, tmp_path: Path) -> None:
-    (snapshot / "big.txt").write_bytes(bytes(20 << 20))
-    with pytest.raises(hhtld.BudgetError, match=r"side file 'big\.txt' needs 47,185,920 bytes .*whole"):
+    (snapshot / "vocab_big.txt").write_bytes(bytes(20 << 20))
+    with pytest.raises(hhtld.BudgetError, match=r"side file 'vocab_big\.txt' needs 47,185,920 bytes .*whole"):
         hhtld.convert(snapshot, tmp_path / "m.hhtld", profile="bits:3", memory=30 << 20)
     hhtld.convert(snapshot, tmp_path / "m.hhtld", profile="bits:3", memory=30 << 20, files=False)
 
@@ -408,3 +443,226 @@ def test_a_packed_folder_needs_a_config(config: bytes | None, message: str, snap
     with pytest.raises(hhtld.FormatError, match=message):
         hhtld.convert(snapshot, tmp_path / "out", to="hf", profile="gates")
     assert not (tmp_path / "out").exists()
+
+
+# ---- what comes along, and what does not ----
+
+
+def plain_model(folder: Path, weights: str = "model.safetensors", **files: bytes) -> Path:
+    """A folder of one small file of weights and a config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"up.weight": low_rank(60, 32)}, folder / weights, {"format": "pt"})
+    (folder / "config.json").write_text('{"model_type": "tiny"}')
+    for name, data in files.items():
+        (folder / name.replace("__", ".")).write_bytes(data)
+    return folder
+
+
+def carried(folder: Path, tmp_path: Path) -> tuple[set[str], str]:
+    """The side files of a folder's pack, and what the conversion told."""
+    report = hhtld.convert(folder, tmp_path / "carried.hhtld", profile="bits:3")
+    with hhtld.open(tmp_path / "carried.hhtld") as pack:
+        return set(pack.files()), "\n".join(report.notes)
+
+
+def test_a_link_out_of_the_folder_carries_nothing_along(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "id_rsa").write_bytes(b"secret")
+    folder = plain_model(tmp_path / "model")
+    (folder / "LICENSE").symlink_to(tmp_path / "home" / "id_rsa")
+    (folder / "vocab.txt").symlink_to("../home/id_rsa")
+    (folder / "modules.json").write_text('[{"path": "1_Pooling", "type": "x"}, {"path": "../home"}, {"path": "/etc"}]')
+    (folder / "1_Pooling").symlink_to("../home")
+    (tmp_path / "home" / "config.json").write_bytes(b"secret")
+    (folder / "README.md").write_bytes(b"inside")
+    (folder / "NOTICE").symlink_to("README.md")
+    for to, target in ((None, "m.hhtld"), (None, "plain/"), ("hf", "packed")):
+        report = hhtld.convert(folder, f"{tmp_path}/{target}", to=to, profile="bits:3" if target != "plain/" else None)
+        written = list((tmp_path / target).rglob("*")) if (tmp_path / target).is_dir() else [tmp_path / target]
+        assert all(b"secret" not in path.read_bytes() for path in written if path.is_file())
+        told = "\n".join(report.notes)
+        assert "'NOTICE', 'README.md', 'config.json', 'modules.json'" in told
+        for name in ("LICENSE", "vocab.txt"):
+            assert f"'{name}'" in told.partition("left behind")[2]
+        assert f"a link out of the folder, to '{tmp_path}/home/id_rsa'" in told
+        assert f"'1_Pooling/' (a link out of the folder, to '{tmp_path}/home')" in told
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json"])
+def test_weights_configs_and_indexes_behind_links_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    elsewhere = plain_model(tmp_path / "elsewhere")
+    index = {"weight_map": {"up.weight": "model.safetensors"}}
+    (elsewhere / "model.safetensors.index.json").write_text(json.dumps(index))
+    folder = plain_model(tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / name).unlink()
+    (folder / name).symlink_to(elsewhere / name)
+    with pytest.raises(hhtld.FormatError, match=f"{name}: a link out of the model's folder, to '.*elsewhere.{name}'"):
+        open_source(folder)
+    if name == "model.safetensors":  # one that is named is meant
+        with open_source(folder / name) as source:
+            assert list(source.infos()) == ["up.weight"]
+
+
+def test_links_to_a_folder_and_inside_it_are_followed(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model", LICENSE=b"free")
+    (folder / "model.safetensors").rename(folder / "weights.dat")
+    (folder / "model.safetensors").symlink_to("weights.dat")
+    (tmp_path / "short").symlink_to("model")
+    assert carried(tmp_path / "short", tmp_path)[0] == {"LICENSE", "config.json"}
+
+
+def test_the_blobs_of_a_hubs_cache_are_its_own_and_no_other_models(tmp_path: Path) -> None:
+    blobs, shared = tmp_path / "models--a--b" / "blobs", tmp_path / "blobs" / "ab"
+    folder = plain_model(tmp_path / "models--a--b" / "snapshots" / "0a1b")
+    other = tmp_path / "models--a--private" / "blobs"
+    for place in (blobs, shared, other):
+        place.mkdir(parents=True)
+    (blobs / "1").write_bytes(b"own")
+    (other / "2").write_bytes(b"secret")
+    (shared / ("ab" * 32)).write_bytes(b"shared by several models")
+    (blobs / "3").symlink_to(f"../../blobs/ab/{'ab' * 32}")
+    (blobs / "4").symlink_to("/etc/hostname")
+    for name, target in (("LICENSE", blobs / "1"), ("NOTICE", other / "2"), ("vocab.txt", blobs / "3")):
+        (folder / name).symlink_to(target)
+    (folder / "README.md").symlink_to(blobs / "4")
+    files, told = carried(tmp_path / "models--a--b" / "snapshots" / "0a1b", tmp_path)
+    assert files == {"LICENSE", "config.json", "vocab.txt"}
+    assert "models--a--private" in told
+
+
+def test_a_model_among_other_files_takes_only_what_belongs_to_models(tmp_path: Path) -> None:
+    strangers = ["passwords.txt", "holiday.jpg", "cloud_config.json", "taxes.json", "script.py", "thesis.tex", "a.csv"]
+    folder = plain_model(
+        tmp_path / "Downloads", "mine.safetensors", tokenizer__json=b"{}", special_tokens_map__json=b"{}"
+    )
+    for name in strangers:
+        (folder / name).write_bytes(b"private")
+    (folder / "photos").mkdir()
+    (folder / "photos" / "config.json").write_bytes(b"private")
+    files, told = carried(folder, tmp_path)
+    assert files == {"config.json", "tokenizer.json", "special_tokens_map.json"}
+    assert "3 side files come along: 'config.json', 'special_tokens_map.json', 'tokenizer.json'" in told
+    assert "'a.csv', 'cloud_config.json', 'holiday.jpg' and 4 more (no names that files of models have)" in told
+    assert "'photos/' (folders that the model's files do not name)" in told
+
+
+def test_code_comes_along_where_a_config_names_it(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model", modeling_tiny__py=b"class Tiny: ...", layers__py=b"")
+    assert carried(folder, tmp_path)[0] == {"config.json"}
+    (folder / "config.json").write_text('{"model_type": "tiny", "auto_map": {"AutoModel": "modeling_tiny.Tiny"}}')
+    assert carried(folder, tmp_path)[0] == {"config.json", "layers.py", "modeling_tiny.py"}
+
+
+def test_a_side_file_that_becomes_a_link_is_refused(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model", LICENSE=b"free")
+    with open_source(folder) as source:
+        (folder / "LICENSE").unlink()
+        (folder / "LICENSE").symlink_to("/etc/hostname")
+        with pytest.raises(hhtld.FormatError, match="LICENSE: a link out of the model's folder, to '/etc/hostname'"):
+            source.read_file("LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["Config.json", "config.json"], "are one file on some systems"),
+        (["vocab\u00e9.txt", "vocabe\u0301.txt"], "are one file on some systems"),
+        (["a/LICENSE", "A/license"], "are one file on some systems"),
+        (["a", "a/b"], "is a file and the folder of"),
+    ],
+)
+def test_names_that_collide_on_some_systems_are_refused(names: list[str], message: str, tmp_path: Path) -> None:
+    pack = hhtld.encode({"w": low_rank(8, 16)}, "bits:3")
+    numbers = [pack.sections.add("file", 1, [b"x"]) for _ in names]  # type: ignore[attr-defined]  # as above
+    files = [{"name": name, "section": index} for name, index in zip(sorted(names), numbers, strict=True)]
+    with pytest.raises(hhtld.FormatError, match=message):
+        PackTable.from_json(pack.table.to_json() | {"files": files}, pack.sections)
+    folder = plain_model(tmp_path / "model", README__md=b"1", readme__md=b"2")
+    if len(list(folder.iterdir())) == 4:
+        files_found, told = carried(folder, tmp_path)
+        assert files_found == {"README.md", "config.json"}
+        assert "'readme.md' (a name that another file has but for the case of letters)" in told
+
+
+# ---- folders of other libraries ----
+
+
+FOLDERS = {
+    "diffusers": ("diffusion_pytorch_model.safetensors", {"config.json": '{"_class_name": "UNet2DConditionModel"}'}),
+    "peft": ("adapter_model.safetensors", {"adapter_config.json": '{"peft_type": "LORA"}'}),
+    "variant": ("model.fp16.safetensors", {"config.json": '{"model_type": "tiny"}'}),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_of_another_library_comes_back_under_its_own_names(kind: str, tmp_path: Path) -> None:
+    weights, files = FOLDERS[kind]
+    folder = tmp_path / kind
+    folder.mkdir()
+    save_file({"up.weight": low_rank(60, 32)}, folder / weights, {"format": "pt"})
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    hhtld.convert(folder, tmp_path / "m.hhtld", profile="bits:3", rules=[("*", "keep")], min_ratio=0)
+    report = hhtld.convert(tmp_path / "m.hhtld", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(folder)
+    assert report.notes == []
+
+
+def test_a_sharded_folder_of_diffusers_comes_back_under_its_own_names(tmp_path: Path) -> None:
+    folder, stem = tmp_path / "transformer", "diffusion_pytorch_model"
+    folder.mkdir()
+    weight_map = {}
+    for i, (name, array) in enumerate((("a.weight", low_rank(60, 32)), ("b.weight", low_rank(60, 32, 2)))):
+        weight_map[name] = f"{stem}-0000{i + 1}-of-00002.safetensors"
+        save_file({name: array}, folder / weight_map[name], {"format": "pt"})
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    for name in (f"{stem}.fp16.safetensors", f"{stem}.bin"):
+        (folder / name).write_bytes(b"another form of the same weights")
+    report = hhtld.convert(folder, tmp_path / "m.hhtld", profile="bits:3")
+    assert f"left behind: '{stem}.bin', '{stem}.fp16.safetensors' (other weights, or archives)" in report.notes
+    hhtld.convert(tmp_path / "m.hhtld", tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == set(contents(folder)) - {f"{stem}.fp16.safetensors", f"{stem}.bin"}
+    index = json.loads((tmp_path / "out" / f"{stem}.safetensors.index.json").read_text())
+    assert index["weight_map"] == weight_map
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "a/b.safetensors", "x.bin", "../x.safetensors.index.json", 5])
+def test_a_pack_cannot_name_an_entrance_elsewhere(name: Any, tmp_path: Path) -> None:
+    pack = hhtld.encode({"w": low_rank(8, 16)}, "bits:3")
+    table = pack.table.to_json() | {"source": {"entrance": name}}
+    hostile = hhtld.HhtldPack(PackTable.from_json(table, pack.sections), pack.sections)
+    with pytest.raises(hhtld.FormatError, match="the source: shard"):
+        format_for_output("x/").write_source(PackSource(hostile), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipelines_root_names_the_folders_that_hold_models(tmp_path: Path) -> None:
+    plain_model(tmp_path / "pipe" / "unet", "diffusion_pytorch_model.safetensors")
+    plain_model(tmp_path / "pipe" / "text_encoder")
+    (tmp_path / "pipe" / "scheduler").mkdir()
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    with pytest.raises(hhtld.FormatError, match=r"the folders in it do: 'text_encoder', 'unet'; .*pipe.text_encoder"):
+        open_source(tmp_path / "pipe")
+
+
+def test_a_packed_folder_that_transformers_cannot_load_does_not_say_that_it_does(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "unet", "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    told = "\n".join(hhtld.convert(folder, tmp_path / "packed", to="hf", profile="bits:3").notes)
+    assert "loads with transformers" not in told
+    assert "transformers cannot load" in told
+    assert "its config.json names no model_type (it is of diffusers, 'UNet2DConditionModel')" in told
+    hhtld.convert(tmp_path / "packed", tmp_path / "back/")
+    assert set(contents(tmp_path / "back")) == set(contents(folder))
+
+
+def test_a_source_with_an_hhtld_md_of_its_own_keeps_it(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model", HHTLD__md=b"my own words")
+    report = hhtld.convert(folder, tmp_path / "packed", to="hf", profile="bits:3")
+    assert (tmp_path / "packed" / "HHTLD.md").read_bytes() == b"my own words"
+    assert "its HHTLD.md is the source's own" in "\n".join(report.notes)
+    hhtld.convert(tmp_path / "packed", tmp_path / "back/")
+    assert contents(tmp_path / "back").keys() == contents(folder).keys()
+    assert (tmp_path / "back" / "HHTLD.md").read_bytes() == b"my own words"

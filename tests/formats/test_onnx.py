@@ -558,8 +558,8 @@ def test_external_data_is_read_by_position(path: Path, location: str) -> None:
 
 
 def test_links_of_a_hubs_cache_are_followed(tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main" / "onnx"
-    blobs.mkdir()
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "main" / "onnx"
+    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     (blobs / "1").write_bytes(W.tobytes())
     saved(blobs / "0", model(external("m.onnx_data")))

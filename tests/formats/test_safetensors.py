@@ -953,7 +953,8 @@ def test_folder_of_one_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "._model.safetensors").write_bytes(b"left by another system")
     write_json(tmp_path / "config.json", CONFIG)
     with ShardedSnapshot(tmp_path) as found:
-        assert found.description == {"config": CONFIG}
+        odd = {"entrance": name} if name == "other.safetensors" else {}
+        assert found.description == odd | {"config": CONFIG}
         assert [info.shard for info in found.infos().values()] == [None, None]
         assert found.read_tensor("b")[0, 0] == ord("b")
 
@@ -971,7 +972,10 @@ def test_index_of_another_name(folder: Path) -> None:
     index.rename(folder / "diffusion.safetensors.index.json")
     with ShardedSnapshot(folder / "diffusion.safetensors.index.json") as found:
         assert len(found) == 4
-    with pytest.raises(HeaderError, match=f"holds 2 .safetensors files .*{FIRST}.* give the path"):
+    with ShardedSnapshot(folder) as found:
+        assert found.description["entrance"] == "diffusion.safetensors.index.json"
+    shard(folder / "another.safetensors", "a")
+    with pytest.raises(HeaderError, match=f"holds 3 .safetensors files .*{FIRST}.* give the path"):
         ShardedSnapshot(folder)
 
 
