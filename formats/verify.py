@@ -86,6 +86,7 @@ def verify(
     with open_pack(path, mmap=False) as pack, workers(jobs or default_jobs()) as executor:
         assert isinstance(pack.sections, ContainerReader)
         pack.sections.verify()
+        pack.check_groups()
         for name, record in pack.table.tensors.items():
             if record.codec != "keep":
                 pack.get_encoded(name)  # refuses twigs outside their palette, reserved bits, bad bases

@@ -177,6 +177,19 @@ class HhtldPack:
         plain = PlainRows((record.info.n_rows, record.info.n_cols), partial(self.get_rows, record.name))
         return Scorer(plain, None, record.name, levels)
 
+    def check_groups(self) -> None:
+        """Read what every group shares, and refuse what SPEC.md forbids; of groups that no tensor names, too.
+
+        Raises
+        ------
+        FormatError
+        """
+        for number in range(len(self.table.groups)):
+            try:
+                self._group(number)
+            except HeaderError as error:
+                raise HeaderError(f"{self._place}{error}") from error
+
     # ---- decoding ----
 
     def _afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:

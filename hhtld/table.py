@@ -319,15 +319,19 @@ class _Checked:
         if "codebook" not in sections:
             if {"centroids", "codebook_2"} & set(sections):
                 raise HeaderError(f"{where}: centroids or codebook_2 without a codebook")
+            if {"rate", "seed", "rate_2"} & set(record):
+                raise HeaderError(f"{where}: rate, seed or rate_2 without a codebook")
             return GroupRecord(key, sections)
         seed = record.get("seed")
         rate = self._rate(where, record, "rate", sections["codebook"])
         rate_2 = self._rate(where, record, "rate_2", sections["codebook_2"]) if "codebook_2" in sections else None
         if type(seed) is not int or not 0 <= seed < 2**64:
             raise HeaderError(f"{where}: seed must lie in 0..2^64 - 1")
+        if "rate_2" in record and rate_2 is None:
+            raise HeaderError(f"{where}: rate_2 without codebook_2")
         if "centroids" in sections:
             k, rest = divmod(self._sections.nbytes(sections["centroids"]), max(1, 2 * shape[1]))
-            if rest or not 1 <= k <= MAX_PALETTE_K:
+            if shape[1] == 0 or rest or not 1 <= k <= MAX_PALETTE_K:
                 raise HeaderError(f"{where}: centroids must be 1..{MAX_PALETTE_K} rows of {shape[1]} columns")
         return GroupRecord(key, sections, rate, seed, rate_2)
 

@@ -56,6 +56,12 @@ def refuse_constant(text: str) -> None:
     raise SpecError(text)
 
 
+def parse_number(text: str) -> float:
+    """A number within float64; integers stay exact."""
+    check(math.isfinite(float(text)), "no number beyond float64")
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
 def read_table(data: bytes) -> tuple[dict[str, Any], int]:
     """Check header and trailer; return the table and its offset."""
     check(len(data) >= 128 and len(data) % 64 == 0, "file length")
@@ -72,7 +78,13 @@ def read_table(data: bytes) -> tuple[dict[str, Any], int]:
     raw = data[offset : offset + nbytes]
     check(table_crc == zlib.crc32(tail[:16] + raw), "table checksum")
     check(not any(data[offset + nbytes : -64]), "padding")
-    table = json.loads(raw.decode("ascii"), object_pairs_hook=parse_object, parse_constant=refuse_constant)
+    table = json.loads(
+        raw.decode("ascii"),
+        object_pairs_hook=parse_object,
+        parse_constant=refuse_constant,
+        parse_float=parse_number,
+        parse_int=parse_number,
+    )
     kinds = [s["kind"] for s in table["sections"]]
     check(major == 2 or not {"basis", "slot_l"} & set(kinds), "kinds of version 2 in version 1")
     check(required == 1 or not SLOT_T_KINDS.keys() & set(kinds), "kinds of Slot T without its bit")
@@ -85,6 +97,7 @@ def read_sections(data: bytes, table: dict[str, Any], table_offset: int) -> list
     for number, section in enumerate(table["sections"]):
         kind, offset, nbytes = section["kind"], section["offset"], section["nbytes"]
         check(offset == end + -end % 64 and 0 <= nbytes <= table_offset - offset, "section place")
+        check(0 <= section["crc32"] < 1 << 32, "32 bits of checksum")
         check(not any(data[end:offset]), "padding")
         end = offset + nbytes
         out.append(data[offset:end])
@@ -201,9 +214,16 @@ def decode(tensor: dict[str, Any], group: dict[str, Any], sections: list[bytes])
 
 
 def check_groups(table: dict[str, Any], sections: list[bytes]) -> None:
-    """Fisher z sections, and that every known section has one owner of its kind."""
+    """What groups hold, and that every known section has one owner of its kind."""
     for group in table["groups"]:
         numbers = group["sections"]
+        check("codebook" in numbers or not {"rate", "seed", "rate_2"} & set(group), "a rate without a codebook")
+        check("codebook_2" in numbers or "rate_2" not in group, "rate_2 without codebook_2")
+        if "centroids" in numbers:
+            centroids = bfloat16(sections[numbers["centroids"]]).reshape(-1, group["shape"][1])
+            check(1 <= len(centroids) <= 256 and centroids.shape[1] > 0, "centroids")
+        if "basis" in numbers:
+            add_slot_l(np.zeros((0, group["shape"][1]), "f4"), {"slot_l_scale": 1}, b"", sections[numbers["basis"]])
         check(("palette" in numbers) == ("fisher_z" in numbers), "palette and fisher_z together")
         if "palette" in numbers:
             fisher_z, k = sections[numbers["fisher_z"]], len(sections[numbers["palette"]]) // 34

@@ -41,6 +41,7 @@ MAJOR_VERSIONS = (1, 2)
 MINOR = 0
 ALIGNMENT = 64
 MAX_TABLE_NBYTES = 100_000_000
+_EXACT_DIGITS = 300  # integers of no more are below float64's largest
 _VERIFIED_NBYTES = 4 << 20  # read at once: a section may be larger than memory
 REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
 
@@ -392,9 +393,16 @@ def _parse(path: Location, text: bytes) -> dict[str, Any]:
             raise HeaderError(f"{path}: the table holds {shown(number, 40)}, which no float64 does")
         return value
 
+    def bounded(number: str) -> int:
+        if len(number) > _EXACT_DIGITS:
+            finite(number)
+        return int(number)
+
     try:
         # Decoded here, because json guesses UTF-16 and UTF-32 from bytes.
-        table = json.loads(text.decode("ascii"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+        table = json.loads(
+            text.decode("ascii"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite, parse_int=bounded
+        )
         if b"\\u" in text:  # only an escape can spell half of a surrogate pair, which is no character
             json.dumps(table, ensure_ascii=False).encode()
     except FormatError:
@@ -417,6 +425,8 @@ def _section_records(path: Location, items: object, table_offset: int) -> list[S
         kind, offset, nbytes, crc = item["kind"], item["offset"], item["nbytes"], item["crc32"]
         if not isinstance(kind, str) or any(type(n) is not int or n < 0 for n in (offset, nbytes, crc)):
             raise HeaderError(f"{path}: section {index} ({shown(str(kind), 40)}) has values of a wrong type")
+        if crc >= 1 << 32:
+            raise HeaderError(f"{path}: section {index} ({shown(kind, 40)}) has a checksum of more than 32 bits")
         expected = align_up(end, ALIGNMENT)
         if offset != expected:
             raise HeaderError(

@@ -37,6 +37,7 @@ from hhtld.errors import (
 )
 from hhtld.formats.hhtld import open_pack, save_pack
 from hhtld.formats.hhtld.container import ContainerReader, ContainerWriter
+from hhtld.formats.verify import verify
 from hhtld.gates import CosineSummary
 from hhtld.group import PaletteGroupKey
 from hhtld.pack import HhtldPack
@@ -334,7 +335,14 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
     "NaN": (text(b'"config":{}', b'"config":NaN'), HeaderError, "holds NaN"),
     "infinity": (text(b'"config":{}', b'"config":-Infinity'), HeaderError, "Infinity"),
     "1e400": (text(b'"config":{}', b'"config":1e400'), HeaderError, "1e400"),
-    "integer of 4301 digits": (text(b'"config":{}', b'"config":' + b"1" * 4301), HeaderError, "not JSON"),
+    "integer of 4301 digits": (text(b'"config":{}', b'"config":' + b"1" * 4301), HeaderError, "no float64"),
+    "integer of 400 digits": (text(b'"config":{}', b'"config":' + b"1" * 400), HeaderError, "no float64"),
+    "negative integer of 400 digits in an ignored key": (
+        text(b'"config":{}', b'"config":{},"x":-' + b"1" * 400),
+        HeaderError,
+        "no float64",
+    ),
+    "integer of 310 digits": (text(b'"config":{}', b'"config":' + b"1" * 310), HeaderError, "no float64"),
     "nested 100,000 deep": (
         text(b'"config":{}', b'"config":' + b"[" * 100_000 + b"]" * 100_000),
         HeaderError,
@@ -365,7 +373,7 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
     "section offset text": (record(0, offset="64"), HeaderError, "wrong type"),
     "section offset a float": (record(0, offset=64.0), HeaderError, "wrong type"),
     "section offset true": (record(0, offset=True), HeaderError, "wrong type"),
-    "section offset of 4000 digits": (record(0, offset=10**3999), HeaderError, "section 0"),
+    "section offset of 4000 digits": (record(0, offset=10**3999), HeaderError, "no float64"),
     "section longer": (record(0, nbytes=65_000), HeaderError, "section 0.*runs into the table"),
     "section shorter": (record(0, nbytes=34), HeaderError, "section 1"),
     "section of 2^64": (record(0, nbytes=2**64), HeaderError, "section 0"),
@@ -374,7 +382,7 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
     "section without a checksum": (record(0, crc32=ABSENT), HeaderError, "section 0 needs"),
     "section checksum": (record(0, crc32=1), ChecksumError, "section 0"),
     "section checksum zero": (record(7, crc32=0), ChecksumError, "section 7"),
-    "section checksum + 2^32": (record(7, crc32=1 << 32), ChecksumError, "section 7"),
+    "section checksum + 2^32": (record(7, crc32=1 << 32), HeaderError, "section 7.*more than 32 bits"),
     "two alike swapped with checksums": (whole_file(swap_alike), ChecksumError, "section 9"),
     "hole between sections": (place(gap=3), HeaderError, "section 3"),
     "dirty padding": (place(dirty=0), ChecksumError, "padding"),
@@ -403,7 +411,7 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
     "size 2^48 + 1": (tensor("c.f32", shape=[2**48 + 1]), HeaderError, "2\\^48"),
     "33 dimensions": (tensor("c.f32", shape=[3] + [1] * 32), HeaderError, "32"),
     "255 dimensions": (tensor("c.f32", shape=[1] * 255), HeaderError, "32"),
-    "size of 4000 digits": (tensor("c.f32", shape=[10**3999]), HeaderError, "2\\^48"),
+    "size of 4000 digits": (tensor("c.f32", shape=[10**3999]), HeaderError, "no float64"),
     "empty beyond any array of float32": (
         tensor("e.empty", dtype="F8_E5M2", shape=[2**47, 2**15, 0]),
         HeaderError,
@@ -459,7 +467,7 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
     "Slot L without a basis": (group(0, sections={"palette": 0, "fisher_z": 1}), HeaderError, "without a basis"),
     **{
         f"scale {value!r}": (tensor("a.d", slot_l_scale=value), HeaderError, "slot_l_scale")
-        for value in (0, -0.5, 0.1, 1e-60, 3.5e38, 10**400, "1", True, [])
+        for value in (0, -0.5, 0.1, 1e-60, 3.5e38, 10**300, "1", True, [])
     },
     "twigs too long": (section(6, lambda b: b + b"\0"), HeaderError, "twigs is 5 bytes long, expected 4"),
     "twig beyond palette_f32": (section(6, b"\0\1\2\0"), HeaderError, "row 2 has twig 2"),
@@ -566,6 +574,46 @@ def test_malformed(case: str, mmap: bool, tmp_path: Path) -> None:
         read_all(path, mmap=mmap)
     assert type(caught.value) is error
     assert len(str(caught.value)) < 8000
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        ("fisher_z", struct.pack("<ff", 0, -1) + bytes(1), "Fisher z"),
+        ("basis", struct.pack("<IIf", 1, 3, 1) + bf16(1, np.nan, 0), "finite"),
+        ("basis", struct.pack("<IIf", 1, 2, 1) + bf16(1, 0, 0), "basis"),
+        ("centroids", bf16(1, np.inf, 0), "centroids must be finite"),
+    ],
+)
+def test_verify_reads_groups_that_no_tensor_names(kind: str, data: bytes, message: str, tmp_path: Path) -> None:
+    def change(draft: Draft) -> None:
+        own: dict[str, Any] = {"component": "o", "role": "r", "shape": [1, 3]}
+        parts = {kind: data}
+        if kind == "fisher_z":
+            parts = {"palette": bytes(34)} | parts
+        if kind == "centroids":
+            parts, own, draft.header = {"codebook": bytes(256)} | parts, own | {"rate": 16, "seed": 0}, {"required": 1}
+        own["sections"] = {}
+        for name, content in parts.items():
+            own["sections"][name] = len(draft.sections)
+            draft.sections.append((name, content))
+        draft.table["groups"].append(own)
+
+    path = drafted(tmp_path / "group.hhtld", change)
+    read_all(path)
+    with pytest.raises(HeaderError, match=message) as caught:
+        verify(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_group_of_any_width_is_verified_without_its_width(tmp_path: Path) -> None:
+    def change(draft: Draft) -> None:
+        own = {"component": "o", "role": "r", "shape": [1, 1 << 47], "rate": 16, "seed": 0}
+        draft.table["groups"].append(own | {"sections": {"codebook": len(draft.sections)}})
+        draft.sections.append(("codebook", bytes(256)))
+        draft.header = {"required": 1}
+
+    assert verify(drafted(tmp_path / "wide.hhtld", change))
 
 
 def test_every_truncation(small: Path) -> None:

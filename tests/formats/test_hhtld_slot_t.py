@@ -135,9 +135,41 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
         "needs slot_v_2 and slot_t_2",
     ),
     "second level without codebook_2": (
-        both(shared(codebook_2=ABSENT), section(1, b"x", "moss")),
+        both(shared(codebook_2=ABSENT), group(0, rate_2=ABSENT), section(1, b"x", "moss")),
         HeaderError,
         "without the group's codebook_2",
+    ),
+    "rate_2 without codebook_2": (
+        both(shared(codebook_2=ABSENT), section(1, b"x", "moss")),
+        HeaderError,
+        "rate_2 without codebook_2",
+    ),
+    **{
+        f"{key} without a codebook": (
+            lambda d, key=key: d.table["groups"].append(  # type: ignore[misc]  # defaults bind the loop
+                {"component": "o", "role": "r", "shape": [1, 1], "sections": {}, key: 16}
+            ),
+            HeaderError,
+            "group 1: rate, seed or rate_2 without a codebook",
+        )
+        for key in ("rate", "seed", "rate_2")
+    },
+    "centroids of no columns": (
+        lambda d: (
+            d.sections.extend([("codebook", bytes(256)), ("centroids", b"\0")]),
+            d.table["groups"].append(
+                {
+                    "component": "o",
+                    "role": "r",
+                    "shape": [1, 0],
+                    "sections": {"codebook": 12, "centroids": 13},
+                    "rate": 16,
+                    "seed": 0,
+                }
+            ),
+        ),
+        HeaderError,
+        "group 1: centroids must be",
     ),
     "no slot_v": (both(sections(slot_v=ABSENT), section(5, b"x", "moss")), HeaderError, "needs sections"),
     "no rows": (
