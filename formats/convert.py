@@ -27,7 +27,7 @@ from hhtld.formats.hhtld.fingerprint import content_digest, source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.palette import MAX_PALETTE_K
-from hhtld.plan import DEFAULT_PROFILE, Plan, TensorPlan, make_plan
+from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.rate import decide_group
 from hhtld.remote import CarryingExecutor, RemoteSource
@@ -79,6 +79,8 @@ def crew(executor: str | Executor | None, jobs: int) -> Iterator[Crew]:
             yield Crew(threads, jobs)
     elif isinstance(executor, str):
         raise ValueError(f"no executor {executor!r}; available: threads, dask:local, dask:ADDRESS")
+    elif not callable(getattr(executor, "submit", None)):
+        raise TypeError(f"an executor is a name or has submit(), got {type(executor).__name__}")
     else:
         yield Crew(executor if isinstance(executor, ThreadPoolExecutor) else CarryingExecutor(executor), jobs)
 
@@ -268,7 +270,8 @@ def convert(
     executor : str or concurrent.futures.Executor, optional
         "threads" (the default), "dask:local" for `jobs` worker processes on this machine, "dask:ADDRESS" for a
         cluster whose workers reach `src` by the same path (extra `dask`); or any executor, given `2 * jobs` tasks at
-        most at a time. For formats that encode only, as the next two.
+        most at a time (not the one whose last free worker makes this call: it would wait for itself). For formats that
+        encode only, as the next two.
     memory : int
         Bytes to stay below, beyond what the interpreter and its modules take; 1 GiB by default.
     resume : bool
@@ -320,6 +323,8 @@ def convert(
         When the target cannot be written; what stood there before is untouched.
     """
     started = time.perf_counter()
+    if profile is not None:
+        Profile.parse(profile)  # before anything is opened
     if calibration is not None:
         if calibrate is not None:
             raise ValueError("calibration and calibrate say the same: give one")

@@ -49,6 +49,7 @@ from numpy.typing import NDArray
 from hhtld.dtypes import DTYPES, DType
 from hhtld.errors import (
     BadMagicError,
+    ClosedError,
     HeaderError,
     MissingExtraError,
     TruncatedError,
@@ -527,7 +528,7 @@ class GgufFile(TensorSource):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         if self._file.closed:
-            raise ValueError(f"{self._path} is closed")
+            raise ClosedError(f"{self._path} is closed")
         entry = self._header.entries.get(name)
         if entry is None:
             raise ValueError(f"{self._path}: no tensor {shown(name)}")

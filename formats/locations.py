@@ -52,8 +52,10 @@ def local_source(src: str | os.PathLike[str], what: str) -> Path:
 
 
 def output_path(dst: str | os.PathLike[str]) -> Path:
-    """Return the path to write, or raise `OutputError` for a URL."""
+    """Return the path to write, or raise `OutputError` for a URL and for no name at all."""
     text = os.fspath(dst)
+    if not text:
+        raise OutputError("cannot write '': give a name")
     if not is_url(text):
         return Path(text)
     if text.lower().startswith("file://"):

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from hhtld.dtypes import DTYPES, DType
 from hhtld.errors import (
     BadMagicError,
+    ClosedError,
     HeaderError,
     MissingExtraError,
     TruncatedError,
@@ -474,7 +475,7 @@ class OnnxFile(TensorSource):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         if self._closed:
-            raise ValueError(f"{self._path} is closed")
+            raise ClosedError(f"{self._path} is closed")
         info = self._infos.get(name)
         if info is None:
             raise ValueError(f"{self._path}: no tensor {shown(name)}")

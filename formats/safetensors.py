@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from hhtld.atomic import AtomicFile, replacing
 from hhtld.dtypes import DTYPES, dtype_named
-from hhtld.errors import BadMagicError, FormatError, HeaderError, TruncatedError, shown
+from hhtld.errors import BadMagicError, ClosedError, FormatError, HeaderError, TruncatedError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.formats.fp8 import (
     QUANTIZATION_FILES,
@@ -262,7 +262,7 @@ class SafetensorsFile(TensorSource):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         if self._file.closed:
-            raise ValueError(f"{self._path} is closed")
+            raise ClosedError(f"{self._path} is closed")
         info = _known(self._infos, name, self._path)
         if not 0 <= start <= stop <= info.n_rows:
             raise ValueError(f"tensor {shown(name)} has rows 0..{info.n_rows}, got [{start}, {stop})")
@@ -515,7 +515,7 @@ class ShardedSnapshot(TensorSource):
     def _file(self, shard: str) -> SafetensorsFile:
         with self._lock:
             if self._closed:
-                raise ValueError(f"{self._path} is closed")
+                raise ClosedError(f"{self._path} is closed")
             if shard not in self._open:
                 self._open[shard] = self._reopened(shard)
             return self._open[shard]

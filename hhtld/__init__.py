@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hhtld.encoder import encode as encode
     from hhtld.errors import BudgetError as BudgetError
     from hhtld.errors import ChecksumError as ChecksumError
+    from hhtld.errors import ClosedError as ClosedError
     from hhtld.errors import FormatError as FormatError
     from hhtld.errors import GateError as GateError
     from hhtld.errors import HhtldError as HhtldError
@@ -61,6 +62,7 @@ _HOMES = {
     "Base17": "base17",
     "BudgetError": "errors",
     "ChecksumError": "errors",
+    "ClosedError": "errors",
     "ConversionReport": "formats.convert",
     "FisherZTable": "fisher_z",
     "FormatError": "errors",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hhtld.base17 import BASE17_NBYTES, Base17
 from hhtld.basis import SvdBasis
 from hhtld.dtypes import narrow, view, widen
-from hhtld.errors import FormatError, HeaderError, did_you_mean, shown
+from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
 from hhtld.fisher_z import FisherZTable
 from hhtld.palette import HhtlCache, Palette
 from hhtld.rotation import Rotation
@@ -240,7 +240,7 @@ class HhtldPack:
             return self._assembled(record, rows, levels)
         except HeaderError as error:
             raise HeaderError(f"{self._place}{error}") from error
-        except FormatError:
+        except (FormatError, ClosedError):
             raise
         except ValueError as error:
             raise HeaderError(f"{self._place}tensor {shown(record.name)}: {error}") from error
@@ -367,7 +367,7 @@ def _as_header_error(where: str) -> Iterator[None]:
     """Content that a codec refuses came from the file, so the file is to blame."""
     try:
         yield
-    except HeaderError:
+    except (HeaderError, ClosedError):
         raise
     except ValueError as error:
         raise HeaderError(f"{where}: {error}") from error

@@ -86,6 +86,8 @@ class Profile:
     @classmethod
     def parse(cls, text: str, keep: bool = False) -> Profile:
         """Parse a profile; `keep` allows "keep", which only a rule may ask for."""
+        if not isinstance(text, str):
+            raise TypeError(f"a profile is text such as 'gates' or 'bits:2', got {type(text).__name__}")
         kind, colon, bits = text.partition(":")
         if kind not in _CODEC_OF or (kind == "bits") != bool(colon) or (kind == "keep" and not keep):
             known = ", ".join(["lookup", "f32", "gates", "parity", "bits:B", *(["keep"] if keep else [])])
@@ -240,6 +242,10 @@ def make_plan(
         raise ValueError(f"quantized must be 'refuse' or 'keep', got {quantized!r}")
     if rates and profile != "parity":
         raise ValueError(f"rates are for profile 'parity', got {profile!r}")
+    if type(seed) is bool or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**64:
+        raise ValueError(f"seed must be an integer of 0..2^64 - 1, got {seed!r}")
+    if thresholds is not None and not isinstance(thresholds, Mapping):
+        raise TypeError(f"gates must map regimes to thresholds, got {type(thresholds).__name__}")
     infos = source.infos()
     for glob, _ in parsed:
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
@@ -247,7 +253,7 @@ def make_plan(
     ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
     companions, notes = _quantized(source, ruled, quantized)
     tied = _tied(source, infos.values()) | dict(source.aliases())
-    plan = Plan(chosen, asked=dict(thresholds or {}), seed=seed)
+    plan = Plan(chosen, asked=dict(thresholds or {}), seed=int(seed))
     plan.files = tuple(sorted(source.files()))
     plan.notes = notes
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from hhtld.errors import BadMagicError, HeaderError, TruncatedError
+from hhtld.errors import BadMagicError, ClosedError, HeaderError, TruncatedError
 
 __all__ = ["FileIdentity", "PositionalFile", "RegularFile", "open_regular"]
 
@@ -131,7 +131,7 @@ class RegularFile(PositionalFile):
     def _descriptor(self) -> _Descriptor:
         held = self._held  # another thread may close the file meanwhile
         if held is None:
-            raise ValueError(f"{self._path}: the file is closed")
+            raise ClosedError(f"{self._path}: the file is closed")
         return held
 
     def fill(self, buffer: memoryview, offset: int) -> None:

@@ -250,6 +250,8 @@ class ArraySource(TensorSource):
                 raise ValueError(
                     f"tensor {shown(name)} has {self._arrays[name].ndim} axes, files hold {MAX_DIMENSIONS}"
                 )
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise TypeError(f"metadata must map str to str, got {type(metadata).__name__}")
         for part in [*(metadata or {}), *(metadata or {}).values()]:
             if not isinstance(part, str):
                 raise TypeError(f"metadata must map str to str, got a {type(part).__name__}")

@@ -22,6 +22,7 @@ from hhtld.crc import Crc32Runs, crc32_combine
 from hhtld.errors import (
     BadMagicError,
     ChecksumError,
+    ClosedError,
     FormatError,
     HeaderError,
     TruncatedError,
@@ -316,7 +317,7 @@ class ContainerReader:
 
     def _fill(self, out: NDArray[np.uint8], offset: int) -> None:
         if self._file.closed:
-            raise ValueError(f"{self.path}: the pack is closed")
+            raise ClosedError(f"{self.path}: the pack is closed")
         self._file.fill(out.reshape(-1).data, offset)
 
 

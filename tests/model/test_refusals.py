@@ -1,0 +1,125 @@
+"""Arguments that cannot be meant are refused at the door, with a sentence; a closed pack is no bad file."""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import hhtld
+from hhtld.errors import ClosedError, FormatError, OutputError, did_you_mean
+from hhtld.formats import open_source
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    rows = np.random.default_rng(0).standard_normal((600, 64)).astype(np.float32)
+    save_file({"w": rows, "kept": np.ones(3)}, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 1.5}, "seed must be an integer of 0..2^64 - 1, got 1.5"),
+        ({"seed": True}, "seed must be an integer of 0..2^64 - 1, got True"),
+        ({"seed": -1}, "seed must be an integer of 0..2^64 - 1, got -1"),
+        ({"seed": 2**64}, "seed must be an integer of 0..2^64 - 1"),
+        ({"profile": 2}, "a profile is text such as 'gates' or 'bits:2', got int"),
+        ({"rules": [("w", None)]}, "a profile is text such as 'gates' or 'bits:2', got NoneType"),
+        ({"gates": ("index", 0.9)}, "gates must map regimes to thresholds, got tuple"),
+        ({"executor": 5}, "an executor is a name or has submit(), got int"),
+    ],
+)
+def test_conversions_refuse_what_cannot_be_meant(model: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        hhtld.convert(model, model.with_suffix(".hhtld"), **given)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.safetensors"]
+
+
+def test_a_seed_of_numpy_is_a_seed(model: Path) -> None:
+    hhtld.convert(model, model.with_suffix(".hhtld"), profile="gates", seed=np.uint64(7))  # type: ignore[arg-type]
+    with hhtld.open(model.with_suffix(".hhtld")) as pack:
+        assert pack.table.groups[0].seed == 7
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hhtld.encode({"w": np.ones((2, 2))}, None), "a profile is text"),  # type: ignore[arg-type]
+        (lambda: hhtld.encode({"w": np.ones((2, 2))}, metadata=["a"]), "metadata must map str to str, got list"),  # type: ignore[arg-type]
+        (lambda: hhtld.save({"w": np.ones((2, 2))}, "x.hhtld"), "save writes a pack, got dict; save_file"),  # type: ignore[arg-type]
+    ],
+)
+def test_functions_refuse_what_cannot_be_meant(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_closed_pack_is_no_bad_file(model: Path, mmap: bool) -> None:
+    target = model.with_suffix(".hhtld")
+    hhtld.convert(model, target, profile="gates", files=False)
+    pack = hhtld.open(target, mmap=mmap)
+    pack.get_rows("w", [1])
+    pack.close()
+    doors: list[Any] = [
+        lambda: pack.get_tensor("w"),
+        lambda: pack.get_tensor("kept"),
+        lambda: pack.get_rows("w", [0]),
+        lambda: pack.get_slice("kept")[:1],
+        lambda: pack.get_encoded("w"),
+        lambda: pack.scorer("w"),
+    ]
+    for door in doors:
+        with pytest.raises(ClosedError, match="closed") as caught:
+            door()
+        assert not isinstance(caught.value, FormatError)
+
+
+def test_a_pack_closed_before_anything_was_read_is_no_bad_file(model: Path) -> None:
+    hhtld.convert(model, model.with_suffix(".hhtld"), profile="lookup")
+    pack = hhtld.open(model.with_suffix(".hhtld"))
+    pack.close()
+    with pytest.raises(ClosedError):
+        pack.get_tensor("w")
+
+
+def test_a_closed_source_says_so(model: Path) -> None:
+    source = open_source(model)
+    source.close()
+    with pytest.raises(ClosedError, match="is closed"):
+        source.read_rows("w", 0, 1)
+
+
+def test_an_output_error_without_a_number_shows_none(tmp_path: Path) -> None:
+    (tmp_path / "taken.hhtld").mkdir()
+    pack = hhtld.encode({"w": np.ones(3)})
+    with pytest.raises(OutputError) as caught:
+        hhtld.save(pack, tmp_path / "taken.hhtld")
+    assert str(caught.value).startswith("cannot write")
+    with pytest.raises(OutputError, match=r"^cannot write '': give a name$"):
+        hhtld.save(pack, "")
+    assert "[Errno 28]" in str(OutputError(errno.ENOSPC, "cannot write x"))
+
+
+def test_a_wrong_name_among_many_costs_milliseconds() -> None:
+    names = [
+        f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight" for layer in range(80) for expert in range(256)
+    ]
+    names += ["model.embed_tokens.weight"]
+    started = time.perf_counter()
+    found = did_you_mean("model.layers.7.mlp.experts.19.upproj.weight", names)
+    assert time.perf_counter() - started < 0.3
+    assert "'model.layers.7.mlp.experts.19.up_proj.weight'" in found
+    assert "'model.embed_tokens.weight'" in did_you_mean("embed_tokens.weight", names)
+    assert "'model.layers.3.mlp.experts.4.up_proj.weight'" in did_you_mean(
+        "layers.3.mlp.experts.4.up_proj.weight", names
+    )
+    assert did_you_mean("zzz", ["a", "b"]) == ""
