@@ -12,11 +12,18 @@ What is read, and its name:
   anything of two or more. Exporters put small arguments there too, axes and scales; those belong to the program, which
   like the rest of the graph is not kept. How many were left out is in `description`;
 - both in the bodies of If, Loop and Scan as ``node/attribute/name``, and of functions as ``function/name``: names are
-  unique only within a body.
+  unique only within a body. Nodes need no names of their own: the second node of a name goes by ``node~2``.
 
-Refused, each by name: sparse tensors, strings, complex128, integers of 4 and 2 bits, values outside their type, data
-whose length is not the shape's, names that are missing, not UTF-8 or given twice. The location of external data must
-be a plain relative path below the model's folder; a link there is followed where `hhtld.links` says.
+Types that no array has are kept as what they are made of: integers of 4 and 2 bits, 4-bit floats that fill no whole
+bytes and complex128 as their packed bytes, sparse tensors as ``name/values`` and ``name/indices``. `description` tells
+their types and shapes. Strings are left out, which a note says.
+
+What the graph uses as quantized weights, scales and zero points is told by `quantized` (`hhtld.formats.onnx_quantized`)
+and never coded.
+
+Refused, each by name: values outside their type, data whose length is not the shape's, names that are missing, not
+UTF-8 or given twice within a body. The location of external data must be a plain relative path below the model's
+folder; a link there is followed where `hhtld.links` says.
 Optimiser states (`training_info`) are not weights and are not read; checksums of external files are not compared.
 
 Memory: the data inside the message is held while the source is open, and twice that while it is opened; rows are views
@@ -27,8 +34,10 @@ Source: https://github.com/onnx/onnx (onnx/onnx.proto, docs/ExternalData.md).
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType, ModuleType
@@ -48,7 +57,9 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.formats.onnx_quantized import Scope, quantized_by_graph
 from hhtld.links import leads_out
+from hhtld.quantized import packed_tensors
 from hhtld.reading import PositionalFile, open_regular
 from hhtld.sizes import checked_shape, tensor_nbytes
 from hhtld.source import checked_name
@@ -83,8 +94,11 @@ _DATA_TYPES = {
     27: "F6_E2M3",
     28: "F6_E3M2",
 }
+_STRING, _COMPLEX128 = 8, 15
+# Types that come as their packed bytes, and the bits of their elements.
+_PACKED_BITS = {_COMPLEX128: 128, 21: 4, 22: 4, 25: 2, 26: 2}
 # Where a type's elements lie when not in raw_data, and the integers that stand for them there: narrow types
-# travel as their bits in int32. Packed types are read from raw_data only.
+# travel as their bits in int32, packed ones as bytes there.
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _FIELD_OF = {
     "F32": "float_data",
@@ -206,46 +220,77 @@ class TensorWalk:
     ----------
     left_out : int
         Constants that are arguments of the program.
+    sparse : dict of name to list of int
+        The shapes of sparse tensors, which come as their values and indices.
+    scopes : list of Scope
+        Every graph, body and function that was walked, and the names its tensors have outside of it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._prefixes: set[str] = set()
         self.left_out = 0
+        self.sparse: dict[str, list[int]] = {}
+        self.scopes: list[Scope] = []
 
     def model(self, model: Any) -> Iterator[_Found]:
         """Return every weight of a model."""
-        yield from self._graph(model.graph, "")
+        yield from self._graph(model.graph, "", ChainMap())
         for number, function in enumerate(model.functions):
-            yield from self._nodes(function.node, self._prefix("", function.name or str(number)))
+            prefix = self._own_prefix("", function.name or str(number))
+            yield from self._nodes(function.node, prefix, ChainMap())
 
-    def _graph(self, graph: Any, prefix: str) -> Iterator[_Found]:
+    def _graph(self, graph: Any, prefix: str, outer: ChainMap[str, str]) -> Iterator[_Found]:
+        names = outer.new_child()
         for number, tensor in enumerate(graph.initializer):
-            yield _Found(self._name(tensor.name, f"initializer {number}", prefix), tensor)
-        for number in range(len(graph.sparse_initializer)):
-            self._refuse_sparse(f"sparse initializer {number}", prefix)
-        yield from self._nodes(graph.node, prefix)
+            name = self._name(tensor.name, f"initializer {number}", prefix)
+            names[name[len(prefix) :]] = name
+            yield _Found(name, tensor)
+        for number, tensor in enumerate(graph.sparse_initializer):
+            name = self._name(tensor.values.name, f"sparse initializer {number}", prefix)
+            yield from self._sparse(name, tensor)
+        yield from self._nodes(graph.node, prefix, names)
 
-    def _nodes(self, nodes: Any, prefix: str) -> Iterator[_Found]:
+    def _nodes(self, nodes: Any, prefix: str, names: ChainMap[str, str]) -> Iterator[_Found]:
+        self.scopes.append(Scope(names, nodes))
         for number, node in enumerate(nodes):
             is_constant = node.op_type == "Constant" and node.domain in ("", "ai.onnx")
             for attribute in node.attribute:
                 if attribute.HasField("g") or attribute.graphs:
-                    yield from self._bodies(node, attribute, number, prefix)
+                    yield from self._bodies(node, attribute, number, prefix, names)
                 elif is_constant and attribute.HasField("sparse_tensor"):
-                    self._refuse_sparse(f"Constant of node {number}", prefix)
+                    yield from self._sparse(self._output(node, number, prefix), attribute.sparse_tensor)
                 elif is_constant and attribute.HasField("t") and _is_weight(attribute.t):
-                    output = node.output[0] if node.output else ""
-                    yield _Found(self._name(output, f"Constant of node {number}", prefix), attribute.t)
+                    name = self._output(node, number, prefix)
+                    names[name[len(prefix) :]] = name
+                    yield _Found(name, attribute.t)
                 elif is_constant:
                     self.left_out += 1
 
-    def _bodies(self, node: Any, attribute: Any, number: int, prefix: str) -> Iterator[_Found]:
+    def _bodies(
+        self, node: Any, attribute: Any, number: int, prefix: str, names: ChainMap[str, str]
+    ) -> Iterator[_Found]:
         label = node.name or (node.output[0] if node.output else f"node {number}")
-        inner = self._prefix(prefix, label, attribute.name)
+        inner = self._own_prefix(prefix, label, attribute.name)
         if attribute.HasField("g"):
-            yield from self._graph(attribute.g, inner)
+            yield from self._graph(attribute.g, inner, names)
         for place, graph in enumerate(attribute.graphs):
-            yield from self._graph(graph, self._prefix(inner, str(place)))
+            yield from self._graph(graph, self._prefix(inner, str(place)), names)
+
+    def _sparse(self, name: str, tensor: Any) -> Iterator[_Found]:
+        self.sparse[name] = [int(size) for size in tensor.dims]
+        yield _Found(f"{name}/values", tensor.values)
+        yield _Found(f"{name}/indices", tensor.indices)
+
+    def _own_prefix(self, outer: str, label: str | bytes, *rest: str | bytes) -> str:
+        """Return a prefix that no other body has; a second node of the same name is ``name~2``."""
+        prefix, count = self._prefix(outer, label, *rest), 1
+        while prefix in self._prefixes:
+            count += 1
+            text = _text(label, f"{self._path}: a name of {shown(outer)}")
+            prefix = self._prefix(outer, f"{text}~{count}", *rest)
+        self._prefixes.add(prefix)
+        return prefix
 
     def _prefix(self, outer: str, *parts: str | bytes) -> str:
         """Return what names inside a body begin with; short, for every tensor in there repeats it."""
@@ -254,6 +299,9 @@ class TensorWalk:
         if len(prefix) > PREFIX_LIMIT:
             raise HeaderError(f"{self._path}: body {shown(prefix, 40)}: its name passes {PREFIX_LIMIT} characters")
         return prefix
+
+    def _output(self, node: Any, number: int, prefix: str) -> str:
+        return self._name(node.output[0] if node.output else "", f"Constant of node {number}", prefix)
 
     def _name(self, name: str | bytes, what: str, prefix: str) -> str:
         where = f"{self._path}: {what}" + (f" in {shown(prefix)}" if prefix else "")
@@ -264,10 +312,6 @@ class TensorWalk:
             return checked_name(text)
         except ValueError as error:
             raise HeaderError(f"{where}: {error}") from None
-
-    def _refuse_sparse(self, what: str, prefix: str) -> None:
-        inside = f" in {shown(prefix)}" if prefix else ""
-        raise HeaderError(f"{self._path}: {what}{inside}: sparse tensors are not read; make it dense first")
 
 
 def _is_weight(constant: Any) -> bool:
@@ -288,13 +332,28 @@ class _Place(NamedTuple):
     identity: Any
 
 
+def _packed_bits(tensor: Any) -> int | None:
+    """Return the bits of an element of a tensor that comes as its packed bytes, or None for an ordinary one."""
+    if _DATA_TYPES.get(tensor.data_type) == "F4" and math.prod(tensor.dims) % 2:
+        return 4
+    return _PACKED_BITS.get(tensor.data_type)
+
+
 def _info(name: str, tensor: Any, where: str) -> TensorInfo:
+    nbits = _packed_bits(tensor)
+    if nbits is not None:
+        shape = checked_shape(list(tensor.dims), where)
+        return TensorInfo(name, DTYPES["U8"], checked_shape([-(-math.prod(shape) * nbits // 8)], where))
     if tensor.data_type not in _DATA_TYPES:
         raise HeaderError(f"{where}: {_type_text(tensor.data_type)} cannot be read; known: {', '.join(DTYPES)}")
     dtype = DTYPES[_DATA_TYPES[tensor.data_type]]
     shape = checked_shape(list(tensor.dims), where)
     tensor_nbytes(shape, dtype.nbits, where)  # refused here, where the path is known
     return TensorInfo(name, dtype, shape)
+
+
+def _type_and_shape(tensor: Any) -> str:
+    return f"{_type_text(tensor.data_type).removeprefix('type ')} {list(tensor.dims)}"
 
 
 def _type_text(number: int) -> str:
@@ -319,11 +378,15 @@ def _data(tensor: Any, info: TensorInfo, where: str) -> NDArray[np.uint8]:
                 f"raw_data holds {data.size}"
             )
         return data
-    field = _FIELD_OF.get(info.dtype.name, "int32_data")
-    if given and (given != [field] or info.dtype.numpy is None):
+    field = "double_data" if tensor.data_type == _COMPLEX128 else _FIELD_OF.get(info.dtype.name, "int32_data")
+    if given and given != [field]:
         raise HeaderError(
             f"{where}: {info.dtype.name} cannot have its data in {given[-1] if field in given else given[0]}"
         )
+    if field == "double_data" and info.dtype.name == "U8":
+        info = TensorInfo(info.name, DTYPES["F64"], (info.nbytes // 8,))
+    elif info.dtype.numpy is None:
+        info = TensorInfo(info.name, DTYPES["U8"], (info.nbytes,))
     return _from_field(getattr(tensor, field), field, info, where)
 
 
@@ -443,22 +506,34 @@ class OnnxFile(TensorSource):
         self._facts = _facts(model, self._path)
         self._infos: dict[str, TensorInfo] = {}
         self._data: dict[str, NDArray[np.uint8] | _Place] = {}
+        self._packed: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
         self._closed = False
         walk = TensorWalk(self._path)
         for name, tensor in walk.model(model):
             self._take(name, tensor)
+        used = quantized_by_graph(walk.scopes)
+        named = {name: scheme.name for name, scheme in packed_tensors(self._infos).items()}
+        self._quantized = {name: use for name, use in (named | used).items() if name in self._infos}
         if walk.left_out:
             self._facts["constants_left_out"] = walk.left_out
+        odd = {"sparse": walk.sparse, "packed": self._packed, "left_out": self._left_out}
+        self._facts |= {key: facts for key, facts in odd.items() if facts}
 
     def _take(self, name: str, tensor: Any) -> None:
         """Take a tensor's bytes out of the message, which then can go."""
         where = f"{self._path}: tensor {shown(name)}"
-        if name in self._infos:
+        if name in self._infos or name in self._left_out:
             raise HeaderError(f"{where} is given twice")
+        if tensor.data_type == _STRING:
+            self._left_out[name] = _type_and_shape(tensor)
+            return
         info = _info(name, tensor, where)
         external = tensor.data_location == _EXTERNAL
         self._data[name] = _place(tensor, info, self._path, where) if external else _data(tensor, info, where)
         self._infos[name] = info
+        if _packed_bits(tensor) is not None:
+            self._packed[name] = _type_and_shape(tensor)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -467,8 +542,26 @@ class OnnxFile(TensorSource):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Under "onnx": IR version, operator sets, producer, and the like."""
-        return {"onnx": dict(self._facts)}
+        """Under "onnx": IR version, operator sets, producer, odd types; under "quantized": `quantized`."""
+        return {"onnx": dict(self._facts)} | ({"quantized": dict(self._quantized)} if self._quantized else {})
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out, and what is kept as its packed bytes."""
+        told = (
+            ("are no numbers and left out", self._left_out),
+            ("are of types that no array has, and kept as packed bytes", self._packed),
+        )
+        notes = []
+        for what, found in told:
+            if found:
+                listed = ", ".join(f"{shown(name, 40)} ({kind})" for name, kind in [*found.items()][:5])
+                notes.append(f"{len(found)} tensors {what}: {listed}" + (", ..." if len(found) > 5 else ""))
+        return notes
+
+    def quantized(self) -> Mapping[str, str]:
+        """Return what the graph uses as quantized weights, scales and zero points, and the operator that does."""
+        return MappingProxyType(self._quantized)
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return MappingProxyType(self._infos)

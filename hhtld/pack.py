@@ -435,10 +435,11 @@ class PackSource(TensorSource):
     def aliases(self) -> Mapping[str, str]:
         return {n: r.alias_of for n, r in self.pack.table.tensors.items() if r.alias_of is not None}
 
-    def quantized(self) -> Mapping[str, str]:
+    def quantized(self) -> Mapping[str, str] | None:
         """Return what the graph of an ONNX model told, which the pack's description carries."""
-        found = self.pack.table.source.get("quantized")
-        return {n: str(use) for n, use in found.items() if n in self._infos} if isinstance(found, dict) else {}
+        facts = self.pack.table.source
+        found = facts.get("quantized", {} if "onnx" in facts else None)
+        return {n: str(use) for n, use in found.items() if n in self._infos} if isinstance(found, dict) else None
 
     def files(self) -> Mapping[str, int]:
         return self.pack.files()

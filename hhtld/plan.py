@@ -282,8 +282,9 @@ def _quantized(
     source: TensorSource, ruled: Mapping[str, Profile | None], quantized: str
 ) -> tuple[set[str], tuple[str, ...]]:
     """Names that belong to quantized weights, which no profile encodes, and what to tell of them."""
-    infos, declared, used = source.infos(), source.declared_quantization, source.quantized()
-    found = {name: scheme for name, scheme in quantized_tensors(infos, declared).items() if name not in used}
+    infos, declared, told = source.infos(), source.declared_quantization, source.quantized()
+    used = told or {}
+    found = quantized_tensors(infos, declared) if told is None else {}
     coded = [name for name in found if infos[name].dtype.is_weight and infos[name].has_rows]
     if quantized == "refuse" and found and not all(_keeps(ruled.get(name)) for name in coded or found):
         raise QuantizedError(refusal(found, infos, declared))
@@ -292,7 +293,9 @@ def _quantized(
         how = ", ".join(sorted({scheme.name for scheme in found.values()} | set(used.values())))
         notes.append(f"{len(found) + len(used)} tensors of quantized weights ({how}) are kept byte for byte")
     elif declared is not None:
-        notes.append(f"{declared}, but no tensor here is quantized: the floats are coded as they are")
+        notes.append(
+            f"the model is said to be quantized ({declared}), but no tensor here is: the floats are coded as they are"
+        )
     return {*found, *used}, tuple(notes)
 
 

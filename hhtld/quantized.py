@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from hhtld.errors import shown
 from hhtld.source import TensorInfo
 
-__all__ = ["SCHEMES", "Scheme", "quantized_tensors", "refusal", "undeclared"]
+__all__ = ["SCHEMES", "Scheme", "packed_tensors", "quantized_tensors", "refusal"]
 
 _BYTES = frozenset({"U8", "I8"})
 _INTEGERS = _BYTES | {"I16", "U16", "I32", "U32"}
@@ -41,7 +41,7 @@ class Scheme:
     dtypes : frozenset of str
         The types it may have; empty for any.
     beside : tuple of str
-        What at least one other tensor of the module is called, ``*`` standing for the same name.
+        What other tensors of the module are called, ``*`` standing for the same name; one of them must be there.
     library : str
         What turns such weights back into plain ones.
     """
@@ -56,29 +56,36 @@ class Scheme:
     def _pattern(self) -> re.Pattern[str]:
         return re.compile(r"((?:.*\.)?)" + re.escape(self.packed).replace(r"\*", r"([^.]+)"))
 
-    def module(self, info: TensorInfo, names: Mapping[str, object]) -> str | None:
-        """Return what the names of a packed tensor's module begin with, or None where it is not of this scheme."""
+    def match(self, info: TensorInfo, names: Mapping[str, object]) -> tuple[str, list[str]] | None:
+        """Return a packed tensor's module and what lies beside it there, or None for one that is of another scheme."""
         if (self.dtypes and info.dtype.name not in self.dtypes) or (self.packed == "*" and len(info.shape) < 2):
             return None
         found = self._pattern.fullmatch(info.name)
         if found is None:
             return None
         stem = found[2] if "*" in self.packed else ""
-        beside = (found[1] + other.replace("*", stem) for other in self.beside)
-        return found[1] if not self.beside or any(name in names for name in beside) else None
+        beside = [name for other in self.beside if (name := found[1] + other.replace("*", stem)) in names]
+        return (found[1], beside) if beside or not self.beside else None
 
 
 _COMPRESSED = "compressed-tensors"
+_TRANSFORMERS = "transformers (model.dequantize())"
 _MODELOPT = "the library that wrote it (ModelOpt)"
 _WRITER = "the library that wrote it"
 
 # The first line that fits a packed tensor names its scheme, so what says more stands above what says less.
 SCHEMES = (
-    Scheme("bitsandbytes", "*.quant_state.bitsandbytes__nf4", frozenset(), (), "transformers (model.dequantize())"),
-    Scheme("bitsandbytes", "*.quant_state.bitsandbytes__fp4", frozenset(), (), "transformers (model.dequantize())"),
-    Scheme("bitsandbytes", "*", _INTEGERS, ("*.absmax", "*.quant_map"), "transformers (model.dequantize())"),
-    Scheme("bitsandbytes", "*", _BYTES, ("SCB",), "transformers (model.dequantize())"),
-    Scheme("MLX", "weight", frozenset({"U32"}), ("scales",), "mlx-lm (mlx_lm.convert --dequantize)"),
+    Scheme("bitsandbytes", "*.quant_state.bitsandbytes__nf4", frozenset(), (), _TRANSFORMERS),
+    Scheme("bitsandbytes", "*.quant_state.bitsandbytes__fp4", frozenset(), (), _TRANSFORMERS),
+    Scheme(
+        "bitsandbytes",
+        "*",
+        _INTEGERS,
+        ("*.absmax", "*.nested_absmax", "*.quant_map"),
+        _TRANSFORMERS,
+    ),
+    Scheme("bitsandbytes", "*", _BYTES, ("SCB",), _TRANSFORMERS),
+    Scheme("MLX", "weight", frozenset({"U32"}), ("scales", "biases", "qbiases"), "mlx_lm.convert --dequantize"),
     Scheme("NVFP4", "*", _BYTES | _FLOATS4, ("*_scale_2",), _MODELOPT),
     Scheme("NVFP4", "*_packed", _BYTES, ("*_global_scale",), _COMPRESSED),
     Scheme("MXFP4", "*_blocks", _BYTES, ("*_scales",), "transformers (Mxfp4Config(dequantize=True))"),
@@ -102,7 +109,7 @@ SCHEMES = (
     Scheme("AQLM", "codes", _INTEGERS, ("codebooks",), "aqlm"),
     Scheme("VPTQ", "indices", _INTEGERS, ("centroids", "centroids.weight"), "vptq"),
     Scheme("QuIP#", "Qidxs", frozenset({"I64", "I32", "I16"}), ("SU", "SV"), _WRITER),
-    Scheme("HIGGS", "weight", frozenset({"I16"}), ("tables",), "transformers (model.dequantize())"),
+    Scheme("HIGGS", "weight", frozenset({"I16"}), ("tables",), _TRANSFORMERS),
     Scheme("BitNet", "weight", frozenset({"U8"}), ("weight_scale",), "transformers"),
     Scheme("integers with scales", "weight", _INTEGERS, ("scales", "scale"), _WRITER),
     Scheme("integers with scales", "*", _INTEGERS, ("*_scale", "*_scales", "*_scale_inv"), _WRITER),
@@ -112,9 +119,27 @@ SCHEMES = (
 )
 
 
-def undeclared(method: str) -> Scheme:
+def _declared(method: str) -> Scheme:
     """Return the scheme of a model that says it is quantized, in a way of which no line above knows more."""
     return Scheme(method, "*", _PACKED, (), _WRITER)
+
+
+def _packed(infos: Mapping[str, TensorInfo], declared: str | None) -> Iterator[tuple[str, Scheme, str, list[str]]]:
+    """Every packed tensor, its scheme, its module, and what lies beside it."""
+    schemes = SCHEMES if declared is None else (*SCHEMES, _declared(declared))
+    for info in infos.values():
+        if info.dtype.is_weight and info.dtype.nbits > 8 and not info.name.endswith(("W_q", "_qdata")):
+            continue  # most tensors of most models; these two may be packed in floats
+        for scheme in schemes:
+            matched = scheme.match(info, infos)
+            if matched is not None:
+                yield info.name, scheme, *matched
+                break
+
+
+def packed_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, Scheme]:
+    """Return packed tensors and what lies beside them by its name alone, and the scheme."""
+    return {name: scheme for packed, scheme, _, beside in _packed(infos, None) for name in (packed, *beside)}
 
 
 def quantized_tensors(infos: Mapping[str, TensorInfo], declared: str | None = None) -> dict[str, Scheme]:
@@ -126,36 +151,20 @@ def quantized_tensors(infos: Mapping[str, TensorInfo], declared: str | None = No
     declared : str, optional
         How the model says that it is quantized; then any packed tensor is taken for a weight.
     """
-    schemes = SCHEMES if declared is None else (*SCHEMES, undeclared(declared))
-    modules: dict[str, Scheme] = {}
-    for info in infos.values():
-        if info.dtype.is_weight and info.dtype.nbits > 8 and not info.name.endswith(("W_q", "_qdata")):
-            continue  # most tensors of most models; these two may be packed in floats
-        for scheme in schemes:
-            module = scheme.module(info, infos)
-            if module is not None:
-                modules.setdefault(module, scheme)
-                break
-    if not modules:
-        return {}
     found: dict[str, Scheme] = {}
-    for name in infos:
-        module = _module_of(name, modules)
-        if module is not None:
-            found[name] = modules[module]
-    return found
-
-
-def _module_of(name: str, modules: Mapping[str, Scheme]) -> str | None:
-    """Return the innermost module that a tensor belongs to; one without a name holds only names without a dot."""
-    end = name.rfind(".")
-    if end < 0:
-        return "" if "" in modules else None
-    while end >= 0:
-        if name[: end + 1] in modules:
-            return name[: end + 1]
-        end = name.rfind(".", 0, end)
-    return None
+    modules: dict[str, Scheme] = {}
+    for packed, scheme, module, beside in _packed(infos, declared):
+        for name in (packed, *beside):
+            found.setdefault(name, scheme)
+        if module:
+            modules.setdefault(module.removesuffix("."), scheme)
+    for name in infos if modules else ():
+        module = name.rpartition(".")[0]
+        while module and module not in modules:
+            module = module.rpartition(".")[0]
+        if module:
+            found.setdefault(name, modules[module])
+    return {name: found[name] for name in infos if name in found}
 
 
 def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declared: str | None = None) -> str:
@@ -171,7 +180,7 @@ def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declar
     """
     scheme = Counter(found.values()).most_common(1)[0][0]
     same = [name for name, other in found.items() if other == scheme]
-    packed = next((name for name in same if scheme.module(infos[name], infos) is not None), same[0])
+    packed = next((name for name in same if scheme.match(infos[name], infos) is not None), same[0])
     module = packed[: packed.rfind(".") + 1]
     beside = [name for name in same if name.startswith(module) and name != packed and infos[name].dtype.is_weight]
     example = f"{shown(packed)} is {infos[packed].dtype.name}" + (f" beside {_listed(beside)}" if beside else "")

@@ -79,7 +79,7 @@ class RemoteSource(TensorSource):
     def declared_quantization(self) -> str | None:
         return self._source.declared_quantization
 
-    def quantized(self) -> Mapping[str, str]:
+    def quantized(self) -> Mapping[str, str] | None:
         return self._source.quantized()
 
     def stored(self, name: str) -> tuple[str, int]:

@@ -106,9 +106,12 @@ class TensorSource(ABC):
         """How the source says that its weights are quantized, where they are not given as what they mean."""
         return None
 
-    def quantized(self) -> Mapping[str, str]:
-        """Return the tensors that hold quantized weights, scales or zero points, and what uses them, where it knows."""
-        return {}
+    def quantized(self) -> Mapping[str, str] | None:
+        """Return the tensors that hold quantized weights, scales or zero points, and what uses them so.
+
+        None where the source does not know: then names and types tell, see `hhtld.quantized`.
+        """
+        return None
 
     def stored(self, name: str) -> tuple[str, int]:
         """Return the type and the bytes that a tensor has where it is stored, its scales included."""
@@ -180,9 +183,11 @@ class SourceRows:
         bad = _cast.first_nonfinite_f32(values)
         if bad >= 0:
             row, column = divmod(bad, self.n_cols)
+            held = view(raw, self._info.dtype, (-1,))[bad]
+            cause = "float32, which codecs compute in, ends at 3.4e38" if np.isfinite(held) else "they must be finite"
             raise NonFiniteError(
-                f"tensor {shown(self._info.name)} holds {values[bad]} at row {start + row}, column {column}; "
-                f"weights must be finite to be encoded (keep the tensor as it is with nonfinite='keep')"
+                f"tensor {shown(self._info.name)} holds {held} at row {start + row}, column {column}; such weights "
+                f"cannot be encoded: {cause} (--nonfinite keep, in Python nonfinite='keep', keeps the tensor as it is)"
             )
         return values.reshape(stop - start, self.n_cols)
 

@@ -132,6 +132,8 @@ class Voice:
         if pack is not None:
             self._check(pack, where)
             for name, tensor in TensorWalk(self.path).model(model):
+                if name not in pack:  # texts are no weights
+                    continue
                 weights = np.ascontiguousarray(pack.get_tensor(name, "source"))
                 for field in _DATA_FIELDS:
                     tensor.ClearField(field)
