@@ -20,8 +20,8 @@ except ImportError as error:
 
 from hhtld.integrations.torch_modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch_ops import SCORED_ROWS
-from hhtld.integrations.torch_packed import PackedWeight
-from hhtld.integrations.torch_replace import PackedCounts, packed_counts, replace_modules
+from hhtld.integrations.torch_packed import PackedWeight, PackedWeightError
+from hhtld.integrations.torch_replace import PackedCounts, dequantize, packed_counts, replace_modules
 from hhtld.integrations.torch_tensors import iter_tensors, load_state_dict, torch_dtype
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "HhtlLinear",
     "PackedCounts",
     "PackedWeight",
+    "PackedWeightError",
+    "dequantize",
     "iter_tensors",
     "load_state_dict",
     "packed_counts",

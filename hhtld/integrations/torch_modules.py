@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from hhtld.errors import shown
 from hhtld.integrations.torch_ops import SCORED_ROWS
-from hhtld.integrations.torch_packed import PackedWeight
+from hhtld.integrations.torch_packed import HOW_TO_DECODE, PackedWeight
 from hhtld.integrations.torch_tensors import PackOrPath, checked_dtype, loaded, opened
 from hhtld.pack import HhtldPack
 
@@ -27,7 +27,31 @@ def weight_of(pack: HhtldPack, name: str, dtype: torch.dtype | str | None) -> Pa
     return nn.Parameter(loaded(pack, record, checked_dtype(dtype), "cpu"), requires_grad=False)
 
 
-class HhtlEmbedding(nn.Module):
+class _PackedModule(nn.Module):
+    """A module that may have a packed weight."""
+
+    weight: PackedWeight | nn.Parameter
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        if isinstance(self.weight, PackedWeight) and f"{prefix}weight" in state_dict:
+            errors.append(f"{shown(prefix + 'weight')} is packed and takes no other numbers: {HOW_TO_DECODE}")
+
+    def _packed_repr(self) -> str:
+        ordinary = "Embedding" if isinstance(self, HhtlEmbedding) else "Linear"
+        return f", packed (dequantize() gives nn.{ordinary})" if isinstance(self.weight, PackedWeight) else ""
+
+
+class HhtlEmbedding(_PackedModule):
     """`nn.Embedding` for inference, its weight packed: a lookup decodes the rows it is asked for.
 
     Rows are those of ``load_state_dict(..., dtype=dtype)``, bit for bit.
@@ -53,11 +77,9 @@ class HhtlEmbedding(nn.Module):
 
     Notes
     -----
-    The packed bytes are not part of `state_dict`. `copy.deepcopy`, `pickle` and `torch.save` of the module take
-    them along.
+    ``state_dict()`` raises ValueError, as does loading one that has a weight for it. `copy.deepcopy`, `pickle` and
+    `torch.save` of the module take the packed bytes along.
     """
-
-    weight: PackedWeight | nn.Parameter
 
     def __init__(
         self,
@@ -113,10 +135,10 @@ class HhtlEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes, as `nn.Embedding` does."""
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}{self._packed_repr()}"
 
 
-class HhtlLinear(nn.Module):
+class HhtlLinear(_PackedModule):
     """`nn.Linear` for inference, its weight packed.
 
     Few rows of input (all leading axes together, `scored_rows` at most) are scored on the slots without decoding:
@@ -146,7 +168,6 @@ class HhtlLinear(nn.Module):
     in_features, out_features, scored_rows : int
     """
 
-    weight: PackedWeight | nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
@@ -206,4 +227,5 @@ class HhtlLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the sizes, as `nn.Linear` does."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return sizes + self._packed_repr()

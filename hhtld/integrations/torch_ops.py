@@ -104,7 +104,7 @@ def one_tensor_table(table: PackTable, record: TensorRecord) -> tuple[str, list[
     group = table.groups[record.group]
     sections = [*record.sections.items(), *group.sections.items()]
     numbers = {kind: i for i, (kind, _) in enumerate(sections)}
-    own = {key: value for key, value in record.to_json().items() if key not in ("shard", "gates")}
+    own = {key: value for key, value in record.to_json().items() if key not in ("shard", "gates", "source_crc32")}
     own |= {"name": "weight", "sections": {kind: numbers[kind] for kind in record.sections}, "group": 0}
     shared = group.to_json() | {"sections": {kind: numbers[kind] for kind in group.sections}}
     whole = {"profile": table.profile, "groups": [shared], "tensors": [own], "metadata": {}, "source": {}}
@@ -216,3 +216,17 @@ def _(
 ) -> torch.Tensor:
     _check_input(x, table)
     return x.new_empty((*x.shape[:-1], _shape(table)[0]), dtype=dtype)
+
+
+# ---- gradients ----
+
+
+def _no_gradients(*_: Any) -> Any:
+    """Stop training where it would begin to go wrong, with what to do."""
+    raise RuntimeError(
+        "packed weights pass no gradients on: for training, adapters included, make it an ordinary model first, with "
+        "model.dequantize() (transformers) or hhtld.integrations.torch.dequantize(model)"
+    )
+
+
+linear.register_autograd(_no_gradients)

@@ -15,7 +15,12 @@ from hhtld.integrations.torch_ops import SCORED_ROWS, one_tensor_table
 from hhtld.integrations.torch_tensors import checked_dtype, torch_dtype
 from hhtld.pack import HhtldPack
 
-__all__ = ["PackedWeight"]
+__all__ = ["HOW_TO_DECODE", "PackedWeight", "PackedWeightError"]
+
+HOW_TO_DECODE = (
+    "make it an ordinary model first, with model.dequantize() (transformers) or "
+    "hhtld.integrations.torch.dequantize(model)"
+)
 
 # Sections by pack and number, while a weight holds them: what tensors of a group share is held once.
 _SECTIONS: WeakKeyDictionary[HhtldPack, WeakValueDictionary[int, torch.Tensor]] = WeakKeyDictionary()
@@ -29,15 +34,25 @@ def _section(pack: HhtldPack, number: int) -> torch.Tensor:
     return found
 
 
+class PackedWeightError(TypeError, AttributeError):
+    """What was asked of a packed weight needs its numbers, which it does not hold.
+
+    A TypeError to who reads it; also an AttributeError, so that code which looks whether a weight has an attribute of
+    tensors goes on as with any object that lacks it.
+    """
+
+
 class PackedWeight(nn.Module):  # a module, so that buffers move, copy and export with the one that holds it
     """An encoded matrix of a pack, held as its packed bytes.
 
     It stands where a module has its ``weight`` and answers what models ask a weight without computing with it:
-    shape, dtype, device. ``F.linear(x, weight)`` and ``F.embedding(ids, weight)`` work; every other torch function
-    raises TypeError, because it would have to decode the whole. `decoded` does that when asked.
+    shape, dtype, device. ``F.linear(x, weight)`` and ``F.embedding(ids, weight)`` work; every other torch function,
+    operator and method of tensors raises `PackedWeightError`, a TypeError, because it would have to decode the whole.
+    `decoded` does that when asked.
 
-    The bytes are copied from the pack, which may be closed afterwards. They are buffers, left out of state dicts:
-    the pack is where they are kept. Two modules with the same `PackedWeight` are tied, as two with one Parameter.
+    The bytes are copied from the pack, which may be closed afterwards. They are buffers, and the pack is where they
+    are kept: ``state_dict()`` raises ValueError, since without them it would be part of a model and look like one.
+    Two modules with the same `PackedWeight` are tied, as two with one Parameter.
 
     Parameters
     ----------
@@ -140,8 +155,24 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
             return _packed_linear(*args, **given)
         if function is nn.functional.embedding:
             return _packed_embedding(*args, **given)
-        name = getattr(function, "__name__", function)
-        raise TypeError(f"{name} would have to decode a packed weight; pass weight.decoded(), or use its module")
+        packed = [value for value in (*args, *given.values()) if isinstance(value, PackedWeight)]
+        raise _refusal(str(getattr(function, "__name__", function)), packed[0].name if packed else None)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if not name.startswith("_") and hasattr(torch.Tensor, name) and "name" in self.__dict__:
+                raise _refusal(name, self.name) from None
+            raise
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if keep_vars and torch.compiler.is_compiling():  # torch.export takes buffers by themselves
+            return
+        raise ValueError(
+            f"{shown(prefix.removesuffix('.') or self.name)} is packed, and a state dict would lack it without a word: "
+            f"keep the pack, or {HOW_TO_DECODE}; torch.save(model), pickle and copy.deepcopy take packed weights along"
+        )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # Only `like` follows: `to_empty` would overwrite the bytes, and no other device decodes them.
@@ -157,6 +188,47 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
     def extra_repr(self) -> str:
         """Return name, shape, type and size."""
         return f"{self.name!r}, {tuple(self.shape)}, {self.dtype}, {self.nbytes} bytes"
+
+
+def _refusal(what: str, name: str | None) -> PackedWeightError:
+    module = "..." if name is None else name.removesuffix(".weight").rpartition(".")[2]
+    of = "" if name is None else f", {shown(name)},"
+    return PackedWeightError(
+        f"{what} needs the numbers of a packed weight{of} which holds none: load the module that it belongs to "
+        f"decoded, from_pretrained(..., modules_to_not_convert=[{module!r}]) or replace_modules(..., names=...), or "
+        f"{HOW_TO_DECODE}; weight.decoded() gives the numbers"
+    )
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def refuse(self: PackedWeight, *_: Any) -> Any:
+        raise _refusal(name.strip("_"), self.name)
+
+    refuse.__name__ = name
+    return refuse
+
+
+# Python looks for operators on the type, past __getattr__. What objects have anyway (==, hash, bool) stays theirs.
+for _name in ("matmul", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
+        setattr(PackedWeight, _form, _operator(_form))
+for _name in (
+    "neg",
+    "pos",
+    "abs",
+    "invert",
+    "getitem",
+    "setitem",
+    "len",
+    "iter",
+    "float",
+    "int",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+):
+    setattr(PackedWeight, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def _packed_linear(input: Any, weight: Any, bias: Any = None) -> torch.Tensor:

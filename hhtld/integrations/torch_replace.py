@@ -1,10 +1,11 @@
-"""`replace_modules`: a model's embeddings and linears held packed, everything else loaded."""
+"""`replace_modules`: a model's embeddings and linears held packed, everything else loaded; `dequantize`: back."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from hhtld.integrations.torch_tensors import PackOrPath, fill, opened, selected,
 from hhtld.pack import HhtldPack
 from hhtld.table import TensorRecord
 
-__all__ = ["PackedCounts", "packed_counts", "replace_modules"]
+__all__ = ["PackedCounts", "dequantize", "packed_counts", "replace_modules", "replaced"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def replace_modules(
     GPT-2's Conv1D, which holds its weights transposed.
 
     What shares a Parameter shares a `PackedWeight` afterwards. Names, shapes and ties are checked before anything is
-    changed. The model may lie on the meta device: what is loaded is then made on the CPU. Keep the pack: packed
-    weights are not part of ``state_dict``, nor of what transformers' ``save_pretrained`` writes.
+    changed. The model may lie on the meta device: what is loaded is then made on the CPU. Keep the pack: ``state_dict``
+    and transformers' ``save_pretrained`` raise until `dequantize` has made an ordinary model of it.
 
     Parameters
     ----------
@@ -255,3 +256,52 @@ def _load(slot: _Slot, source: HhtldPack, record: TensorRecord, replaced: dict[i
         made = nn.Parameter(made, slot.tensor.requires_grad)
     for module, key in slot.owners:
         setattr(replaced.get(id(module), module), key, made)  # a bias by now belongs to the module's replacement
+
+
+def replaced(model: nn.Module, made: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """Put what `made` gives for a module, where it gives something, into the module's place."""
+    found: dict[int, nn.Module | None] = {}
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is None:
+                continue
+            if id(child) not in found:
+                found[id(child)] = made(child)
+            new = found[id(child)]
+            if new is not None:
+                parent._modules[key] = new.train(child.training)
+    return model
+
+
+def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make a model's packed embeddings and linears ordinary ones, in place; tied ones stay tied.
+
+    Parameters
+    ----------
+    model : nn.Module
+    dtype : torch.dtype, optional
+        Of the decoded weights, that of what they give by default. They take ``4 * numel`` bytes in float32.
+
+    Returns
+    -------
+    nn.Module
+        `model`, or its replacement where it is a packed embedding or linear itself.
+    """
+    weights: dict[PackedWeight, nn.Parameter] = {}
+
+    def unpacked(module: nn.Module) -> nn.Module | None:
+        packed = module._modules.get("weight")
+        if not isinstance(packed, PackedWeight):
+            return None
+        if packed not in weights:
+            weights[packed] = nn.Parameter(packed.decoded().to(dtype or packed.dtype), requires_grad=False)
+        n_rows, n_cols = packed.shape
+        if isinstance(module, HhtlEmbedding):
+            new: Any = nn.Embedding(n_rows, n_cols, padding_idx=module.padding_idx, device="meta")
+        else:
+            new = nn.Linear(n_cols, n_rows, bias=False, device="meta")
+            new.bias = module._parameters.get("bias")
+        new.weight = weights[packed]
+        return new
+
+    return unpacked(model) or replaced(model, unpacked)

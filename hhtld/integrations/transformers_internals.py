@@ -27,6 +27,7 @@ __all__ = [
     "register_quantizer",
     "should_convert_module",
     "tied_places",
+    "ties_of",
     "with_operations",
 ]
 
@@ -75,8 +76,13 @@ def conversions_kept(model: Any, conversions: Sequence[Any] | None) -> None:
         model._weight_conversions = list(conversions)
 
 
+def ties_of(model: Any) -> dict[str, str]:
+    """Return the names of a model's parameters that are others, each with the name of the other."""
+    return dict(getattr(model, "all_tied_weights_keys", {}))
+
+
 def tied_places(model: Any, place: str) -> set[str]:
     """Return the names of every parameter that is one with the one of this name, itself among them."""
-    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    ties = ties_of(model)
     source = ties.get(place, place)
     return {place, source} | {target for target, own in ties.items() if own == source}

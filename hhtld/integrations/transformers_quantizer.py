@@ -23,6 +23,7 @@ from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.safetensors import SafetensorsFile
 from hhtld.integrations.torch_modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch_packed import PackedWeight
+from hhtld.integrations.torch_replace import dequantize, replaced
 from hhtld.integrations.torch_tensors import loaded, torch_dtype
 from hhtld.integrations.transformers_internals import (
     ConversionOps,
@@ -37,10 +38,11 @@ from hhtld.integrations.transformers_internals import (
     tied_places,
     with_operations,
 )
+from hhtld.integrations.transformers_methods import set_methods, unset_methods
 from hhtld.pack import HhtldPack
 from hhtld.source import TensorInfo
 
-__all__ = ["HhtldConfig", "HhtldQuantizer", "dense"]
+__all__ = ["HhtldConfig", "HhtldQuantizer"]
 
 METHOD = "hhtld"
 
@@ -227,12 +229,16 @@ class HhtldQuantizer(HfQuantizer):
         loaded_with = conversions_of(model)
         if loaded_with is not None:
             conversions_kept(model, [self._conversions[id(c)] for c in loaded_with if id(c) in self._conversions])
-        return _replaced(model, _packed_module)
+        replaced(model, _packed_module)
+        if self._packed:
+            set_methods(model)
+        return model
 
     # ---- afterwards ----
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        return dense(model, dtype)
+        unset_methods(model)
+        return dequantize(model, dtype)
 
     def remove_quantization_config(self, model: Any) -> None:
         """Make an ordinary model of it, which is saved under the names that its checkpoint had."""
@@ -261,21 +267,6 @@ def _text(name: torch.Tensor) -> str:
     return bytes(name.flatten().tolist()).decode()
 
 
-def _replaced(model: nn.Module, made: Any) -> nn.Module:
-    """Put what `made` gives for a module, where it gives something, into the module's place."""
-    found: dict[int, nn.Module | None] = {}
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is None:
-                continue
-            if id(child) not in found:
-                found[id(child)] = made(child)
-            new = found[id(child)]
-            if new is not None:
-                parent._modules[key] = new.train(child.training)
-    return model
-
-
 def _packed_module(module: nn.Module) -> nn.Module | None:
     weight = getattr(module._parameters.get("weight"), "packed", None)
     if weight is None:
@@ -283,25 +274,3 @@ def _packed_module(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.Embedding):
         return HhtlEmbedding.of_weight(weight, module.padding_idx)
     return HhtlLinear.of_weight(weight, module._parameters.get("bias"))
-
-
-def dense(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Make a model's packed embeddings and linears ordinary ones, in place; tied ones stay tied."""
-    weights: dict[PackedWeight, nn.Parameter] = {}
-
-    def unpacked(module: nn.Module) -> nn.Module | None:
-        packed = module._modules.get("weight")
-        if not isinstance(packed, PackedWeight):
-            return None
-        if packed not in weights:
-            weights[packed] = nn.Parameter(packed.decoded().to(dtype or packed.dtype), requires_grad=False)
-        n_rows, n_cols = packed.shape
-        if isinstance(module, HhtlEmbedding):
-            new: Any = nn.Embedding(n_rows, n_cols, padding_idx=module.padding_idx, device="meta")
-        else:
-            new = nn.Linear(n_cols, n_rows, bias=False, device="meta")
-            new.bias = module._parameters.get("bias")
-        new.weight = weights[packed]
-        return new
-
-    return _replaced(model, unpacked)

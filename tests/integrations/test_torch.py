@@ -341,8 +341,6 @@ def test_a_weight_answers_without_decoding(pack: HhtldPack) -> None:
     assert weight.requires_grad is False
     assert weight.nbytes < 28800
     assert "300" in repr(module)
-    assert module.state_dict() == {}
-    assert list(HhtlLinear(pack, "lin.weight", "lin.bias").state_dict()) == ["bias"]
     assert torch.equal(weight.decoded(), load_state_dict(pack, dtype="float16")["emb.weight"])
 
 
@@ -352,7 +350,7 @@ def test_functions_take_a_packed_weight_where_they_can(pack: HhtldPack) -> None:
     assert torch.equal(nn.functional.linear(x, weight), weight.product(x))
     assert torch.equal(nn.functional.linear(x, weight, bias=torch.zeros(300)), weight.product(x))
     assert torch.equal(nn.functional.embedding(ids, weight), weight.rows(ids))
-    with pytest.raises(TypeError, match="matmul would have to decode a packed weight"):
+    with pytest.raises(TypeError, match=r"matmul needs the numbers of a packed weight, 'emb\.weight'"):
         torch.matmul(x, weight)
     with pytest.raises(TypeError, match="as its weight only"):
         nn.functional.linear(weight, x)
@@ -376,7 +374,7 @@ def test_only_the_type_of_what_it_gives_moves(pack: HhtldPack) -> None:
 def test_no_gradient_is_made_up(pack: HhtldPack) -> None:
     x = torch.zeros(2, 96, requires_grad=True)
     out = HhtlLinear(pack, "lin.weight")(x)
-    with pytest.raises(RuntimeError, match=r"no autograd formula|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"pass no gradients on.*dequantize|does not require grad"):
         out.sum().backward()
 
 
@@ -532,7 +530,7 @@ def test_a_model_holds_its_matrices_packed(device: str) -> None:
     with torch.no_grad():
         expected = dense_toy(source)(IDS)
         assert float((model(IDS) - expected).norm() / expected.norm()) < 1e-4
-    assert sorted(model.state_dict()) == sorted(name for name in source if "weight" not in name or "norm" in name)
+    assert [name for name, _ in model.named_parameters()] == ["mid.bias", "norm.weight", "norm.bias"]
 
 
 def test_the_model_decides_types() -> None:

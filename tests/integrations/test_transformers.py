@@ -306,8 +306,149 @@ def test_folders_that_no_model_can_be_made_of(snapshot: Path, folder: Path, tmp_
 def test_a_weight_that_is_computed_with_says_so(pack: Path) -> None:
     model = from_pretrained(pack)
     assert isinstance(model.lm_head.weight, PackedWeight)
-    with pytest.raises(TypeError):
-        model.lm_head.weight @ torch.ones(64)
+    weight = model.lm_head.weight
+    for asked in (
+        lambda: weight @ torch.ones(64),
+        lambda: torch.ones(3, 300) @ weight,
+        lambda: weight[3],
+        lambda: weight.mean(),
+        lambda: weight.data,
+        lambda: -weight,
+        lambda: len(weight),
+        lambda: weight.div_(2),
+    ):
+        with pytest.raises(TypeError, match=r"packed weight, 'model\.embed_tokens\.weight', which holds none"):
+            asked()
+    assert not hasattr(weight, "div_"), "code that looks first goes on"
+    assert not hasattr(weight, "quant_state")
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = weight.nonsense
+
+
+# ---- what a packed model cannot do, and how it says so ----
+
+
+def test_a_state_dict_of_a_packed_model_is_an_error_and_not_a_part_of_it(pack: Path) -> None:
+    import io
+
+    model = from_pretrained(pack)
+    with pytest.raises(ValueError, match=r"'model\.embed_tokens\.weight' is packed, .*model\.dequantize\(\)"):
+        model.state_dict()
+    with pytest.raises(ValueError, match="is packed"):
+        model.model.layers[0].state_dict()
+    whole = io.BytesIO()
+    torch.save(model, whole)
+    whole.seek(0)
+    again = torch.load(whole, weights_only=False)
+    assert said(again, 4) == said(model, 4)
+    assert again.num_parameters() == model.num_parameters()
+    plain = from_pretrained(pack, packed=False)
+    model.dequantize()
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_loading_numbers_into_packed_weights_is_an_error(pack: Path) -> None:
+    model, plain = from_pretrained(pack), from_pretrained(pack, packed=False)
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"'lm_head\.weight' is packed and takes no other numbers.*dequantize"):
+            model.load_state_dict(plain.state_dict(), strict=strict)
+
+
+def test_parameters_are_counted_as_the_ordinary_models(pack: Path) -> None:
+    packed, plain = from_pretrained(pack), from_pretrained(pack, packed=False)
+    assert packed.num_parameters() == plain.num_parameters() > 80_000
+    assert packed.num_parameters(exclude_embeddings=True) == plain.num_parameters(exclude_embeddings=True)
+    assert packed.num_parameters(only_trainable=True) < 1000
+    packed.dequantize()
+    assert packed.num_parameters() == plain.num_parameters()
+    assert "num_parameters" not in vars(packed)
+
+
+def test_training_through_packed_weights_says_what_to_do(pack: Path) -> None:
+    model = from_pretrained(pack).train()
+    for module in model.modules():  # as an adapter between packed layers would ask
+        if type(module).__name__ == "LlamaRMSNorm":
+            module.weight.requires_grad_(True)
+    loss = model(IDS, labels=IDS).loss
+    with pytest.raises(RuntimeError, match=r"pass no gradients on.*model\.dequantize\(\)"):
+        loss.backward()
+
+
+def test_ties_hold_and_vocabularies_are_not_resized(pack: Path) -> None:
+    model = from_pretrained(pack)
+    expected = said(model, 4)
+    model.tie_weights()
+    assert said(model, 4) == expected
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    with pytest.raises(ValueError, match=r"cannot be resized: .*model\.dequantize\(\)"):
+        model.resize_token_embeddings(400)
+    model.set_input_embeddings(torch.nn.Embedding(300, 64))
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' and .* are one no more.*dequantize"):
+        model.tie_weights()
+    grown = from_pretrained(pack)
+    grown.dequantize()
+    grown.resize_token_embeddings(400)
+    assert grown(torch.tensor([[399]])).logits.shape == (1, 1, 400)
+
+
+def test_an_adapter_of_peft_says_what_to_do(pack: Path) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match=r"packed \(dequantize\(\) gives nn\.Linear\)"):
+        peft.get_peft_model(from_pretrained(pack), config)
+    model = from_pretrained(pack)
+    model.dequantize()
+    adapted = peft.get_peft_model(model, config)
+    adapted(IDS, labels=IDS).loss.backward()
+    assert any(p.grad is not None for n, p in adapted.named_parameters() if "lora_B" in n)
+
+
+def test_a_checkpoint_of_a_trainer_is_refused(pack: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    with pytest.raises(ValueError, match="cannot perform fine-tuning on purely quantized models"):
+        transformers.Trainer(model=from_pretrained(pack), args=arguments)
+
+
+ODD = {
+    # Their code computes with a weight itself: x @ dt_proj.weight, weight.div_(...), Linear inside another's forward.
+    "mamba": (
+        "MambaForCausalLM",
+        "MambaConfig",
+        {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
+        "dt_proj",
+    ),
+    "rwkv": (
+        "RwkvForCausalLM",
+        "RwkvConfig",
+        {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "context_length": 64},
+        "output",
+    ),
+    "deberta": (
+        "DebertaV2Model",
+        "DebertaV2Config",
+        {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
+        "rel_embeddings",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_model_that_computes_with_its_weights_names_the_option(kind: str, tmp_path: Path) -> None:
+    name, config, options, module = ODD[kind]
+    torch.manual_seed(0)
+    source = saved(getattr(transformers, name)(getattr(transformers, config)(**options)), tmp_path / "src")
+    hhtld.convert(source, tmp_path / "packed", to="hf", profile="bits:6", min_ratio=0)
+    model = from_pretrained(tmp_path / "packed")
+    with torch.inference_mode(), pytest.raises(TypeError, match=rf"modules_to_not_convert=\['{module}'\]"):
+        model(IDS)
+    more = [module] if kind != "rwkv" else ["output", "feed_forward.value"]
+    loaded = from_pretrained(tmp_path / "packed", modules_to_not_convert=more)
+    plain = from_pretrained(tmp_path / "packed", packed=False)
+    with torch.inference_mode():
+        ours, theirs = (model(IDS)[0] for model in (loaded, plain))
+    assert packed_counts(loaded).n_weights > 0
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
 
 
 def test_parity_takes_a_packed_folder(snapshot: Path, folder: Path) -> None:
