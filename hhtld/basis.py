@@ -7,10 +7,10 @@ vectors row-major in bfloat16, all little-endian: ``8 + 4 c + 2 c n_cols`` bytes
 
 Rounding
 --------
-The Gram matrix of the sample (over columns, or over rows where those are fewer) is summed by our
-own kernel in float64 in a fixed order and handed to LAPACK's symmetric eigensolver on one thread;
-vectors are turned so that their largest component is positive and TRUNCATED to bfloat16. The last
-bits may therefore differ between LAPACK builds; what is stored decides, and decoding is exact.
+The Gram matrix of the sample (over columns, or over rows where those are fewer) and its largest eigenpairs
+are computed by our own kernels (`dot.h`, `eigen.h`) in float64 in a fixed order; vectors are turned so that their
+largest component is positive and TRUNCATED to bfloat16. So a basis is a function of the sample, also where singular
+values are equal and their vectors could be others as well.
 
 Edge cases
 ----------
@@ -25,30 +25,28 @@ Slot L of the HHTL-D design published in AdaWorldAPI/lance-graph (crates/bgz-ten
 from __future__ import annotations
 
 import struct
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
-from hhtld._kernels import _cast, _dot
+from hhtld._kernels import _cast, _dot, _eigen
 from hhtld.rows import as_rows
 
 __all__ = ["N_LANES", "SAMPLE_ROWS", "SvdBasis", "basis_nbytes"]
 
 N_LANES = 8
-_ONE_AT_A_TIME = threading.Lock()  # the limit is the process's: a second thread would lift it from under the first
 SAMPLE_ROWS = 4096  # the lookup grade's rule: the first rows of the first tensor
 
 
 def basis_nbytes(n_rows: int, n_cols: int) -> int:
     """Return the bytes that building a basis of `n_rows` rows takes at most, the rows included."""
-    # Where there are fewer rows than columns, they are turned and as float64 too. Five Gram matrices: LAPACK's own
-    # copy, its vectors and twice as much to work in.
-    return 4 * n_rows * n_cols * (4 if n_rows < n_cols else 1) + 5 * 8 * min(n_rows, n_cols) ** 2
+    # Where there are fewer rows than columns, they are turned. Two Gram matrices: eigen.h works in a copy. Vectors come
+    # and go as float64.
+    turned = 2 if n_rows < n_cols else 1
+    return 4 * n_rows * n_cols * turned + 2 * 8 * min(n_rows, n_cols) ** 2 + 5 * 8 * N_LANES * n_cols
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +89,15 @@ class SvdBasis:
         by_rows = block.shape[0] < block.shape[1]
         gram = np.empty((min(block.shape),) * 2)
         _dot.gram(np.ascontiguousarray(block.T) if by_rows else block, gram)
-        with _ONE_AT_A_TIME, threadpool_limits(1, "blas"):
-            energies, vectors = np.linalg.eigh(gram)
-        values = np.sqrt(np.maximum(energies[::-1][:keep], 0))
-        vectors = vectors[:, ::-1][:, :keep].T
+        energies, vectors = np.empty(keep), np.empty((keep, len(gram)))
+        _eigen.largest_eigenpairs(gram, energies, vectors)
+        values = np.sqrt(np.maximum(energies, 0))
         alive = values > 1e-7 * values[0]
         if by_rows:
-            # einsum keeps BLAS, and its threads, out of it.
-            vectors = np.einsum("cr,rj->cj", vectors, block.astype(np.float64), optimize=False)
-            vectors = vectors / np.where(alive, values, 1)[:, None]
+            turned = np.zeros((keep, block.shape[1]))
+            for row, own in zip(block, vectors.T, strict=True):  # one after the other: a product's order is its own
+                turned += own[:, None] * row
+            vectors = turned / np.where(alive, values, 1)[:, None]
         vectors = np.where(alive[:, None], vectors, 0)
         peak = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
         vectors = np.where(peak < 0, -vectors, vectors).astype(np.float32)

@@ -162,7 +162,7 @@ def decide_shared(tensors: Sequence[Rows], trellis: Trellis, seed: int, zeros: b
         rest = sample - best.centroids[best.assign(sample)]
     leaf_cost = 8 * SLOT_L_LANES + 16 * SLOT_L_LANES * n_cols / n_rows
     # A few rows flatter a basis, so where it does not pay on them it does not pay at all; the whole
-    # sample of a wide group would keep LAPACK busy for seconds.
+    # sample of a wide group takes seconds.
     few = slice(None, None, max(1, len(rest) // LEAF_ROWS))
     if _leaf(np.ascontiguousarray(rest[few]), norms2[few])[1] * n_cols > leaf_cost:
         basis, saving = _leaf(rest, norms2)

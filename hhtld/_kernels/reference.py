@@ -22,6 +22,7 @@ __all__ = [
     "furthest_l1",
     "furthest_l2",
     "gram",
+    "largest_eigenpairs",
     "narrow_f32_bf16",
     "narrow_f32_f16",
     "nearest_l1",
@@ -257,6 +258,143 @@ def row_dots(x: NDArray[np.float32], y: NDArray[np.float32], out: NDArray[np.flo
     a, b = x.astype(np.float64), y.astype(np.float64)
     for column, terms in enumerate((a * b, a * a, b * b)):
         out[:, column] = _tree16(terms)
+
+
+# ---- eigen ----
+
+_NOTHING = float(np.finfo(np.float64).eps) ** 2
+
+
+def largest_eigenpairs(matrix: NDArray[np.float64], values: NDArray[np.float64], vectors: NDArray[np.float64]) -> None:
+    """Write the largest eigenvalues of a symmetric matrix (n, n) to values (count,), descending; vectors (count, n)."""
+    n, epsilon = len(matrix), float(np.finfo(np.float64).eps)
+    exponent = max(int(np.frexp(np.abs(matrix).max())[1]), -1000)
+    a, d, e, tau = _tridiagonalized(matrix * math.ldexp(1.0, -exponent))
+    sides = np.abs(np.concatenate([[0.0], e]))
+    bound = float((np.abs(d) + sides[:-1] + sides[1:]).max()) * (1 + 4 * epsilon) or 1.0
+    found = np.zeros((len(values), a.shape[1]))
+    for j in range(len(values)):
+        value = _eigenvalue(d.tolist(), e.tolist(), j, bound, _NOTHING * bound)
+        _inverse_iteration(d.tolist(), e.tolist(), j, value, epsilon * bound, found)
+        values[j] = math.ldexp(value, exponent)
+    for k in range(n - 2, -1, -1):
+        rest = k + 1 & ~15
+        for y in found:
+            y[rest:] -= tau[k] * _dot16(a[k, rest:], y[rest:]) * a[k, rest:]
+    vectors[:] = found[:, :n]
+
+
+def _tridiagonalized(
+    matrix: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the reflections (n, padded), diagonal, what is beside it, and tau."""
+    n = len(matrix)
+    a, (d, e, tau) = np.zeros((n, -(-n // 16) * 16)), np.zeros((3, n))
+    for i in range(n):
+        a[i, i & ~15 : n] = matrix[i, i & ~15 :]
+    v, w = np.zeros((2, a.shape[1]))
+    for k in range(n):
+        row, tile, rest = a[k], k & ~15, k + 1 & ~15
+        row[k:n] -= v[k] * w[k:n] + w[k] * v[k:n]
+        d[k] = row[k]
+        row[tile : k + 1] = 0
+        if k == n - 1:
+            break
+        head = e[k] = row[k + 1]
+        row[k + 1] = 0
+        below = _dot16(row[tile:], row[tile:])
+        if below <= _NOTHING * _NOTHING:
+            row[k + 2 :] = 0
+        else:
+            e[k] = -math.sqrt(head * head + below) if head > 0 else math.sqrt(head * head + below)
+            tau[k] = (e[k] - head) / e[k]
+            row[k + 2 : n] /= head - e[k]
+            row[k + 1] = 1
+        following, product = np.zeros_like(row), np.zeros_like(row)
+        following[tile:] = row[tile:]
+        v[k] = w[k] = 0
+        for i in range(k + 1, n):
+            own = i & ~15
+            a[i, own:] -= v[i] * w[own:] + w[i] * v[own:]
+            product[own + 16 :] += a[i, own + 16 :] * following[i]
+            product[i] += _dot16(a[i, own:], following[own:])
+        half = tau[k] * tau[k] * _dot16(product[rest:], following[rest:]) / 2
+        w[k + 1 : n] = tau[k] * product[k + 1 : n] - half * following[k + 1 : n]
+        v = following
+    return a, d, e, tau
+
+
+def _eigenvalue(d: list[float], e: list[float], j: int, bound: float, least: float) -> float:
+    """Return the j-th largest eigenvalue of a tridiagonal matrix, bisected."""
+
+    def count_above(x: float) -> int:
+        count, pivot, before = 0, 1.0, 0.0
+        for own, beside in zip(d, e, strict=True):
+            pivot = own - x - before * before / pivot
+            if abs(pivot) < least:
+                pivot = -least
+            count, before = count + (pivot > 0), beside
+        return count
+
+    low, high = -bound, bound
+    while high - low > float(np.finfo(np.float64).eps) / 16 * bound:
+        middle = low + (high - low) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if count_above(middle) > j else (low, middle)
+    return low + (high - low) / 2
+
+
+def _inverse_iteration(
+    d: list[float], e: list[float], j: int, value: float, least: float, vectors: NDArray[np.float64]
+) -> None:
+    """Turn vectors[j] to the eigenvector of `value`, orthogonal to those before it."""
+    n = len(d)
+    factor, swapped, upper = [], [], []  # rows of the upper factor: diagonal, next, next but one
+    a, b = d[0] - value, e[0]
+    for i in range(n - 1):
+        below, own, beyond = e[i], d[i + 1] - value, e[i + 1]
+        swapped.append(abs(a) < abs(below))
+        if swapped[i]:
+            factor.append(a / below)
+            upper.append((below, own, beyond))
+            a, b = b - factor[i] * own, -(factor[i] * beyond)
+        else:
+            factor.append(below / a if a != 0 else 0.0)
+            upper.append((a, b, 0.0))
+            a, b = own - factor[i] * b, beyond
+    upper.append((a, 0.0, 0.0))
+    start = _splitmix64(j * n, n)
+    y = (start >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
+    for _ in range(4):
+        solved = [*y.tolist(), 0.0, 0.0]
+        for i in range(n - 1):
+            if swapped[i]:
+                solved[i], solved[i + 1] = solved[i + 1], solved[i] - factor[i] * solved[i + 1]
+            else:
+                solved[i + 1] -= factor[i] * solved[i]
+        for i in range(n - 1, -1, -1):
+            pivot, near, far = upper[i]
+            if abs(pivot) < least:
+                pivot = -least if pivot < 0 else least
+            solved[i] = (solved[i] - near * solved[i + 1] - far * solved[i + 2]) / pivot
+        padded = np.zeros(vectors.shape[1])
+        padded[:n] = solved[:n]
+        for _ in range(2):
+            for x in vectors[:j]:
+                padded -= _dot16(x, padded) * x
+        length = math.sqrt(_dot16(padded, padded))
+        y = padded[:n] / length if length > 0 else np.zeros(n)
+    vectors[j, :n] = y
+
+
+def _splitmix64(first: int, count: int) -> NDArray[np.uint64]:
+    """Return outputs number `first` on, of seed 0."""
+    with np.errstate(over="ignore"):
+        z = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return z ^ z >> np.uint64(31)
 
 
 # ---- rotate ----
@@ -534,6 +672,11 @@ def _tree16(terms: NDArray[np.float64]) -> NDArray[np.float64]:
         width //= 2
         lanes = lanes[:, :width] + lanes[:, width:]
     return lanes[:, 0]
+
+
+def _dot16(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Sum the products of two vectors over 16 virtual lanes."""
+    return float(_tree16((x * y)[None])[0])
 
 
 def _distances2(rows: NDArray[np.float32], point: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -51,14 +51,11 @@ class Golden:
     profile : str
     tensors : dict of str to array
     metadata : dict of str to str
-    with_basis : bool
-        Whether LAPACK had a hand in the bytes.
     """
 
     profile: str
     tensors: dict[str, NDArray[Any]]
     metadata: dict[str, str] = field(default_factory=dict)
-    with_basis: bool = False
     column_scales: dict[str, NDArray[Any]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -101,8 +98,8 @@ def goldens() -> dict[str, Golden]:
     return {
         "v1_lookup.hhtld": Golden("lookup", up | kept(), {"format": "pt", "text": 'quote " and \u00e9'}),
         "v1_f32.hhtld": Golden("f32", down),
-        "v2_lookup_leaf.hhtld": Golden("lookup", tied, with_basis=True),
-        "v2_f32_leaf.hhtld": Golden("f32", leaf, {"format": "np"}, with_basis=True),
+        "v2_lookup_leaf.hhtld": Golden("lookup", tied),
+        "v2_f32_leaf.hhtld": Golden("f32", leaf, {"format": "np"}),
         "v1_slot_t.hhtld": Golden("bits:2.3125", small | kept()),
         "v1_slot_t_gates.hhtld": Golden("gates", {"x.down_proj": matrix(70, 333, 23).astype(ml_dtypes.bfloat16)}),
         "v1_slot_t_scaled.hhtld": Golden(
@@ -111,7 +108,7 @@ def goldens() -> dict[str, Golden]:
             column_scales={"s.up_proj": 1 + np.arange(130) % 7 / np.float32(4)},
         ),
         "v1_slot_t_levels.hhtld": Golden("bits:2+1.5", {"z.v_proj": matrix(50, 200, 31)}),
-        "v2_slot_t_leaf.hhtld": Golden("gates", {"y.embed": near}, with_basis=True),
+        "v2_slot_t_leaf.hhtld": Golden("gates", {"y.embed": near}),
         "v1_files.hhtld": Golden(
             "bits:2.5",
             {"f.o_proj": matrix(30, 90, 51), "f.norm": matrix(1, 90, 52)[0]},

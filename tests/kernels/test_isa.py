@@ -11,9 +11,22 @@ from types import ModuleType
 
 import pytest
 
-from hhtld._kernels import _cast, _dot, _fold, _isa, _leaf, _rotate, _score, _screen, _search, _trellis, reference
+from hhtld._kernels import (
+    _cast,
+    _dot,
+    _eigen,
+    _fold,
+    _isa,
+    _leaf,
+    _rotate,
+    _score,
+    _screen,
+    _search,
+    _trellis,
+    reference,
+)
 
-DOORS = (_cast, _fold, _search, _leaf, _dot, _rotate, _trellis, _score, _screen)
+DOORS = (_cast, _fold, _search, _leaf, _dot, _eigen, _rotate, _trellis, _score, _screen)
 ARITHMETIC = {"row_nbytes"}  # sizes, not kernels: nothing to choose a tier for
 PRINT_TIER = "from hhtld._kernels import _isa; print(_isa.tier())"
 

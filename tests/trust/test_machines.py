@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -67,6 +68,44 @@ def test_this_machine_gives_what_the_manifest_says() -> None:
     for line in machines.expected():
         name, _, digest = line.split()
         assert words[name][-1] == digest
+
+
+EQUAL_SINGULAR_VALUES = """
+import hashlib
+import numpy as np
+import hhtld
+
+def packed(rows, profile):
+    pack = hhtld.encode({"embed.weight": rows}, profile)
+    sections = [pack.sections.whole(index).tobytes() for index in range(len(pack.sections.kinds()))]
+    return hashlib.sha256(b"".join(sections)).hexdigest()
+
+rng = np.random.default_rng(1)
+tiled = np.tile(np.eye(256, dtype=np.float32) + np.float32(0.5), (4, 1))
+hadamard = np.ones((1, 1), np.float32)
+while len(hadamard) < 512:
+    hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+directions = np.tile(np.eye(8, 256) * 4, (150, 1)) + 0.05 * np.sign(rng.random((1200, 256)) - 0.5)
+for rows, profile in [(tiled, "lookup"), (tiled, "f32"), (hadamard, "lookup"), (hadamard, "f32")]:
+    print(packed(rows, profile))
+print(packed(directions.astype(np.float32), "bits:2"))
+"""
+
+
+def test_bytes_do_not_follow_the_processor_that_blas_sees() -> None:
+    """Where singular values are equal, roundings choose the basis: they must be ours."""
+    found = {
+        processor: subprocess.run(
+            [sys.executable, "-c", EQUAL_SINGULAR_VALUES],
+            env=os.environ | {"OPENBLAS_CORETYPE": processor},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for processor in ("Haswell", "Nehalem", "Prescott")
+    }
+    assert len(set(found.values())) == 1, found
+    assert len(found["Haswell"].split()) == 5
 
 
 @pytest.mark.skipif(not machines.can_emulate(), reason="needs qemu-user")
