@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
-import io
 import json
-import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 from hhtld.errors import (
     FormatError,
@@ -28,11 +26,7 @@ from hhtld.errors import (
     UnknownFormatError,
     no_such_tensor,
 )
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from hhtld.formats.convert import ConversionReport
+from hhtld.formats.streams import emit, open_closed_streams, silence_stdout
 
 __all__ = ["main"]
 
@@ -63,14 +57,22 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that does not print every option there is before it says what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where to read on."""
+        self.exit(USAGE, f"{self.prog}: {message}\nsee {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hhtld",
         description="Compress the weight matrices of neural networks row by row, with quality measured on every row.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("-V", "--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     command = commands.add_parser(
@@ -185,12 +187,16 @@ def _parser() -> argparse.ArgumentParser:
         help="stay below this, as 64MB or 1GiB, by taking rows evenly (default 256MB)",
     )
     export.add_argument("--codes", action="store_true", help="export Slot T's codes too")
+    _all_flag(command)
     _json_flag(command)
 
-    command = commands.add_parser("inspect", help="show what is in a file")
-    command.add_argument("file", metavar="FILE")
-    command.add_argument("--tensor", metavar="NAME", help="only this tensor, and what its slots hold")
+    command = commands.add_parser("inspect", help="show what is in a file", description="Show what is in FILE.")
+    command.add_argument(
+        "file", metavar="FILE", help="a .hhtld file, or whatever else convert reads: .safetensors, .gguf, a folder, ..."
+    )
+    command.add_argument("--tensor", metavar="NAME", help="only this tensor (a whole name), and what its slots hold")
     command.add_argument("--rows", type=_span, metavar="A:B", help="print these rows of --tensor, decoded")
+    _all_flag(command)
     _json_flag(command)
 
     command = commands.add_parser(
@@ -207,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("a", metavar="A")
     command.add_argument("b", metavar="B")
     command.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: all processors)")
+    _all_flag(command)
     _json_flag(command)
 
     command = commands.add_parser(
@@ -310,7 +317,16 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("list", help="show the formats and where they come from")
     _json_flag(command)
+
+    command = commands.add_parser("help", help="show what a command takes")
+    command.add_argument("topic", metavar="COMMAND", nargs="?", choices=sorted(_COMMANDS))
     return parser
+
+
+def _all_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--all", action="store_true", help="show every tensor on a line of its own on a terminal, too (as in a pipe)"
+    )
 
 
 def _json_flag(command: argparse.ArgumentParser) -> None:
@@ -370,13 +386,17 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError("--report tells what was measured, and --dry-run measures nothing")
     from hhtld.formats import format_for_output, open_source
     from hhtld.formats.convert import convert
+    from hhtld.formats.converted import print_conversion
     from hhtld.formats.locations import output_path
-    from hhtld.formats.terminal import console, cosine, gate_table, human_nbytes, plain_table, progress_bar, safe
+    from hhtld.formats.page import check_page
+    from hhtld.formats.terminal import console, progress_bar
     from hhtld.gates import Threshold
 
     output_path(args.dst)  # a URL is refused before anything is read
     if args.report and "max_nbytes" in format_for_output(args.dst, args.to).options:
         raise ValueError(f"--report tells what became of tensors; {args.dst} only shows them")
+    if args.report:
+        check_page(args.report, draws=True)
     with open_source(args.src) as source:
         total = sum(info.nbytes for info in source.infos().values())
     with progress_bar(total, wanted=not args.json and not args.dry_run) as progress:
@@ -419,69 +439,15 @@ def _convert(args: argparse.Namespace) -> int:
                 facts["sections"] = section_nbytes(pack)
         write_report(args.report, facts, {regime: c.counts for regime, c in report.gates.regimes.items()})
     if args.json:
-        print(report.to_text())
+        emit(report.to_text())
         return DONE if report else FAILED
-    out = console()
-    if report.profile is None:
-        verb = "would take" if report.dry_run else "is written:"
-        line = f"{args.dst} {verb} {human_nbytes(report.target_nbytes)}; {report.seconds:.1f} s"
-        out.print(line, highlight=False, markup=False)
-        _print_notes(report, out)
-        return DONE
-    encoded = [t for t in report.tensors if t.regime is not None]
-    if encoded:
-        rows = (
-            (
-                safe(t.info.name),
-                " x ".join(map(str, t.info.shape)),
-                t.codec,
-                t.regime,
-                human_nbytes(t.source_nbytes),
-                human_nbytes(t.nbytes),
-                f"{t.bits_per_weight:.3f}",
-                cosine(t.cosines.median) if t.cosines else f"~{t.predicted_median:.4f}" if t.predicted_median else "",
-                cosine(t.cosines.p5) if t.cosines else "",
-            )
-            for t in encoded
-        )
-        headings = ("encoded tensor", "shape", "codec", "regime", ">source", ">file", ">bits/weight", ">median", ">p5")
-        out.print(plain_table(headings, rows))
-    if encoded and not report.dry_run:
-        out.print(gate_table(report.gates))
-        if not report.gates.enforced:
-            out.print(f"The gates are shown, not enforced, for profile {report.profile}.")
-        elif not report:
-            out.print(f"FAILED: {report.gates.verdict()}", markup=False)
-    verb = "would take" if report.dry_run else "takes"
-    kept = sum(t.regime is None and t.alias_of is None for t in report.tensors)
-    tied = sum(t.alias_of is not None for t in report.tensors)
-    out.print(
-        f"{args.dst} {verb} {human_nbytes(report.target_nbytes)}: "
-        f"{len(encoded)} tensors encoded, {kept} kept byte for byte"
-        + (f", {tied} tied" if tied else "")
-        + f"; source {human_nbytes(report.source_nbytes)}, as bfloat16 {human_nbytes(report.bf16_nbytes)}, "
-        f"{report.ratio:.2f} times the file; {report.seconds:.1f} s",
-        highlight=False,
-        markup=False,
-    )
-    if report.files_nbytes:
-        out.print(f"{human_nbytes(report.files_nbytes)} of side files (config, tokenizer, ...) count on both sides")
-    if report.expected is not None:
-        threads = "one thread" if report.expected["jobs"] == 1 else f"{report.expected['jobs']} threads"
-        out.print(
-            f"It would take about {report.expected['seconds']:.0f} s with {threads} as fast as coding a sample was "
-            f"just now, and at most {human_nbytes(report.expected['memory_nbytes'])} of memory beyond Python's own.",
-            highlight=False,
-            markup=False,
-        )
-    _print_notes(report, out)
+    print_conversion(report, console(), _every(args))
     return DONE if report else FAILED
 
 
-def _print_notes(report: ConversionReport, out: Console) -> None:
-    """Print each note as one line that can be searched for, whatever the width."""
-    for text in report.notes:
-        out.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+def _every(args: argparse.Namespace) -> bool:
+    """Whether each tensor has a line: always in a pipe, which may be searched."""
+    return bool(args.all) or not sys.stdout.isatty()
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -499,9 +465,9 @@ def _inspect(args: argparse.Namespace) -> int:
             return DONE
         facts = describe(source, args.file, args.tensor)
     if args.json:
-        print(json.dumps(facts, indent=2, allow_nan=False))
+        emit(json.dumps(facts, indent=2, allow_nan=False))
     else:
-        print_description(facts, console())
+        print_description(facts, console(), _every(args))
     return DONE
 
 
@@ -515,7 +481,7 @@ def _verify(args: argparse.Namespace) -> int:
     with progress_bar(total, wanted=not args.json) as progress:
         report = verify(args.file, args.src, jobs=args.jobs, progress=progress)
     if args.json:
-        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
         return DONE if report else FAILED
     out = console()
     out.print(
@@ -538,29 +504,40 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
+    from hhtld.formats import open_source
     from hhtld.formats.diff import diff, print_diff
-    from hhtld.formats.terminal import console
+    from hhtld.formats.terminal import console, progress_bar
 
-    report = diff(args.a, args.b, jobs=args.jobs)
+    with open_source(args.a) as source:
+        total = sum(info.nbytes for info in source.infos().values())
+    with progress_bar(total, wanted=not args.json) as progress:
+        report = diff(args.a, args.b, jobs=args.jobs, progress=progress)
     if args.json:
-        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
     else:
-        print_diff(report, console())
+        print_diff(report, console(), _every(args))
     return DONE if report else FAILED
 
 
 def _report(args: argparse.Namespace) -> int:
+    from hhtld.formats.hhtld import open_pack
     from hhtld.formats.locations import locate
+    from hhtld.formats.page import check_page
     from hhtld.formats.report import report_facts, write_report
+    from hhtld.formats.terminal import progress_bar
 
     place = locate(args.file)  # the page about a file behind a URL stands here, under its name
     out = args.out or (place if isinstance(place, Path) else Path(place.name)).with_suffix(".html")
-    facts, cosines = report_facts(args.file, args.src, jobs=args.jobs)
+    check_page(out, draws=True)
+    with open_pack(args.file) as pack:
+        total = sum(pack.info(name).info.nbytes for name in pack)
+    with progress_bar(total, wanted=not args.json) as progress:
+        facts, cosines = report_facts(args.file, args.src, jobs=args.jobs, progress=progress)
     write_report(out, facts, cosines)
     if args.json:
-        print(json.dumps(facts, indent=2, allow_nan=False))
+        emit(json.dumps(facts, indent=2, allow_nan=False))
     else:
-        print(f"{out} is written")
+        emit(f"{out} is written")
     return FAILED if facts.get("differences") else DONE
 
 
@@ -577,18 +554,21 @@ def _probe(args: argparse.Namespace) -> int:
             args.file, args.src, tensors=args.tensor, queries=args.queries, count=args.count, progress=progress
         )
     if args.json:
-        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
     else:
         print_probe(report, console())
     return DONE
 
 
 def _gate_parity(args: argparse.Namespace) -> int:
+    from hhtld.formats.page import check_page
     from hhtld.formats.terminal import console, progress_bar
     from hhtld.integrations.parity import gate_parity, print_parity
     from hhtld.integrations.parity_page import write_parity_page
     from hhtld.integrations.parity_prompts import chosen_prompts
 
+    if args.report:
+        check_page(args.report)
     total = sum(len(prompt.text.encode()) for prompt in chosen_prompts(args.prompts)[1])
     with progress_bar(total, wanted=not args.json) as progress:
         try:
@@ -604,7 +584,7 @@ def _gate_parity(args: argparse.Namespace) -> int:
         except GateError as missed:
             report = missed.report
     if args.json:
-        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
     else:
         print_parity(report, console())
     if args.report:  # after the numbers are out: a page that cannot be written must not cost them
@@ -617,6 +597,7 @@ def _gate_wav(args: argparse.Namespace) -> int:
         raise ValueError("gate-wav compares VOICE with PACK: name the .hhtld made from it, or ask for --find")
     if args.pack is None and (args.report or args.wav):
         raise ValueError("--report and --wav are of what PACK says; name the .hhtld")
+    from hhtld.formats.page import check_page
     from hhtld.formats.terminal import console, progress_bar
     from hhtld.integrations.speech import SpeechGate
     from hhtld.integrations.speech_page import write_speech_page
@@ -624,6 +605,8 @@ def _gate_wav(args: argparse.Namespace) -> int:
     from hhtld.integrations.speech_sentences import chosen_sentences
     from hhtld.integrations.speech_wav import write_wavs
 
+    if args.report:
+        check_page(args.report, draws=True)
     total = sum(len(sentence.encode()) for sentence in chosen_sentences(args.text)[1])
     with (
         progress_bar(total, wanted=not args.json) as progress,
@@ -634,7 +617,7 @@ def _gate_wav(args: argparse.Namespace) -> int:
     if args.json:
         rates = search.to_json() if search is not None else None
         facts = rates if report is None else report.to_json() | ({"rates": rates} if rates else {})
-        print(json.dumps(facts, indent=2, allow_nan=False))
+        emit(json.dumps(facts, indent=2, allow_nan=False))
     else:
         if report is not None:
             print_speech(report, console())
@@ -651,7 +634,8 @@ def _gate_wav(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     from hhtld.formats import Format, registry
-    from hhtld.formats.terminal import console, plain_table
+    from hhtld.formats.tables import Table
+    from hhtld.formats.terminal import console
 
     records: list[dict[str, Any]] = []
     for plugin in registry:
@@ -671,7 +655,7 @@ def _list(args: argparse.Namespace) -> int:
             record["error"] = f"{type(error).__name__}: {error}"
         records.append(record)
     if args.json:
-        print(json.dumps({"schema": "hhtld.list/1", "formats": records}, indent=2))
+        emit(json.dumps({"schema": "hhtld.list/1", "formats": records}, indent=2))
         return DONE
     rows = (
         (
@@ -683,7 +667,7 @@ def _list(args: argparse.Namespace) -> int:
         )
         for r in records
     )
-    console().print(plain_table(("format", "suffixes", "", "from", "what"), rows))
+    console().print(Table(("format", "suffixes", "", "from", "~what"), rows, spared=("from",)))
     return DONE
 
 
@@ -725,7 +709,7 @@ def _terminate(number: int, frame: Any) -> None:
     raise _Terminated
 
 
-@contextmanager
+@contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM, which batch systems send before they kill, leave as little behind as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
@@ -740,52 +724,63 @@ def _terminable() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # names in any script, and paths that are no text, must not end the program
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    open_closed_streams()
     parser = _parser()
     args = parser.parse_args(argv)
     if args.version:
         import hhtld
 
-        print(f"hhtld {hhtld.__version__}")
+        emit(f"hhtld {hhtld.__version__}")
         return DONE
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
+    if args.command == "help":
+        return main([*([args.topic] if args.topic else []), "--help"])
     try:
         with _terminable():
             code = _COMMANDS[args.command](args)
-            sys.stdout.flush()
+            emit("", end="")
     except KeyboardInterrupt as interrupt:
         ended, code = ("terminated", TERMINATED) if isinstance(interrupt, _Terminated) else ("interrupted", INTERRUPTED)
         said = getattr(interrupt, "__notes__", None) or ["nothing was left half-written"]
         print(f"{ended};", *said, file=sys.stderr)
-        return code
-    except BrokenPipeError:  # the reader went away
-        _silence_stdout()
-        return DONE
     except Exception as error:
         found = _exit_code(error)
         if found is None:
             raise
-        message = str(error) or type(error).__name__
-        if args.json:
-            record = {"schema": "hhtld.error/1", "error": {"type": type(error).__name__, "message": message}}
-            try:
-                print(json.dumps(record), flush=True)
-            except OSError:  # standard output itself is what cannot be written
-                _silence_stdout()
-        elif found == CANNOT_WRITE and not isinstance(error, OutputError):
-            _silence_stdout()
-        print(f"hhtld: {message}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return found
+        _tell(error, args.json)
+        code = found
     return code
 
 
-def _silence_stdout() -> None:
-    """Send standard output nowhere: a second failure while Python flushes at exit would only add noise."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _tell(error: Exception, as_json: bool) -> None:
+    """Print an error that is the user's to mend: a line on stderr, and with --json an object on stdout."""
+    message = _message(error)
+    if as_json:
+        record = {"schema": "hhtld.error/1", "error": {"type": type(error).__name__, "message": message}}
+        try:
+            emit(json.dumps(record))
+        except OSError:  # standard output itself is what cannot be written
+            silence_stdout()
+    elif _stdout_is_full(error):
+        silence_stdout()
+    with contextlib.suppress(OSError):
+        print(f"hhtld: {message}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr, flush=True)
+
+
+def _stdout_is_full(error: Exception) -> bool:
+    """Whether an error is of printing: those of files name one."""
+    return isinstance(error, OSError) and error.errno in _FULL and not isinstance(error, OutputError)
+
+
+def _message(error: Exception) -> str:
+    """What happened, without the system's number."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    if _stdout_is_full(error) and error.filename is None:
+        return f"cannot write to standard output: {error.strerror}"
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -11,19 +11,16 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
+from hhtld.formats.tables import FactGrid, Table, print_titled
 from hhtld.formats.terminal import (
     column_chart,
     cosine,
     counted,
-    fact_grid,
-    fitting_table,
     human_nbytes,
     joined,
     merged,
-    print_titled,
     safe,
     shape_text,
     sparkline,
@@ -57,15 +54,15 @@ def print_tensor(facts: Facts, out: Console) -> None:
     if "target" in tensor:
         tensor = tensor["target"]
         out.print(Text.assemble("tied: shares every byte of ", (safe(tensor["name"], ascii_only).plain, "bold")))
-    out.print(fact_grid(_tensor_facts(tensor, facts, ascii_only)))
+    out.print(FactGrid(_tensor_facts(tensor, facts, ascii_only)))
     slots = tensor.get("slots", {})
     if "stored" in tensor:
-        table = _stored_table(tensor, slots.get("shapes", {"raw": tensor["shape"]}), out.width, ascii_only)
+        table = _stored_table(tensor, slots.get("shapes", {"raw": tensor["shape"]}), ascii_only)
         print_titled("Sections it is read from", table, out)
     if tensor.get("gates", {}).get("n_rows"):
         _print_cosines(tensor["gates"], out)
     if "values" in tensor:
-        print_titled("Values", fact_grid(_value_facts(tensor["values"])), out)
+        print_titled("Values", FactGrid(_value_facts(tensor["values"])), out)
     _print_slots(slots, out)
 
 
@@ -107,7 +104,7 @@ def _group_of(tensor: Facts, group: Facts, ascii_only: bool) -> Iterator[tuple[s
         yield "rate", f"{joined(group['bits'])} bits, {states} states, rotation seed {group['seed']}"
 
 
-def _stored_table(tensor: Facts, shapes: Facts, width: int, ascii_only: bool) -> Table:
+def _stored_table(tensor: Facts, shapes: Facts, ascii_only: bool) -> Table:
     rows = (
         (
             safe(section["kind"], ascii_only),
@@ -122,7 +119,7 @@ def _stored_table(tensor: Facts, shapes: Facts, width: int, ascii_only: bool) ->
         for section in tensor["stored"]
     )
     headings = ("section", "of", ">number", "shape", ">bytes", ">bits/weight", ">offset", "crc32")
-    return fitting_table(headings, rows, ("number", "of", "shape", "crc32", "offset", "bits/weight"), width)
+    return Table(headings, rows, spared=("number", "of", "shape", "crc32", "offset", "bits/weight"))
 
 
 def _print_cosines(gates: Facts, out: Console) -> None:
@@ -170,7 +167,7 @@ def _print_addresses(slots: Facts, out: Console) -> None:
     basins = ", ".join(f"{name} {rows:,}" for name, rows in slots["basins"].items() if rows) or "none"
     signs = slots["polarity"]
     polarity = f"{signs['positive']:,} rows positive, {signs['negative']:,} negative"
-    print_titled("Slot D", fact_grid([("basin", basins), ("polarity", polarity)]), out)
+    print_titled("Slot D", FactGrid([("basin", basins), ("polarity", polarity)]), out)
     _print_usage("HIP families: rows by family, 0 to 15", slots["hip_families"], [], out)
 
 
@@ -213,7 +210,7 @@ def _print_lanes(slots: Facts, out: Console) -> None:
         for lane, found in enumerate(slots["slot_l"]["lanes"])
     )
     headings = ("lane", ">singular", ">energy", ">min", ">max", ">rms", ">rms x scale", "codes -128 to 127")
-    table = fitting_table(headings, rows, ("codes -128 to 127", "energy", "rms x scale"), out.width)
+    table = Table(headings, rows, spared=("codes -128 to 127", "energy", "rms x scale"))
     print_titled(f"Slot L: codes by lane, scale {_number(slots['slot_l']['scale'])}", table, out)
 
 

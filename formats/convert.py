@@ -165,6 +165,8 @@ class ConversionReport:
         samples took, and "memory_nbytes" at most, beyond what the interpreter takes.
     notes : list of str
         What a user should know, one sentence each.
+    is_text_model : bool
+        Whether a tokenizer and a config stand beside the weights, so that `hhtld gate-parity` can run the model.
     """
 
     source: str
@@ -180,6 +182,7 @@ class ConversionReport:
     dry_run: bool = False
     expected: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    is_text_model: bool = False
 
     @property
     def ratio(self) -> float:
@@ -411,6 +414,7 @@ def convert(
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
             notes = [*plan.notes, *notes]
+            report.is_text_model = {"config.json", "tokenizer_config.json"} <= set(source.files())
             limit = DEFAULT_MEMORY if memory is None else memory
             if dry_run:
                 _predict_pack(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,8 @@ from rich.text import Text
 from hhtld.dtypes import widen
 from hhtld.formats import open_source
 from hhtld.formats.convert import default_jobs, workers
-from hhtld.formats.terminal import human_nbytes, plain_table, safe
+from hhtld.formats.tables import alike, tensor_table
+from hhtld.formats.terminal import counted, human_nbytes, safe, shape_text
 from hhtld.gates import CosineSummary, row_cosines, summarize
 from hhtld.pack import PackSource
 from hhtld.progress import Progress
@@ -218,39 +219,58 @@ def _max_error(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-def print_diff(report: DiffReport, out: Console) -> None:
-    """Print what differs as a table, and the rest as one sentence."""
+def print_diff(report: DiffReport, out: Console, every: bool = True) -> None:
+    """Print what differs as a table, and the rest as one sentence.
 
-    def rows() -> Iterable[tuple[Any, ...]]:
-        for tensor in report.tensors:
-            found = tensor.cosines
-            dtype = tensor.dtype_a if tensor.dtype_a == tensor.dtype_b else f"{tensor.dtype_a} / {tensor.dtype_b}"
-            yield (
-                safe(tensor.name),
-                dtype,
-                " x ".join(map(str, tensor.shape)) or "scalar",
-                human_nbytes(tensor.nbytes_a),
-                human_nbytes(tensor.nbytes_b),
-                "same" if tensor.identical else "differs",
-                *((f"{q:.6f}" for q in (found.median, found.p5, found.minimum)) if found else ("", "", "")),
-                found.worst_row if found and not tensor.identical else "",
-                "" if tensor.max_error is None else f"{tensor.max_error:.3g}",
-            )
-
-    if report.tensors:
-        headings = ("tensor", "type", "shape", ">bytes a", ">bytes b", "", ">median", ">p5", ">min")
-        out.print(
-            plain_table((*headings, ">worst row", ">max error"), rows(), "Cosine of every row of a with that of b")
-        )
+    Where not `every` tensor is asked for, those whose names differ in numbers alone share a line.
+    """
+    tensors = {tensor.name: tensor for tensor in report.tensors}
+    if tensors:
+        lines, notes = alike(list(tensors), lambda name: _kind(tensors[name]), every)
+        rows = [_row(name, [tensors[each] for each in own]) for name, own in lines]
+        headings = ("tensor", ">tensors", "type", "shape", ">bytes a", ">bytes b", "")
+        cosines = (">median", ">p5", ">min", ">worst row", ">max error")
+        spared = ("worst row", "max error", "tensors", "type", "bytes a", "shape", "p5", "bytes b")
+        title = "Cosine of every row of a with that of b"
+        out.print(tensor_table((*headings, *cosines), rows, title, spared=spared, notes=notes))
     for side, names in ((report.a, report.only_a), (report.b, report.only_b)):
-        for name in names:
-            out.print(Text.assemble("only in ", safe(side), ": ", safe(name)))
+        lines, notes = alike(names, lambda name: None, every)
+        for name, own in lines:
+            count = f" ({len(own):,} tensors)" if len(own) > 1 else ""
+            out.print(Text.assemble("only in ", safe(side), ": ", safe(name), count))
+        for note in notes:
+            out.print(Text(note))
     for name, (shape_a, shape_b) in report.reshaped.items():
         out.print(Text.assemble(safe(name), f" is {list(shape_a)} in a and {list(shape_b)} in b"))
     same = sum(tensor.identical for tensor in report.tensors)
     out.print(
-        f"{same} of {len(report.tensors)} tensors in both are the same byte for byte; "
+        f"{same} of {counted(len(report.tensors), 'tensor')} in both are the same byte for byte; "
         f"{len(report.only_a)} only in a, {len(report.only_b)} only in b, {len(report.reshaped)} of another shape",
         highlight=False,
         markup=False,
+    )
+
+
+def _kind(tensor: TensorDiff) -> tuple[Any, ...]:
+    """What tensors of one line have in common."""
+    return tensor.shape, tensor.dtype_a, tensor.dtype_b, tensor.identical, tensor.cosines is None
+
+
+def _row(name: str, tensors: Sequence[TensorDiff]) -> tuple[Any, ...]:
+    first = tensors[0]
+    found = [tensor.cosines for tensor in tensors if tensor.cosines is not None and not tensor.identical]
+    worst = min(found, key=lambda cosines: cosines.minimum, default=None)
+    errors = [tensor.max_error for tensor in tensors if tensor.max_error is not None]
+    lowest = [min(values) for values in zip(*((c.median, c.p5, c.minimum) for c in found), strict=True)]
+    return (
+        safe(name),
+        f"{len(tensors):,}",
+        first.dtype_a if first.dtype_a == first.dtype_b else f"{first.dtype_a} / {first.dtype_b}",
+        shape_text(first.shape),
+        human_nbytes(sum(tensor.nbytes_a for tensor in tensors)),
+        human_nbytes(sum(tensor.nbytes_b for tensor in tensors)),
+        "same" if first.identical else "differs",
+        *([f"{value:.6f}" for value in lowest] or [""] * 3),
+        "" if worst is None else worst.worst_row,
+        f"{max(errors):.3g}" if errors else "",
     )

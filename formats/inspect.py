@@ -21,6 +21,8 @@ from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.listing import print_listing
 from hhtld.formats.locations import spelled
 from hhtld.formats.statistics import slot_statistics, value_statistics, weight_blocks
+from hhtld.formats.streams import emit
+from hhtld.formats.terminal import counted
 from hhtld.gates import rounded_down
 from hhtld.pack import HhtldPack, PackSource
 from hhtld.roles import regime
@@ -48,12 +50,12 @@ def describe(source: TensorSource, path: str | os.PathLike[str], name: str | Non
     return facts | {"tensor": name, "tensors": found}
 
 
-def print_description(facts: Mapping[str, Any], out: Console) -> None:
-    """Print `describe()`: a card of one tensor, or the tables of the whole."""
+def print_description(facts: Mapping[str, Any], out: Console, every: bool = True) -> None:
+    """Print `describe()`: a card of one tensor, or the tables of the whole, on request with a line for every tensor."""
     if "tensor" in facts:
         print_tensor(facts, out)
     else:
-        print_listing(facts, out)
+        print_listing(facts, out, every)
 
 
 def _source_facts(source: TensorSource) -> dict[str, Any]:
@@ -255,6 +257,9 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
         raise ValueError(f"tensor {name!r} has shape {list(info.shape)}, so it has no rows")
     start, stop, step = span.indices(info.n_rows)
     chosen = range(start, stop, step)
+    if not chosen:
+        asked = ":".join("" if part is None else str(part) for part in (span.start, span.stop))
+        raise ValueError(f"no row in {asked}: tensor {name!r} has {counted(info.n_rows, 'row')}, numbered from 0")
     if isinstance(source, PackSource):
         block = source.pack.get_rows(name, np.asarray(chosen, np.intp))
     else:
@@ -264,7 +269,7 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
         block = block.reshape(len(chosen), -1)
     if as_json:
         rows = {str(row): _json_values(values) for row, values in zip(chosen, block, strict=True)}
-        print(json.dumps({"schema": "hhtld.rows/1", "tensor": name, "rows": rows}, allow_nan=False))
+        emit(json.dumps({"schema": "hhtld.rows/1", "tensor": name, "rows": rows}, allow_nan=False))
         return
     with np.printoptions(threshold=24, edgeitems=6, linewidth=max(60, out.width - 16), precision=5, suppress=True):
         for row, values in zip(chosen, block, strict=True):

@@ -6,21 +6,19 @@ Nothing is computed here but widths: every number is one of those that `--json` 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from hhtld.formats.tables import FactGrid, Table, alike, print_titled, tensor_table
 from hhtld.formats.terminal import (
     cosine,
     counted,
-    fact_grid,
-    fitting_table,
     human_nbytes,
     joined,
-    plain_table,
-    print_titled,
     safe,
     shape_text,
     shortened,
@@ -34,26 +32,29 @@ Facts = Mapping[str, Any]
 _MANY = 12  # metadata entries that are shown
 
 
-def print_listing(facts: Facts, out: Console) -> None:
-    """Print the tables of a source: totals, what they are made of, then every tensor, encoded ones first."""
+def print_listing(facts: Facts, out: Console, every: bool = True) -> None:
+    """Print the tables of a source: totals, what they are made of, then its tensors, encoded ones first.
+
+    Where not `every` tensor is asked for, those whose names differ in numbers alone share a line.
+    """
     ascii_only = out.options.ascii_only
     out.print(_heading(facts, ascii_only), highlight=False)
-    out.print(fact_grid([*_total_facts(facts), *_origin_facts(facts, out.width, ascii_only)]))
+    out.print(FactGrid([*_total_facts(facts), *_origin_facts(facts, out.width, ascii_only)]))
     if "regimes" in facts:
         _print_pack_tables(facts, out)
-    for title, table in _tensor_tables(facts, out.width, ascii_only):
+    for title, table in _tensor_tables(facts, every, ascii_only):
         print_titled(title, table, out)
     if facts.get("files"):
         rows = ((safe(file["name"], ascii_only), human_nbytes(file["nbytes"])) for file in facts["files"])
-        print_titled(f"Side files: {len(facts['files']):,}", plain_table(("file", ">bytes"), rows), out)
+        print_titled(f"Side files: {len(facts['files']):,}", Table(("file", ">bytes"), rows), out)
 
 
 def _heading(facts: Facts, ascii_only: bool) -> Text:
     path, n_tensors = safe(facts["path"], ascii_only), len(facts["tensors"])
     if "version" not in facts:
-        return Text.assemble((path.plain, "bold"), f": {n_tensors:,} tensors")
+        return Text.assemble((path.plain, "bold"), f": {counted(n_tensors, 'tensor')}")
     profile = safe(facts["profile"], ascii_only)
-    size = f"{human_nbytes(facts['nbytes'])}, {n_tensors:,} tensors"
+    size = f"{human_nbytes(facts['nbytes'])}, {counted(n_tensors, 'tensor')}"
     return Text.assemble((path.plain, "bold"), f": .hhtld version {facts['version']}, profile ", profile, f", {size}")
 
 
@@ -110,16 +111,16 @@ def _print_pack_tables(facts: Facts, out: Console) -> None:
         for kind, found in facts["section_kinds"].items()
     ]
     rest = (Text("table and padding"), "", human_nbytes(totals["table_nbytes"]), f"{100 * totals['table_share']:.1f} %")
-    table = plain_table(("section", ">count", ">bytes", ">share"), [*rows, rest])
+    table = Table(("section", ">count", ">bytes", ">share"), [*rows, rest])
     print_titled(f"Sections: {totals['n_sections']:,}", table, out)
     if facts["groups"]:
         whole = ("group", "role", "rows x columns", ">tensors", ">bits", ">states", ">entries", "slot L")
         headings = (*whole, ">bytes", ">shared", ">bits/weight")
-        optional = ("slot L", "states", "shared", "entries", "tensors", "rows x columns", "bytes")
-        table = fitting_table(headings, _group_rows(facts, ascii_only), optional, out.width)
+        spared = ("slot L", "states", "shared", "entries", "tensors", "rows x columns", "bytes")
+        table = Table(headings, _group_rows(facts, ascii_only), spared=spared)
         print_titled("Groups, with what their tensors share", table, out)
     if facts["regimes"]:
-        grid = fact_grid((kind, _regime_text(found, ascii_only)) for kind, found in facts["regimes"].items())
+        grid = FactGrid((kind, _regime_text(found, ascii_only)) for kind, found in facts["regimes"].items())
         print_titled("Recorded row cosines, ranges over tensors", grid, out)
 
 
@@ -151,43 +152,68 @@ def _regime_text(found: Facts, ascii_only: bool) -> Text:
     )
 
 
-def _tensor_tables(facts: Facts, width: int, ascii_only: bool) -> Iterator[tuple[str, Any]]:
-    tensors = facts["tensors"]
-    tied = [t for t in tensors if "alias_of" in t]
-    encoded = [t for t in tensors if t.get("codec", "keep") != "keep"]
-    kept = [t for t in tensors if "alias_of" not in t and t.get("codec", "keep") == "keep"]
+def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tuple[str, Table]]:
+    tensors = {tensor["name"]: tensor for tensor in facts["tensors"]}
+    tied = [name for name, t in tensors.items() if "alias_of" in t]
+    encoded = [name for name, t in tensors.items() if t.get("codec", "keep") != "keep"]
+    kept = [name for name, t in tensors.items() if "alias_of" not in t and t.get("codec", "keep") == "keep"]
     if encoded:
-        headings = ("tensor", "group", "type", "shape", "codec", ">bytes", ">bits", ">median", ">p5", ">min")
-        optional = ("codec", "type", "shape", "min", "group", "p5")
-        rows = (_encoded_row(tensor, ascii_only) for tensor in encoded)
-        yield f"Encoded tensors: {len(encoded):,}", fitting_table(headings, rows, optional, width)
-    if kept:
-        rows = (
-            (
-                safe(t["name"], ascii_only),
-                t.get("stored_as", t["dtype"]),
-                shape_text(t["shape"]),
-                human_nbytes(t["nbytes"]),
-            )
-            for t in kept
+        lines, notes = alike(encoded, lambda name: _kind(tensors[name]), every)
+        headings = (
+            "tensor",
+            ">tensors",
+            ">group",
+            "type",
+            "shape",
+            "codec",
+            ">bytes",
+            ">bits",
+            ">median",
+            ">p5",
+            ">min",
         )
+        rows = [_encoded_row(name, [tensors[each] for each in own], ascii_only) for name, own in lines]
+        spared = ("codec", "type", "group", "shape", "min", "p5")
+        yield f"Encoded tensors: {len(encoded):,}", tensor_table(headings, rows, spared=spared, notes=notes)
+    if kept:
         title = f"Kept byte for byte: {len(kept):,}" if "profile" in facts else "Tensors"
-        yield title, plain_table(("tensor", "type", "shape", ">bytes"), rows)
+        lines, notes = alike(kept, lambda name: _kind(tensors[name]), every)
+        rows = [_kept_row(name, [tensors[each] for each in own], ascii_only) for name, own in lines]
+        yield (
+            title,
+            tensor_table(("tensor", ">tensors", "type", "shape", ">bytes"), rows, spared=("type",), notes=notes),
+        )
     if tied:
-        rows = ((safe(t["name"], ascii_only), safe(t["alias_of"], ascii_only)) for t in tied)
-        yield f"Tied: {len(tied):,}", plain_table(("tensor", "shares the bytes of"), rows)
+        lines, notes = alike(tied, lambda name: re.sub(r"\d+", "*", tensors[name]["alias_of"]), every)
+        rows = [(safe(name, ascii_only), safe(tensors[own[0]]["alias_of"], ascii_only)) for name, own in lines]
+        yield f"Tied: {len(tied):,}", Table(("tensor", "shares the bytes of"), rows, notes=notes)
 
 
-def _encoded_row(tensor: Facts, ascii_only: bool) -> tuple[Any, ...]:
-    quantiles = tensor.get("gates", {}).get("quantiles")
-    cosines = [cosine(quantiles[i]) for i in (N_QUANTILES // 2, 1, 0)] if quantiles else [""] * 3
+def _kind(tensor: Facts) -> tuple[Any, ...]:
+    """What tensors of one line have in common."""
+    return tensor.get("group"), tensor.get("stored_as", tensor["dtype"]), tuple(tensor["shape"]), tensor.get("codec")
+
+
+def _kept_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple[Any, ...]:
+    first = tensors[0]
+    nbytes = human_nbytes(sum(tensor["nbytes"] for tensor in tensors))
+    dtype = first.get("stored_as", first["dtype"])
+    return safe(name, ascii_only), f"{len(tensors):,}", dtype, shape_text(first["shape"]), nbytes
+
+
+def _encoded_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple[Any, ...]:
+    first = tensors[0]
+    recorded = [found["quantiles"] for tensor in tensors if (found := tensor.get("gates"))]
+    places = (N_QUANTILES // 2, 1, 0)
+    cosines = [cosine(min(quantiles[i] for quantiles in recorded)) if recorded else "" for i in places]
     return (
-        safe(tensor["name"], ascii_only),
-        tensor["group"],
-        tensor["dtype"],
-        shape_text(tensor["shape"]),
-        tensor["codec"],
-        human_nbytes(tensor["nbytes"]),
-        f"{tensor['bits_per_weight']:.3f}",
+        safe(name, ascii_only),
+        f"{len(tensors):,}",
+        first["group"],
+        first["dtype"],
+        shape_text(first["shape"]),
+        first["codec"],
+        human_nbytes(sum(tensor["nbytes"] for tensor in tensors)),
+        f"{sum(tensor['bits_per_weight'] for tensor in tensors) / len(tensors):.3f}",
         *cosines,
     )

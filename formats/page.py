@@ -17,10 +17,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hhtld.atomic import replacing
-from hhtld.errors import MissingExtraError
+from hhtld.atomic import replacing, require_regular, writing
+from hhtld.errors import MissingExtraError, OutputError
 from hhtld.formats.terminal import safe
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "OTHER",
     "Cell",
     "Plots",
+    "check_page",
     "escaped",
     "page",
     "plots",
@@ -67,7 +69,35 @@ _PLOT_STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 _PLOT_WIDTH = 4.8  # inches; its 346 units are about a phone's width, so that text is legible there
+_SUFFIXES = (".html", ".htm", ".json")
 _LONG = 24  # characters from which a cell may break
+
+
+def check_page(path: str | os.PathLike[str], draws: bool = False) -> None:
+    """Refuse a page that could not be written, before the work that it is about.
+
+    Parameters
+    ----------
+    path : path
+        It must end in .html or .json.
+    draws : bool
+        Whether the page has plots.
+
+    Raises
+    ------
+    ValueError, MissingExtraError, OutputError
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"a report ends in .html, or in .json for its numbers alone; got {os.fspath(path)!r}")
+    with writing(target):
+        require_regular(target)
+        target.parent.stat()
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise OutputError(f"cannot write {target}: {target.parent} is no folder that can be written in")
+    if draws and suffix != ".json":
+        _matplotlib()
 
 
 def write_page(path: str | os.PathLike[str], facts: Mapping[str, Any], parts: Iterable[str]) -> None:
@@ -194,14 +224,19 @@ def plots() -> Iterator[Plots]:
     MissingExtraError
         When matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("a report draws with matplotlib: pip install 'hhtld[report]'") from error
+    mpl = _matplotlib()
     with mpl.rc_context():
         mpl.rcdefaults()  # the page must not depend on a user's matplotlibrc
         mpl.rcParams.update(_PLOT_STYLE)
         yield Plots()
+
+
+def _matplotlib() -> ModuleType:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingExtraError("a report draws with matplotlib: pip install 'hhtld[report]'") from error
+    return mpl
 
 
 _CSS = """

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from hhtld.formats.terminal import fitting_table, human_nbytes, print_titled, safe, shape_text
+from hhtld.formats.tables import Table, print_titled
+from hhtld.formats.terminal import human_nbytes, safe, shape_text
 from hhtld.palette import RouteAction
 
 __all__ = ["CascadeProbe", "NotEncodable", "ProbeReport", "SearchResult", "TensorProbe", "print_probe"]
@@ -241,7 +242,7 @@ def print_probe(report: ProbeReport, out: Console) -> None:
     for tensor in report.tensors:
         name = safe(tensor.name).plain
         title = f"{name}, {shape_text(tensor.shape)}; {tensor.n_queries} queries: {safe(report.queries).plain}"
-        print_titled(title, _result_table(tensor, out.width), out)
+        print_titled(title, _result_table(tensor), out)
         if tensor.cascade is not None:
             routes = ", ".join(f"{name} {_percent(share)}" for name, share in tensor.cascade.routes.items())
             out.print(Text(f"Rows by route: {routes}. {tensor.cascade.verdict}"))
@@ -250,15 +251,14 @@ def print_probe(report: ProbeReport, out: Console) -> None:
         out.print(Text(tensor.summary))
 
 
-def _result_table(tensor: TensorProbe, width: int) -> Any:
+def _result_table(tensor: TensorProbe) -> Table:
     headings = ("search", ">top-1", ">top-5", ">rows rescored", ">ms a query", ">bytes a query", "verdict")
-    table = fitting_table(
-        headings, [_cells(result) for result in tensor.results], ("rows rescored", "bytes a query"), width
+    return Table(
+        headings,
+        [_cells(result) for result in tensor.results],
+        spared=("rows rescored", "bytes a query"),
+        notes=("* what the file holds; the rest is encoded from SRC for the comparison",),
     )
-    note = Text("* what the file holds; the rest is encoded from SRC for the comparison")
-    table.caption = note if table.caption is None else Text(f"{note}\n{table.caption}")
-    table.caption_justify = "left"
-    return table
 
 
 def _cells(result: SearchResult | NotEncodable) -> tuple[str, ...]:

@@ -1,34 +1,33 @@
-"""How results look in a terminal: tables on stdout, progress on stderr."""
+"""How results look in a terminal: numbers, charts and the gates on stdout, progress on stderr."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from hhtld.formats.streams import silence_stdout
+from hhtld.formats.tables import Table
 from hhtld.gates import GateReport
 
 __all__ = [
+    "EXPLAINED",
     "column_chart",
     "console",
     "cosine",
     "counted",
-    "fact_grid",
-    "fitting_table",
     "gate_table",
     "human_nbytes",
     "joined",
     "merged",
-    "plain_table",
-    "print_titled",
     "progress_bar",
     "safe",
     "shape_text",
@@ -36,16 +35,34 @@ __all__ = [
     "sparkline",
 ]
 
+EXPLAINED = (
+    "regime: index for embeddings and heads, argmax for other weights; median, p5: cosines that half of the rows, "
+    "and 19 of 20, reach"
+)
+_PIPE_WIDTH = 160  # of charts
+_TELL_SECONDS = 30.0
+
 # Nine heights of a cell, the first one empty; the second row for terminals that do not speak Unicode.
 _LEVELS = {False: " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", True: " .:-=+*#@"}
 
 
+class _Screen(Console):
+    """Standard output."""
+
+    def on_broken_pipe(self) -> None:
+        """The reader went away, as `head` does: the command goes on and says by its exit code how it ended."""
+        self.quiet = True
+        silence_stdout()
+
+
 def console() -> Console:
-    """Return stdout; wide enough for whole names when it is not a terminal."""
-    if sys.stdout.isatty():
-        return Console()
+    """Return standard output; a line is as long as what it says where that is no terminal and COLUMNS is not set."""
     columns = os.environ.get("COLUMNS", "")
-    return Console(width=int(columns) if columns.isdecimal() and int(columns) else 160)
+    if sys.stdout.isatty():
+        return _Screen()
+    if columns.isdecimal() and int(columns):
+        return _Screen(width=int(columns))
+    return _Screen(width=_PIPE_WIDTH, soft_wrap=True)
 
 
 def safe(name: str, ascii_only: bool = False) -> Text:
@@ -90,62 +107,6 @@ def joined(numbers: Sequence[float]) -> str:
     return " + ".join(f"{number:g}" for number in numbers)
 
 
-def plain_table(headings: Iterable[str], rows: Iterable[Iterable[Any]], title: str | None = None) -> Table:
-    """Return a table whose headings that begin with ">" are aligned right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        right = heading.startswith(">")
-        table.add_column(heading.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    return table
-
-
-def fitting_table(
-    headings: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    optional: Sequence[str],
-    width: int,
-    title: str | None = None,
-) -> Table:
-    """Return a `plain_table` that leaves out optional columns, the first named first, where they do not fit.
-
-    The first column folds; it gets what its longest cell needs, or three fifths of the width. What was
-    left out is said below.
-    """
-    cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
-    names = [heading.lstrip(">") for heading in headings]
-    needed = [max([cell_len(name), *(cell_len(row[i].plain) for row in cells)]) for i, name in enumerate(names)]
-    wanted = min(needed[0], width * 3 // 5)
-    shown = list(range(len(names)))
-    for name in optional:
-        if wanted + sum(needed[i] + 2 for i in shown[1:]) > width:
-            shown.remove(names.index(name))
-    table = plain_table([headings[i] for i in shown], ([row[i] for i in shown] for row in cells), title)
-    left_out = [name for i, name in enumerate(names) if i not in shown]
-    if left_out:
-        table.caption = Text(f"not shown at this width: {', '.join(left_out)}")
-        table.caption_justify = "left"
-    return table
-
-
-def print_titled(title: str, body: Any, out: Console) -> None:
-    """Print an empty line, a title and what it stands over."""
-    out.print()
-    out.print(Text(title, "bold"))
-    out.print(body)
-
-
-def fact_grid(facts: Iterable[tuple[str, Any]]) -> Table:
-    """Return names of facts beside what they are."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in facts:
-        grid.add_row(Text(name), value if isinstance(value, Text) else Text(str(value)))
-    return grid
-
-
 def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:
     """Return one character a value, from the lowest to the highest; all alike stand at half height."""
     levels = _LEVELS[ascii_only]
@@ -188,11 +149,18 @@ def gate_table(gates: GateReport) -> Table:
                 cosine(record["min"]),
                 f"{_asked(asked.median)} / {_asked(asked.p5)}",
                 verdict,
-                Text.assemble(safe(worst["tensor"]), f" row {worst['row']}"),
+                worst["row"],
+                safe(worst["tensor"]),
             )
 
-    headings = ("regime", ">rows", ">median", ">p5", ">min", ">gate 1 asks", "", "worst row")
-    return plain_table(headings, rows(), "Cosine of every encoded row with itself")
+    headings = ("regime", ">rows", ">median", ">p5", ">min", ">gate 1 asks", "verdict", ">worst row", "of tensor")
+    return Table(
+        headings,
+        rows(),
+        "Cosine of every encoded row with its decoded self",
+        spared=("min", "rows"),
+        notes=(f"{EXPLAINED}; gate 1 asks for both",),
+    )
 
 
 def _asked(number: float) -> str:
@@ -203,9 +171,12 @@ def _asked(number: float) -> str:
 
 @contextmanager
 def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[str, str, int], None]]:
-    """Give a progress callback over `total` bytes, drawn on stderr when that is a terminal."""
-    if not wanted or not sys.stderr.isatty():
+    """Give a progress callback over `total` bytes: a bar on stderr, or now and then a line in a log."""
+    if not wanted:
         yield lambda stage, name, nbytes: None
+        return
+    if not sys.stderr.isatty():
+        yield _ProgressLines(total).advance
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -214,10 +185,36 @@ def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[str, str, int],
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, name: str, nbytes: int) -> None:
-            if stage in ("resume", "again"):  # parts of the same work: done before, and to be done once more
-                stage, nbytes = "encode", nbytes if stage == "resume" else -nbytes
+            stage, nbytes = _told(stage, nbytes)
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.advance(tasks[stage], nbytes)
 
         yield advance
+
+
+def _told(stage: str, nbytes: int) -> tuple[str, int]:
+    """Parts of the same work: done before, and to be done once more."""
+    if stage in ("resume", "again"):
+        return "encode", nbytes if stage == "resume" else -nbytes
+    return stage, nbytes
+
+
+class _ProgressLines:
+    """Progress for logs: a line every half minute, none for what is done sooner."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done: dict[str, int] = {}
+        self._told = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, stage: str, name: str, nbytes: int) -> None:
+        stage, nbytes = _told(stage, nbytes)
+        with self._lock:
+            done = self._done[stage] = self._done.get(stage, 0) + nbytes
+            if time.monotonic() - self._told < _TELL_SECONDS:
+                return
+            self._told = time.monotonic()
+        share = f", {100 * done // self._total} %" if self._total else ""
+        print(f"{stage}: {human_nbytes(done)} of {human_nbytes(self._total)}{share}", file=sys.stderr, flush=True)

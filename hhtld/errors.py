@@ -89,8 +89,8 @@ class UnknownFormatError(HhtldError, LookupError):
 class OutputError(HhtldError, OSError):
     """The output could not be written; whatever stood there before is untouched."""
 
-    def __str__(self) -> str:  # OSError's own begins with "[Errno None]" where the system was not asked
-        return str(self.args[-1]) if self.errno is None and self.args else super().__str__()
+    def __str__(self) -> str:  # OSError's own begins with the system's number, "[Errno None]" where it was not asked
+        return self.strerror or (str(self.args[-1]) if self.args else "")
 
 
 class MissingExtraError(HhtldError, ImportError):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from hhtld.formats.terminal import cosine, plain_table, print_titled, safe, shortened
+from hhtld.formats.tables import Table, print_titled
+from hhtld.formats.terminal import cosine, safe, shortened
 from hhtld.integrations.parity_metrics import Agreement, PositionScores, first_difference
 from hhtld.integrations.parity_prompts import Prompt
 
@@ -282,19 +283,19 @@ def print_parity(report: ParityReport | EmbeddingReport, out: Console) -> None:
     """Print the tables by kind, the worst texts, the continuations side by side and the verdict."""
     out.print(Text(f"{safe(report.pack)} beside {safe(report.model)}, on {safe(report.prompts)} prompts"))
     headings, rows = kind_table(report)
-    out.print(plain_table(headings, ((safe(kind), *cells) for kind, *cells in rows)))
+    out.print(Table(headings, ((safe(kind), *cells) for kind, *cells in rows)))
     if isinstance(report, EmbeddingReport):
         worst = [(cosine(report.cosines[i]), safe(report.sentences[i].text)) for i in report.worst]
-        print_titled("Embeddings furthest from their packed selves", plain_table((">cosine", "sentence"), worst), out)
+        print_titled("Embeddings furthest from their packed selves", Table((">cosine", "~sentence"), worst), out)
     else:
         lines = list(continuations(report))
-        headings = (">prompt", "kind", ">top-1", "begins")
+        headings = (">prompt", "kind", ">top-1", "~begins")
         begins = [safe(shortened(" ".join(item.prompt.text.split()), 80)) for item in report.items]
         chosen = ((*lines[i][:1], safe(lines[i][1]), lines[i][2], begins[i]) for i in report.worst)
-        print_titled("Prompts of the lowest agreement", plain_table(headings, chosen), out)
+        print_titled("Prompts of the lowest agreement", Table(headings, chosen), out)
         if report.n_continued:
             cells = ((n, safe(kind), same, safe(a), safe(b)) for n, kind, _, same, a, b in lines)
-            table = plain_table((">prompt", "kind", ">same", "source continues", "packed continues"), cells)
+            table = Table((">prompt", "kind", ">same", "~source continues", "~packed continues"), cells)
             title = f"Greedy continuations, up to {report.n_continued} tokens; same: tokens until they part"
             print_titled(title, table, out)
     out.print()

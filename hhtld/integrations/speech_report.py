@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from hhtld.formats.terminal import cosine, counted, human_nbytes, plain_table, print_titled, safe
+from hhtld.formats.tables import Table, print_titled
+from hhtld.formats.terminal import cosine, counted, human_nbytes, safe
 from hhtld.integrations.speech_metrics import SpeechScores
 
 __all__ = ["BOUNDS", "TAIL_BOUNDS", "Bounds", "RateSearch", "RateTrial", "SpeechReport", "SpokenSentence"]
@@ -274,7 +275,7 @@ def print_speech(report: SpeechReport, out: Console) -> None:
         ("", "", *score_cells(report.median, ""), "", "median"),
         ("", "", *score_cells(report.tail, ""), "", _TAILS),
     ]
-    out.print(plain_table(headings, ((*cells, safe(text)) for *cells, text in rows)))
+    out.print(Table((*headings[:-1], "~sentence"), ((*cells, safe(text)) for *cells, text in rows)))
     for number, item in enumerate(report.items, 1):
         if item.note:
             out.print(Text(f"sentence {number}: {safe(item.note)}"))
@@ -299,7 +300,7 @@ def print_rates(search: RateSearch, out: Console) -> None:
     tails = (">RMS, p95", ">crossings", ">duration", ">envelope, p5")
     headings = ("profile", ">file", ">ratio", *medians, *tails, ">within 5 %", "")
     title = f"{safe(search.voice)} by rate: medians and last twentieths of {safe(search.text)} sentences"
-    print_titled(title, plain_table(headings, rows), out)
+    print_titled(title, Table(headings, rows), out)
     found = search.smallest
     if found is None:
         out.print(Text("FAILED: the largest tried does not pass"))

@@ -497,9 +497,10 @@ def test_gates_say_once_that_they_keep_no_answers(snapshot: Path, tmp_path: Path
             done = run("convert", snapshot, tmp_path / "m.hhtld", *options, *more)
             assert done.returncode == 0, done.stderr
             assert done.stdout.count(told) == 1
-            last = done.stdout.splitlines()[-1]
-            assert last.startswith(f"note: {told}"), last
-            assert "--profile parity" in last
+            note, following = done.stdout.splitlines()[-2:]
+            assert note.startswith(f"note: {told}"), note
+            assert "--profile parity" in note
+            assert following.startswith("next: ")
     assert told not in run("convert", snapshot, tmp_path / "m.hhtld", "--profile", "bits:4").stdout
 
 

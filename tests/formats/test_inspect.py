@@ -25,7 +25,7 @@ from hhtld.formats import open_source
 from hhtld.formats.__main__ import main
 from hhtld.formats.inspect import describe, print_description
 from hhtld.formats.statistics import slot_statistics, value_statistics, weight_blocks
-from hhtld.formats.terminal import column_chart, cosine, fitting_table, merged, safe, shortened, sparkline
+from hhtld.formats.terminal import column_chart, cosine, merged, safe, shortened, sparkline
 from hhtld.slots import residual
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
 from hhtld.trellis import gain_values
@@ -462,8 +462,3 @@ def test_pieces_of_text() -> None:
     assert [cosine(x) for x in (1.0, 0.0018, -0.00001)] == ["1.0000", "0.0018", "-0.0001"]
     assert shortened("a" * 30, 10) == "a" * 10 + "... (30 characters)"
     assert safe("é\x1b", ascii_only=True).plain == r"\xe9\x1b"
-    table = fitting_table(("name", ">a", "b"), [("n" * 50, 1, "bbb")], ("a", "b"), 40)
-    assert [column.header for column in table.columns] == ["name", ">a"[1:], "b"]
-    table = fitting_table(("name", ">a", "b"), [("n" * 50, 1, "b" * 20)], ("b",), 40)
-    assert [column.header for column in table.columns] == ["name", "a"]
-    assert str(table.caption) == "not shown at this width: b"
