@@ -418,7 +418,7 @@ def test_a_damaged_section_is_refused(kind: str, tmp_path: Path) -> None:
     data[offset] ^= 2
     path.write_bytes(data)
     with pytest.raises(FormatError, match="the file is damaged"):
-        hhtld.convert(path, tmp_path / "m.h5", profile="gates")
+        hhtld.convert(path, tmp_path / "m.h5")
     assert not (tmp_path / "m.h5").exists()
 
 
