@@ -26,6 +26,7 @@ from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.fingerprint import content_digest, source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
+from hhtld.journal import journal_path, partial_path
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, make_plan
 from hhtld.progress import Progress, silent
@@ -368,9 +369,9 @@ def convert(
         raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
     original_path = None if original is None else locate(original)
     for path in (source_path, original_path):
-        if path is not None and _overwrites(target, path):
-            what = "is" if isinstance(path, Path) and target.samefile(path) else "is a file of"
-            raise ValueError(f"{target} {what} the source itself; give the result another name")
+        what = None if path is None else _overwrites(target, path)
+        if what is not None:
+            raise ValueError(f"{what} the source itself; give the result another name")
         if isinstance(path, Path) and output.name in ("folder", "hf") and path.is_dir() and _inside(target, path):
             raise ValueError(f"{target} lies inside the source folder {path}; give a folder outside of it")
     with ExitStack() as stack:
@@ -497,15 +498,17 @@ def _profile_notes(plan: Plan, is_calibrated: bool) -> Iterator[str]:
         yield GATES_NOTE
 
 
-def _overwrites(target: Path, source: Location) -> bool:
-    """Whether writing `target` would replace what is read: the source, or a file of its snapshot folder."""
-    if not isinstance(source, Path) or not target.exists() or not source.exists():
-        return False
-    if target.samefile(source):
-        return True
+def _overwrites(target: Path, source: Location) -> str | None:
+    """What of what is read writing `target` would replace, as the beginning of a sentence: the source, or its shard."""
+    if not isinstance(source, Path) or not source.exists():
+        return None
+    for path in (target, partial_path(target), journal_path(target)):
+        if path.exists() and path.samefile(source):
+            return f"{target} is" if path == target else f"{path}, where {target.name} is kept until it is whole, is"
     folder = source if source.is_dir() else source.parent if source.suffix == ".json" else None
     # Shards and their index; a .hhtld that stands beside them is none of the source.
-    return folder is not None and target.suffix in (".safetensors", ".json") and target.parent.samefile(folder)
+    inside = folder is not None and target.exists() and target.parent.samefile(folder)
+    return f"{target} is a file of" if inside and target.suffix in (".safetensors", ".json") else None
 
 
 def _inside(target: Path, folder: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hhtld.errors import OutputError
 
-__all__ = ["AtomicFile", "replacing", "require_regular", "shortened", "sync_folder", "writing"]
+__all__ = ["AtomicFile", "replacing", "require_regular", "require_same", "shortened", "sync_folder", "writing"]
 
 
 @contextlib.contextmanager
@@ -99,6 +99,7 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
         sibling = target.with_name(f".{shortened(target.name)}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(sibling, flags, 0o666)  # the umask applies, unlike with tempfile's 0600
+        held = os.dup(fd)
     try:
         try:
             yield AtomicFile(fd, target)
@@ -107,14 +108,17 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
         finally:
             with writing(target):
                 os.close(fd)
-        if check is not None:
-            check(sibling)
         with writing(target):
+            if check is not None:
+                check(sibling)
+            require_same(held, sibling, target)
             sibling.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what the caller must hear of
             sibling.unlink()
         raise
+    finally:
+        os.close(held)
     sync_folder(target.parent)
 
 
@@ -122,6 +126,14 @@ def require_regular(target: Path) -> None:
     """Raise where something other than a regular file stands at a path."""
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
+
+
+def require_same(fd: int, path: Path, target: Path) -> None:
+    """Raise where a path is no longer that of the open file: what is verified there would not be what was written."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False)):
+            return
+    raise OutputError(f"cannot write {target}: another process moved or replaced {path.name} while it was written")
 
 
 def shortened(name: str) -> str:

@@ -19,11 +19,11 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hhtld.atomic import AtomicFile, require_regular, shortened, sync_folder, writing
+from hhtld.atomic import AtomicFile, require_regular, require_same, shortened, sync_folder, writing
 from hhtld.errors import HhtldError, OutputError
 
 __all__ = ["Journal", "journal_path", "partial_path", "resumable"]
@@ -159,7 +159,13 @@ def _shown(value: Any) -> str:
 
 @contextlib.contextmanager
 def resumable(
-    path: Path, begin: Mapping[str, Any], *, resume: bool, check: Callable[[Path], object], into: Path | None = None
+    path: Path,
+    begin: Mapping[str, Any],
+    *,
+    resume: bool,
+    check: Callable[[Path], object],
+    heads: Sequence[bytes],
+    into: Path | None = None,
 ) -> Iterator[tuple[AtomicFile, Journal]]:
     """Open the partial file of an output and its journal; move the file into place when the block ends well.
 
@@ -175,6 +181,8 @@ def resumable(
         Whether to continue what an earlier run left; without it, that is discarded.
     check : callable
         Called with the partial file's path before it takes its name.
+    heads : sequence of bytes
+        What an unfinished file may begin with. Whatever else stands at its place is somebody else's and stays there.
     into : Path, optional
         Where the file goes, `path` unless given; on the same file system.
 
@@ -192,9 +200,11 @@ def resumable(
         journal_fd = _locked(journal_at, path)
     try:
         journal = Journal(journal_fd, journal_at)
+        _require_own(path, heads)
         _open_journal(journal, journal_fd, path, begin, resume)
         with writing(path):
             fd = os.open(partial_at, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            held = os.dup(fd)
         try:
             try:
                 yield AtomicFile(fd, path), journal
@@ -203,8 +213,9 @@ def resumable(
             finally:
                 with writing(path):
                     os.close(fd)
-            check(partial_at)
             with writing(path):
+                check(partial_at)
+                require_same(held, partial_at, path)
                 partial_at.replace(into)
             with contextlib.suppress(OSError):  # the file has its name: it is no failure to write
                 journal_at.unlink()
@@ -213,13 +224,33 @@ def resumable(
                 with contextlib.suppress(OSError):
                     partial_at.unlink()
                     journal_at.unlink()
-            else:
+            elif partial_at.exists():
                 error.add_note(f"what is finished stays beside {path}; the same command with --resume continues")
             raise
+        finally:
+            os.close(held)
     finally:
         os.close(journal_fd)
     for folder in {into.parent, path.parent}:
         sync_folder(folder)
+
+
+def _require_own(path: Path, heads: Sequence[bytes]) -> None:
+    """Raise where the partial file is none of ours: it would be written over, or removed."""
+    partial_at = partial_path(path)
+    with writing(path):
+        if not os.path.lexists(partial_at):
+            return
+        require_regular(partial_at)
+        fd = os.open(partial_at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            found = os.pread(fd, max(map(len, heads)), 0)
+        finally:
+            os.close(fd)
+    if not any(head.startswith(found) or found.startswith(head) for head in heads):
+        raise OutputError(
+            f"cannot write {path}: {partial_at.name} beside it is no unfinished file of hhtld; move or delete it"
+        )
 
 
 def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any], resume: bool) -> None:

@@ -13,7 +13,7 @@ from hhtld.atomic import replacing
 from hhtld.encoder import Work, check_memory, encode_source
 from hhtld.errors import FormatError, HeaderError, OutputError
 from hhtld.formats.base import Format, TensorSource
-from hhtld.formats.hhtld.container import MAGIC, ContainerReader, ContainerWriter
+from hhtld.formats.hhtld.container import MAGIC, UNFINISHED, ContainerReader, ContainerWriter
 from hhtld.formats.hhtld.fingerprint import JOURNAL_VERSION, plan_facts
 from hhtld.formats.locations import locate
 from hhtld.formats.model_config import CONFIG, config_object
@@ -136,7 +136,8 @@ def write_pack(
     begin = {"journal": JOURNAL_VERSION, "settings": plan_facts(plan), "source": source_facts or {}}
     target = path if beside is None else beside
     check = partial(_verified_again, target=target)
-    with resumable(target, begin, resume=resume, check=check, into=path) as (file, journal):
+    heads = (UNFINISHED, MAGIC)
+    with resumable(target, begin, resume=resume, check=check, heads=heads, into=path) as (file, journal):
         writer = ContainerWriter(file)
         table = encode_source(source, plan, writer, report, replace(work, journal=journal))
         writer.finish(table.to_json())

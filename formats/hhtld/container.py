@@ -34,7 +34,7 @@ from hhtld.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, SectionS
 from hhtld.sizes import align_up
 from hhtld.urls import Location, open_location
 
-__all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "ContainerReader", "ContainerWriter", "SectionRecord"]
+__all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader", "ContainerWriter", "SectionRecord"]
 
 MAGIC = b"\x89HHTLD\r\n"
 END_MAGIC = b"\x89HHTLE\r\n"
@@ -49,6 +49,7 @@ REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
 _HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
 _TRAILER = struct.Struct("<QQIIQ24x8s")  # 64 bytes
 assert _HEADER.size == _TRAILER.size == ALIGNMENT
+UNFINISHED = bytes(_HEADER.size)  # where the header will be
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ContainerWriter(SectionSink):
     def __init__(self, file: AtomicFile) -> None:
         self._file = file
         self._sections: list[_Begun] = []
-        file.write_at(0, bytes(_HEADER.size))
+        file.write_at(0, UNFINISHED)
 
     def __len__(self) -> int:
         return len(self._sections)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 
 import hhtld
 import hhtld.coders
+import hhtld.formats.hhtld
 from hhtld.formats.__main__ import main
 from hhtld.formats.convert import GATES_NOTE
 from hhtld.gates import Threshold
@@ -326,6 +328,69 @@ def test_somebody_elses_file_is_not_a_journal(source: Path, tmp_path: Path) -> N
 
 
 # ---- how conversions end ----
+
+
+def test_somebody_elses_file_is_not_a_partial_one(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    partial_path(target).write_text("my only copy")
+    for resume in (False, True):
+        with pytest.raises(hhtld.OutputError, match=r"\.m\.hhtld\.partial beside it is no unfinished file of hhtld"):
+            hhtld.convert(source, target, resume=resume)
+    assert partial_path(target).read_text() == "my only copy"
+
+
+def test_somebody_elses_file_is_not_written_over_by_resuming(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.hhtld"
+    stopped(source, target, 200_000)
+    partial_path(target).write_text("my only copy")
+    with pytest.raises(hhtld.OutputError, match="is no unfinished file of hhtld"):
+        hhtld.convert(source, target, resume=True)
+    assert partial_path(target).read_text() == "my only copy"
+
+
+@pytest.mark.parametrize("place", [partial_path, journal_path])
+def test_a_source_that_bears_the_partial_files_name_stays(
+    source: Path, tmp_path: Path, place: Callable[[Path], Path]
+) -> None:
+    target = tmp_path / "m.hhtld"
+    place(target).write_bytes(source.read_bytes())
+    with pytest.raises(ValueError, match=r"m\.hhtld is kept until it is whole, is the source itself"):
+        hhtld.convert(place(target), target)
+    assert place(target).read_bytes() == source.read_bytes()
+
+
+def test_what_is_verified_is_what_was_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another sound pack that is put in the partial file's place does not take the name."""
+    target, others = tmp_path / "m.hhtld", [tmp_path / "a.hhtld", tmp_path / "b.hhtld"]
+    for other in others:
+        hhtld.save_file({"other": np.ones(3)}, other)
+    verified = hhtld.formats.hhtld._verified
+
+    def swapped(path: Path) -> None:
+        others.pop().replace(path)
+        verified(path)
+
+    pack = hhtld.encode({"own": np.ones(3)})
+    monkeypatch.setattr(hhtld.formats.hhtld, "_verified", swapped)
+    with pytest.raises(hhtld.OutputError, match=r"another process moved or replaced \.m\.hhtld\.partial"):
+        hhtld.convert(source, target)
+    with pytest.raises(hhtld.OutputError, match="another process moved or replaced"):
+        hhtld.save(pack, target)
+    assert not target.exists()
+
+
+def test_a_folder_removed_meanwhile_is_an_error_of_writing(source: Path, tmp_path: Path) -> None:
+
+    target = tmp_path / "folder" / "m.hhtld"
+    target.parent.mkdir()
+    removed = iter([shutil.rmtree])
+
+    def progress(stage: str, name: str, nbytes: int) -> None:
+        next(removed, lambda _: None)(target.parent)
+
+    with pytest.raises(hhtld.OutputError, match=f"cannot write {target}") as caught:
+        hhtld.convert(source, target, progress=progress)
+    assert not getattr(caught.value, "__notes__", [])
 
 
 def test_bad_input_leaves_nothing(source: Path, tmp_path: Path) -> None:
