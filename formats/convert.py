@@ -28,7 +28,7 @@ from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.journal import journal_path, partial_path
 from hhtld.palette import MAX_PALETTE_K
-from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, make_plan
+from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, check_quantized, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.rate import decide_group
 from hhtld.remote import CarryingExecutor, RemoteSource
@@ -391,24 +391,26 @@ def convert(
         else:
             told: dict[str, Any] = {}
             notes: list[str] = []
+            if quantized == "refuse":
+                try:
+                    check_quantized(source, rules)
+                except QuantizedError as error:
+                    raise QuantizedError(f"{spelled(src)}: {error}") from None
             if calibrate is not None:
                 wanted = 0.9 if target_top1 is None else target_top1
                 told, notes = _calibrated(
                     calibrate, source, source_path, target, wanted, jobs or default_jobs(), progress or silent
                 )
-            try:
-                plan = make_plan(
-                    source,
-                    profile or DEFAULT_PROFILE,
-                    rules=rules,
-                    thresholds=gates,
-                    nonfinite=nonfinite,
-                    quantized=quantized,
-                    seed=seed or 0,
-                    **({"column_scales": column_scales} | told),
-                )
-            except QuantizedError as error:
-                raise QuantizedError(f"{spelled(src)}: {error}") from None
+            plan = make_plan(
+                source,
+                profile or DEFAULT_PROFILE,
+                rules=rules,
+                thresholds=gates,
+                nonfinite=nonfinite,
+                quantized=quantized,
+                seed=seed or 0,
+                **({"column_scales": column_scales} | told),
+            )
             plan.files = plan.files if files else ()
             notes += _profile_notes(plan, calibrate is not None)
             measured = GateReport(plan.profile.judged, plan.thresholds, 2.0 if min_ratio is None else min_ratio)

@@ -80,7 +80,10 @@ def packed_config(source: TensorSource, where: str, profile: str) -> bytes:
     """
     config = config_object(source.read_file(CONFIG), where)
     if config.get("quantization_config") is not None:
-        raise HeaderError(f"{where} the model is already quantized")
+        raise HeaderError(
+            f"{where} the model is already quantized, as quantization_config says, and a packed folder says there that "
+            f"it is packed; convert to a .hhtld, or remove quantization_config where the weights are plain"
+        )
     floats = [info.dtype for info in source.infos().values() if info.dtype.is_weight and info.dtype.nbits >= 16]
     added = {"quant_method": "hhtld", "profile": profile, "dtype": floats[0].name if floats else "F32"}
     return config_bytes(config | dict(zip(_ADDED, (added, PACK_NAME), strict=True)))

@@ -30,6 +30,7 @@ __all__ = [
     "Plan",
     "Profile",
     "TensorPlan",
+    "check_quantized",
     "make_plan",
 ]
 
@@ -251,7 +252,7 @@ def make_plan(
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
-    companions, notes = _quantized(source, ruled, quantized)
+    companions, notes = _quantized(source, ruled, quantized == "keep")
     tied = _tied(source, infos.values()) | dict(source.aliases())
     plan = Plan(chosen, asked=dict(thresholds or {}), seed=int(seed))
     plan.files = tuple(sorted(source.files()))
@@ -278,15 +279,21 @@ def _ruled(name: str, rules: Sequence[tuple[str, Profile]]) -> Profile | None:
     return next((profile for glob, profile in rules if fnmatch.fnmatchcase(name, glob)), None)
 
 
+def check_quantized(source: TensorSource, rules: Sequence[tuple[str, str]] = ()) -> None:
+    """Raise `QuantizedError` for a model that `make_plan` refuses as quantized already, before anything is read."""
+    parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
+    _quantized(source, {name: _ruled(name, parsed) for name in source.infos()}, False)
+
+
 def _quantized(
-    source: TensorSource, ruled: Mapping[str, Profile | None], quantized: str
+    source: TensorSource, ruled: Mapping[str, Profile | None], keep: bool
 ) -> tuple[set[str], tuple[str, ...]]:
     """Names that belong to quantized weights, which no profile encodes, and what to tell of them."""
     infos, declared, told = source.infos(), source.declared_quantization, source.quantized()
     used = told or {}
     found = quantized_tensors(infos, declared) if told is None else {}
     coded = [name for name in found if infos[name].dtype.is_weight and infos[name].has_rows]
-    if quantized == "refuse" and found and not all(_keeps(ruled.get(name)) for name in coded or found):
+    if found and not keep and not all(_keeps(ruled.get(name)) for name in coded or found):
         raise QuantizedError(refusal(found, infos, declared))
     notes = list(source.notes)
     if found or used:

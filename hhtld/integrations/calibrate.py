@@ -273,7 +273,7 @@ class _Run:
 
 def _matched(model: Any, source: TensorSource) -> dict[str, _Matrix]:
     """Return the tensors that Slot T takes and the model holds, by their names in the source."""
-    plan = make_plan(source, f"bits:{MAX_RATE // 16}")
+    plan = make_plan(source, f"bits:{MAX_RATE // 16}", quantized="keep")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found = {}

@@ -395,3 +395,19 @@ def test_fp8_that_is_not_read_as_what_it_means_is_refused(dtype: str) -> None:
 def test_only_two_words_are_known_for_it() -> None:
     with pytest.raises(ValueError, match="quantized must be 'refuse' or 'keep', got 'code'"):
         hhtld.encode(PLAIN, quantized="code")
+
+
+def test_a_calibration_is_not_begun_for_a_model_that_is_refused(tmp_path: Path) -> None:
+    file(tmp_path / "model.safetensors", GIVEN["GPTQ"][1] | PLAIN)
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    refused(lambda: hhtld.convert(tmp_path, tmp_path / "x.hhtld", profile="parity", calibrate="builtin"), "GPTQ")
+
+
+def test_a_packed_folder_does_not_say_two_things_of_its_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    file(folder / "model.safetensors", PLAIN)
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    with pytest.raises(hhtld.FormatError, match=r"already quantized, .*; convert to a \.hhtld, or remove"):
+        hhtld.convert(folder, tmp_path / "packed", to="hf", profile="bits:4")
+    assert not (tmp_path / "packed").exists()
