@@ -149,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
         help="stay below this, as 512MiB or 4GiB, beyond what Python itself takes (default 1GiB); same bytes for any",
     )
     command.add_argument(
+        "--budget",
+        type=_size,
+        metavar="SIZE",
+        help="refuse a .hhtld file whose tensors take more than this, decoded (default 64GiB, or 100 times the file)",
+    )
+    command.add_argument(
         "--resume",
         action="store_true",
         help="continue what an interrupted or killed conversion of the same SRC with the same settings left",
@@ -412,6 +418,7 @@ def _convert(args: argparse.Namespace) -> int:
                 jobs=args.jobs,
                 executor=args.executor,
                 memory=args.memory,
+                budget=args.budget,
                 resume=args.resume,
                 nonfinite=args.nonfinite,
                 quantized=args.quantized,

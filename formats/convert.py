@@ -27,6 +27,7 @@ from hhtld.formats.hhtld.fingerprint import content_digest, source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.journal import journal_path, partial_path
+from hhtld.pack import PackSource
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, check_quantized, make_plan
 from hhtld.progress import Progress, silent
@@ -230,6 +231,7 @@ def convert(
     jobs: int | None = None,
     executor: str | Executor | None = None,
     memory: int | None = None,
+    budget: int | None = None,
     resume: bool = False,
     nonfinite: str = "refuse",
     quantized: str = "refuse",
@@ -278,6 +280,9 @@ def convert(
         encode only, as the next two.
     memory : int
         Bytes to stay below, beyond what the interpreter and its modules take; 1 GiB by default.
+    budget : int
+        Bytes that all tensors of a .hhtld file may take decoded, on disk: a small file may declare more than any disk
+        holds. 64 GiB by default, or 100 times the file where that is more.
     resume : bool
         Continue what an earlier conversion of the same source with the same settings left beside `dst` when it was
         interrupted, killed, or could not write.
@@ -376,6 +381,8 @@ def convert(
             raise ValueError(f"{target} lies inside the source folder {path}; give a folder outside of it")
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
+        if isinstance(source, PackSource) and "max_nbytes" not in output.options:
+            source.check_budget(budget, "hhtld.convert(..., budget=...) (--budget)")
         if original_path is not None:
             given["original"] = stack.enter_context(open_source(original_path))
         if not output.encodes:

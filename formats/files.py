@@ -9,10 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hhtld.encoder import encode
-from hhtld.errors import HeaderError
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import open_pack, save_pack
-from hhtld.formats.locations import output_path, spelled
+from hhtld.formats.locations import output_path
 from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
 from hhtld.plan import DEFAULT_PROFILE
 
@@ -67,12 +66,8 @@ def load_file(path: PathLike, *, budget: int = DEFAULT_BUDGET) -> dict[str, NDAr
         more than any machine holds. Other formats hold what they declare.
     """
     with open_source(path) as source:
-        needed = sum(info.nbytes for info in source.infos().values())
-        if isinstance(source, PackSource) and needed > budget:
-            raise HeaderError(
-                f"{spelled(path)}: its tensors take {needed} bytes, the budget is {budget}; "
-                f"open it and read fewer, or raise it with hhtld.load_file(path, budget=...)"
-            )
+        if isinstance(source, PackSource):
+            source.check_budget(budget, "hhtld.load_file(path, budget=...)")
         return {name: source.read_tensor(name) for name in source.infos()}
 
 

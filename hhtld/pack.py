@@ -421,6 +421,31 @@ class PackSource(TensorSource):
         self._verified: set[str] = set()
         self._infos = {name: record.info for name, record in pack.table.tensors.items()}
 
+    def check_budget(self, budget: int | None, how: str) -> None:
+        """Refuse to decode everything where that takes more than a budget.
+
+        Parameters
+        ----------
+        budget : int or None
+            Bytes of all tensors together; None is 64 GiB, or 100 times the bytes that hold them where that is more.
+        how : str
+            How a larger one is given, for the message.
+
+        Raises
+        ------
+        HeaderError
+            Naming both numbers.
+        """
+        sections = self.pack.sections
+        if budget is None:
+            budget = max(DEFAULT_BUDGET, 100 * sum(map(sections.nbytes, range(len(sections.kinds())))))
+        needed = sum(info.nbytes for info in self._infos.values())
+        if needed > budget:
+            raise HeaderError(
+                f"{self.pack._place}its tensors take {needed} bytes decoded, the budget is {budget}; "
+                f"open it and read fewer, or raise it with {how}"
+            )
+
     @property
     def metadata(self) -> dict[str, str]:
         return self.pack.metadata()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import hhtld
 from hhtld.errors import HeaderError
+from hhtld.formats.__main__ import main
 from hhtld.pack import HhtldPack
 from hhtld.rotation import Rotation, splitmix64
 from hhtld.source import ArraySource
@@ -76,3 +78,19 @@ def test_signs_are_drawn_in_pieces() -> None:
     n_cols = 100_003
     drawn = splitmix64(9, np.arange(2 * n_cols, dtype=np.uint64)) >> np.uint64(63)
     np.testing.assert_array_equal(Rotation(n_cols, 9).signs.reshape(-1), np.where(drawn, -1, 1))
+
+
+def test_a_conversion_of_a_pack_honours_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hhtld.save(made("lookup", 1 << 30), tmp_path / "m.hhtld")
+    needed = 4 * N_ROWS * N_COLS
+    for target in ("m.safetensors", "plain/", "again.hhtld"):
+        with pytest.raises(HeaderError, match=f"its tensors take {needed} bytes decoded, the budget is {needed - 1}"):
+            hhtld.convert(tmp_path / "m.hhtld", f"{tmp_path / target}", budget=needed - 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.hhtld"]
+    command = ["convert", str(tmp_path / "m.hhtld"), str(tmp_path / "m.safetensors"), "--budget"]
+    assert main([*command, "1KiB"]) == 3
+    assert "(--budget)" in capsys.readouterr().err
+    assert main([*command, "2MiB"]) == 0
+    hhtld.convert(tmp_path / "m.hhtld", tmp_path / "again.safetensors")
+    with pytest.raises(HeaderError, match="the budget is 7"):
+        hhtld.load_file(tmp_path / "m.hhtld", budget=7)
