@@ -15,6 +15,8 @@ from hhtld.urls import Location, Url, is_url
 
 __all__ = ["local_source", "locate", "missing", "models_inside", "output_path", "spelled"]
 
+_LOCAL = ("file://", "local://")  # fsspec knows both; here they are paths, whose links are looked at
+
 
 def locate(src: str | os.PathLike[str] | Url) -> Location:
     """Return the place that a source argument names.
@@ -39,7 +41,7 @@ def locate(src: str | os.PathLike[str] | Url) -> Location:
     if text == DEMO:
         return demo_model()
     if is_url(text):
-        return _local(text) if text.lower().startswith("file://") else Url(text).pinned()
+        return _local(text) if text.lower().startswith(_LOCAL) else Url(text).pinned()
     return _snapshot(Path(text))
 
 
@@ -58,7 +60,7 @@ def output_path(dst: str | os.PathLike[str]) -> Path:
         raise OutputError("cannot write '': give a name")
     if not is_url(text):
         return Path(text)
-    if text.lower().startswith("file://"):
+    if text.lower().startswith(_LOCAL):
         return _local(text)
     raise OutputError(f"cannot write {text}: only local files are written; write one and copy it there")
 
@@ -68,7 +70,7 @@ def spelled(src: str | os.PathLike[str] | Url) -> str:
     if isinstance(src, Url):
         return str(src)
     text = os.fspath(src)
-    return str(Url(text)) if is_url(text) and not text.lower().startswith("file://") else text
+    return str(Url(text)) if is_url(text) and not text.lower().startswith(_LOCAL) else text
 
 
 def missing(place: Location) -> FileNotFoundError:
