@@ -35,6 +35,7 @@ from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pa
 from hhtld.formats.model_config import CONFIG, config_bytes, config_object
 from hhtld.formats.safetensors import NAMES_KEY, write_tensors
 from hhtld.gates import GateReport
+from hhtld.links import followed
 from hhtld.pack import HhtldPack, PackSource
 from hhtld.plan import Plan
 from hhtld.side_files import read_side_file, side_files
@@ -113,7 +114,7 @@ class PackedFolder(PackSource):
     """
 
     def __init__(self, folder: Location) -> None:
-        super().__init__(open_pack(folder / PACK_NAME, mmap=False))  # as of a pack that is a source
+        super().__init__(open_pack(followed(folder, PACK_NAME), mmap=False))  # as of a pack that is a source
         self._folder = folder
         try:
             config = folder / CONFIG

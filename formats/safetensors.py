@@ -57,7 +57,7 @@ from hhtld.formats.fp8 import (
 from hhtld.formats.locations import locate
 from hhtld.formats.model_config import CONFIG
 from hhtld.formats.strict_json import json_object
-from hhtld.links import leads_out
+from hhtld.links import followed
 from hhtld.progress import Progress, silent
 from hhtld.reading import PositionalFile
 from hhtld.rows import row_ranges
@@ -331,24 +331,13 @@ def _read_config(folder: Location) -> dict[str, Any]:
         if isinstance(path, Path) and os.path.lexists(path):
             raise HeaderError(f"{path}: a link that leads nowhere; fetch the snapshot again")
         return {}
-    return _read_json(_inside(folder, CONFIG), constants=True)  # it is Python's JSON: some hold Infinity
-
-
-def _inside(folder: Location, name: str) -> Location:
-    """Return the path of a file in a folder, or refuse one that a link leads out of it."""
-    out = leads_out(folder, name)
-    if out is not None:
-        raise HeaderError(
-            f"{folder / name}: a link out of the model's folder, to {shown(str(out))}, and not followed: a folder from "
-            f"elsewhere could bring along any file so; give the folder that it leads to, or put a copy in its place"
-        )
-    return folder / name
+    return _read_json(followed(folder, CONFIG), constants=True)  # it is Python's JSON: some hold Infinity
 
 
 def _declared(folder: Location, config: Mapping[str, Any]) -> Declared:
     """Return how the configs of a model's folder say that it is quantized."""
     present = [name for name in QUANTIZATION_FILES if (folder / name).exists()]
-    beside = {name: _read_json(_inside(folder, name), constants=True) for name in present}
+    beside = {name: _read_json(followed(folder, name), constants=True) for name in present}
     return declared(config, beside, f"{folder / CONFIG}")
 
 
@@ -390,13 +379,13 @@ def _entrance(folder: Location) -> tuple[Location, bool]:
         single, index = f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"
         if index in indexes:
             # transformers would load the single file, others the shards: the same folder, two models.
-            if single in names and single not in _weight_map(_inside(folder, index)).values():
+            if single in names and single not in _weight_map(followed(folder, index)).values():
                 problem = f"holds {single} and an index of other files"
                 raise HeaderError(f"{folder}: {problem}; give the path of the one you mean")
-            return _inside(folder, index), True
+            return followed(folder, index), True
         if single in names:
             return folder / single, False
-    if len(indexes) == 1 and set(names) <= set(_weight_map(_inside(folder, indexes[0])).values()):
+    if len(indexes) == 1 and set(names) <= set(_weight_map(followed(folder, indexes[0])).values()):
         return folder / indexes[0], True
     if len(names) == 1:
         return folder / names[0], False
@@ -463,7 +452,7 @@ class ShardedSnapshot(TensorSource):
 
     def _opened(self, shard: str, weight_map: Mapping[str, str] | None, index: Location) -> SafetensorsFile:
         try:
-            return SafetensorsFile(_inside(self._folder, shard))
+            return SafetensorsFile(followed(self._folder, shard))
         except FileNotFoundError:
             if weight_map is None:
                 raise
@@ -522,7 +511,7 @@ class ShardedSnapshot(TensorSource):
 
     def _reopened(self, shard: str) -> SafetensorsFile:
         try:
-            file = SafetensorsFile(_inside(self._folder, shard))
+            file = SafetensorsFile(followed(self._folder, shard))
         except FileNotFoundError:
             raise HeaderError(f"{self._folder / shard}: was removed after the snapshot was opened") from None
         if file._header != self._headers[shard] or not file._file.is_still(self._identities[shard]):

@@ -14,9 +14,10 @@ import os
 import re
 from pathlib import Path
 
+from hhtld.errors import HeaderError, shown
 from hhtld.urls import Location
 
-__all__ = ["leads_out"]
+__all__ = ["followed", "leads_out"]
 
 _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 _SHARED_BLOB = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
@@ -39,6 +40,17 @@ def leads_out(folder: Location, name: str) -> Path | None:
     if target.is_relative_to(real) or any(_is_blob(target, place) for place in (real, *real.parents)):
         return None
     return target
+
+
+def followed(folder: Location, name: str) -> Location:
+    """Return the path of a file in a folder, or raise `HeaderError` for one that a link leads out of it."""
+    out = leads_out(folder, name)
+    if out is not None:
+        raise HeaderError(
+            f"{folder / name}: a link out of the model's folder, to {shown(str(out))}, and not followed: a folder from "
+            f"elsewhere could bring along any file so; give the folder that it leads to, or put a copy in its place"
+        )
+    return folder / name
 
 
 def _is_blob(target: Path, repository: Path) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from hhtld.errors import HeaderError, shown
-from hhtld.links import leads_out
+from hhtld.links import followed, leads_out
 from hhtld.urls import Location, open_location
 
 __all__ = ["SIDE_FILE_LIMIT", "SideFiles", "check_together", "checked_file_name", "read_side_file", "side_files"]
@@ -309,10 +309,7 @@ def read_side_file(folder: Location, name: str) -> bytes:
     HeaderError
         When it grew beyond the limit since it was listed, or became a link out of the folder.
     """
-    path = folder / checked_file_name(name)
-    out = leads_out(folder, name)
-    if out is not None:
-        raise HeaderError(f"{path}: a link out of the model's folder, to {shown(str(out))}")
+    path = followed(folder, checked_file_name(name))
     with open_location(path) as file:
         if file.size > SIDE_FILE_LIMIT:
             raise HeaderError(f"{path}: {file.size} bytes, side files have at most {SIDE_FILE_LIMIT}")

@@ -504,6 +504,13 @@ def test_weights_configs_and_indexes_behind_links_out_of_the_folder_are_refused(
             assert list(source.infos()) == ["up.weight"]
 
 
+def test_a_packed_folders_pack_behind_a_link_out_of_it_is_refused(packed: Path, tmp_path: Path) -> None:
+    (packed / "model.hhtld").rename(tmp_path / "private.hhtld")
+    (packed / "model.hhtld").symlink_to("../private.hhtld")
+    with pytest.raises(hhtld.FormatError, match=r"model\.hhtld: a link out of the model's folder, to '.*private"):
+        open_source(packed)
+
+
 def test_links_to_a_folder_and_inside_it_are_followed(tmp_path: Path) -> None:
     folder = plain_model(tmp_path / "model", LICENSE=b"free")
     (folder / "model.safetensors").rename(folder / "weights.dat")
