@@ -365,9 +365,11 @@ def convert(
         if others:
             raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
     if (profile or DEFAULT_PROFILE) != "parity" and (calibrate is not None or target_top1 is not None):
-        raise ValueError("calibrate and target_top1 are for profile 'parity'")
+        raise ValueError("calibrate and target_top1 (--calibrate, --target-top1) are for profile 'parity'")
     if calibrate is None and target_top1 is not None:
-        raise ValueError("target_top1 needs calibrate: 'builtin', a text, or a calibration")
+        raise ValueError(
+            "target_top1 (--target-top1) needs calibrate (--calibrate): 'builtin', a text, or a calibration"
+        )
     if calibrate is not None and column_scales is not None:
         raise ValueError("a calibration brings its own column_scales")
     if dry_run and "max_nbytes" in output.options:

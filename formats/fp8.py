@@ -130,13 +130,13 @@ def _declared(found: Any, key: str, says: str, where: str) -> Declared:
         return Declared(Fp8Scheme(method, _block(told.get("weight_block_size", BLOCK), where)))
     if kind == "fbgemm_fp8":
         return Declared(Fp8Scheme(method, None))
-    if algorithm in _MODELOPT and kind in (None, "modelopt"):
+    if isinstance(algorithm, str) and algorithm in _MODELOPT and kind in (None, "modelopt"):
         return Declared(Fp8Scheme("modelopt", _MODELOPT[algorithm]))
     if kind == "compressed-tensors" and _is_float8(told):
-        blocks = {tuple(group["weights"].get("block_structure") or ()) for group in told["config_groups"].values()}
-        chosen = [block for block in blocks if block]
-        if len(chosen) < 2:
-            return Declared(Fp8Scheme(method, _block(chosen[0], where) if chosen else None))
+        weights = [group["weights"] for group in told["config_groups"].values()]
+        blocks = {_block(held["block_structure"], where) for held in weights if held.get("block_structure")}
+        if len(blocks) < 2:
+            return Declared(Fp8Scheme(method, blocks.pop() if blocks else None))
     if method is None and algorithm is None:
         return Declared(None, f"{says} so" if key in QUANTIZATION_FILES else f"{says} so in {key}")
     names = " ".join(shown(str(name), 40) for name in (method, algorithm) if name is not None)

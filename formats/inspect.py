@@ -168,7 +168,7 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
     files = sum(pack.files().values())
     bf16 = sum(as_bf16_nbytes(record.info) for record in records) + files
     stored = pack.table.source.get("stored_nbytes")
-    if not isinstance(stored, int):
+    if type(stored) is not int or stored < 0:  # a file may say anything
         stored = sum(record.info.nbytes for record in pack.table.tensors.values())
     return {
         "n_tensors": len(pack),

@@ -202,7 +202,7 @@ class HhtldPack:
         if needed > self.budget:
             raise HeaderError(
                 f"{self._place}tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
-                f"the budget is {self.budget}; read fewer rows, or raise it with hhtld.open(path, budget=...)"
+                f"the budget is {self.budget}; read fewer rows, or in Python raise it with hhtld.open(path, budget=...)"
             )
 
     def _make_room(self, cache: HhtlCache, n_cols: int) -> None:

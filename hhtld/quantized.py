@@ -25,6 +25,7 @@ _BYTES = frozenset({"U8", "I8"})
 _INTEGERS = _BYTES | {"I16", "U16", "I32", "U32"}
 _FLOATS8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _FLOATS4 = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+_DEEPEST = 4  # parts of a name below its module, as in weight.quant_state.bitsandbytes__nf4, and one to spare
 _PACKED = _INTEGERS | _FLOATS8 | _FLOATS4
 
 
@@ -54,13 +55,17 @@ class Scheme:
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return re.compile(r"((?:.*\.)?)" + re.escape(self.packed).replace(r"\*", r"([^.]+)"))
+        return re.compile(r"((?:.*\.)?)" + re.escape(self.packed).replace(r"\*", r"([^.]+)"), re.DOTALL)
+
+    @functools.cached_property
+    def _ending(self) -> str:
+        return self.packed.rpartition("*")[2]
 
     def match(self, info: TensorInfo, names: Mapping[str, object]) -> tuple[str, list[str]] | None:
         """Return a packed tensor's module and what lies beside it there, or None for one that is of another scheme."""
         if (self.dtypes and info.dtype.name not in self.dtypes) or (self.packed == "*" and len(info.shape) < 2):
             return None
-        found = self._pattern.fullmatch(info.name)
+        found = self._pattern.fullmatch(info.name) if info.name.endswith(self._ending) else None
         if found is None:
             return None
         stem = found[2] if "*" in self.packed else ""
@@ -159,11 +164,12 @@ def quantized_tensors(infos: Mapping[str, TensorInfo], declared: str | None = No
         if module:
             modules.setdefault(module.removesuffix("."), scheme)
     for name in infos if modules else ():
-        module = name.rpartition(".")[0]
-        while module and module not in modules:
+        module = name
+        for _ in range(_DEEPEST):
             module = module.rpartition(".")[0]
-        if module:
-            found.setdefault(name, modules[module])
+            if module in modules:
+                found.setdefault(name, modules[module])
+                break
     return {name: found[name] for name in infos if name in found}
 
 

@@ -132,8 +132,8 @@ def _edit(metadata: dict[str, str], change) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--profile", "gates", "--calibrate", "builtin"], "calibrate and target_top1 are for profile 'parity'"),
-        (["--profile", "parity", "--target-top1", ".9"], "target_top1 needs calibrate"),
+        (["--profile", "gates", "--calibrate", "builtin"], "(--calibrate, --target-top1) are for profile 'parity'"),
+        (["--profile", "parity", "--target-top1", ".9"], "target_top1 (--target-top1) needs calibrate (--calibrate)"),
     ],
 )
 def test_options_that_do_not_fit_are_told(

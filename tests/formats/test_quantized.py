@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.errors import QuantizedError
+from hhtld.errors import HeaderError, QuantizedError
 from hhtld.formats import open_source
 from hhtld.formats.__main__ import main
 from hhtld.quantized import SCHEMES, quantized_tensors
@@ -411,3 +413,29 @@ def test_a_packed_folder_does_not_say_two_things_of_its_weights(tmp_path: Path) 
     with pytest.raises(hhtld.FormatError, match=r"already quantized, .*; convert to a \.hhtld, or remove"):
         hhtld.convert(folder, tmp_path / "packed", to="hf", profile="bits:4")
     assert not (tmp_path / "packed").exists()
+
+
+HOSTILE: list[Any] = [{}, [], "x", 3, True, [[]], {"a": []}, 1e300]
+
+
+@pytest.mark.parametrize(
+    "key", ["quant_method", "quant_algo", "fmt", "weight_block_size", "config_groups", "quantization"]
+)
+@pytest.mark.parametrize("value", HOSTILE, ids=str)
+def test_configs_may_say_anything_and_no_error_is_without_a_name(key: str, value: Any, tmp_path: Path) -> None:
+    weights: dict[str, Any] = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": value}
+    group = {"format": "float-quantized", "config_groups": {"a": {"weights": weights}}}
+    for method in ("fp8", "FP8", "modelopt", "compressed-tensors", value):
+        config = {"quantization_config": {"quant_method": method} | group | {key: value}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        file(tmp_path / "model.safetensors", PLAIN)
+        with contextlib.suppress(HeaderError), open_source(tmp_path) as source:
+            assert set(source.infos()) == set(PLAIN)
+
+
+def test_names_of_many_parts_cost_no_time(tmp_path: Path) -> None:
+    deep = ".".join(["a"] * 30_000)
+    tensors = {f"{deep}.{number}.weight": np.zeros(1, np.float32) for number in range(40)} | GIVEN["GPTQ"][1]
+    started = time.perf_counter()
+    assert set(quantized_tensors(ArraySource(tensors).infos())) == set(GIVEN["GPTQ"][1])
+    assert time.perf_counter() - started < 2
