@@ -29,7 +29,15 @@ from typing import Any, ClassVar
 from hhtld.atomic_folder import new_folder, write_bytes
 from hhtld.formats.base import Format, TensorInfo, TensorSource
 from hhtld.formats.model_config import CONFIG
-from hhtld.formats.safetensors import INDEX_SUFFIX, STEMS, SUFFIX, SafetensorsFormat, check_shard_name, write_tensors
+from hhtld.formats.safetensors import (
+    INDEX_SUFFIX,
+    STEMS,
+    SUFFIX,
+    SafetensorsFormat,
+    check_shard_name,
+    check_shard_names,
+    write_tensors,
+)
 from hhtld.progress import Progress, silent
 
 __all__ = ["FolderFormat", "write_side_files"]
@@ -59,10 +67,8 @@ def _entrance(source: TensorSource) -> tuple[str, str]:
 def _by_shard(infos: Mapping[str, TensorInfo], single: str) -> dict[str, dict[str, TensorInfo]]:
     shards: dict[str, dict[str, TensorInfo]] = {}
     for name, info in infos.items():
-        shard = single if info.shard is None else info.shard
-        if shard not in shards:
-            check_shard_name(shard, "the source")  # a pack's table may say anything
-        shards.setdefault(shard, {})[name] = info
+        shards.setdefault(single if info.shard is None else info.shard, {})[name] = info
+    check_shard_names(shards, "the source")  # a pack's table may say anything
     return shards or {single: {}}
 
 

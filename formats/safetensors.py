@@ -33,7 +33,7 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -61,7 +61,7 @@ from hhtld.links import followed
 from hhtld.progress import Progress, silent
 from hhtld.reading import PositionalFile
 from hhtld.rows import row_ranges
-from hhtld.side_files import read_side_file, side_files
+from hhtld.side_files import check_together, is_device, read_side_file, side_files
 from hhtld.sizes import align_up, checked_shape, is_deep, tensor_nbytes
 from hhtld.source import checked_name
 from hhtld.urls import Location, Url, open_location
@@ -71,6 +71,7 @@ __all__ = [
     "SafetensorsFormat",
     "ShardedSnapshot",
     "check_shard_name",
+    "check_shard_names",
     "write_tensors",
 ]
 
@@ -309,9 +310,19 @@ def _weight_map(path: Location) -> dict[str, str]:
         if not isinstance(shard, str):
             kind = type(shard).__name__
             raise HeaderError(f"{path}: weight_map of {shown(name)} must be a file name, got {kind}")
-    for shard in dict.fromkeys(found.values()):
-        check_shard_name(shard, path)
+    check_shard_names(dict.fromkeys(found.values()), path)
     return found
+
+
+def check_shard_names(shards: Iterable[str], path: Location | str) -> None:
+    """Refuse shards that cannot stand side by side on every system, and each that `check_shard_name` refuses."""
+    shards = list(shards)
+    for shard in shards:
+        check_shard_name(shard, path)
+    try:
+        check_together(shards)
+    except ValueError as error:
+        raise HeaderError(f"{path}: {error}") from None
 
 
 def check_shard_name(shard: str, path: Location | str) -> None:
@@ -320,6 +331,8 @@ def check_shard_name(shard: str, path: Location | str) -> None:
     plain = all(pure.name == shard and not pure.anchor for pure in both)
     if not plain or not shard.isprintable() or len(os.fsencode(shard)) > 255:
         raise HeaderError(f"{path}: shard {shown(shard)} is not a plain file name in the index's own folder")
+    if is_device(shard):
+        raise HeaderError(f"{path}: shard {shown(shard)} is a device of Windows")
     if not shard.endswith(SUFFIX):
         raise HeaderError(f"{path}: shard {shown(shard)} does not end in {SUFFIX}")
 

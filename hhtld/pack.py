@@ -115,7 +115,9 @@ class HhtldPack:
         name : str
         dtype : {"float32", "source"}
             "float32" decodes weights to float32 (tensors that are not weights come as they are);
-            "source" rounds them back to the type they had. Kept tensors lose nothing either way.
+            "source" rounds them back to the type they had. Kept tensors lose nothing either way. A kept tensor in
+            its own type may be the file's memory, mapped and read-only: copy it to change it. What is decoded, and
+            what `get_rows` gives, is the caller's.
         levels : {2, 1}
             1 leaves out, and does not read, the second level of Slot T where a tensor has one.
         """
@@ -141,7 +143,8 @@ class HhtldPack:
         index = selected_rows(record.info.n_rows, rows)
         count = len(range(*index.indices(record.info.n_rows))) if isinstance(index, slice) else len(index)
         self._afford(record, count)
-        return self._typed(record, self._decoded(record, index, levels), dtype).reshape(_shape(record, dtype, count))
+        found = self._typed(record, self._decoded(record, index, levels), dtype)
+        return (found if found.flags.writeable else found.copy()).reshape(_shape(record, dtype, count))
 
     def get_slice(self, name: str) -> PackSlice:
         """Return an object to slice, as safetensors' `get_slice` does."""

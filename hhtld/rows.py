@@ -17,7 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld._kernels import _cast
 from hhtld.schedule import completed
 
-__all__ = ["BLOCK_NBYTES", "ArrayRows", "LiveRows", "Rows", "as_rows", "has_zero_row", "map_rows", "row_ranges"]
+__all__ = [
+    "BLOCK_NBYTES",
+    "ArrayRows",
+    "LiveRows",
+    "Rows",
+    "as_rows",
+    "has_zero_row",
+    "map_rows",
+    "row_ranges",
+    "unmasked",
+]
 
 T = TypeVar("T")
 
@@ -40,6 +50,13 @@ class Rows(Protocol):
         """Return rows [start, stop), C-contiguous, shape (stop - start, n_cols)."""
 
 
+def unmasked(array: ArrayLike, what: str) -> NDArray[Any]:
+    """Return an array, or raise TypeError for a masked one, whose mask would be lost."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{what} are a masked array; fill it first")
+    return np.asarray(array)
+
+
 class ArrayRows:
     """The rows of a two-dimensional array.
 
@@ -50,10 +67,10 @@ class ArrayRows:
     """
 
     def __init__(self, array: ArrayLike) -> None:
-        given = np.asarray(array)
+        given = unmasked(array, "rows")
         if given.ndim != 2:
             raise ValueError(f"rows must form a two-dimensional array, got shape {given.shape}")
-        if given.dtype.kind not in "fiuV":
+        if given.dtype.kind not in "fiuV" or given.dtype.names is not None:
             raise ValueError(f"rows must be real numbers, got dtype {given.dtype}")
         with np.errstate(over="ignore"):
             self._array = np.require(given, np.float32, ["C", "A"])

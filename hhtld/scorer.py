@@ -45,7 +45,7 @@ from hhtld.basis import SvdBasis
 from hhtld.errors import NonFiniteError, shown
 from hhtld.gates import CosineSummary
 from hhtld.palette import RouteAction
-from hhtld.rows import Rows, row_ranges
+from hhtld.rows import Rows, row_ranges, unmasked
 from hhtld.source import SourceRows, TensorSource
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
 from hhtld.trellis import Trellis, gain_values
@@ -359,8 +359,13 @@ class Scorer:
     # ---- queries ----
 
     def _batch(self, queries: ArrayLike) -> tuple[Array32, bool]:
-        given = np.asarray(queries)
-        if given.dtype.kind not in "fiuV" or given.ndim not in (1, 2) or given.shape[-1] != self.n_cols:
+        given = unmasked(queries, "queries")
+        if (
+            given.dtype.kind not in "fiuV"
+            or given.dtype.names is not None
+            or given.ndim not in (1, 2)
+            or given.shape[-1] != self.n_cols
+        ):
             raise ValueError(
                 f"a query must be {self.n_cols} real numbers, a batch (n_queries, {self.n_cols}); "
                 f"got {given.dtype} of shape {given.shape}"
@@ -695,7 +700,8 @@ class _SlicedRows:
 
     def read(self, start: int, stop: int) -> Array32:
         """Return rows [start, stop), float32."""
-        rows = np.ascontiguousarray(self._given[start:stop], np.float32).reshape(stop - start, self.n_cols)
+        found = unmasked(self._given[start:stop], "rows to rescore with")
+        rows = np.ascontiguousarray(found, np.float32).reshape(stop - start, self.n_cols)
         if not np.isfinite(rows).all():
             raise NonFiniteError(f"rows [{start}, {stop}) to rescore with hold a value that is not finite")
         return rows

@@ -27,7 +27,15 @@ from hhtld.errors import HeaderError, shown
 from hhtld.links import followed, leads_out
 from hhtld.urls import Location, open_location
 
-__all__ = ["SIDE_FILE_LIMIT", "SideFiles", "check_together", "checked_file_name", "read_side_file", "side_files"]
+__all__ = [
+    "SIDE_FILE_LIMIT",
+    "SideFiles",
+    "check_together",
+    "checked_file_name",
+    "is_device",
+    "read_side_file",
+    "side_files",
+]
 
 SIDE_FILE_LIMIT = 64 << 20
 DEPTH_LIMIT = 4  # parts of a name; routers of sentence-transformers hold modules in folders of their own
@@ -116,10 +124,15 @@ def _check_part(part: str, name: str) -> None:
         or len(part.encode("utf-8", "replace")) > 255
     ):
         raise ValueError(f"file {shown(name)} is not a plain file name, or one below the model's folder")
-    if part.partition(".")[0].rstrip().upper() in _DEVICES:
+    if is_device(part):
         raise ValueError(f"file {shown(name)} is a device of Windows")
     if part.startswith("."):
         raise ValueError(f"file {shown(name)} would be hidden")
+
+
+def is_device(name: str) -> bool:
+    """Whether a file's name is a device of Windows, whatever follows its first dot."""
+    return name.partition(".")[0].rstrip().upper() in _DEVICES
 
 
 def check_together(names: Iterable[str]) -> None:
