@@ -4,6 +4,7 @@ if __name__ != "hhtld.formats":  # a second copy would be a second registry
     raise ImportError("import hhtld.formats, not formats: install the package first (pip install -e .)")
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hhtld.errors import BadMagicError, UnknownFormatError, shown
@@ -13,6 +14,8 @@ from hhtld.registry import Plugin, Registry
 from hhtld.urls import Location, Url, open_location
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_format", "open_source", "registry"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 registry = Registry(
     "hhtld.formats",
@@ -103,11 +106,32 @@ def open_source(src: str | os.PathLike[str] | Url) -> TensorSource:
             f"{path}: holds no model itself, the folders in it do: {names}; "
             f"convert them one by one, as {path / models[0]}"
         )
-    message = f"{path}: not recognised by any format; available: {', '.join(sorted(registry.plugins()))}"
-    if broken:
-        message += f"; could not be loaded: {', '.join(broken)}"
-    hint = lookalike(head) or ("" if head or path.is_dir() else "the file is empty")
+    if path.is_dir():
+        pickles = sorted(place.name for place in path.iterdir() if place.suffix in _PICKLES)
+        what = "the folder holds no .safetensors file"
+        if pickles:
+            what += f"; {', '.join(pickles[:3])} are pickles, which may run code: convert them to safetensors first"
+        raise BadMagicError(f"{path}: not recognised: {what}{_not_loaded(broken)}")
+    message = f"{path}: not recognised by any format; read are {', '.join(_read())}{_not_loaded(broken)}"
+    hint = lookalike(head) or ("" if head else "the file is empty")
     raise BadMagicError(message + (f" ({hint})" if hint else ""))
+
+
+def _read() -> list[str]:
+    """Names of the formats that can be read."""
+    found = []
+    for plugin in registry:
+        try:
+            reads = _loaded(plugin).reads
+        except Exception:  # a broken plugin, which the message names
+            continue
+        if reads:
+            found.append(plugin.name)
+    return sorted(found)
+
+
+def _not_loaded(broken: Sequence[str]) -> str:
+    return f"; could not be loaded: {', '.join(broken)}" if broken else ""
 
 
 def _head(path: Location) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -131,7 +132,7 @@ def _next_steps(report: ConversionReport) -> Iterator[str]:
     if report.dry_run:
         yield "the same command without --dry-run writes it"
         return
-    if report.target.endswith(".hhtld"):
+    if not Path(report.target).is_dir():
         yield f"hhtld verify {target} {source} checks every row"
         yield f"hhtld.open({report.target!r}) reads rows in Python"
     else:

@@ -58,6 +58,8 @@ def output_path(dst: str | os.PathLike[str]) -> Path:
     text = os.fspath(dst)
     if not text:
         raise OutputError("cannot write '': give a name")
+    if text == "-":
+        raise OutputError("cannot write to standard output: give the name of a file (./- for one of that name)")
     if not is_url(text):
         return Path(text)
     if text.lower().startswith(_LOCAL):
@@ -78,7 +80,14 @@ def missing(place: Location) -> FileNotFoundError:
     problem = "no such file or folder"
     if isinstance(place, Path) and re.match(r"[a-z][a-z0-9+.-]+:/[^/]", str(place)):
         problem += " (give a URL as str: a Path takes one of its slashes away)"
-    return FileNotFoundError(2, problem, str(place))
+    text = str(place)
+    if text == DEMO.rstrip(":"):
+        problem += f" (the demo model is {DEMO} with a colon)"
+    elif text.startswith("~"):
+        problem += " (a shell expands ~ where it is not in quotes)"
+    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) and not Path(text).suffix and not Path(text).parent.exists():
+        problem += f" (a model of a hub is hf://{text}, with the extra 'fsspec' and huggingface_hub)"
+    return FileNotFoundError(2, problem, text)
 
 
 def models_inside(folder: Location) -> list[str]:

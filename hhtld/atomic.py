@@ -16,7 +16,16 @@ from pathlib import Path
 
 from hhtld.errors import OutputError
 
-__all__ = ["AtomicFile", "replacing", "require_regular", "require_same", "shortened", "sync_folder", "writing"]
+__all__ = [
+    "AtomicFile",
+    "keep_mode",
+    "replacing",
+    "require_regular",
+    "require_same",
+    "shortened",
+    "sync_folder",
+    "writing",
+]
 
 
 @contextlib.contextmanager
@@ -99,6 +108,7 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
         sibling = target.with_name(f".{shortened(target.name)}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(sibling, flags, 0o666)  # the umask applies, unlike with tempfile's 0600
+        keep_mode(fd, target)
         held = os.dup(fd)
     try:
         try:
@@ -120,6 +130,12 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
     finally:
         os.close(held)
     sync_folder(target.parent)
+
+
+def keep_mode(fd: int, target: Path) -> None:
+    """Give an open file the permissions of the one that it will replace."""
+    if target.is_file() and not target.is_symlink():
+        os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
 
 
 def require_regular(target: Path) -> None:

@@ -40,8 +40,10 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         with writing(target):
             _check_free(target)
             sibling.rename(target)  # replaces an empty folder and nothing else
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(sibling, ignore_errors=True)  # what went wrong first is what the caller must hear of
+        if isinstance(error, OutputError) and error.strerror:  # nobody knows the sibling's name
+            error.strerror = error.strerror.replace(str(sibling), os.fspath(path).rstrip(os.sep))
         raise
     sync_folder(target.parent)
 

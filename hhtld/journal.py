@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hhtld.atomic import AtomicFile, require_regular, require_same, shortened, sync_folder, writing
+from hhtld.atomic import AtomicFile, keep_mode, require_regular, require_same, shortened, sync_folder, writing
 from hhtld.errors import HhtldError, OutputError
 
 __all__ = ["Journal", "journal_path", "partial_path", "resumable"]
@@ -204,6 +204,7 @@ def resumable(
         _open_journal(journal, journal_fd, path, begin, resume)
         with writing(path):
             fd = os.open(partial_at, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            keep_mode(fd, into)
             held = os.dup(fd)
         try:
             try:

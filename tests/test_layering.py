@@ -62,7 +62,7 @@ FLOORS = [
         "hhtld.coders",
         "hhtld.encoder",
     },
-    {"hhtld.formats", "hhtld.integrations"},
+    {"hhtld.formats", "hhtld.integrations", "hhtld.__main__"},
 ]
 BANNED = re.compile(r"utils?|helpers?|common|managers?|misc")
 

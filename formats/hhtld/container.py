@@ -29,6 +29,7 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
+from hhtld.formats.base import lookalike
 from hhtld.reading import PositionalFile, RegularFile
 from hhtld.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, SectionSink, as_bytes
 from hhtld.sizes import align_up
@@ -332,7 +333,11 @@ def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
             )
         if MAGIC.startswith(head[:8]) and len(head) < 8:
             raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
-        raise BadMagicError(f"{path}: not a .hhtld file, it begins with {bytes(head[:8])!r}")
+        if head[8:9] == b"{":
+            hint = f"this is safetensors: hhtld.convert({str(path)!r}, 'model.hhtld') makes a pack of it"
+        else:
+            hint = lookalike(bytes(head)) or f"it begins with {bytes(head[:8])!r}"
+        raise BadMagicError(f"{path}: not a .hhtld file ({hint})")
     if size < _HEADER.size + _TRAILER.size or len(head) < _HEADER.size:
         raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
     _, major, minor, header_nbytes, required, _optional, crc = _HEADER.unpack(head)
