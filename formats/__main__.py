@@ -444,7 +444,7 @@ def _convert(args: argparse.Namespace) -> int:
         if report.profile is not None:
             with open_pack(args.dst) as pack:
                 facts["sections"] = section_nbytes(pack)
-        write_report(args.report, facts, {regime: c.counts for regime, c in report.gates.regimes.items()})
+        write_report(args.report, facts, report.gates.regimes)
     if args.json:
         emit(report.to_text())
         return DONE if report else FAILED

@@ -127,7 +127,12 @@ def _print_cosines(gates: Facts, out: Console) -> None:
     low, p5, median, high = (cosine(quantiles[i]) for i in (0, 1, N_QUANTILES // 2, -1))
     line = f"{low} {sparkline(quantiles, out.options.ascii_only)} {high}"
     notes = f"min {low} (row {gates['worst_row']}), p5 {p5}, median {median}, max {high}"
-    title = f"Recorded cosines of {counted(gates['n_rows'], 'row')}, quantiles 0 % to 100 %"
+    zeros, lost = gates.get("n_zero_rows", 0), gates.get("n_zero_rows_lost", 0)
+    title = f"Recorded cosines of {counted(gates['n_rows'] - zeros, 'row')}, quantiles 0 % to 100 %"
+    if zeros:
+        notes += f"; {counted(zeros, 'row')} of zeros apart" + (
+            f", {lost:,} of them not given back as zeros" if lost else ""
+        )
     _print_lines(title, [line, notes], out)
 
 

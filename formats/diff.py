@@ -19,7 +19,7 @@ from hhtld.formats import open_source
 from hhtld.formats.convert import default_jobs, workers
 from hhtld.formats.tables import alike, tensor_table
 from hhtld.formats.terminal import counted, human_nbytes, safe, shape_text
-from hhtld.gates import CosineSummary, row_cosines, summarize
+from hhtld.gates import CosineSummary, judged_cosines, summarize
 from hhtld.pack import PackSource
 from hhtld.progress import Progress
 from hhtld.rows import row_ranges
@@ -201,7 +201,7 @@ def _compare_weights(a: TensorSource, b: TensorSource, name: str, executor: Exec
         raw_a, raw_b = a.read_rows(name, *span), b.read_rows(name, *span)
         shape = (span[1] - span[0], info_a.n_cols)
         rows_a, rows_b = widen(raw_a, info_a.dtype).reshape(shape), widen(raw_b, info_b.dtype).reshape(shape)
-        cosines[slice(*span)] = row_cosines(rows_a, rows_b)
+        cosines[slice(*span)] = judged_cosines(rows_a, rows_b)
         return same_dtype and np.array_equal(raw_a, raw_b), _max_error(rows_a, rows_b)
 
     spans = row_ranges(info_a.n_rows, 4 * info_a.n_cols)

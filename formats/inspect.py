@@ -199,13 +199,18 @@ def _regimes(tensors: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for tensor in tensors:
         if "gates" in tensor and tensor["gates"]["n_rows"]:
             members[tensor["regime"]].append(tensor)
-    found = {}
+    found: dict[str, Any] = {}
     for kind, recorded in sorted(members.items()):
+        counts = {
+            key: sum(t["gates"].get(key, 0) for t in recorded) for key in ("n_rows", "n_zero_rows", "n_zero_rows_lost")
+        }
+        found[kind] = {"n_tensors": len(recorded)} | {key: n for key, n in counts.items() if n or key == "n_rows"}
+        recorded = [t for t in recorded if t["gates"]["n_rows"] > t["gates"].get("n_zero_rows", 0)]
+        if not recorded:
+            continue
         medians, p5s = ([t["gates"]["quantiles"][i] for t in recorded] for i in (10, 1))
         worst = min(recorded, key=lambda t: (t["gates"]["quantiles"][0], t["name"]))
-        found[kind] = {
-            "n_tensors": len(recorded),
-            "n_rows": sum(t["gates"]["n_rows"] for t in recorded),
+        found[kind] |= {
             "median": {"min": min(medians), "max": max(medians)},
             "p5": {"min": min(p5s), "max": max(p5s)},
             "min": worst["gates"]["quantiles"][0],

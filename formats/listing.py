@@ -142,11 +142,16 @@ def _group_rows(facts: Facts, ascii_only: bool) -> Iterator[tuple[Any, ...]]:
 
 
 def _regime_text(found: Facts, ascii_only: bool) -> Text:
+    head = f"{counted(found['n_tensors'], 'tensor')}, {counted(found['n_rows'], 'row')}"
+    if "n_zero_rows" in found:
+        lost = found.get("n_zero_rows_lost", 0)
+        head += f", {found['n_zero_rows']:,} of them zeros" + (f" ({lost:,} not given back as zeros)" if lost else "")
+    if "worst" not in found:
+        return Text(head)
     median, p5 = (f"{cosine(found[key]['min'])} to {cosine(found[key]['max'])}" for key in ("median", "p5"))
     worst = found["worst"]
     return Text.assemble(
-        f"{counted(found['n_tensors'], 'tensor')}, {counted(found['n_rows'], 'row')}: "
-        f"median {median}, p5 {p5}\nworst row {cosine(found['min'])}: ",
+        f"{head}: median {median}, p5 {p5}\nworst row {cosine(found['min'])}: ",
         safe(worst["tensor"], ascii_only),
         f" row {worst['row']}",
     )
@@ -203,7 +208,11 @@ def _kept_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple[An
 
 def _encoded_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple[Any, ...]:
     first = tensors[0]
-    recorded = [found["quantiles"] for tensor in tensors if (found := tensor.get("gates"))]
+    recorded = [
+        found["quantiles"]
+        for tensor in tensors
+        if (found := tensor.get("gates")) and found["n_rows"] > found.get("n_zero_rows", 0)
+    ]
     places = (N_QUANTILES // 2, 1, 0)
     cosines = [cosine(min(quantiles[i] for quantiles in recorded)) if recorded else "" for i in places]
     return (

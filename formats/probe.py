@@ -17,7 +17,7 @@ from hhtld.formats.names import matching
 from hhtld.formats.probe_report import ProbeReport, TensorProbe
 from hhtld.formats.search_methods import SearchCase, measured_methods
 from hhtld.formats.terminal import shape_text
-from hhtld.gates import row_cosines
+from hhtld.gates import is_live, judged_cosines
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.source import SourceRows, TensorSource
@@ -117,7 +117,8 @@ def _check_rows(pack: HhtldPack, name: str, rows: NDArray[np.float32]) -> None:
     if gates is None:
         return
     picks = evenly_spaced(len(rows), 256)
-    found = row_cosines(rows[picks], pack.get_rows(name, picks))
+    found = judged_cosines(rows[picks], pack.get_rows(name, picks))
+    found[~is_live(found)] = 1.0
     if found.min() < gates.minimum - 1e-4:
         row = int(picks[found.argmin()])
         raise FormatError(

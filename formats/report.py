@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
@@ -41,13 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = ["report_facts", "section_nbytes", "write_report"]
 
-Counts = NDArray[np.int64]
-
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def write_report(
-    path: str | os.PathLike[str], facts: Mapping[str, Any], cosines: Mapping[str, Counts] | None = None
+    path: str | os.PathLike[str], facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines] | None = None
 ) -> None:
     """Write a report of a conversion, as HTML, or as JSON when `path` ends in .json.
 
@@ -58,8 +55,8 @@ def write_report(
     facts : dict
         `ConversionReport.to_json()`, and optionally "sections", bytes by kind of section, and
         "differences", sentences about what is not as the file says.
-    cosines : dict of regime to int64 array, optional
-        Histograms as in `hhtld.gates.RegimeCosines.counts`. Without them no distribution is drawn.
+    cosines : dict of regime to RegimeCosines, optional
+        Without them no distribution is drawn.
 
     Raises
     ------
@@ -77,7 +74,7 @@ def report_facts(
     *,
     jobs: int | None = None,
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], dict[str, Counts]]:
+) -> tuple[dict[str, Any], dict[str, RegimeCosines]]:
     """Return what `write_report` needs of a `.hhtld` file and its source, every row measured anew.
 
     Raises
@@ -106,7 +103,7 @@ def report_facts(
         facts = report.to_json() | {"sections": section_nbytes(pack)}
     if found.differences:
         facts["differences"] = found.differences
-    return facts, {name: held.counts for name, held in found.gates.regimes.items()}
+    return facts, found.gates.regimes
 
 
 def section_nbytes(pack: HhtldPack) -> dict[str, int]:
@@ -123,7 +120,7 @@ def _down(value: float, digits: int = 4) -> str:
     return f"{math.floor(value * 10**digits + 1e-6) / 10**digits:.{digits}f}"
 
 
-def _page(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[str]:
+def _page(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> Iterator[str]:
     profile = f", profile {facts['profile']}" if facts.get("profile") else ""
     seconds = f", in {facts['seconds']:.1f} s" if facts.get("seconds") else ""
     return page(
@@ -131,7 +128,7 @@ def _page(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[s
     )
 
 
-def _body(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[str]:
+def _body(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> Iterator[str]:
     yield from _verdicts(facts)
     yield from _sizes(facts)
     yield from _gates(facts["gates"])
@@ -169,8 +166,14 @@ def _verdicts(facts: Mapping[str, Any]) -> Iterator[str]:
 def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
     for regime_name, found in gates["regimes"].items():
         for quantile in ("median", "p5"):
-            if found["n_rows"] and found[quantile] < found["required"][quantile]:
+            if quantile in found and found[quantile] < found["required"][quantile]:
                 yield f"{regime_name} {quantile} {_down(found[quantile])}, asked {found['required'][quantile]:g}"
+        if "lost" in found:
+            lost = found["lost"]
+            yield (
+                f"{found['n_zero_rows_lost']:,} rows of zeros of regime {regime_name} do not come back as zeros, the "
+                f"first of them row {lost['row']} of {lost['tensor']}"
+            )
     if gates["ratio"] < gates["min_ratio"]:
         yield f"{_down(gates['ratio'], 2)} times smaller than bfloat16, asked {gates['min_ratio']:g}"
 
@@ -193,18 +196,26 @@ def _gates(gates: Mapping[str, Any]) -> Iterator[str]:
     measured = {name: found for name, found in gates["regimes"].items() if found["n_rows"]}
     if not measured:
         return
-    yield '<section>\n<h2>Cosine of every encoded row with itself</h2>\n<div class="scroll"><table>\n<thead><tr>'
-    for heading in ("regime", "rows", "median", "asked", "p5", "asked", "min", "worst row"):
+    yield "<section>\n<h2>Cosine of every encoded row with what the file gives back</h2>\n"
+    yield '<div class="scroll"><table>\n<thead><tr>'
+    for heading in ("regime", "rows", "zeros", "median", "asked", "p5", "asked", "min", "worst row"):
         yield f"<th{'' if heading in ('regime', 'worst row') else ' class=n'}>{heading}</th>"
     yield "</tr></thead>\n<tbody>\n"
     for name, found in measured.items():
-        asked, worst = found["required"], found["worst"]
+        asked, worst = found["required"], found.get("lost", found.get("worst"))
         yield f"<tr><td>{escaped(name)}</td><td class=n>{found['n_rows']:,}</td>"
+        yield f"<td class=n>{found.get('n_zero_rows', 0):,}</td>"
         for quantile in ("median", "p5"):
+            if quantile not in found:
+                yield f"<td></td><td class=n>{asked[quantile]:g}</td>"
+                continue
             passed = "good" if found[quantile] >= asked[quantile] else "bad"
             yield f'<td class="n {passed}">{_down(found[quantile], 6)}</td><td class=n>{asked[quantile]:g}</td>'
-        yield f"<td class=n>{_down(found['min'], 6)}</td><td>{escaped(worst['tensor'])} row {worst['row']}</td></tr>\n"
-    yield "</tbody>\n</table></div>\n</section>\n"
+        lowest = _down(found["min"], 6) if "min" in found else ""
+        place = f"{escaped(worst['tensor'])} row {worst['row']}" if worst else ""
+        yield f"<td class=n>{lowest}</td><td>{place}</td></tr>\n"
+    yield "</tbody>\n</table></div>\n"
+    yield "<p>Rows of zeros must come back as zeros; the cosines are those of the other rows.</p>\n</section>\n"
 
 
 def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -238,14 +249,14 @@ def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     return sorted_table("Tensors", headings, (tuple(row(tensor)) for tensor in tensors))
 
 
-def _plots(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[str]:
+def _plots(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> Iterator[str]:
     with plots() as drawn:
-        for name, counts in cosines.items():
-            if counts.any():
+        for name, held in cosines.items():
+            if held.n_live_rows:
                 plot = drawn.figure(2.5)
-                note = _draw_cosines(plot.add_subplot(), counts, facts["gates"]["regimes"][name]["required"])
+                note = _draw_cosines(plot.add_subplot(), held, facts["gates"]["regimes"][name]["required"])
                 title = f"Row cosines, {name} regime"
-                yield drawn.framed(title, f"{int(counts.sum()):,} rows. {note}", plot)
+                yield drawn.framed(title, f"{held.n_live_rows:,} rows. {note}", plot)
         points = [tensor for tensor in facts["tensors"] if "cosine" in tensor and tensor["bits_per_weight"] > 0]
         if points:
             plot = drawn.figure(2.9)
@@ -262,44 +273,36 @@ def _plots(facts: Mapping[str, Any], cosines: Mapping[str, Counts]) -> Iterator[
             yield drawn.framed("Bytes by kind of section", f"{human_nbytes(sum(sections.values()))} in all.", plot)
 
 
-def _draw_cosines(axes: Axes, counts: Counts, required: Mapping[str, float]) -> str:
-    held = RegimeCosines(counts)
-    median, p5 = held.quantile(0.5), held.quantile(0.05)
-    last = len(counts) - 1
-    below = np.concatenate([[0], np.cumsum(counts)])
-
-    def cosine(index: int) -> float:
-        return index * 2 / last - 1
-
+def _draw_cosines(axes: Axes, held: RegimeCosines, required: Mapping[str, float]) -> str:
+    median, p5 = held.median, held.p5
+    values, counts = held.counted()
+    cosines, below = values / 1e6, np.concatenate([[0], np.cumsum(counts)])
     # A handful of stray rows would press the rest into one bar; they are counted in the note instead.
-    low = int(np.searchsorted(below[1:], max(1, below[-1] // 1000)))
-    high = int(counts.nonzero()[0][-1])
-    span = max(high - low, 20)
+    low = float(cosines[np.searchsorted(below[1:], max(1, below[-1] // 1000))])
+    high = float(cosines[-1])
+    span = max(high - low, 2e-4)
     asked = {"median asked": required["median"], "p5 asked": required["p5"]}
-    near = {
-        label: value for label, value in asked.items() if cosine(low - 3 * span) <= value <= cosine(high + 3 * span)
-    }
-    indices = [low, high, *(round((value + 1) * last / 2) for value in near.values())]
-    margin = max(10, (max(indices) - min(indices)) // 25)
-    start, stop = max(0, min(indices) - margin), min(last, max(indices) + margin) + 1
-    step = max(1, -(-(stop - start) // 120))
-    edges = np.arange(start, stop + step, step)
-    heights = np.diff(below[np.minimum(edges, len(counts))])
-    axes.stairs(heights, [cosine(edge) for edge in edges.tolist()], fill=True, color=ACCENT, alpha=0.75, linewidth=0)
+    near = {label: value for label, value in asked.items() if low - 3 * span <= value <= high + 3 * span}
+    shown = [low, high, *near.values()]
+    margin = max(1e-4, (max(shown) - min(shown)) / 25)
+    start, stop = max(-1.0, min(shown) - margin), min(1.0, max(shown) + margin)
+    edges = np.linspace(start, stop, 121)
+    heights, _ = np.histogram(cosines, edges, weights=counts)
+    axes.stairs(heights, edges, fill=True, color=ACCENT, alpha=0.75, linewidth=0)
     for label, value, style in (("median", median, "-"), ("p5", p5, (0, (4, 2)))):
         axes.axvline(value, color=INK, linewidth=1.1, linestyle=style, label=f"{label} {_down(value)}")
     for label, value in near.items():
         style = "-" if label.startswith("median") else (0, (4, 2))
         axes.axvline(value, color=MARK, linewidth=1.1, linestyle=style, label=f"{label} {value:g}")
-    axes.set_xlim(cosine(start), cosine(stop))
+    axes.set_xlim(start, stop)
     axes.set_ylim(0, 1.08 * max(1, int(heights.max())))
     axes.locator_params(axis="x", nbins=5)
     axes.locator_params(axis="y", nbins=4, integer=True)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel("cosine of a row with itself, decoded")
+    axes.set_xlabel("cosine of a row with what the file gives back")
     axes.set_ylabel("rows")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=8.5, handlelength=1.8, borderpad=0.1)
-    stray = int(below[start])
+    stray = int(below[np.searchsorted(cosines, start)])
     notes = [f"{stray:,} of them left of the plot"] if stray else []
     notes += [f"{label}: {value:g}, outside the plot" for label, value in asked.items() if label not in near]
     return "; ".join(notes).capitalize() + "." if notes else ""

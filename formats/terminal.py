@@ -76,9 +76,9 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
-def cosine(value: float) -> str:
-    """Return a cosine with four decimals, rounded down: what is printed was reached."""
-    return f"{math.floor(value * 1e4 + 1e-6) / 1e4:.4f}"  # the small term undoes the product's own rounding
+def cosine(value: float, digits: int = 4) -> str:
+    """Return a cosine with so many decimals, rounded down: what is printed was reached."""
+    return f"{math.floor(value * 10**digits + 1e-6) / 10**digits:.{digits}f}"  # the small term undoes binary rounding
 
 
 def human_nbytes(nbytes: float) -> str:
@@ -140,26 +140,29 @@ def gate_table(gates: GateReport) -> Table:
                 continue
             asked = gates.thresholds[regime]
             verdict = "pass" if cosines.passes(asked) else "below"
-            worst = record["worst"]
+            worst = record.get("lost", record.get("worst"))
+            digits = max(4, *(len(_asked(value)) - len("0.") for value in (asked.median, asked.p5)))
             yield (
                 regime,
                 f"{record['n_rows']:,}",
-                cosine(record["median"]),
-                cosine(record["p5"]),
-                cosine(record["min"]),
+                *([f"{record.get('n_zero_rows', 0):,}"] if with_zeros else []),
+                *(cosine(record[key], min(digits, 6)) if key in record else "" for key in ("median", "p5", "min")),
                 f"{_asked(asked.median)} / {_asked(asked.p5)}",
                 verdict,
-                worst["row"],
-                safe(worst["tensor"]),
+                worst["row"] if worst else "",
+                safe(worst["tensor"]) if worst else "",
             )
 
-    headings = ("regime", ">rows", ">median", ">p5", ">min", ">gate 1 asks", "verdict", ">worst row", "of tensor")
+    # Rows of zeros are counted apart: the cosines are those of the others.
+    with_zeros = any(cosines.n_zero_rows for cosines in gates.regimes.values())
+    headings = ("regime", ">rows", *([">zeros"] if with_zeros else []), ">median", ">p5", ">min", ">gate 1 asks")
+    zeros = ("zeros: rows of zeros, which must come back as zeros; the cosines are those of the others",)
     return Table(
-        headings,
+        (*headings, "verdict", ">worst row", "of tensor"),
         rows(),
-        "Cosine of every encoded row with its decoded self",
+        "Cosine of every encoded row with what the file gives back",
         spared=("min", "rows"),
-        notes=(f"{EXPLAINED}; gate 1 asks for both",),
+        notes=(f"{EXPLAINED}; gate 1 asks for both", *(zeros if with_zeros else ())),
     )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hhtld.base17 import Base17
 from hhtld.basis import SAMPLE_ROWS, SvdBasis, basis_nbytes
 from hhtld.fisher_z import FisherZTable
-from hhtld.gates import Threshold, row_cosines
+from hhtld.gates import Threshold, judged_cosines
 from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
 from hhtld.palette import MAX_PALETTE_K, HhtlCache, Palette, build_hip_families
 from hhtld.plan import Profile
@@ -472,7 +472,7 @@ def code_rows(code: GroupCode, own: Any, rows: Rows, start: int, stop: int, scal
         tensor = coder.encode(block, first, scale)
         for kind in kinds:
             parts[kind].append(getattr(tensor, kind))
-        cosines.append(row_cosines(block, tensor.reconstruct_rows()))
+        cosines.append(judged_cosines(block, tensor.reconstruct_rows()))
     whole = {kind: np.concatenate(blocks) for kind, blocks in parts.items()}
     crcs = {kind: zlib.crc32(as_bytes(array)) for kind, array in whole.items()}
     return Coded(whole, crcs, np.concatenate(cosines), source_crc)

@@ -41,7 +41,7 @@ from hhtld.coders import (
 from hhtld.crc import Crc32Runs
 from hhtld.errors import BudgetError, RangeError, shown
 from hhtld.feedback import feedback_matrix, feedback_nbytes
-from hhtld.gates import GateReport, GroupCosines, Threshold, row_cosines
+from hhtld.gates import GateReport, GroupCosines, Threshold, judged_cosines
 from hhtld.group import PaletteGroupKey
 from hhtld.journal import Journal
 from hhtld.pack import HhtldPack
@@ -576,7 +576,7 @@ def encode_source(
 def compared_rows(
     rows: Rows, decoded: Callable[[slice], NDArray[Any]], executor: Executor | None
 ) -> NDArray[np.float64]:
-    """Return the cosine of every row with what `decoded` gives for a slice of rows, float64 (n_rows,)."""
+    """Return the `judged_cosines` of every row with what `decoded` gives for a slice of rows, float64 (n_rows,)."""
     cosines = np.empty(rows.n_rows)
     for start, stop, found in map_rows(_compared, rows, executor, decoded):
         cosines[start:stop] = found
@@ -586,7 +586,7 @@ def compared_rows(
 def _compared(
     block: NDArray[np.float32], start: int, stop: int, decoded: Callable[[slice], NDArray[Any]]
 ) -> NDArray[np.float64]:
-    return row_cosines(block, decoded(slice(start, stop)))
+    return judged_cosines(block, decoded(slice(start, stop)))
 
 
 def measure(

@@ -1,9 +1,9 @@
 """Quality measured on every row: what the gates ask for and what a pack reached.
 
-Gate 1 is the cosine of every row with its decoded self, in float64, split by regime. Gate 3 is
-storage: the source as bfloat16 over the file's size. A zero row against a zero row counts 1, against
-anything else 0; a row that is not finite counts -1. Printed and recorded numbers are rounded down, so
-that no claim exceeds what was measured.
+Gate 1 is the cosine of every row with what the file gives back for it, in float64, split by regime. Rows of zeros have
+no direction: they are counted apart, and one that does not come back as zeros fails its gate whatever the others reach.
+A row that is not finite counts -1. Gate 3 is storage: the source as bfloat16 over the file's size. Printed and recorded
+numbers are rounded down to a millionth, and judged as they are recorded, so that no claim exceeds what was measured.
 """
 
 from __future__ import annotations
@@ -25,24 +25,56 @@ __all__ = [
     "GroupCosines",
     "RegimeCosines",
     "Threshold",
+    "checked_thresholds",
+    "is_live",
+    "judged_cosines",
     "rounded_down",
     "row_cosines",
     "summarize",
 ]
 
 N_QUANTILES = 21  # 0 %, 5 %, ... 100 %
-_BINS = 200_000  # of the merged histogram, 1e-5 apart
+_P5, _MEDIAN = 1, N_QUANTILES // 2
+ZERO_KEPT, ZERO_LOST = 2.0, -2.0  # in place of the cosine of a row of zeros, which has none
+_PENDING = 1 << 16  # counted values that wait to be sorted in
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """What the cosines of one regime must reach."""
+    """What the cosines of one regime must reach: two numbers of -1 to 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no cosine.
+    """
 
     median: float
     p5: float
 
+    def __post_init__(self) -> None:
+        for name, value in (("median", self.median), ("p5", self.p5)):
+            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+                raise TypeError(f"a threshold's {name} must be a number, got {type(value).__name__}")
+            if not -1 <= value <= 1:  # neither is NaN
+                raise ValueError(f"a threshold's {name} must be a cosine, -1 to 1, got {value}")
+
 
 THRESHOLDS: dict[str, Threshold] = {"argmax": Threshold(0.95, 0.90), "index": Threshold(0.98, 0.95)}
+
+
+def checked_thresholds(asked: Mapping[str, Threshold] | None) -> dict[str, Threshold]:
+    """Return thresholds by regime as they were asked for; an unknown regime is a ValueError, not ignored."""
+    if asked is None:
+        return {}
+    if not isinstance(asked, Mapping):
+        raise TypeError(f"gates must map regimes to thresholds, got {type(asked).__name__}")
+    for regime, threshold in asked.items():
+        if regime not in THRESHOLDS:
+            raise ValueError(f"no regime {regime!r}; gates are for {' and '.join(map(repr, THRESHOLDS))}")
+        if not isinstance(threshold, Threshold):
+            raise TypeError(f"the gate of regime {regime!r} must be a Threshold, got {type(threshold).__name__}")
+    return dict(asked)
 
 
 def rounded_down(value: float) -> float:
@@ -50,18 +82,37 @@ def rounded_down(value: float) -> float:
     return math.floor(value * 1e6) / 1e6
 
 
-def row_cosines(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the cosine of every row pair of two float32 arrays (n, n_cols)."""
+def _cosines(
+    original: NDArray[np.float32], returned: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Cosines of row pairs, and which rows of either are zeros."""
     dots = np.empty((len(original), 3))
-    _dot.row_dots(original, decoded, dots)
+    _dot.row_dots(original, returned, dots)
     cross, own, other = dots.T
     scale = np.sqrt(own) * np.sqrt(other)
     with np.errstate(invalid="ignore"):
         cosines = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
-    cosines[(own == 0) & (other == 0)] = 1.0
     cosines[~np.isfinite(dots).all(axis=1)] = -1.0
-    bounded: NDArray[np.float64] = np.clip(cosines, -1.0, 1.0)
-    return bounded
+    return np.clip(cosines, -1.0, 1.0), own == 0, other == 0  # the square of the smallest float32 is no zero
+
+
+def row_cosines(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine of every row pair of two float32 arrays (n, n_cols); 1 for two rows of zeros, 0 for one."""
+    cosines, own, other = _cosines(original, decoded)
+    cosines[own & other] = 1.0
+    return cosines
+
+
+def judged_cosines(original: NDArray[np.float32], returned: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return `row_cosines`, and for rows of zeros whether they came back as such: `ZERO_KEPT` or `ZERO_LOST`."""
+    cosines, own, other = _cosines(original, returned)
+    cosines[own] = np.where(other[own], ZERO_KEPT, ZERO_LOST)
+    return cosines
+
+
+def is_live(cosines: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each of `judged_cosines` is one: the row is not all zeros."""
+    return np.asarray(np.abs(cosines) <= 1, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -71,14 +122,28 @@ class CosineSummary:
     Attributes
     ----------
     n_rows : int
+        All rows, those of zeros among them.
     quantiles : tuple of 21 floats
-        The 0 %, 5 %, ... 100 % quantiles, each the cosine of a real row, rounded down.
+        The 0 %, 5 %, ... 100 % quantiles over the rows that are not zeros, each the cosine of a real row, rounded down;
+        1 where there is no such row.
     worst_row : int
+        The first row of zeros that did not come back as such, else the first of the smallest cosine.
+    n_zero_rows : int
+        Rows of zeros.
+    n_zero_rows_lost : int
+        Those of them that did not come back as zeros.
     """
 
     n_rows: int
     quantiles: tuple[float, ...]
     worst_row: int
+    n_zero_rows: int = 0
+    n_zero_rows_lost: int = 0
+
+    @property
+    def n_live_rows(self) -> int:
+        """Rows that the quantiles are over."""
+        return self.n_rows - self.n_zero_rows
 
     @property
     def minimum(self) -> float:
@@ -88,20 +153,21 @@ class CosineSummary:
     @property
     def p5(self) -> float:
         """19 rows in 20 are at least this good."""
-        return self.quantiles[1]
+        return self.quantiles[_P5]
 
     @property
     def median(self) -> float:
         """Half of the rows are at least this good."""
-        return self.quantiles[N_QUANTILES // 2]
+        return self.quantiles[_MEDIAN]
 
     def passes(self, threshold: Threshold) -> bool:
-        """Whether median and p5 reach a threshold."""
-        return self.median >= threshold.median and self.p5 >= threshold.p5
+        """Whether median and p5 reach a threshold, and rows of zeros came back as such."""
+        return not self.n_zero_rows_lost and self.median >= threshold.median and self.p5 >= threshold.p5
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the table of a file records."""
-        return {"n_rows": self.n_rows, "quantiles": list(self.quantiles), "worst_row": self.worst_row}
+        """Return what the table of a file records; counts of rows of zeros only where there are some."""
+        record = {"n_rows": self.n_rows, "quantiles": list(self.quantiles), "worst_row": self.worst_row}
+        return record | _zeros_json(self.n_zero_rows, self.n_zero_rows_lost)
 
     @classmethod
     def from_json(cls, record: object) -> Self:
@@ -115,66 +181,141 @@ class CosineSummary:
             raise ValueError(f"gates must hold {N_QUANTILES} quantiles")
         if any(type(q) not in (int, float) or not -1.000001 <= q <= 1 for q in quantiles):
             raise ValueError("a quantile must be a cosine")
-        return cls(n_rows, tuple(float(q) for q in quantiles), worst)
+        zeros, lost = record.get("n_zero_rows", 0), record.get("n_zero_rows_lost", 0)
+        if type(zeros) is not int or type(lost) is not int or not 0 <= lost <= zeros <= n_rows:
+            raise ValueError("gates must count no more rows of zeros than there are rows, nor lose more than these")
+        return cls(n_rows, tuple(float(q) for q in quantiles), worst, zeros, lost)
+
+
+def _zeros_json(n_zero_rows: int, n_lost: int) -> dict[str, Any]:
+    counts = {"n_zero_rows": n_zero_rows, "n_zero_rows_lost": n_lost}
+    return {name: count for name, count in counts.items() if count}
 
 
 def summarize(cosines: NDArray[np.float64]) -> CosineSummary:
-    """Summarize the cosines of a tensor's rows, in row order; no rows count as perfect."""
-    if len(cosines) == 0:
-        return CosineSummary(0, (1.0,) * N_QUANTILES, 0)
-    ranked = np.sort(cosines)
+    """Summarize the `judged_cosines` of a tensor's rows, in row order; no rows count as perfect."""
+    live = is_live(cosines)
+    n_zeros, n_lost = len(cosines) - int(live.sum()), int((cosines == ZERO_LOST).sum())
+    if n_zeros == len(cosines):
+        worst = int(cosines.argmin()) if n_lost else 0
+        return CosineSummary(len(cosines), (1.0,) * N_QUANTILES, worst, n_zeros, n_lost)
+    ranked = np.sort(cosines[live])
     # The lower of two neighbours: a quantile is a real row's cosine.
     picks = [(len(ranked) - 1) * i // (N_QUANTILES - 1) for i in range(N_QUANTILES)]
-    return CosineSummary(len(ranked), tuple(rounded_down(float(ranked[p])) for p in picks), int(cosines.argmin()))
+    quantiles = tuple(rounded_down(float(ranked[p])) for p in picks)
+    return CosineSummary(len(cosines), quantiles, int(cosines.argmin()), n_zeros, n_lost)
 
 
-@dataclass
 class RegimeCosines:
-    """Row cosines of many tensors, kept as a histogram so that memory does not grow with the model."""
+    """Row cosines of many tensors, counted by millionths: what differs less is one number, as in files.
 
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS + 1, np.int64))
-    worst: tuple[float, str, int] = (2.0, "", 0)
+    Counts are held for values that occur, so memory does not grow with the number of tensors, and with rows only as far
+    as they differ: 12 bytes a value, of two million at most.
+
+    Attributes
+    ----------
+    worst : (float, str, int)
+        The smallest cosine, its tensor and row.
+    n_zero_rows, n_zero_rows_lost : int
+        Rows of zeros, which the quantiles leave out, and those that did not come back as such.
+    lost : (str, int) or None
+        The first of the latter.
+    """
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, np.int32)  # millionths, ascending
+        self._counts = np.empty(0, np.int64)
+        self._pending: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
+        self._n_pending = 0
+        self.worst: tuple[float, str, int] = (2.0, "", 0)
+        self.n_zero_rows = self.n_zero_rows_lost = 0
+        self.lost: tuple[str, int] | None = None
 
     def add(self, name: str, cosines: NDArray[np.float64]) -> None:
-        """Count a tensor's rows."""
-        if len(cosines) == 0:
-            return
-        bins = ((cosines + 1.0) * (_BINS / 2)).astype(np.int64)
-        self.counts += np.bincount(bins, minlength=_BINS + 1)
-        self.worst = min(self.worst, (float(cosines.min()), name, int(cosines.argmin())))
+        """Count a tensor's rows, given their `judged_cosines`."""
+        live = is_live(cosines)
+        if not live.all():
+            self.n_zero_rows += int((~live).sum())
+            lost = np.flatnonzero(cosines == ZERO_LOST)
+            self.n_zero_rows_lost += len(lost)
+            if len(lost):
+                self._lose((name, int(lost[0])))
+        if live.any():
+            millionths = np.floor(cosines[live] * 1e6).astype(np.int32)  # as `rounded_down`
+            values, counts = np.unique(millionths, return_counts=True)
+            self._take(values, counts.astype(np.int64))
+            row = int(np.where(live, cosines, 2.0).argmin())
+            self.worst = min(self.worst, (float(cosines[row]), name, row))
 
     def merge(self, other: RegimeCosines) -> None:
         """Count what another has counted."""
-        self.counts += other.counts
+        self._take(*other.counted())
         self.worst = min(self.worst, other.worst)
+        self.n_zero_rows += other.n_zero_rows
+        self.n_zero_rows_lost += other.n_zero_rows_lost
+        if other.lost is not None:
+            self._lose(other.lost)
+
+    def _lose(self, lost: tuple[str, int]) -> None:
+        self.lost = lost if self.lost is None else min(self.lost, lost)
+
+    def _take(self, values: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
+        self._pending.append((values, counts))
+        self._n_pending += len(values)
+        if self._n_pending > max(_PENDING, len(self._values)):
+            self.counted()
+
+    def counted(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the cosines that occur, in millionths and ascending, and how many rows have each."""
+        if self._pending:
+            values, counts = zip((self._values, self._counts), *self._pending, strict=True)
+            self._values, places = np.unique(np.concatenate(values), return_inverse=True)
+            self._counts = np.zeros(len(self._values), np.int64)
+            np.add.at(self._counts, places.reshape(-1), np.concatenate(counts))
+            self._pending, self._n_pending = [], 0
+        return self._values, self._counts
+
+    @property
+    def n_live_rows(self) -> int:
+        """Rows that the quantiles are over."""
+        return int(self.counted()[1].sum())
 
     @property
     def n_rows(self) -> int:
-        """Rows counted."""
-        return int(self.counts.sum())
+        """Rows counted, those of zeros among them."""
+        return self.n_live_rows + self.n_zero_rows
 
-    def quantile(self, fraction: float) -> float:
-        """Return the lower edge of the bin that holds the quantile, within 1e-5 below it."""
-        rank = math.floor((self.n_rows - 1) * fraction)
-        index = int(np.searchsorted(np.cumsum(self.counts), rank + 1))
-        return rounded_down(index * 2 / _BINS - 1.0 + 1e-12)
+    def _quantile(self, number: int) -> float:
+        values, counts = self.counted()
+        place = (self.n_live_rows - 1) * number // (N_QUANTILES - 1)
+        return int(values[np.searchsorted(np.cumsum(counts), place + 1)]) / 1e6
+
+    @property
+    def median(self) -> float:
+        """Half of the rows are at least this good; there must be some that are not zeros."""
+        return self._quantile(_MEDIAN)
+
+    @property
+    def p5(self) -> float:
+        """19 rows in 20 are at least this good."""
+        return self._quantile(_P5)
 
     def passes(self, threshold: Threshold) -> bool:
-        """Whether median and p5 reach a threshold; no rows do."""
-        return self.n_rows == 0 or (self.quantile(0.5) >= threshold.median and self.quantile(0.05) >= threshold.p5)
+        """Whether median and p5 reach a threshold and no row of zeros was lost; no rows do."""
+        if self.n_zero_rows_lost:
+            return False
+        return self.n_live_rows == 0 or (self.median >= threshold.median and self.p5 >= threshold.p5)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers that are printed."""
-        if self.n_rows == 0:
-            return {"n_rows": 0}
+        """Return the numbers that are printed; no quantiles where every row is zeros."""
+        record: dict[str, Any] = {"n_rows": self.n_rows} | _zeros_json(self.n_zero_rows, self.n_zero_rows_lost)
+        if self.lost is not None:
+            record["lost"] = {"tensor": self.lost[0], "row": self.lost[1]}
+        if self.n_live_rows == 0:
+            return record
         cosine, name, row = self.worst
-        return {
-            "n_rows": self.n_rows,
-            "median": self.quantile(0.5),
-            "p5": self.quantile(0.05),
-            "min": rounded_down(cosine),
-            "worst": {"tensor": name, "row": row},
-        }
+        quantiles = {"median": self.median, "p5": self.p5, "min": rounded_down(cosine)}
+        return record | quantiles | {"worst": {"tensor": name, "row": row}}
 
 
 class GroupCosines:
@@ -209,14 +350,17 @@ class GroupCosines:
         self.tensors[name] = summarize(held)
         self.counts.add(name, held)
         if self._threshold is not None:
-            rounded = np.floor(held * 1e6) / 1e6  # as `rounded_down`
+            rounded = np.floor(held[is_live(held)] * 1e6) / 1e6  # as `rounded_down`
             self._below_median += int((rounded < self._threshold.median).sum())
             self._below_p5 += int((rounded < self._threshold.p5).sum())
 
     def passes(self) -> bool:
         """Whether all rows together reach the threshold: exactly what `summarize` of them would say."""
-        last = self.counts.n_rows - 1
-        return self._below_median <= last * 10 // (N_QUANTILES - 1) and self._below_p5 <= last // (N_QUANTILES - 1)
+        if self._threshold is not None and self.counts.n_zero_rows_lost:
+            return False
+        last = max(0, self.counts.n_live_rows - 1)
+        below_median = last * _MEDIAN // (N_QUANTILES - 1)
+        return self._below_median <= below_median and self._below_p5 <= last // (N_QUANTILES - 1)
 
 
 @dataclass
@@ -274,12 +418,20 @@ class GateReport:
 
     def verdict(self) -> str:
         """Return what was missed, in words."""
-        missed = [
-            f"regime {regime} has median {cosines.quantile(0.5):.4f} and p5 {cosines.quantile(0.05):.4f} "
-            f"where {self.thresholds[regime].median} and {self.thresholds[regime].p5} are asked"
-            for regime, cosines in self.regimes.items()
-            if not cosines.passes(self.thresholds[regime])
-        ]
+        missed = []
+        for regime, cosines in self.regimes.items():
+            asked = self.thresholds[regime]
+            if cosines.n_live_rows and (cosines.median < asked.median or cosines.p5 < asked.p5):
+                missed.append(
+                    f"regime {regime} has median {cosines.median:g} and p5 {cosines.p5:g} "
+                    f"where {asked.median:g} and {asked.p5:g} are asked"
+                )
+            if cosines.lost is not None:
+                name, row = cosines.lost
+                missed.append(
+                    f"regime {regime} has {cosines.n_zero_rows_lost} rows of zeros that do not come back as zeros, "
+                    f"the first of them row {row} of {name}"
+                )
         if self.ratio < self.min_ratio:
             missed.append(f"the source as bfloat16 is {self.ratio:.3f} times the file, {self.min_ratio} is asked")
         return "; ".join(missed) or "every gate passed"

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld.arithmetic import warn_if_unusual
 from hhtld.errors import NonFiniteError, QuantizedError
 from hhtld.feedback import MAX_FEEDBACK_COLS
-from hhtld.gates import THRESHOLDS, Threshold
+from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
 from hhtld.group import PaletteGroupKey
 from hhtld.quantized import quantized_tensors, refusal
 from hhtld.roles import group_key, is_encodable
@@ -230,7 +230,7 @@ def make_plan(
     Raises
     ------
     ValueError
-        For an unknown profile, a rule that no tensor matches, and scales that fit no tensor.
+        For an unknown profile or regime, a rule that no tensor matches, and scales that fit no tensor.
     QuantizedError
         For a model whose weights are quantized already, unless `quantized` is "keep".
     """
@@ -245,8 +245,7 @@ def make_plan(
         raise ValueError(f"rates are for profile 'parity', got {profile!r}")
     if type(seed) is bool or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**64:
         raise ValueError(f"seed must be an integer of 0..2^64 - 1, got {seed!r}")
-    if thresholds is not None and not isinstance(thresholds, Mapping):
-        raise TypeError(f"gates must map regimes to thresholds, got {type(thresholds).__name__}")
+    asked = checked_thresholds(thresholds)
     infos = source.infos()
     for glob, _ in parsed:
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
@@ -254,7 +253,7 @@ def make_plan(
     ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
     companions, notes = _quantized(source, ruled, quantized == "keep")
     tied = _tied(source, infos.values()) | dict(source.aliases())
-    plan = Plan(chosen, asked=dict(thresholds or {}), seed=int(seed))
+    plan = Plan(chosen, asked=asked, seed=int(seed))
     plan.files = tuple(sorted(source.files()))
     plan.notes = notes
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}

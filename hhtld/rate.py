@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _dot, _search
 from hhtld.basis import SvdBasis, basis_nbytes
-from hhtld.gates import Threshold, row_cosines
+from hhtld.gates import Threshold, is_live, judged_cosines
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.rotation import Rotation
 from hhtld.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
@@ -188,8 +188,11 @@ def predict(sample: NDArray[np.float32], shared: TrellisShared) -> Prediction:
     """Code a sample and measure its cosines."""
     tensor = HhtlTTensor.encode("", ArrayRows(sample), shared)
     spans = row_ranges(len(sample), 4 * sample.shape[1])
-    found = [row_cosines(sample[a:b], tensor.reconstruct_rows(slice(a, b))) for a, b in spans]
-    cosines = np.sort(np.concatenate(found))
+    found = [judged_cosines(sample[a:b], tensor.reconstruct_rows(slice(a, b))) for a, b in spans]
+    cosines = np.concatenate(found)
+    cosines = np.sort(cosines[is_live(cosines)])
+    if not len(cosines):  # rows of zeros come back as such at any rate
+        return Prediction(shared.trellis.rate, 1.0, 1.0)
     last = len(cosines) - 1
     return Prediction(shared.trellis.rate, float(cosines[last // 2]), float(cosines[last // 20]))
 

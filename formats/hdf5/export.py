@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -22,7 +22,7 @@ from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
 from hhtld.formats.hdf5.shared import group_name, write_group
 from hhtld.formats.hdf5.tensors import TensorWriter
 from hhtld.formats.hhtld.container import ContainerReader
-from hhtld.gates import THRESHOLDS, CosineSummary, GateReport
+from hhtld.gates import THRESHOLDS, CosineSummary, GateReport, RegimeCosines
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.source import SourceRows, TensorSource
@@ -236,7 +236,9 @@ class _Export:
             Field(key, shown[key].astype(np.float32), f"{key} of the cosines of its rows", "1", f"{key} row cosine")
             for key in ("median", "p5", "min")
         )
-        title = f"Cosine of every encoded row with itself, by tensor (profile {self.pack.table.profile})"
+        title = (
+            f"Cosine of every encoded row with what the file gives back, by tensor (profile {self.pack.table.profile})"
+        )
         plot(entry, "overview", title, median, [number], [p5, least])
         entry.attrs["default"] = "overview"
         if len(encoded) == 1 and shown["n_rows"][0]:  # one point is no curve
@@ -283,18 +285,27 @@ class _Export:
         """Cosines of one regime: of all its rows where they were measured now, ranges over its tensors as recorded."""
         cosines = self.measured.regimes[kind]
         if cosines.n_rows:
+            found: dict[str, Any] = {"n_rows": cosines.n_rows, **_zero_counts(cosines)}
+            if not cosines.n_live_rows:
+                return found
             worst, name, row = cosines.worst
-            found = {"n_rows": cosines.n_rows, "median": cosines.quantile(0.5), "p5": cosines.quantile(0.05)}
+            found |= {"median": cosines.median, "p5": cosines.p5}
             return found | {"min": worst, "worst_tensor": name, "worst_row": row}
         table = self.pack.table
         records = [table.tensors[name] for name in self.chosen.rows if table.regime(name) == kind]
         own = [(record.name, record.gates) for record in records if record.gates is not None and record.gates.n_rows]
         if self.original is not None or not own:
             return {}
+        counts: Counter[str] = Counter({"n_rows": 0})
+        for _, gates in own:
+            counts.update({"n_rows": gates.n_rows, **_zero_counts(gates)})
+        own = [(name, gates) for name, gates in own if gates.n_live_rows]
+        if not own:
+            return dict(counts)
         name, lowest = min(own, key=lambda item: item[1].minimum)
         medians, p5s = [gates.median for _, gates in own], [gates.p5 for _, gates in own]
         return {
-            "n_rows": sum(gates.n_rows for _, gates in own),
+            **counts,
             "median_from": min(medians),
             "median_to": max(medians),
             "p5_from": min(p5s),
@@ -353,6 +364,7 @@ class _Export:
             for key, value in (("median", found.median), ("p5", found.p5), ("min", found.minimum)):
                 made.attrs[f"cosine_{key}"] = value
             made.attrs["cosine_worst_row"] = found.worst_row
+            describe(made, **_zero_counts(found))
         sample = self.chosen.samples[record.name]
         writer = TensorWriter(made, self.pack, record, rows, sample, self.original, self.check)
         if kept:
@@ -364,3 +376,9 @@ class _Export:
         """Those measured now, else those recorded."""
         resolved = self.pack.info(record.name)
         return self.measured.tensors.get(resolved.name, resolved.gates)
+
+
+def _zero_counts(cosines: CosineSummary | RegimeCosines) -> dict[str, int]:
+    """Rows of zeros, which quantiles leave out, and those not given back as such; what is 0 is left out."""
+    counts = {"n_zero_rows": cosines.n_zero_rows, "n_zero_rows_lost": cosines.n_zero_rows_lost}
+    return {key: count for key, count in counts.items() if count}

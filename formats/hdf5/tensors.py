@@ -13,7 +13,7 @@ from hhtld.dtypes import widen
 from hhtld.formats.hdf5.nexus import Field, empty, group, index_axis, plot, put
 from hhtld.formats.hdf5.selection import IMAGE_ASPECT, IMAGE_ROWS, MAX_POINTS
 from hhtld.formats.hdf5.shared import column_axis, entry_axis
-from hhtld.gates import CosineSummary
+from hhtld.gates import CosineSummary, is_live
 from hhtld.pack import EncodedTensor, HhtldPack
 from hhtld.slots import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
 from hhtld.source import TensorSource
@@ -105,7 +105,7 @@ class TensorWriter:
         self._write_twig_usage(nothing)
         if self.sample:
             self._write_sample()
-        if found is not None and found.n_rows:
+        if found is not None and found.n_live_rows:
             quantiles = Field("cosine", np.array(found.quantiles, np.float32), "quantiles of the row cosines")
             share = np.linspace(0, 1, len(found.quantiles), dtype=np.float32)
             axis = Field("fraction", share, "share of the rows that are no better")
@@ -209,11 +209,14 @@ class TensorWriter:
         self.made.attrs.setdefault("default", name)
 
     def _write_cosines(self, cosines: NDArray[np.float64]) -> None:
+        cosines = np.where(is_live(cosines), cosines, np.nan)  # a row of zeros has none
         if self.rows:
-            shown = Field("cosine", cosines[np.asarray(self.rows)].astype(np.float32), "cosine of the row with itself")
-            plot(
-                self.made, "row_cosine", "Cosine of every row with itself", shown, [Field("row", self.made["rows/row"])]
-            )
+            title = "Cosine of every row with what the file gives back"
+            shown = Field("cosine", cosines[np.asarray(self.rows)].astype(np.float32), f"{title}; NaN for zeros")
+            plot(self.made, "row_cosine", title, shown, [Field("row", self.made["rows/row"])])
+        cosines = cosines[~np.isnan(cosines)]
+        if not len(cosines):
+            return
         low = min(float(cosines.min()), 1 - 1e-6)
         counts, edges = np.histogram(cosines, _N_BINS, (low, 1.0))
         rows = Field("count", counts.astype(np.uint32), "rows with such a cosine, of all rows", "row")

@@ -20,7 +20,7 @@ from transformers.models.auto import modeling_auto
 from hhtld.errors import FormatError, NonFiniteError, OutputError, shown
 from hhtld.formats import open_source
 from hhtld.formats.terminal import shape_text
-from hhtld.gates import row_cosines
+from hhtld.gates import is_live, judged_cosines
 from hhtld.integrations.torch_tensors import load_state_dict
 from hhtld.pack import HhtldPack
 from hhtld.source import SourceRows, TensorSource
@@ -189,7 +189,8 @@ def _other_values(pack: HhtldPack, source: TensorSource, name: str) -> Iterator[
         return
     picks = sorted({i * rows.n_rows // _CHECKED_ROWS for i in range(_CHECKED_ROWS)})
     original = np.concatenate([rows.read(row, row + 1) for row in picks])
-    found = row_cosines(original, pack.get_rows(name, picks))
+    found = judged_cosines(original, pack.get_rows(name, picks))
+    found[~is_live(found)] = 1.0
     if found.min() < record.gates.minimum - 1e-4:
         row = picks[int(found.argmin())]
         yield f"row {row} of tensor {shown(name)} has cosine {found.min():.4f}, on record is {record.gates.minimum:.4f}"

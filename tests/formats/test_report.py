@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.errors import FormatError, MissingExtraError, OutputError
 from hhtld.formats.report import report_facts, section_nbytes, write_report
-from hhtld.gates import GateReport
+from hhtld.gates import GateReport, RegimeCosines
 
 EVIL = "<script>alert(1)</script>\"'&\x1b\u202e"
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -67,7 +67,7 @@ def made(enforced: bool = True, shift: float = 0.0, n_tensors: int = 12) -> tupl
         "tensors": tensors,
         "sections": {"raw": 192, "trellis_$x$": target - 5000, "palette": 4808},
     }
-    return facts, {name: found.counts for name, found in gates.regimes.items()}
+    return facts, gates.regimes
 
 
 class Page(HTMLParser):
@@ -199,7 +199,7 @@ def test_verdict_names_what_was_missed(tmp_path: Path, enforced: bool) -> None:
 def test_nothing_encoded(tmp_path: Path) -> None:
     facts, _ = made(n_tensors=0)
     del facts["sections"]
-    parsed = Page(page(tmp_path, facts | {"profile": None}, {"argmax": np.zeros(200_001, np.int64)}))
+    parsed = Page(page(tmp_path, facts | {"profile": None}, {"argmax": RegimeCosines()}))
     assert "No tensor was encoded" in "".join(parsed.texts)
     assert parsed.count("svg") == 0
 
@@ -210,7 +210,7 @@ def test_rows_that_are_all_alike_are_drawn(tmp_path: Path, value: float) -> None
     gates = GateReport(enforced=True)
     gates.add("w", "argmax", np.full(700, value))
     facts["gates"] = gates.to_json()
-    assert Page(page(tmp_path, facts, {"argmax": gates.regimes["argmax"].counts})).count("svg") == 3
+    assert Page(page(tmp_path, facts, gates.regimes)).count("svg") == 3
 
 
 def test_json_needs_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_facts_of_a_file_and_its_source(tmp_path: Path) -> None:
     facts, cosines = report_facts(pack, source)
     assert facts.pop("sections")["raw"] == 192
     assert facts | {"seconds": converted["seconds"]} == converted
-    assert sum(int(counts.sum()) for counts in cosines.values()) == 640
+    assert sum(held.n_rows for held in cosines.values()) == 640
     with hhtld.open(pack) as opened:
         assert sum(section_nbytes(opened).values()) < pack.stat().st_size
     assert Page(page(tmp_path, *report_facts(pack, source))).count("svg") == 3

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.encoder import encode, measure
 from hhtld.errors import NonFiniteError
-from hhtld.gates import GateReport, Threshold, row_cosines, summarize
+from hhtld.gates import (
+    CosineSummary,
+    GateReport,
+    GroupCosines,
+    Threshold,
+    judged_cosines,
+    row_cosines,
+    summarize,
+)
 from hhtld.group import PaletteGroupKey
 from hhtld.pack import PackSource
 from hhtld.plan import make_plan
@@ -250,9 +258,103 @@ def test_regime_quantiles_never_exceed_the_truth(rng: np.random.Generator) -> No
     for part in np.array_split(cosines, 7):
         report.add(str(len(report.tensors)), "argmax", part)
     found = report.regimes["argmax"]
-    for fraction in (0.0, 0.05, 0.5, 0.95):
+    for fraction, told in ((0.05, found.p5), (0.5, found.median)):
         exact = np.quantile(cosines, fraction, method="lower")
-        assert exact - 2e-5 <= found.quantile(fraction) <= exact
+        assert exact - 1e-6 <= told <= exact
+
+
+def test_a_regime_is_judged_on_the_numbers_that_tensors_record(rng: np.random.Generator) -> None:
+    cosines = rng.uniform(0.9899, 0.9911, 400)
+    recorded = summarize(cosines)
+    report = GateReport(enforced=True, thresholds={"argmax": Threshold(recorded.median, recorded.p5)})
+    report.add("w", "argmax", cosines)
+    assert (report.regimes["argmax"].median, report.regimes["argmax"].p5) == (recorded.median, recorded.p5)
+    assert report.regimes["argmax"].passes(report.thresholds["argmax"])
+    just_above = Threshold(recorded.median + 1e-6, recorded.p5)
+    assert not report.regimes["argmax"].passes(just_above)
+
+
+def test_rows_of_zeros_are_counted_apart() -> None:
+    rows = np.zeros((100, 4), np.float32)
+    rows[::10] = [3, 4, 0, 0]
+    back = rows.copy()
+    back[::10] = [4, 3, 0, 0]  # cosine .96
+    found = summarize(judged_cosines(rows, back))
+    assert (found.n_rows, found.n_zero_rows, found.n_zero_rows_lost) == (100, 90, 0)
+    assert set(found.quantiles) == {0.96}, "ninety perfect zeros buy nothing"
+    assert CosineSummary.from_json(found.to_json()) == found
+    assert not found.passes(Threshold(0.97, 0.97))
+    report = GateReport(enforced=True)
+    report.add("w", "index", judged_cosines(rows, back))
+    facts = report.to_json()["regimes"]["index"]
+    assert (facts["n_rows"], facts["n_zero_rows"], facts["median"]) == (100, 90, 0.96)
+    assert not report.regimes["index"].passes(Threshold(0.97, 0.97))
+    assert "n_zero_rows" not in summarize(np.full(3, 0.5)).to_json(), "old files stay what they were"
+
+
+def test_a_row_of_zeros_that_comes_back_as_something_fails_and_is_named() -> None:
+    rows, back = np.ones((50, 4), np.float32), np.ones((50, 4), np.float32)
+    rows[[7, 31]] = 0
+    back[7] = 0
+    found = summarize(judged_cosines(rows, back))
+    assert (found.n_zero_rows, found.n_zero_rows_lost, found.worst_row, found.minimum) == (2, 1, 31, 1.0)
+    assert CosineSummary.from_json(found.to_json()) == found
+    assert not found.passes(Threshold(-1, -1))
+    report = GateReport(enforced=True)
+    report.ratio = 3.0
+    report.add("w", "argmax", judged_cosines(rows, back))
+    assert not report
+    assert "1 rows of zeros that do not come back as zeros, the first of them row 31 of w" in report.verdict()
+    group = GroupCosines(Threshold(-1, -1))
+    group.add("w", 50, 0, judged_cosines(rows, back))
+    assert not group.passes()
+
+
+def test_nothing_but_rows_of_zeros_passes_without_quantiles() -> None:
+    zeros = np.zeros((5, 3), np.float32)
+    found = summarize(judged_cosines(zeros, zeros))
+    assert (found.n_rows, found.n_zero_rows, found.worst_row) == (5, 5, 0)
+    report = GateReport(enforced=True)
+    report.ratio = 3.0
+    report.add("w", "argmax", judged_cosines(zeros, zeros))
+    assert report
+    assert report.to_json()["regimes"]["argmax"].keys() == {"n_rows", "n_zero_rows", "required"}
+    group = GroupCosines(Threshold(1, 1))
+    group.add("w", 5, 0, judged_cosines(zeros, zeros))
+    assert group.passes()
+
+
+def test_counts_take_memory_for_values_that_occur_only() -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    report = GateReport(enforced=False)
+    for number in range(800):
+        report.add(str(number), "argmax", np.linspace(0.95, 0.96, 64), f"group {number}")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(report.groups) == 800
+    assert held < 8 << 20, "a group of 64 rows used to take 1.6 MB"
+    assert report.regimes["argmax"].n_rows == 800 * 64
+
+
+def test_thresholds_that_are_no_cosines_are_refused() -> None:
+    for wrong in (float("nan"), float("inf"), 1.01, -2):
+        with pytest.raises(ValueError, match="must be a cosine"):
+            Threshold(wrong, 0.5)
+        with pytest.raises(ValueError, match="must be a cosine"):
+            Threshold(0.5, wrong)
+    for wrong in ("0.5", None, True):
+        with pytest.raises(TypeError, match="must be a number"):
+            Threshold(wrong, 0.5)  # type: ignore[arg-type]
+
+
+def test_gates_of_unknown_regimes_are_refused() -> None:
+    source = ArraySource({"w": np.ones((4, 4), np.float32)})
+    with pytest.raises(ValueError, match="no regime 'Index'; gates are for 'argmax' and 'index'"):
+        make_plan(source, "gates", thresholds={"Index": Threshold(0.9999, 0.9999)})
+    with pytest.raises(TypeError, match="must be a Threshold, got tuple"):
+        make_plan(source, "gates", thresholds={"index": (0.99, 0.98)})  # type: ignore[dict-item]
 
 
 def test_what_is_recorded_is_what_is_measured(model: dict[str, NDArray[np.generic]]) -> None:
