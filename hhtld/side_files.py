@@ -17,7 +17,9 @@ Whatever else stands there stays behind, each kind of it with a reason that conv
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -264,7 +266,7 @@ class _Sorting:
     def _reason(self, path: Location, name: str, allowed: tuple[str, ...]) -> str | None:
         """Why a file stays behind, whatever its size."""
         last = path.name.lower()
-        if not any(fnmatch.fnmatchcase(last, pattern) for pattern in allowed):
+        if not _any_of(allowed).match(last):
             is_weights = last.endswith((*_WEIGHTS, _SAFETENSORS))
             return "other weights, or archives" if is_weights else "no names that files of models have"
         try:
@@ -279,6 +281,12 @@ class _Sorting:
         if out is not None:
             return _link(out)
         return None if path.is_file() else "no plain files"
+
+
+@functools.cache
+def _any_of(globs: tuple[str, ...]) -> re.Pattern[str]:
+    """One pattern for all: a folder may hold a hundred thousand files that are none of a model's."""
+    return re.compile("|".join(map(fnmatch.translate, globs)))
 
 
 def _link(out: Path) -> str:

@@ -342,4 +342,18 @@ CATALOGUE: dict[int, Entry] = {
         "J:test_a_pack_cannot_name_shards",
     ),
     118: _tried("less memory than one tensor or file needs", "$:test_what_cannot_be_done", "J:test_a_side_file_counts"),
+    119: _tried(
+        "links that lead out of a model's folder: side files, weights, configs, indexes, ONNX data",
+        "J:test_a_link_out_of_the_folder",
+        "J:test_weights_configs_and_indexes",
+        "J:test_a_packed_folders_pack_behind",
+        "J:test_the_blobs_of_a_hubs_cache",
+        "J:test_a_side_file_that_becomes_a_link",
+        "O:test_links_out_of_the_folder",
+    ),
+    120: _tried(
+        "a model among files of other people",
+        "J:test_a_model_among_other_files",
+        "J:test_code_comes_along",
+    ),
 }
