@@ -22,15 +22,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from hhtld._kernels import _trellis
+from hhtld._kernels import _cholesky, _trellis
 from hhtld.rotation import Rotation
 
 __all__ = ["DAMPING", "MAX_FEEDBACK_COLS", "feedback_matrix", "feedback_nbytes"]
 
 DAMPING = 0.3  # of the mean of H's diagonal: a tied embedding is read by rows too, where every direction counts
-MAX_FEEDBACK_COLS = 4096  # 600 MB while it is computed, half a minute, and 67 MB in a calibration
+MAX_FEEDBACK_COLS = 4096  # 600 MB while it is computed, 20 s, and 67 MB in a calibration
 
 
 def feedback_nbytes(n_cols: int) -> int:
@@ -62,11 +61,14 @@ def feedback_matrix(
         coded = np.ascontiguousarray(coded.T)
     turned = (coded.astype(np.float64) + coded.T) / 2
     turned[np.diag_indices(n_cols)] += DAMPING * float(np.trace(turned)) / n_cols + 1e-12
-    # LAPACK on one thread: the last bits of its sums, and so of codes, must not follow the number of cores.
-    with threadpool_limits(1, "blas"):
-        upper = np.linalg.cholesky(turned[::-1, ::-1])[::-1, ::-1]
-        undone = np.linalg.inv(upper)
-        out = np.zeros((n_cols, n_cols), np.float32)
-        for start in range(block, n_cols, block):
-            out[start:, start - block : start] = (upper[start - block : start, start:] @ undone[start:, start:]).T
+    # From the last weight to the first, U is a lower triangle: the kernel's, in one order on every processor, because
+    # the last bits of these sums reach codes.
+    lower = np.ascontiguousarray(turned[::-1, ::-1])
+    _cholesky.cholesky(lower)
+    out = np.zeros((n_cols, n_cols), np.float32)
+    for start in range(block, n_cols, block):
+        left = n_cols - start  # weights to come
+        rows = np.ascontiguousarray(lower[left : left + block, :left])
+        _cholesky.divide_rows(lower, rows)
+        out[start:, start - block : start] = rows[::-1, ::-1].T
     return out

@@ -91,7 +91,6 @@ HH_TARGET_AVX512_BEGIN
 HH_TARGET_END
 #endif
 
-/* `count` is a multiple of 16 in these three. */
 HH_INLINE double hh_dot_f64(int tier, const double *x, const double *y, ptrdiff_t count) {
 #if HH_X86
     if (tier >= HH_TIER_AVX512) return hh_dot_f64_avx512(x, y, count);

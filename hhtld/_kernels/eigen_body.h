@@ -3,16 +3,23 @@
 HH_KERNEL double HH_NAME(hh_dot_f64_)(const double *x, const double *y, ptrdiff_t count) {
     HH_D sum[HH_REGISTERS];
     for (int r = 0; r < HH_REGISTERS; r++) sum[r] = HH_SET1(0);
-    for (ptrdiff_t j = 0; j < count; j += HH_TILE)
+    const ptrdiff_t whole = count & ~(ptrdiff_t)15;
+    for (ptrdiff_t j = 0; j < whole; j += HH_TILE)
         for (int r = 0; r < HH_REGISTERS; r++)
             sum[r] = HH_ADD(sum[r], HH_MUL(HH_LOAD(x + j + r * HH_LANES_D), HH_LOAD(y + j + r * HH_LANES_D)));
-    return HH_TREE(sum);
+    if (whole == count) return HH_TREE(sum);
+    double lane[16];
+    for (int r = 0; r < HH_REGISTERS; r++) HH_STORE(lane + r * HH_LANES_D, sum[r]);
+    for (ptrdiff_t j = whole; j < count; j++) lane[j - whole] += x[j] * y[j];
+    return hh_tree16_f64(lane);
 }
 
 HH_KERNEL void HH_NAME(hh_subtract_f64_)(double *y, const double *x, double factor, ptrdiff_t count) {
     const HH_D all = HH_SET1(factor);
-    for (ptrdiff_t j = 0; j < count; j += HH_LANES_D)
+    const ptrdiff_t whole = count & ~(ptrdiff_t)(HH_LANES_D - 1);
+    for (ptrdiff_t j = 0; j < whole; j += HH_LANES_D)
         HH_STORE(y + j, HH_SUB(HH_LOAD(y + j), HH_MUL(all, HH_LOAD(x + j))));
+    for (ptrdiff_t j = whole; j < count; j++) y[j] -= factor * x[j];
 }
 
 /* Rows i and, where `both`, i + 1, which lie in one tile: what they read of columns is read once. */

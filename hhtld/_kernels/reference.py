@@ -14,8 +14,10 @@ __all__ = [
     "add_dots",
     "base17_fold",
     "base17_unfold",
+    "cholesky",
     "collect",
     "decode",
+    "divide_rows",
     "encode",
     "estimate",
     "first_nonfinite_f32",
@@ -395,6 +397,24 @@ def _splitmix64(first: int, count: int) -> NDArray[np.uint64]:
         z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return z ^ z >> np.uint64(31)
+
+
+# ---- cholesky ----
+
+
+def cholesky(matrix: NDArray[np.float64]) -> None:
+    """Write the lower factor of a symmetric positive definite matrix (n, n) over its lower triangle."""
+    for j, row in enumerate(matrix):
+        for i, below in enumerate(matrix[j:], j):
+            rest = below[j] - _dot16(below[:j], row[:j])
+            below[j] = math.sqrt(rest) if i == j else rest / row[j]
+
+
+def divide_rows(factor: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
+    """Divide rows (count, m) by the first m rows and columns of a lower factor (n, n), from the right, in place."""
+    for t in range(rows.shape[1] - 1, -1, -1):
+        rows[:, t] /= factor[t, t]
+        rows[:, :t] -= rows[:, t : t + 1] * factor[t, :t]
 
 
 # ---- rotate ----

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _cast, _dot, _eigen, _fold, _leaf, _search
+from hhtld._kernels import _cast, _cholesky, _dot, _eigen, _fold, _leaf, _search
 
 Fence = Callable[[Any], NDArray[Any]]
 
@@ -207,6 +207,13 @@ DOORS = [
         {"x": zeros(F32, 3, 20), "y": zeros(F32, 3, 20), "out": zeros(F64, 3, 3)},
         ("out",),
         (("x", (3, 19)), ("y", (2, 20)), ("out", (3, 2)), ("out", (2, 3)), ("out", (0, 3))),
+    ),
+    Door(_cholesky.cholesky, {"matrix": np.eye(20)}, ("matrix",), (("matrix", (20, 19)), ("matrix", (3, 20)))),
+    Door(
+        _cholesky.divide_rows,
+        {"factor": np.eye(20), "rows": zeros(F64, 3, 17)},
+        ("rows",),
+        (("factor", (20, 19)), ("factor", (16, 16)), ("rows", (3, 21))),
     ),
     Door(
         _eigen.largest_eigenpairs,
@@ -446,6 +453,11 @@ LONG_CALLS: dict[str, tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]
         lambda n: (zeros(F32, n, 400), None, zeros(I8, n, 8), 1.0, zeros(F32, 8, 400), zeros(F32, n, 400)),
     ),
     "gram": (_dot.gram, lambda n: (zeros(F32, n, 100), zeros(F64, 100, 100))),
+    "cholesky": (_cholesky.cholesky, lambda n: (np.eye(min(n // 8, 2000)),)),
+    "divide_rows": (
+        _cholesky.divide_rows,
+        lambda n: (np.eye(min(n // 8, 2000)), zeros(F64, 32, min(n // 8, 2000))),
+    ),
     "largest_eigenpairs": (
         _eigen.largest_eigenpairs,
         lambda n: (np.eye(min(n // 8, 2000)), zeros(F64, 8), zeros(F64, 8, min(n // 8, 2000))),

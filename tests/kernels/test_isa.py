@@ -13,6 +13,7 @@ import pytest
 
 from hhtld._kernels import (
     _cast,
+    _cholesky,
     _dot,
     _eigen,
     _fold,
@@ -26,7 +27,7 @@ from hhtld._kernels import (
     reference,
 )
 
-DOORS = (_cast, _fold, _search, _leaf, _dot, _eigen, _rotate, _trellis, _score, _screen)
+DOORS = (_cast, _fold, _search, _leaf, _dot, _eigen, _cholesky, _rotate, _trellis, _score, _screen)
 ARITHMETIC = {"row_nbytes"}  # sizes, not kernels: nothing to choose a tier for
 PRINT_TIER = "from hhtld._kernels import _isa; print(_isa.tier())"
 

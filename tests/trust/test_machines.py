@@ -70,10 +70,12 @@ def test_this_machine_gives_what_the_manifest_says() -> None:
         assert words[name][-1] == digest
 
 
-EQUAL_SINGULAR_VALUES = """
+WHERE_ROUNDINGS_SHOW = """
 import hashlib
 import numpy as np
 import hhtld
+from hhtld.feedback import feedback_matrix
+from hhtld.rotation import Rotation
 
 def packed(rows, profile):
     pack = hhtld.encode({"embed.weight": rows}, profile)
@@ -89,14 +91,20 @@ directions = np.tile(np.eye(8, 256) * 4, (150, 1)) + 0.05 * np.sign(rng.random((
 for rows, profile in [(tiled, "lookup"), (tiled, "f32"), (hadamard, "lookup"), (hadamard, "f32")]:
     print(packed(rows, profile))
 print(packed(directions.astype(np.float32), "bits:2"))
+for seed in (1, 3):
+    rng = np.random.default_rng(seed)
+    inputs = rng.integers(-4, 5, (1000, 166)).astype(float) @ rng.integers(-4, 5, (166, 1000))
+    inputs += rng.integers(-9, 10, (1000, 1000))  # integers, so that BLAS has nothing to round here
+    scale = np.exp2(rng.integers(-3, 4, 1000)).astype(np.float32)
+    print(hashlib.sha256(feedback_matrix(inputs.T @ inputs, Rotation(1000, 3), scale).tobytes()).hexdigest())
 """
 
 
 def test_bytes_do_not_follow_the_processor_that_blas_sees() -> None:
-    """Where singular values are equal, roundings choose the basis: they must be ours."""
+    """Where singular values are equal, roundings choose the basis; those of feedback reach codes: both must be ours."""
     found = {
         processor: subprocess.run(
-            [sys.executable, "-c", EQUAL_SINGULAR_VALUES],
+            [sys.executable, "-c", WHERE_ROUNDINGS_SHOW],
             env=os.environ | {"OPENBLAS_CORETYPE": processor},
             capture_output=True,
             text=True,
@@ -105,7 +113,7 @@ def test_bytes_do_not_follow_the_processor_that_blas_sees() -> None:
         for processor in ("Haswell", "Nehalem", "Prescott")
     }
     assert len(set(found.values())) == 1, found
-    assert len(found["Haswell"].split()) == 5
+    assert len(found["Haswell"].split()) == 7
 
 
 @pytest.mark.skipif(not machines.can_emulate(), reason="needs qemu-user")
