@@ -164,6 +164,10 @@ class _Encoder:
         self.fixed_nbytes = check_memory(source, plan, work)
         self._ahead: dict[int, Future[Any]] = {}
 
+    def _decided(self, *key: Any) -> Any:
+        """What an earlier run found in many rows, where these are known to be the same: it is found again otherwise."""
+        return None if self.journal.is_doubted else self.journal.get(*key)
+
     # ---- what a group shares ----
 
     def _scales(self, group: _Group) -> list[NDArray[np.uint16] | None]:
@@ -185,7 +189,7 @@ class _Encoder:
         """Let the crew find what later groups share while a group's rows are coded."""
         for group in following if self.crew.remote else following[:1]:  # here, each takes its memory
             room = _usable(self.work.memory) - self.fixed_nbytes - self._task_nbytes(group)
-            known = group.number in self._ahead or self.journal.get("group", group.number) is not None
+            known = group.number in self._ahead or self._decided("group", group.number) is not None
             if self.crew.executor is not None and room >= 0 and not known:
                 function, args = self._finding(group)
                 self._ahead[group.number] = self.crew.executor.submit(function, *args)
@@ -251,7 +255,7 @@ class _Encoder:
 
     def add_group(self, group: _Group, following: list[_Group]) -> None:
         """Code a group's tensors at the first rate that passes on all of their rows, or keep them."""
-        mark, facts = len(self.sink), self.journal.get("group", group.number)
+        mark, facts = len(self.sink), self._decided("group", group.number)
         attempt = None
         if facts is not None and facts != "keep":
             attempt = self._restored(group, facts)
@@ -342,7 +346,7 @@ class _Encoder:
 
     def _palette(self, attempt: _Attempt, name: str, rows: Rows) -> Any:
         """A tensor's own palette and twigs; an earlier run's where they still stand."""
-        mark, facts = len(self.sink), self.journal.get("palette", attempt.group.number, name)
+        mark, facts = len(self.sink), self._decided("palette", attempt.group.number, name)
         if facts is not None:
             sections = [self.sink.reserve(kind, nbytes) for kind, nbytes, _ in facts]
             blocks = [(index, 0, nbytes, crc) for index, (_, nbytes, crc) in zip(sections, facts, strict=True)]
@@ -366,7 +370,7 @@ class _Encoder:
     def _find_scales(self, attempt: _Attempt, shared: Any, tensors: list[_Tensor]) -> None:
         """Give tensors with Slot L their scale: what the largest coefficient of all rows asks for."""
         number, structure = attempt.group.number, attempt.structure
-        peaks = {tensor.name: self.journal.get("peak", number, structure, tensor.name) for tensor in tensors}
+        peaks = {tensor.name: self._decided("peak", number, structure, tensor.name) for tensor in tensors}
         unknown = [tensor for tensor in tensors if peaks[tensor.name] is None]
         missing = {tensor.name: len(list(self._spans(attempt.group, tensor.rows))) for tensor in unknown}
         calls = (
@@ -409,6 +413,8 @@ class _Encoder:
         """Whether an earlier run coded these rows and their bytes are still there."""
         facts = self.journal.get("rows", attempt.group.number, attempt.identity, tensor.name, start)
         if facts is None or facts["stop"] != stop or set(facts["crcs"]) != set(tensor.widths):
+            return False
+        if self.journal.is_doubted and facts["source"] != _rows_crc(tensor.rows, start, stop):
             return False
         found = self.sink.recall(
             (tensor.sections[kind], start * width, (stop - start) * width, facts["crcs"][kind])
@@ -456,6 +462,8 @@ class _Encoder:
             offset, nbytes = start * info.row_nbytes, (stop - start) * info.row_nbytes
             crc = self.journal.get("raw", name, start)
             stage = "resume"
+            if self.journal.is_doubted and crc != zlib.crc32(as_bytes(self.source.read_rows(name, start, stop))):
+                crc = None
             if crc is None or self.sink.recall([(index, offset, nbytes, crc)]) is None:
                 stage = "encode"
                 block = self.source.read_rows(name, start, stop)
@@ -469,6 +477,14 @@ class _Encoder:
         """Store a side file."""
         data = self.source.read_file(name)
         return self.sink.add("file", len(data), [data])
+
+
+def _rows_crc(rows: Rows, start: int, stop: int) -> int:
+    """CRC-32 of rows as float32, read a block at a time."""
+    crc = 0
+    for first, last in row_ranges(stop - start, 4 * rows.n_cols):
+        crc = zlib.crc32(as_bytes(rows.read(start + first, start + last)), crc)
+    return crc
 
 
 def _local_task_nbytes(crew: Crew, profile: Profile, key: PaletteGroupKey, info: TensorInfo) -> int:

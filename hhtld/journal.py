@@ -60,12 +60,16 @@ class Journal:
     ----------
     notes : list of str
         What a user should know of an earlier run, one sentence each.
+    is_doubted : bool
+        Whether the work's input lies elsewhere, or was touched, since an earlier run: its facts must then be compared
+        with the input itself.
     """
 
     def __init__(self, fd: int | None = None, path: Path | None = None) -> None:
         self._fd, self._path = fd, path or Path()
         self._lines: dict[str, tuple[int, int]] = {}  # key: offset and length, as values may be many
         self.notes: list[str] = []
+        self.is_doubted = False
 
     def get(self, *key: Any) -> Any:
         """Return the value that an earlier run wrote, or None."""
@@ -165,6 +169,7 @@ def resumable(
     resume: bool,
     check: Callable[[Path], object],
     heads: Sequence[bytes],
+    place: Any = None,
     into: Path | None = None,
 ) -> Iterator[tuple[AtomicFile, Journal]]:
     """Open the partial file of an output and its journal; move the file into place when the block ends well.
@@ -176,7 +181,10 @@ def resumable(
     ----------
     path : Path
     begin : mapping
-        JSON-able; everything that the bytes depend on.
+        JSON-able; everything that the bytes depend on, as far as it is known at once.
+    place : Any
+        JSON-able; where the input lies and when it was written. Where that alone differs from what an earlier run
+        wrote down, its journal is doubted.
     resume : bool
         Whether to continue what an earlier run left; without it, that is discarded.
     check : callable
@@ -193,7 +201,7 @@ def resumable(
     OutputError
         When a step of the writing fails, or another process writes the same output.
     """
-    begin, into = json.loads(_text(begin)), into or path
+    begin, place, into = json.loads(_text(begin)), json.loads(_text(place)), into or path
     with writing(path):
         require_regular(into)
         journal_at, partial_at = journal_path(path), partial_path(path)
@@ -201,7 +209,7 @@ def resumable(
     try:
         journal = Journal(journal_fd, journal_at)
         _require_own(path, heads)
-        _open_journal(journal, journal_fd, path, begin, resume)
+        _open_journal(journal, journal_fd, path, begin, place, resume)
         with writing(path):
             fd = os.open(partial_at, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             keep_mode(fd, into)
@@ -254,7 +262,7 @@ def _require_own(path: Path, heads: Sequence[bytes]) -> None:
         )
 
 
-def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any], resume: bool) -> None:
+def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any], place: Any, resume: bool) -> None:
     with writing(path):
         head = os.pread(fd, 9, 0)
         if head and head != b'{"crc32":':
@@ -263,13 +271,18 @@ def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any
         journal.read()
         found = journal.get(*_BEGIN)
         if found is not None:
-            changes = _changes(found, begin)
+            changes = _changes(found.get("begin", found), begin)
             if changes:
                 raise ValueError(
                     f"cannot resume {path}: it was begun with another {'; another '.join(changes[:3])}; "
                     f"convert without --resume to start over"
                 )
             if partial_path(path).exists():
+                journal.is_doubted = found["place"] != place
+                if journal.is_doubted:
+                    journal.notes.append(
+                        "the source was touched or moved since; what was finished was compared with it"
+                    )
                 return
             journal.notes.append(f"the partial file of {path.name} was gone; everything was done again")
         else:
@@ -282,4 +295,4 @@ def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any
         os.ftruncate(fd, 0)
         partial_path(path).unlink(missing_ok=True)
     journal.forget()
-    journal.put(*_BEGIN, value=begin)
+    journal.put(*_BEGIN, value={"begin": begin, "place": place})

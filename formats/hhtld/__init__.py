@@ -133,11 +133,13 @@ def write_pack(
     """
     work = work or Work()
     check_memory(source, plan, work)
-    begin = {"journal": JOURNAL_VERSION, "settings": plan_facts(plan), "source": source_facts or {}}
+    facts = dict(source_facts or {})
+    place = facts.pop("files", None)
+    begin = {"journal": JOURNAL_VERSION, "settings": plan_facts(plan), "source": facts}
     target = path if beside is None else beside
     check = partial(_verified_again, target=target)
     heads = (UNFINISHED, MAGIC)
-    with resumable(target, begin, resume=resume, check=check, heads=heads, into=path) as (file, journal):
+    with resumable(target, begin, resume=resume, check=check, heads=heads, place=place, into=path) as (file, journal):
         writer = ContainerWriter(file)
         table = encode_source(source, plan, writer, report, replace(work, journal=journal))
         writer.finish(table.to_json())

@@ -20,7 +20,7 @@ from hhtld.urls import Location
 
 __all__ = ["JOURNAL_VERSION", "content_digest", "plan_facts", "source_facts"]
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 _SAMPLED = 16  # tensors: fine-tuned models differ in nearly all of them
 _MOST_ROW_NBYTES = 1 << 20
 

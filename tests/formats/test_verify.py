@@ -26,7 +26,7 @@ def tied() -> Model:
 @pytest.fixture
 def pack(tmp_path: Path) -> Path:
     save_file(tied(), tmp_path / "model.safetensors")
-    hhtld.convert(tmp_path / "model.safetensors", tmp_path / "m.hhtld", min_ratio=0)
+    hhtld.convert(tmp_path / "model.safetensors", tmp_path / "m.hhtld", profile="gates", min_ratio=0)
     with open_pack(tmp_path / "m.hhtld") as held:
         assert held.table.tensors["b"].alias_of == "a"
         assert held.info("a").source_crc32 is not None
