@@ -257,7 +257,7 @@ def _source_values(source: TensorSource, info: TensorInfo) -> dict[str, Any]:
 
 def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out: Console) -> None:
     """Print decoded rows of one tensor."""
-    info = source.infos()[name]
+    info = source.pack.info(name).info if isinstance(source, PackSource) else source.infos()[name]
     if len(info.shape) < 2:
         raise ValueError(f"tensor {name!r} has shape {list(info.shape)}, so it has no rows")
     start, stop, step = span.indices(info.n_rows)

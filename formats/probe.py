@@ -130,7 +130,7 @@ def _check_rows(pack: HhtldPack, name: str, rows: NDArray[np.float32]) -> None:
 def _probed(
     pack: HhtldPack, source: TensorSource, name: str, given: GivenQueries | None, count: int, seed: int
 ) -> TensorProbe:
-    own = SourceRows(source, name)
+    own = SourceRows(source, name, pack.info(name).info.n_cols)
     rows = own.read(0, own.n_rows)
     _check_rows(pack, name, rows)
     queries = perturbed_rows(rows, count, seed) if given is None else given.values

@@ -622,7 +622,7 @@ def measure(
     for name, record in pack.table.tensors.items():
         if record.codec == "keep" or record.group is None:
             continue
-        rows = ChecksummedRows(SourceRows(source, name))
+        rows = ChecksummedRows(SourceRows(source, name, record.info.n_cols))
         cosines = compared_rows(rows, partial(pack.get_rows, name), executor)
         key = pack.table.groups[record.group].key
         report.add(name, regime(key.role), cosines, str(key))

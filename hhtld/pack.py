@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -133,7 +133,9 @@ class HhtldPack:
         name : str
                 A tensor of at least two axes; rows of packed types must fill whole bytes.
         rows : sequence of int, slice or None
-            In any order, repeats allowed; negative ones count from the end.
+            In any order, repeats allowed; negative ones count from the end. They are rows of the matrix that
+            `info(name).info` counts, in the order of the elements: of experts (n_experts, n_out, n_in) row
+            ``expert * n_out + out``, of a convolution the filter's number.
         dtype, levels : as in `get_tensor`
         """
         record = self.table.resolved(name)
@@ -383,7 +385,7 @@ def _shape(record: TensorRecord, dtype: str, count: int | None) -> tuple[int, ..
 
 
 class PackSlice:
-    """A tensor to be sliced along its first axis without decoding the rest."""
+    """A tensor to be sliced along the axes that count its rows without decoding the rest."""
 
     def __init__(self, pack: HhtldPack, record: TensorRecord) -> None:
         self._pack = pack
@@ -401,15 +403,28 @@ class PackSlice:
         name, info = self._record.name, self._record.info
         if info.dtype.numpy is None:
             raise TypeError(f"tensor {shown(name)} is packed {info.dtype.name}; its bytes come with get_tensor")
-        first, *rest = key if isinstance(key, tuple) and key else (key,)
-        by_row = isinstance(first, int | slice | np.integer) and not isinstance(first, bool)
-        if len(info.shape) < 2 or not by_row:
+        parts = key if isinstance(key, tuple) and key else (key,)
+        of_rows, rest = parts[: info.row_axes], parts[info.row_axes :]
+        by_row = all(isinstance(part, int | slice | np.integer) and not isinstance(part, bool) for part in of_rows)
+        if not info.has_rows or not by_row or not info.nbytes:
             return np.asarray(self._pack.get_tensor(name)[key])
-        if isinstance(first, slice):
-            rows = self._pack.get_rows(name, first)
+        if info.row_axes == 1 and isinstance(of_rows[0], slice):
+            rows = self._pack.get_rows(name, of_rows[0])
             return np.asarray(rows.reshape(len(rows), *info.shape[1:])[(slice(None), *rest)])
-        block = self._pack.get_rows(name, [int(first)]).reshape(info.shape[1:])
-        return np.asarray(block[tuple(rest)])
+        numbers = _row_numbers(info.shape[: info.row_axes], of_rows)
+        rows = self._pack.get_rows(name, numbers.reshape(-1))
+        rows = rows.reshape(*numbers.shape, *info.shape[info.row_axes :])
+        return np.asarray(rows[(*[slice(None)] * numbers.ndim, *rest)])
+
+
+def _row_numbers(sizes: Sequence[int], parts: Sequence[Any]) -> NDArray[np.intp]:
+    """Return the numbers of the rows that numbers and slices of their axes pick, an axis for every slice."""
+    numbers: NDArray[np.intp] = np.zeros((), np.intp)
+    for axis, size in enumerate(sizes):
+        part = parts[axis] if axis < len(parts) else slice(None)
+        picked = np.arange(*part.indices(size)) if isinstance(part, slice) else np.asarray(range(size)[part])
+        numbers = np.asarray(np.add.outer(numbers * size, picked), np.intp)
+    return numbers
 
 
 class PackSource(TensorSource):
@@ -422,7 +437,10 @@ class PackSource(TensorSource):
     def __init__(self, pack: HhtldPack) -> None:
         self.pack = pack
         self._verified: set[str] = set()
-        self._infos = {name: record.info for name, record in pack.table.tensors.items()}
+        self._infos = {
+            name: TensorInfo(name, record.info.dtype, record.info.shape, record.info.shard)
+            for name, record in pack.table.tensors.items()
+        }
 
     def check_budget(self, budget: int | None, how: str) -> None:
         """Refuse to decode everything where that takes more than a budget.
@@ -481,8 +499,14 @@ class PackSource(TensorSource):
             for index in self.pack.info(name).sections.values():
                 self.pack.sections.check(index)
             self._verified.add(name)
-        if info.has_rows:
+        held = self.pack.info(name).info
+        if info.has_rows and held.n_cols == info.n_cols:
             rows = self.pack.get_rows(name, slice(start, stop), "source")
+        elif info.has_rows:  # of a file whose rows are longer: what they lie in is decoded
+            begin, end = start * info.n_cols, stop * info.n_cols
+            first = begin // held.n_cols
+            whole = self.pack.get_rows(name, slice(first, max(first, -(-end // held.n_cols))), "source").reshape(-1)
+            rows = whole[begin - first * held.n_cols : end - first * held.n_cols]
         else:
             rows = self.pack.get_tensor(name, "source").reshape(1, -1)[start:stop]
         return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld.arithmetic import warn_if_unusual
-from hhtld.errors import NonFiniteError, QuantizedError
+from hhtld.errors import NonFiniteError, QuantizedError, shown
 from hhtld.feedback import MAX_FEEDBACK_COLS
 from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
 from hhtld.group import PaletteGroupKey
+from hhtld.integers import holds_integers
+from hhtld.matrix import is_vector
 from hhtld.quantized import quantized_tensors, refusal
 from hhtld.roles import group_key, is_encodable
 from hhtld.rows import row_ranges
@@ -252,6 +254,7 @@ def make_plan(
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
     companions, notes = _quantized(source, ruled, quantized == "keep")
+    whole: list[str] = []
     tied = _tied(source, infos.values()) | dict(source.aliases())
     plan = Plan(chosen, asked=asked, seed=int(seed))
     plan.files = tuple(sorted(source.files()))
@@ -266,10 +269,17 @@ def make_plan(
             own = Profile(f"bits:{rates[name] / 16:g}", rates[name], state_bits=PARITY_STATE_BITS)
         if name in tied:
             plan.tensors[name] = TensorPlan(info, keep, alias_of=tied[name])
-        elif name not in companions and _takes(own, info) and (nonfinite == "refuse" or _finite(source, name)):
-            plan.tensors[name] = TensorPlan(info, own, group_key(name, info.shape))
-        else:
+        elif name in companions or not _takes(own, info) or (nonfinite == "keep" and not _finite(source, name)):
             plan.tensors[name] = TensorPlan(info, keep)
+        elif own.codec == "hhtl_t" and holds_integers(source, name):
+            plan.tensors[name] = TensorPlan(info, keep)
+            whole.append(name)
+        else:
+            plan.tensors[name] = TensorPlan(info, own, group_key(name, info.shape))
+    if whole:
+        names = ", ".join(shown(name, 60) for name in whole[:3]) + (", ..." if len(whole) > 3 else "")
+        count = "1 tensor holds" if len(whole) == 1 else f"{len(whole)} tensors hold"
+        plan.notes += (f"{count} whole numbers only, as masks do, and are kept byte for byte: {names}",)
     return plan
 
 
@@ -330,12 +340,12 @@ def _moments(infos: Mapping[str, TensorInfo], name: str, moments: ArrayLike) -> 
 
 
 def _takes(profile: Profile, info: TensorInfo) -> bool:
-    """Whether a profile encodes a tensor: the lookup grades large matrices, Slot T any weight with rows."""
+    """Whether a profile encodes a tensor: the lookup grades large matrices, Slot T any weight with rows but vectors."""
     if not info.dtype.is_weight or not info.has_rows or info.n_rows * info.n_cols == 0:
         return False
     if profile.codec in ("hhtl_d", "hhtl_f32"):
         return is_encodable(info.shape, info.nbytes)
-    return profile.codec == "hhtl_t"
+    return profile.codec == "hhtl_t" and not is_vector(info.shape)
 
 
 def _finite(source: TensorSource, name: str) -> bool:

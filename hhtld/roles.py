@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from hhtld.group import INDEX_ROLES, PaletteGroupKey
+from hhtld.matrix import row_axes
 
 __all__ = [
     "INDEX_ROLES",
@@ -72,7 +73,10 @@ def is_encodable(shape: Sequence[int], nbytes: int) -> bool:
 
 
 def effective_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (rows, columns): the first axis and the product of the rest."""
+    """Return (rows, columns) of the lookup grades: the first axis and the product of the rest.
+
+    The other profiles code the rows that `hhtld.matrix` finds; of what the lookup grades encode these are the same.
+    """
     if not shape:
         raise ValueError("a scalar has no rows")
     return shape[0], math.prod(shape[1:])
@@ -80,4 +84,6 @@ def effective_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def group_key(name: str, shape: Sequence[int]) -> PaletteGroupKey:
     """Return the group that shares palettes and bases with tensor `name`."""
-    return PaletteGroupKey(classify_component(name), classify_role(name), effective_shape(shape))
+    n_row_axes = row_axes(shape)
+    matrix = math.prod(shape[:n_row_axes]), math.prod(shape[n_row_axes:])
+    return PaletteGroupKey(classify_component(name), classify_role(name), matrix)

@@ -573,8 +573,9 @@ class Scorer:
         if isinstance(given, TensorSource):
             if self.name not in given:
                 raise ValueError(f"the source to rescore with has no tensor {shown(self.name)}")
-            given = SourceRows(given, self.name)
-        rows: Rows = given if isinstance(given, Rows) else _SlicedRows(given)
+            of_rank_2 = len(given.infos()[self.name].shape) == 2
+            given = SourceRows(given, self.name, None if of_rank_2 else self.n_cols)
+        rows: Rows = given if isinstance(given, Rows) else _SlicedRows(given, self.n_cols)
         if (rows.n_rows, rows.n_cols) != (self.n_rows, self.n_cols):
             raise ValueError(
                 f"rows to rescore with must be ({self.n_rows}, {self.n_cols}), got ({rows.n_rows}, {rows.n_cols})"
@@ -689,19 +690,27 @@ def _best(which: NDArray[np.int64], values: Array64, k: int) -> NDArray[np.int64
 
 
 class _SlicedRows:
-    """Rows of whatever gives some when sliced: an array, a memory map, a safetensors slice."""
+    """Rows of whatever gives some when sliced: an array, a memory map, a safetensors slice.
 
-    def __init__(self, given: Any) -> None:
+    Of more than two axes, `n_cols` of the elements that the first axis counts are a row.
+    """
+
+    def __init__(self, given: Any, n_cols: int) -> None:
         shape = tuple(given.get_shape()) if hasattr(given, "get_shape") else np.shape(given)
         if len(shape) < 2 or not hasattr(given, "__getitem__"):
             raise ValueError(f"rows to rescore with must have two axes, got shape {shape}")
         self._given = given
-        self.n_rows, self.n_cols = int(shape[0]), math.prod(map(int, shape[1:]))
+        self.n_rows, self.n_cols, self._n_inner = int(shape[0]), math.prod(map(int, shape[1:])), 1
+        if len(shape) > 2 and self.n_cols % n_cols == 0:
+            self._n_inner = self.n_cols // n_cols
+            self.n_rows, self.n_cols = self.n_rows * self._n_inner, n_cols
 
     def read(self, start: int, stop: int) -> Array32:
         """Return rows [start, stop), float32."""
-        found = unmasked(self._given[start:stop], "rows to rescore with")
-        rows = np.ascontiguousarray(found, np.float32).reshape(stop - start, self.n_cols)
+        first, last = start // self._n_inner, -(-stop // self._n_inner)
+        found = unmasked(self._given[first:last], "rows to rescore with")
+        rows = np.ascontiguousarray(found, np.float32).reshape(-1, self.n_cols)
+        rows = rows[start - first * self._n_inner : stop - first * self._n_inner]
         if not np.isfinite(rows).all():
             raise NonFiniteError(f"rows [{start}, {stop}) to rescore with hold a value that is not finite")
         return rows

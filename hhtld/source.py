@@ -1,8 +1,8 @@
 """Where tensors come from: the one door through which anything is read for encoding or writing.
 
-A source knows names, element types and shapes, and gives rows as the bytes they are. Rows are the
-first axis; a tensor of fewer than two axes is one row. Formats implement `TensorSource`; a dict of
-arrays is one too.
+A source knows names, element types and shapes, and gives rows as the bytes they are. Rows are those of the matrix
+that `hhtld.matrix` finds in a shape; a tensor of fewer than two axes is one row. Formats implement `TensorSource`;
+a dict of arrays is one too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from hhtld._kernels import _cast
 from hhtld.crc import Crc32Runs
 from hhtld.dtypes import DType, dtype_of, view, widen
 from hhtld.errors import NonFiniteError, shown
+from hhtld.matrix import row_axes
 from hhtld.rows import Rows
 from hhtld.side_files import check_together, checked_file_name
 from hhtld.sizes import MAX_DIMENSIONS, tensor_nbytes
@@ -33,32 +34,55 @@ __all__ = ["ArraySource", "ChecksummedRows", "SourceRows", "TensorInfo", "Tensor
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a source says of a tensor before any of it is read."""
+    """What a source says of a tensor before any of it is read.
+
+    Attributes
+    ----------
+    name : str
+    dtype : DType
+    shape : tuple of int
+    shard : str or None
+        File that held it.
+    row_axes : int
+        Leading axes that count its rows, 0 for a tensor without rows of its own. The shape decides, but in files
+        that say otherwise.
+    nbytes : int
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     shard: str | None = None
+    row_axes: int = -1
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         nbytes = tensor_nbytes(self.shape, self.dtype.nbits, f"tensor {shown(self.name)}")
         object.__setattr__(self, "nbytes", nbytes)
+        if self.row_axes < 0:
+            object.__setattr__(self, "row_axes", self._row_axes())
 
-    @cached_property
+    def _row_axes(self) -> int:
+        """The axes that count rows; of packed types fewer, or none, where rows would not fill whole bytes."""
+        found = row_axes(self.shape) if len(self.shape) > 1 else 0
+        while found and math.prod(self.shape[found:]) * self.dtype.nbits % 8:
+            found -= 1
+        return found
+
+    @property
     def has_rows(self) -> bool:
         """Whether it has two axes or more and its rows fill whole bytes."""
-        return len(self.shape) > 1 and math.prod(self.shape[1:]) * self.dtype.nbits % 8 == 0
+        return self.row_axes > 0
 
     @cached_property
     def n_rows(self) -> int:
-        """Length of the first axis; 1 for a tensor without rows of its own."""
-        return self.shape[0] if self.has_rows else 1
+        """Number of rows; 1 for a tensor without rows of its own."""
+        return math.prod(self.shape[: self.row_axes])
 
     @cached_property
     def n_cols(self) -> int:
         """Elements of one row."""
-        return math.prod(self.shape[1:] if self.has_rows else self.shape)
+        return math.prod(self.shape[self.row_axes :])
 
     @cached_property
     def row_nbytes(self) -> int:
@@ -151,6 +175,15 @@ class TensorSource(ABC):
     def __contains__(self, name: object) -> bool:
         return name in self.infos()
 
+    def read_elements(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return elements [start, stop) of a type of whole bytes as flat bytes; the rows they lie in are read."""
+        info = self.infos()[name]
+        if start >= stop:
+            return np.empty(0, np.uint8)
+        first, last, width = start // info.n_cols, -(-stop // info.n_cols), info.dtype.nbits // 8
+        rows = self.read_rows(name, first, last).reshape(-1)
+        return rows[(start - first * info.n_cols) * width : (stop - first * info.n_cols) * width]
+
     def read_tensor(self, name: str) -> NDArray[Any]:
         """Return a whole tensor in its own element type and shape."""
         info = self.infos()[name]
@@ -160,15 +193,24 @@ class TensorSource(ABC):
 class SourceRows:
     """The float32 rows of one weight tensor, read on demand and refused when not finite.
 
+    Parameters
+    ----------
+    source : TensorSource
+    name : str
+    n_cols : int, optional
+        Elements of a row, where a pack has other rows than the tensor's shape says.
+
     Attributes
     ----------
     n_rows, n_cols : int
     """
 
-    def __init__(self, source: TensorSource, name: str) -> None:
+    def __init__(self, source: TensorSource, name: str, n_cols: int | None = None) -> None:
         self._source = source
         self._info = source.infos()[name]
         self.n_rows, self.n_cols = self._info.n_rows, self._info.n_cols
+        if n_cols is not None and n_cols != self.n_cols:
+            self.n_rows, self.n_cols = math.prod(self._info.shape) // n_cols, n_cols
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows [start, stop), float32, shape (stop - start, n_cols).
@@ -178,7 +220,10 @@ class SourceRows:
         NonFiniteError
             Naming the tensor, the row and the column.
         """
-        raw = self._source.read_rows(self._info.name, start, stop)
+        if self.n_cols == self._info.n_cols:
+            raw = self._source.read_rows(self._info.name, start, stop)
+        else:
+            raw = self._source.read_elements(self._info.name, start * self.n_cols, stop * self.n_cols)
         values = widen(raw, self._info.dtype)
         bad = _cast.first_nonfinite_f32(values)
         if bad >= 0:
@@ -288,7 +333,12 @@ class ArraySource(TensorSource):
         array, info = self._arrays[name], self._infos[name]
         if not 0 <= start <= stop <= info.n_rows:
             raise ValueError(f"rows [{start}, {stop}) of {shown(name)} do not lie in [0, {info.n_rows})")
-        rows = array[start:stop] if array.ndim > 1 else array.reshape(1, -1)[start:stop]
+        if info.row_axes < 2:
+            rows = array[start:stop] if info.row_axes else array.reshape(1, -1)[start:stop]
+        elif array.size:
+            rows = array[np.unravel_index(np.arange(start, stop), array.shape[: info.row_axes])]
+        else:  # which may have 2**48 rows
+            rows = array.reshape(-1)
         # Contiguous and little-endian here, once: a buffer handed on raw would be wrong in silence.
         plain = np.ascontiguousarray(rows, dtype=info.dtype.numpy)
         return plain.reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)

@@ -21,7 +21,7 @@ from hhtld.gates import CosineSummary
 from hhtld.group import PaletteGroupKey
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import CODECS
-from hhtld.roles import effective_shape, regime
+from hhtld.roles import regime
 from hhtld.sections import SECTION_KINDS, SectionReader
 from hhtld.side_files import check_together, checked_file_name
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
@@ -381,8 +381,10 @@ class _Checked:
             raise HeaderError(f"{where}: group {number!r} does not exist; there are {len(groups)}")
         group = groups[number]
         _require_weight(where, info.dtype)
-        if len(info.shape) < 2 or effective_shape(info.shape) != group.key.shape or info.n_cols == 0:
+        row_axes = _row_axes(info, codec, group.key.shape)
+        if row_axes is None:
             raise HeaderError(f"{where}: shape {list(info.shape)} does not fit group {group.key}")
+        info = replace(info, row_axes=row_axes)
         if codec == "hhtl_t":
             own, optional = {"slot_v", "slot_t"}, {"slot_l", "twigs", "column_scale", "slot_v_2", "slot_t_2"}
         else:
@@ -470,6 +472,16 @@ def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise HeaderError(f"{where}: {key} must be a list")
     return value
+
+
+def _row_axes(info: TensorInfo, codec: str, matrix: tuple[int, int]) -> int | None:
+    """Return how many leading axes count an encoded tensor's rows, or None where its group's rows are none of it.
+
+    The lookup grades count the first; Slot T did so in every file before rows were `hhtld.matrix`'s.
+    """
+    candidates = range(1, 2 if codec != "hhtl_t" else len(info.shape))
+    fits = [n for n in candidates if (math.prod(info.shape[:n]), math.prod(info.shape[n:])) == matrix and matrix[1]]
+    return info.row_axes if info.row_axes in fits else next(iter(fits), None)
 
 
 def _require_weight(where: str, dtype: DType) -> None:

@@ -188,8 +188,10 @@ def decode_trellis(
 def decode(tensor: dict[str, Any], group: dict[str, Any], sections: list[bytes]) -> np.ndarray:
     """An encoded tensor as float32."""
     shape, own = tensor["shape"], {kind: sections[n] for kind, n in tensor["sections"].items()}
-    n_rows, n_cols = shape[0], math.prod(shape[1:])
-    check(len(shape) >= 2 and group["shape"] == [n_rows, n_cols] and tensor["dtype"] in ENCODABLE, "shape, dtype")
+    n_rows, n_cols = group["shape"]
+    splits = range(1, len(shape) if tensor["codec"] == "hhtl_t" else 2)
+    fits = any([math.prod(shape[:i]), math.prod(shape[i:])] == [n_rows, n_cols] for i in splits if i < len(shape))
+    check(fits and n_cols >= 1 and tensor["dtype"] in ENCODABLE, "shape, dtype")
     if tensor["codec"] == "hhtl_t":
         return decode_trellis(tensor, group, own, sections).reshape(shape)
     if tensor["codec"] == "hhtl_d":

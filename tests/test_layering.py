@@ -26,6 +26,7 @@ FLOORS = [
         "hhtld.atomic_folder",
         "hhtld.crc",
         "hhtld.journal",
+        "hhtld.matrix",
         "hhtld.links",
         "hhtld.progress",
         "hhtld.reading",
@@ -50,6 +51,7 @@ FLOORS = [
     {"hhtld.tensor", "hhtld.trellis_tensor", "hhtld.group"},
     {
         "hhtld.roles",
+        "hhtld.integers",
         "hhtld.plan",
         "hhtld.quantized",
         "hhtld.calibration",

@@ -351,7 +351,7 @@ class _Export:
             self.pack.sections.whole(index)  # rows read one by one are not checked, and this is where people look
         cosines = None
         if not kept and self.original is not None and record.group is not None:
-            source = SourceRows(self.original, record.name)
+            source = SourceRows(self.original, record.name, record.info.n_cols)
 
             def decoded(rows: slice) -> NDArray[Any]:
                 self.check()

@@ -188,7 +188,8 @@ class TensorWriter:
             self._plot_rows("sample", "Rows as the file gives them back", decoded)
             return
         info = self.record.info
-        raw = [self.original.read_rows(self.record.name, row, row + 1) for row in self.sample]
+        width = info.n_cols
+        raw = [self.original.read_elements(info.name, row * width, (row + 1) * width) for row in self.sample]
         original = widen(np.concatenate(raw).reshape(-1), info.dtype).reshape(decoded.shape)
         curves = [
             Field("decoded", decoded, "the row as the file gives it back"),

@@ -184,7 +184,7 @@ def _other_values(pack: HhtldPack, source: TensorSource, name: str) -> Iterator[
         if ours.dtype == theirs.dtype and ours.tobytes() != theirs.tobytes():
             yield f"tensor {shown(name)} is kept, and its bytes differ"
         return
-    rows = SourceRows(source, name)
+    rows = SourceRows(source, name, record.info.n_cols)
     if record.gates is None or not rows.n_rows:
         return
     picks = sorted({i * rows.n_rows // _CHECKED_ROWS for i in range(_CHECKED_ROWS)})

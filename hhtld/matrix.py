@@ -1,0 +1,54 @@
+"""Which matrix a tensor of any rank is: how many leading axes count its rows.
+
+A row is what a model looks up or multiplies by. Of two axes that is the last: a row of a linear layer, of an embedding.
+Of more axes it is the last as well, but for convolutions, whose filters are all that follows the first axis:
+
+=============================  ==============================  ===================  ===============
+tensor                         shape                           rows x columns       why
+=============================  ==============================  ===================  ===============
+fused experts                  (experts, out, in)              experts * out x in   last axis
+recurrent weights of ONNX      (directions, 4 hidden, in)      dirs * 4 hidden x in last axis
+positions, masks               (1, n, d), (1, 1, n, n)         n x d, n x n         last axis
+heads of attention             (heads, width, head)            heads * width x head last axis
+convolution, patch embedding   (out, in, k), (out, in, k, k)   out x in * k * k     kernel
+1 x 1 and depthwise            (out, in, 1, 1), (out, 1, k)    out x in, out x k    kernel
+kernel first (TensorFlow)      (k, k, in, out)                 k * k * in x out     last axis
+=============================  ==============================  ===================  ===============
+
+Shapes alone decide, so that every reader of a model finds the same rows. The axes from the third on are a kernel when
+they are short: at most 7 each, or at most 16 (of three axes: the longest kernels of speech models) or 64 (of more axes:
+patches of 32 pixels) and no longer than the first axis, which counts filters. Where there is no kernel, axes of
+length 1 at the start and the end say nothing and are passed over: what is left is looked at in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["is_vector", "row_axes"]
+
+_SHORT = 7
+_LONGEST = {3: 16}
+_LONGEST_OF_MORE = 64
+
+
+def row_axes(shape: Sequence[int]) -> int:
+    """Return how many leading axes of a shape of two axes or more count rows; the rest are columns."""
+    n_axes = len(shape)
+    if n_axes == 2 or _has_kernel(shape):
+        return 1
+    if shape[0] == 1:
+        return 1 + row_axes(shape[1:])
+    if shape[-1] == 1:
+        return row_axes(shape[:-1])
+    return n_axes - 1
+
+
+def _has_kernel(shape: Sequence[int]) -> bool:
+    kernel = max(shape[2:])
+    return kernel <= _SHORT or kernel <= min(shape[0], _LONGEST.get(len(shape), _LONGEST_OF_MORE))
+
+
+def is_vector(shape: Sequence[int]) -> bool:
+    """Whether at most one axis is longer than 1: gains, biases, scalars, whatever axes were added to broadcast them."""
+    return sum(size > 1 for size in shape) <= 1
