@@ -14,6 +14,7 @@ tensor                              meaning
                                     (..., 1, 1); for each row, (..., n_rows) or (..., n_rows, 1); for each column of
                                     experts, (..., 1, n_cols); or for each block, as above, or of one matrix
                                     (blocks down, 1, blocks across, 1), as ModelOpt writes them
+``Y.scale_weight``                  the same of ``Y.weight``, in files of ComfyUI, whose marker ``scaled_fp8`` goes too
 ==================================  ========================================================================
 
 A weight is ``float32(X) * scale``, rounded to bfloat16; the name ``inv`` notwithstanding, both kinds multiply.
@@ -56,8 +57,9 @@ __all__ = ["QUANTIZATION_FILES", "Declared", "DequantizedSource", "Fp8Scheme", "
 
 BLOCK = (128, 128)
 INVERSE, PLAIN = "_scale_inv", "_scale"
+COMFY, COMFY_MARKER = ".scale_weight", "scaled_fp8"  # beside X.weight; the marker says that a file has such scales
 # Scales of activations, which no weight needs; they lie beside the weight in its module.
-ACTIVATIONS = ("input_scale", "output_scale", "activation_scale", "input_scale_ub")
+ACTIVATIONS = ("input_scale", "output_scale", "activation_scale", "input_scale_ub", "scale_input")
 # Where config.json tells of it (the first counts; the last is MLX's), and which other files do.
 _QUANTIZED = ("quantization_config", "compression_config", "quantization")
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quanto_qmap.json")
@@ -216,8 +218,15 @@ def has_scales(infos: Mapping[str, TensorInfo]) -> bool:
     return any(
         (name.endswith(INVERSE) and not _scales_integers(name, infos))
         or (info.dtype.name in _STORED and (name + PLAIN in infos or name + INVERSE in infos))
+        or _comfy_weight(name, infos) is not None
         for name, info in infos.items()
     )
+
+
+def _comfy_weight(scale: str, infos: Mapping[str, TensorInfo]) -> str | None:
+    """Return the FP8 weight that a scale of ComfyUI's name belongs to, or None where there is none."""
+    weight = scale.removesuffix(COMFY) + ".weight"
+    return weight if scale.endswith(COMFY) and weight in infos and infos[weight].dtype.name in _STORED else None
 
 
 def _scales_integers(scale: str, infos: Mapping[str, TensorInfo]) -> bool:
@@ -250,6 +259,8 @@ class DequantizedSource(TensorSource):
         left_out = {scale.info.name for scale in self._scales.values()}
         modules = {name.rpartition(".")[0] for name in self._scales}
         left_out |= {name for name in held if name.rpartition(".")[0] in modules and _of_activations(name)}
+        if any(scale.info.name.endswith(COMFY) for scale in self._scales.values()):
+            left_out |= {name for name in held if name.rpartition(".")[2] == COMFY_MARKER}
         self._n_left_out = len(left_out)
         self._infos = {
             name: replace(info, dtype=_SHOWN) if name in self._scales else info
@@ -415,7 +426,7 @@ def _weight_of(name: str, infos: Mapping[str, TensorInfo], scheme: Fp8Scheme) ->
     if name.endswith(INVERSE):
         return None if _scales_integers(name, infos) else name.removesuffix(INVERSE)
     if not name.endswith(PLAIN):
-        return None
+        return _comfy_weight(name, infos)
     weight = name.removesuffix(PLAIN)
     if scheme.method is None:  # other models, too, have tensors of such names
         return weight if weight in infos and infos[weight].dtype.name in _STORED else None
@@ -437,7 +448,7 @@ def _checked(weight: TensorInfo, scale: TensorInfo, scheme: Fp8Scheme, where: st
             f"{what}: its scale {shown(scale.name)} is {scale.dtype.name}, expected {', '.join(_SCALES[:-1])} or "
             f"{_SCALES[-1]}; {_WAY_ON}"
         )
-    allowed = _blocks_of(weight.shape, scheme.block, scale.name.endswith(PLAIN))
+    allowed = _blocks_of(weight.shape, scheme.block, not scale.name.endswith(INVERSE))
     if scale.shape not in allowed:
         block = scheme.block
         grids = " or ".join(str(list(shape)) for shape in allowed)

@@ -499,3 +499,20 @@ def test_sizes_are_told_as_stored(tmp_path: Path, capsys: pytest.CaptureFixture[
     for path, key in ((folder, "nbytes"), (tmp_path / "m.hhtld", "source_nbytes")):
         assert main(["inspect", str(path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["totals"][key] == 300 * 200 + 4 * 6
+
+
+@pytest.mark.parametrize("grid", [(), (1,), (300,), (300, 1)], ids=str)
+def test_scales_of_comfyui_are_read(grid: tuple[int, ...], tmp_path: Path) -> None:
+    weight, scale, module = stored(300, 200), scales(*grid), "model.diffusion_model.double_blocks.0.img_mlp.0"
+    tensors = {
+        f"{module}.weight": weight,
+        f"{module}.scale_weight": scale,
+        f"{module}.scale_input": scales(),
+        "model.diffusion_model.final.weight": stored(64, 64),
+        "scaled_fp8": np.zeros(2, E4M3),
+    }
+    with open_source(header_file(tmp_path / "m.safetensors", tensors)) as source:
+        kinds = {name: info.dtype.name for name, info in source.infos().items()}
+        assert kinds == {f"{module}.weight": "BF16", "model.diffusion_model.final.weight": "F8_E4M3"}
+        expected = twin(weight, scale.reshape(-1, 1), (1, 200) if scale.size > 1 else (300, 200))
+        np.testing.assert_array_equal(source.read_tensor(f"{module}.weight").view(np.uint16), expected.view(np.uint16))
