@@ -280,9 +280,7 @@ def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any
             if partial_path(path).exists():
                 journal.is_doubted = found["place"] != place
                 if journal.is_doubted:
-                    journal.notes.append(
-                        "the source was touched or moved since; what was finished was compared with it"
-                    )
+                    journal.notes.append("the source was touched or moved since; what was done was compared with it")
                 return
             journal.notes.append(f"the partial file of {path.name} was gone; everything was done again")
         else:

@@ -25,7 +25,7 @@ source, folder = sys.argv[1:]
 hhtld.coders.SPAN_NBYTES = hhtld.coders.BLOCK_NBYTES = 20_000
 
 def main():
-    hhtld.convert(source, f"{folder}/local.hhtld", executor="dask:local", jobs=1)
+    hhtld.convert(source, f"{folder}/local.hhtld", profile="gates", executor="dask:local", jobs=1)
     with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
         where, seen = f"dask:{cluster.scheduler_address}", []
         for profile in ("lookup", "f32"):
