@@ -15,29 +15,24 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from hhtld.base17 import BASE17_NBYTES
 from hhtld.calibration import Calibration
-from hhtld.coders import TrellisGroup, block_rows, code_rows
-from hhtld.encoder import DEFAULT_MEMORY, Work, expected_nbytes
-from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError, RangeError
+from hhtld.encoder import DEFAULT_MEMORY, Work
+from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.calibration import calibrated
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.fingerprint import content_digest, source_facts
 from hhtld.formats.locations import locate, output_path, spelled
+from hhtld.formats.prediction import predict_pack
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.journal import journal_path, partial_path
 from hhtld.pack import PackSource
-from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, check_quantized, make_plan
 from hhtld.progress import Progress, silent
-from hhtld.rate import decide_group
 from hhtld.remote import CarryingExecutor, RemoteSource
-from hhtld.roles import regime, should_use_leaf
+from hhtld.roles import regime
 from hhtld.schedule import Crew
-from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
-from hhtld.source import SourceRows, TensorInfo, TensorSource
-from hhtld.trellis import Trellis
+from hhtld.source import TensorInfo, TensorSource
 from hhtld.urls import Location
 
 __all__ = ["GATES_NOTE", "ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs", "tell_as_stored"]
@@ -164,7 +159,8 @@ class ConversionReport:
     dry_run : bool
     expected : dict or None
         Of a dry run whose encoded tensors all get Slot T: "seconds" with "jobs" threads, from the time that coding
-        samples took, and "memory_nbytes" at most, beyond what the interpreter takes.
+        samples took, "memory_nbytes" at most, beyond what the interpreter takes, and "sampled_share", that of the
+        encoded weights that are in groups which were sampled; the others are taken to need the same rate.
     notes : list of str
         What a user should know, one sentence each.
     is_text_model : bool
@@ -578,75 +574,18 @@ def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:
 
 def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, work: Work) -> None:
     """Fill a report with what a conversion would give, from samples of rows."""
-    memory, deciding, coding, all_timed = expected_nbytes(source, plan, work), 0.0, 0.0, True
-    outcomes = {name: TensorOutcome(t.info, "keep", t.info.nbytes) for name, t in plan.tensors.items()}
+    found = predict_pack(source, plan, work)
+    report.target_nbytes += found.shared_nbytes
     for name, tensor in plan.tensors.items():
-        if tensor.alias_of is not None:
-            outcomes[name] = TensorOutcome(tensor.info, "keep", 0, alias_of=tensor.alias_of)
-    for (key, profile), names in plan.groups().items():
-        kind = regime(key.role)
-        if profile.codec != "hhtl_t":
-            report.target_nbytes += predicted_shared_nbytes(plan, names[0])
-            all_timed = False
-            for name in names:
-                tensor = plan.tensors[name]
-                outcomes[name] = TensorOutcome(tensor.info, tensor.codec, predicted_nbytes(tensor), kind)
-            continue
-        rows = [SourceRows(source, name) for name in names]
-        threshold = None if profile.rate is not None else plan.threshold(profile, kind)
-        started = time.perf_counter()
-        try:
-            shared, prediction = decide_group(rows, profile.rate, threshold, plan.seed, profile.state_bits)
-        except RangeError:
-            continue
-        deciding += time.perf_counter() - started
-        if prediction is None:
-            continue
-        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, profile.state_bits)
-        coded = replace(shared, trellis=Trellis.trained(prediction.rate, profile.state_bits), second=second)
-        own = [coded.tensor_nbytes(key.shape[0])] * len(names)
-        if coded.shared_nbytes() + sum(own) < sum(plan.tensors[name].info.nbytes for name in names):
-            report.target_nbytes += coded.shared_nbytes()
-            coding += _coding_seconds(TrellisGroup(key, coded), rows)
-            for name, nbytes in zip(names, own, strict=True):
-                info = plan.tensors[name].info
-                outcomes[name] = TensorOutcome(info, "hhtl_t", nbytes, kind, predicted_median=prediction.median)
-    for name, tensor in plan.tensors.items():
-        report.tensors.append(outcomes[name])
-        report.target_nbytes += outcomes[name].nbytes
+        own = found.tensors.get(name)
+        if own is None:
+            outcome = TensorOutcome(
+                tensor.info, "keep", 0 if tensor.alias_of else tensor.info.nbytes, None, tensor.alias_of
+            )
+        else:
+            kind = regime(tensor.group.role) if tensor.group is not None else None
+            outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, kind, predicted_median=own.median)
+        report.tensors.append(outcome)
+        report.target_nbytes += outcome.nbytes
         _add_source(report, tensor)
-    if all_timed and coding:
-        jobs = work.crew.jobs
-        report.expected = {"seconds": round(deciding + coding / jobs, 1), "jobs": jobs, "memory_nbytes": memory}
-
-
-def _coding_seconds(code: TrellisGroup, rows: Sequence[SourceRows]) -> float:
-    """How long one thread would code a group's tensors, by the time that one block takes."""
-    count = min(rows[0].n_rows, block_rows("hhtl_t", rows[0].n_cols))
-    scale = None if code.shared.basis is None else 1.0
-    started = time.perf_counter()
-    try:
-        code_rows(code, None, rows[0], 0, count, scale)
-    except RangeError:  # the group will be kept
-        return 0.0
-    return (time.perf_counter() - started) * sum(own.n_rows for own in rows) / count
-
-
-def predicted_nbytes(tensor: TensorPlan) -> int:
-    """Return the bytes that the own sections of a tensor of a lookup grade will take."""
-    assert tensor.group is not None
-    n_rows, n_cols = tensor.group.shape
-    leaf = SLOT_L_LANES if should_use_leaf(tensor.group.role) else 0
-    if tensor.codec == "hhtl_d":
-        return n_rows * (ENTRY_DTYPE.itemsize + leaf)
-    return n_rows * (1 + leaf) + 2 * min(MAX_PALETTE_K, n_rows) * n_cols
-
-
-def predicted_shared_nbytes(plan: Plan, name: str) -> int:
-    """Return the bytes that the sections shared by a tensor's group will take."""
-    tensor = plan.tensors[name]
-    assert tensor.group is not None
-    n_rows, n_cols = tensor.group.shape
-    k, vectors = min(MAX_PALETTE_K, n_rows), min(SLOT_L_LANES, n_rows, n_cols)
-    palette = BASE17_NBYTES * k + 8 + k * k if tensor.codec == "hhtl_d" else 0
-    return palette + (8 + vectors * (4 + 2 * n_cols) if should_use_leaf(tensor.group.role) else 0)
+    report.expected = found.expected

@@ -118,12 +118,22 @@ def _summary(report: ConversionReport) -> Iterator[str]:
     if report.expected is not None:
         threads = "one thread" if report.expected["jobs"] == 1 else f"{report.expected['jobs']} threads"
         yield (
-            f"It would take about {report.expected['seconds']:.0f} s with {threads} as fast as coding a sample was "
-            f"just now, and at most {human_nbytes(report.expected['memory_nbytes'])} of memory beyond Python's own."
+            f"it would take about {report.expected['seconds']:.0f} s with {threads} as fast as coding a sample was "
+            f"just now, and at most {human_nbytes(report.expected['memory_nbytes'])} of memory beyond Python's own"
         )
+        yield _certainty(report.expected["sampled_share"])
     use = _USES.get((report.profile or "").partition(":")[0])
     if use is not None and encoded:
         yield use
+
+
+def _certainty(share: float) -> str:
+    if share == 1:
+        return "sizes come from samples of every group of tensors, and may be 3 % off"
+    return (
+        f"sizes come from samples of groups with {100 * share:.0f} % of the weights, and may be 3 % off there; "
+        "the others are taken to need the rate of the group most like them"
+    )
 
 
 def _next_steps(report: ConversionReport) -> Iterator[str]:

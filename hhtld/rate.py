@@ -12,6 +12,7 @@ it was.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,10 +30,12 @@ from hhtld.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE, Trellis
 from hhtld.trellis_tensor import HhtlTTensor, TrellisShared, bf16_bits
 
 __all__ = [
+    "Estimate",
     "Prediction",
     "decide_group",
     "decide_nbytes",
     "decide_shared",
+    "estimate_group",
     "predict",
     "sample_rows",
     "smallest_rate",
@@ -47,6 +50,7 @@ _TURNS = 6  # of k-means
 # memory. Up to 1536 columns the first is no limit, up to 8192 the second.
 STRUCTURE_NBYTES = 48 << 20
 PREDICTION_NBYTES = 32 << 20
+_SIDE_BY_SIDE = 32  # rows that the trellis search takes at a time
 _ROWS_A_CENTROID = 32  # of a sample cut short: fewer would flatter centroids that 8192 rows would not
 
 
@@ -131,16 +135,19 @@ def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBa
     return basis, _median_saving(_norms2(rows), left)
 
 
-def decide_shared(tensors: Sequence[Rows], trellis: Trellis, seed: int, zeros: bool = False) -> TrellisShared:
+def decide_shared(
+    tensors: Sequence[Rows], trellis: Trellis, seed: int, zeros: bool = False, n_rows: int | None = None
+) -> TrellisShared:
     """Decide from measured energy whether a group's rows carry a centroid and Slot L.
 
-    With `zeros`, the group has rows of zeros that `tensors` leave out.
+    With `zeros`, the group has rows of zeros that `tensors` leave out; with `n_rows`, they are a sample of so many.
     """
-    n_cols, n_rows = tensors[0].n_cols, sum(rows.n_rows for rows in tensors)
+    n_cols, n_present = tensors[0].n_cols, sum(rows.n_rows for rows in tensors)
+    n_rows = n_present if n_rows is None else n_rows
     best = TrellisShared(trellis, Rotation(n_cols, seed))
     if n_rows < 4 * MAX_PALETTE_K or n_cols < 16:
         return best
-    size = sample_size(n_rows, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
+    size = sample_size(n_present, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
     sample = sample_rows(tensors, size)
     norms2 = _norms2(sample)
     if not norms2.all():  # the few that no one has met before
@@ -249,6 +256,57 @@ def decide_group(
     if rate is not None or threshold is None:
         return shared, predict(sample, shared)
     return shared, smallest_rate(sample, shared, threshold, n_bits)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a small sample of a group told.
+
+    Attributes
+    ----------
+    shared : TrellisShared
+        At the rate of the prediction.
+    prediction : Prediction
+    seconds : float
+        That coding a weight took.
+    """
+
+    shared: TrellisShared
+    prediction: Prediction
+    seconds: float
+
+
+def estimate_group(
+    rows: Sequence[Rows], rate: int | None, threshold: Threshold | None, seed: int, n_bits: int, n_weights: int
+) -> Estimate | None:
+    """Return nearly what `decide_group` would in a bounded time, or None where no rate passes the threshold.
+
+    About `n_weights` weights decide on the rate, and eight times as many on what is shared; nothing else is read. Of
+    long rows the beginnings are coded: the search takes as long for one row as for 32.
+    """
+    n_rows, n_cols = sum(own.n_rows for own in rows), rows[0].n_cols
+    every = sample_rows(rows, sample_size(n_rows, n_cols, STRUCTURE_ROWS, 4 * 8 * n_weights))
+    live = every[_norms2(every) > 0]
+    found = live if len(live) else every[:1]
+    code = Trellis.trained(32 if rate is None else rate, n_bits)
+    n_live = n_rows * len(live) // len(every)
+    shared = decide_shared([ArrayRows(found)], code, seed, len(live) < len(every), n_live)
+    coded, width = shared, max(1, n_weights // _SIDE_BY_SIDE)
+    sample = sample_rows(
+        [ArrayRows(found)], sample_size(len(found), min(n_cols, width), PREDICTION_ROWS, 4 * n_weights)
+    )
+    if width < n_cols:
+        sample, coded = np.ascontiguousarray(sample[:, :width]), TrellisShared(code, Rotation(width, seed))
+    prediction = None
+    if rate is None and threshold is not None:
+        prediction = smallest_rate(sample, coded, threshold, n_bits)
+        if prediction is None:
+            return None
+        code = Trellis.trained(prediction.rate, n_bits)
+    started = time.perf_counter()
+    again = predict(sample, replace(coded, trellis=code))
+    n_coded = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]
+    return Estimate(replace(shared, trellis=code), prediction or again, (time.perf_counter() - started) / n_coded)
 
 
 def decide_nbytes(n_rows: int, n_cols: int) -> int:

@@ -122,9 +122,48 @@ def test_a_dry_run_says_what_it_would_take(tmp_path: Path, capsys: pytest.Captur
     source, target = str(tmp_path / "m.safetensors"), tmp_path / "m.hhtld"
     report = hhtld.convert(source, target, dry_run=True, jobs=2, memory=500 << 20, profile="gates")
     expected = report.to_json()["expected"]
-    assert set(expected) == {"seconds", "jobs", "memory_nbytes"}
+    assert set(expected) == {"seconds", "jobs", "memory_nbytes", "sampled_share"}
     assert (expected["jobs"], expected["memory_nbytes"] < 500 << 20) == (2, True)
     assert main(["convert", source, str(target), "--profile", "gates", "--dry-run", "--jobs", "1"]) == 0
     assert "with one thread as fast as coding a sample was just now, and at most" in capsys.readouterr().out
     assert hhtld.convert(source, target, dry_run=True, profile="lookup").expected is None
     assert "expected" not in hhtld.convert(source, target, profile="gates").to_json()
+
+
+@pytest.mark.parametrize("profile", ["parity", "gates", "bits:5"])
+def test_a_prediction_of_the_widest_matrix_is_bounded(tmp_path: Path, profile: str) -> None:
+    """It coded every row of a sample of 32 MiB at eight rates, and read all rows where some are zeros."""
+    source = sparse(tmp_path / "m.safetensors", {"up.weight": ("F32", (8192, 28672), 4 * 8192 * 28672)})
+    code = (
+        "import resource, sys, time; import hhtld, hhtld.formats.convert; from hhtld.trellis import Trellis\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before, started = peak(), time.process_time()\n"
+        "report = hhtld.convert(sys.argv[1], sys.argv[2], profile=sys.argv[3], dry_run=True)\n"
+        "print(time.process_time() - started, (peak() - before) >> 10, report.expected['sampled_share'])"
+    )
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "m.hhtld"), profile]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    seconds, mebibytes, share = map(float, done.stdout.split())
+    assert seconds < 10
+    assert mebibytes < 256
+    assert share == 1
+
+
+def test_a_prediction_takes_what_it_had_no_time_for_to_be_like_what_it_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(2)
+    tensors = {f"{i}.up_proj": rng.standard_normal((200, 64 + 8 * i)).astype(np.float32) for i in range(12)}
+    save_file(tensors | {"embed": rng.standard_normal((90, 64)).astype(np.float32)}, tmp_path / "m.safetensors")
+    words = ["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "m.hhtld"), "--profile", "gates", "--dry-run"]
+    whole = hhtld.convert(*words[1:3], profile="gates", dry_run=True, min_ratio=0)
+    assert main(words) == 0
+    assert "sizes come from samples of every group of tensors, and may be 3 % off" in capsys.readouterr().out
+    monkeypatch.setattr("hhtld.formats.prediction._SECONDS", 0.0)
+    some = hhtld.convert(*words[1:3], profile="gates", dry_run=True, min_ratio=0)
+    assert [t.predicted_median is not None for t in some.tensors].count(True) == 1, "one group is sampled in any case"
+    assert some.expected["sampled_share"] == pytest.approx(152 / (12 * 108 + 28.8), abs=0.0001)
+    assert whole.expected["sampled_share"] == 1
+    assert some.target_nbytes == pytest.approx(whole.target_nbytes, rel=0.05)
+    assert main(words) == 0
+    assert "with 11 % of the weights, and may be 3 % off there; the others are taken" in capsys.readouterr().out
