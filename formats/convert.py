@@ -544,6 +544,12 @@ def tell_as_stored(report: ConversionReport, source: TensorSource) -> None:
         found = replace(tensor, stored=source.stored(tensor.info.name))
         report.source_nbytes += found.source_nbytes - tensor.info.nbytes
         report.tensors[number] = found
+    kinds = sorted({t.stored[0] for t in report.tensors if t.stored is not None and t.stored[0] != t.info.dtype.name})
+    if kinds and report.target_nbytes > report.source_nbytes:
+        report.notes.append(
+            f"this takes {report.target_nbytes:,} bytes, more than the {report.source_nbytes:,} of the source, whose "
+            f"tensors are stored as {', '.join(kinds)}"
+        )
 
 
 def _count(report: ConversionReport, source: TensorSource, target: Path) -> None:

@@ -323,7 +323,7 @@ def test_block_sizes_that_are_none(block: Any, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
-    weight = np.zeros((600, 200), np.uint8)
+    weight = (np.arange(120_000) % 0x38).astype(np.uint8).reshape(600, 200)  # below 1, so that 3e38 times it is finite
     weight[70, 3] = 0x7F
     folder = snapshot(tmp_path / "m", {W: weight.view(E4M3), INV: scales(5, 2)})
     with pytest.raises(NonFiniteError, match="holds nan at row 70, column 3"):

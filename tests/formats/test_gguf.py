@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import struct
 import sys
 import time
@@ -595,6 +596,17 @@ def test_quantised_files_are_told_as_stored_and_as_quantized_twice(
     assert "F32 (stored as Q8_0)" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "m.hhtld"), str(path), str(tmp_path / "page.json")]) in (0, 1)
     assert json.loads((tmp_path / "page.json").read_text())["source_nbytes"] == nbytes
+
+
+def test_a_pack_that_is_larger_than_the_quantised_source_says_so(path: Path, tmp_path: Path) -> None:
+    written(path, ("w", gguf.quants.quantize(low_rank(512, 512), Type.Q4_0), Type.Q4_0))
+    told = "this takes .* bytes, more than the 147,456 of the source, whose tensors are stored as Q4_0"
+    larger = hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:6")
+    assert re.search(told, "\n".join(larger.notes))
+    smaller = hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:2")
+    assert not re.search(told, "\n".join(smaller.notes))
+    plain = hhtld.convert(path, tmp_path / "m.safetensors")
+    assert re.search(told, "\n".join(plain.notes))
 
 
 def test_a_file_that_is_not_quantised_has_no_note(path: Path, tmp_path: Path) -> None:

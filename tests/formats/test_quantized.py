@@ -15,11 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.dtypes import DTYPES
 from hhtld.errors import HeaderError, QuantizedError
 from hhtld.formats import open_source
 from hhtld.formats.__main__ import main
 from hhtld.quantized import SCHEMES, quantized_tensors
-from hhtld.source import ArraySource
+from hhtld.source import ArraySource, TensorInfo
 from tests.conftest import low_rank
 
 Tensors = dict[str, NDArray[Any]]
@@ -392,6 +393,17 @@ def test_copies_and_looks_need_no_refusal(tmp_path: Path, capsys: pytest.Capture
 def test_fp8_that_is_not_read_as_what_it_means_is_refused(dtype: str) -> None:
     tensors = {M + "weight": floats(64, 64, dtype=getattr(ml_dtypes, dtype)), M + "weight_scale": floats(64, 1)}
     refused(lambda: hhtld.encode(tensors), "FP8 with scales")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2"])
+def test_floats_of_few_bits_are_quantized_where_scales_lie_beside(dtype: str) -> None:
+    infos = {
+        name: TensorInfo(name, DTYPES[kind], (64, 64))
+        for name, kind in ((M + "weight", dtype), (M + "weight_scale", "F32"), ("head.weight", "F32"))
+    }
+    assert {name: scheme.name for name, scheme in quantized_tensors(infos).items()} == dict.fromkeys(
+        (M + "weight", M + "weight_scale"), "floats of 4 or 6 bits with scales"
+    )
 
 
 def test_only_two_words_are_known_for_it() -> None:
