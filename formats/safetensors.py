@@ -467,6 +467,8 @@ class ShardedSnapshot(TensorSource):
         try:
             return SafetensorsFile(followed(self._folder, shard))
         except FileNotFoundError:
+            if isinstance(self._folder, Path) and os.path.lexists(self._folder / shard):
+                raise HeaderError(f"{self._folder / shard}: a link that leads nowhere; fetch the model again") from None
             if weight_map is None:
                 raise
             name = next(name for name, place in weight_map.items() if place == shard)

@@ -235,7 +235,8 @@ class _Sorting:
 
     def __init__(self, top: Location) -> None:
         self._top = top
-        self._folded: set[str] = set()
+        self._files: set[str] = set()  # folded names of those found
+        self._taken: set[str] = set()  # and of the folders that they lie in
         self.found: dict[str, int] = {}
         self.left: dict[str, str] = {}
 
@@ -258,8 +259,10 @@ class _Sorting:
             nbytes = path.stat().st_size if isinstance(path, Path) else path.nbytes
             reason = f"more than {SIDE_FILE_LIMIT >> 20} MiB" if nbytes > SIDE_FILE_LIMIT else None
         if reason is None:
+            folded = PurePosixPath(_folded(name))
             self.found[name] = nbytes
-            self._folded.add(_folded(name))
+            self._files.add(str(folded))
+            self._taken.update((str(folded), *map(str, folded.parents)))
         else:
             self.left[name] = reason
 
@@ -267,13 +270,15 @@ class _Sorting:
         """Why a file stays behind, whatever its size."""
         last = path.name.lower()
         if not _any_of(allowed).match(last):
-            is_weights = last.endswith((*_WEIGHTS, _SAFETENSORS))
-            return "other weights, or archives" if is_weights else "no names that files of models have"
+            if not last.endswith((*_WEIGHTS, _SAFETENSORS)):
+                return "no names that files of models have"
+            return "other weights, or archives" if path.name == name else "weights of a module that are no .safetensors"
         try:
             checked_file_name(name)
         except ValueError:
             return "names that not every system can hold, or of weights"
-        if _folded(name) in self._folded:
+        folded = PurePosixPath(_folded(name))
+        if str(folded) in self._taken or not self._files.isdisjoint(map(str, folded.parents)):
             return "a name that another file has but for the case of letters"
         if not path.exists():
             return "links that lead nowhere"

@@ -585,11 +585,30 @@ def test_names_that_collide_on_some_systems_are_refused(names: list[str], messag
     files = [{"name": name, "section": index} for name, index in zip(sorted(names), numbers, strict=True)]
     with pytest.raises(hhtld.FormatError, match=message):
         PackTable.from_json(pack.table.to_json() | {"files": files}, pack.sections)
+
+
+def test_of_names_that_collide_on_some_systems_one_comes_along(tmp_path: Path) -> None:
     folder = plain_model(tmp_path / "model", README__md=b"1", readme__md=b"2")
-    if len(list(folder.iterdir())) == 4:
-        files_found, told = carried(folder, tmp_path)
-        assert files_found == {"README.md", "config.json"}
-        assert "'readme.md' (a name that another file has but for the case of letters)" in told
+    (folder / "readme").mkdir(exist_ok=True)
+    (folder / "README").write_bytes(b"3")
+    if len(list(folder.iterdir())) < 6:
+        pytest.skip("this file system does not tell case apart")
+    (folder / "readme" / "config.json").write_text("{}")
+    (folder / "modules.json").write_text('[{"path": "readme", "type": "sentence_transformers.models.Pooling"}]')
+    files, told = carried(folder, tmp_path)
+    assert files == {"README", "README.md", "config.json", "modules.json"}
+    assert "'readme/config.json', 'readme.md' (a name that another file has but for the case of letters)" in told
+
+
+def test_weights_of_a_module_that_cannot_come_along_are_named(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model")
+    (folder / "modules.json").write_text('[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]')
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "2_Dense" / "config.json").write_text("{}")
+    files, told = carried(folder, tmp_path)
+    assert files == {"2_Dense/config.json", "config.json", "modules.json"}
+    assert "left behind: '2_Dense/pytorch_model.bin' (weights of a module that are no .safetensors)" in told
 
 
 # ---- folders of other libraries ----

@@ -56,8 +56,9 @@ class Counted:
         self.store.pipe(name, data)
 
     def put_folder(self, folder: Path, name: str) -> None:
-        for path in folder.iterdir():
-            self.put(f"{name}/{path.name}", path.read_bytes())
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
     @property
     def nbytes(self) -> int:
@@ -219,9 +220,13 @@ def test_side_files_and_packed_folders_behind_a_url(memory: Counted, snapshot: P
     shutil.copytree(snapshot, source)
     (source / "config.json").write_bytes(b'{"model_type": "tiny"}\n')
     (source / "tokenizer.json").write_bytes(b"{}")
+    (source / "modules.json").write_text('[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]')
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_bytes(b"{}")
     memory.put_folder(source, "model")
     with open_source("memory://model") as there, open_source(source) as here:
-        assert there.files() == here.files() != {}
+        assert there.files() == here.files()
+        assert set(here.files()) == {"1_Pooling/config.json", "config.json", "modules.json", "tokenizer.json"}
         assert all(there.read_file(name) == here.read_file(name) for name in here.files())
     hhtld.convert("memory://model", tmp_path / "packed", to="hf", profile="bits:3")
     memory.put_folder(tmp_path / "packed", "packed")
