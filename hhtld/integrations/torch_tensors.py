@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import math
 import os
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hhtld.dtypes import DType, narrow
-from hhtld.errors import HeaderError, shown
+from hhtld.errors import HeaderError, did_you_mean, shown
 from hhtld.formats.files import open as open_file
 from hhtld.pack import HhtldPack
 from hhtld.rows import row_ranges
@@ -121,9 +120,7 @@ def selected(names: Iterable[str], patterns: Iterable[str] | str | None, of: str
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = {pattern} & set(known) or set(fnmatch.filter(known, pattern))
         if not found:
-            close = difflib.get_close_matches(pattern, known, 3, 0.4)
-            hint = f"; did you mean {' or '.join(map(shown, close))}?" if close else ""
-            raise KeyError(f"{shown(pattern)} names no {of}{hint}")
+            raise KeyError(f"{shown(pattern)} names no {of}{did_you_mean(pattern, known)}")
         picked |= found
     return [name for name in known if name in picked]
 
