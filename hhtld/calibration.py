@@ -50,10 +50,10 @@ def column_scale(energies: NDArray[np.floating], rows_squared: NDArray[np.floati
     if not live.any():
         return np.ones(len(energies), np.float32)
     logs = np.full(len(energies), -np.inf)
-    logs[live] = (np.log2(energies[live]) - np.log2(weights[live])) / 4
+    # The C library's functions: numpy's own may differ in the last bit between processors.
+    logs[live] = [(math.log2(e) - math.log2(w)) / 4 for e, w in zip(energies[live], weights[live], strict=True)]
     logs = np.maximum(logs, logs[live].max() - 6)
-    scale: NDArray[np.float32] = np.exp2(logs - logs.mean()).astype(np.float32)
-    return scale
+    return np.fromiter(map(math.exp2, logs - logs.mean()), np.float32, len(logs))
 
 
 @dataclass(frozen=True)
