@@ -25,6 +25,7 @@ from hhtld.formats.streams import emit
 from hhtld.formats.terminal import counted
 from hhtld.gates import rounded_down
 from hhtld.pack import HhtldPack, PackSource
+from hhtld.quantized import quantized_tensors
 from hhtld.roles import regime
 from hhtld.rows import row_ranges
 from hhtld.source import TensorInfo, TensorSource
@@ -79,7 +80,16 @@ def _source_facts(source: TensorSource) -> dict[str, Any]:
             "bf16_nbytes": sum(map(as_bf16_nbytes, infos)),
         },
         "dtypes": _tallied(stored.values()),
+        **_quantized_facts(source),
     }
+
+
+def _quantized_facts(source: TensorSource) -> dict[str, Any]:
+    """How many tensors belong to quantized weights, by scheme or by what uses them; nothing where none does."""
+    used = source.quantized()
+    if used is None:
+        used = {n: s.name for n, s in quantized_tensors(source.infos(), source.declared_quantization).items()}
+    return {"quantized": dict(Counter(used.values()).most_common())} if used else {}
 
 
 def _pack_facts(pack: HhtldPack) -> dict[str, Any]:

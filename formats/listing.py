@@ -70,6 +70,9 @@ def _total_facts(facts: Facts) -> Iterator[tuple[str, Any]]:
                 for name, found in facts["dtypes"].items()
             ),
         )
+        if "quantized" in facts:
+            listed = "; ".join(f"{name} {counted(count, 'tensor')}" for name, count in facts["quantized"].items())
+            yield "quantized", f"{listed}: never coded (see --quantized)"
         return
     yield (
         "size",

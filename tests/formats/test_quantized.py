@@ -379,6 +379,9 @@ def test_a_pack_that_keeps_them_is_refused_again(tmp_path: Path) -> None:
 def test_copies_and_looks_need_no_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = file(tmp_path / "m.safetensors", GIVEN["GPTQ"][1] | PLAIN)
     assert main(["inspect", str(path)]) == 0
+    assert "GPTQ or AWQ 4 tensors: never coded" in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantized"] == {"GPTQ or AWQ": 4}
     assert main(["convert", str(path), str(tmp_path / "copy.safetensors")]) == 0
     with open_source(tmp_path / "copy.safetensors") as copy, open_source(path) as source:
         assert all(copy.read_tensor(n).tobytes() == source.read_tensor(n).tobytes() for n in source.infos())
