@@ -38,6 +38,11 @@ _FILES = {
     "U": "tests/formats/test_urls.py",
     "J": "tests/formats/test_folders.py",
     "$": "tests/formats/test_memory.py",
+    "+": "tests/formats/test_changed_source.py",
+    "=": "tests/formats/test_verify.py",
+    "<": "tests/model/test_budget.py",
+    "!": "tests/model/test_refusals.py",
+    "?": "tests/model/test_scorer.py",
 }
 
 
@@ -356,4 +361,46 @@ CATALOGUE: dict[int, Entry] = {
         "J:test_a_model_among_other_files",
         "J:test_code_comes_along",
     ),
+    121: _tried(
+        "a source written to while it is converted, by this process or by workers, or before it is resumed",
+        "+:test_a_source_written_over",
+        "+:test_writing_is_noticed",
+        "+:test_a_shard_replaced",
+        "+:test_external_data_replaced",
+        "+:test_a_source_that_changes_under_workers",
+        "E:test_a_source_that_was_touched_or_moved",
+        "E:test_rows_that_changed_meanwhile",
+    ),
+    122: _tried(
+        "a pack verified against another source: tied tensors, rows of other lengths, one weight",
+        "=:test_a_tied_tensor",
+        "=:test_rows_of_another_length",
+        "=:test_one_changed_weight",
+    ),
+    123: _tried(
+        "searching rows below 2^-128, rows that are not finite, rows without columns",
+        "?:test_kept_rows_below",
+        "?:test_rows_that_do_not_decode",
+        "<:test_rows_without_columns",
+    ),
+    124: _tried(
+        "a web server that sends without end, compressed, or a byte now and then",
+        "U:test_a_web_server_does_not_decide",
+    ),
+    125: _tried(
+        "doors that could pass the budget: slots, searching, palettes of many groups, conversions",
+        "<:test_every_door",
+        "<:test_searching_the_lookup_grade",
+        "<:test_palettes_that_are_kept",
+        "<:test_a_conversion_of_a_pack",
+    ),
+    126: _tried(
+        "somebody else's file at the partial file's place, before and meanwhile",
+        "E:test_somebody_elses_file",
+        "E:test_a_source_that_bears",
+        "E:test_what_is_verified",
+        "E:test_a_folder_removed",
+    ),
+    127: _tried("a closed pack or source that is read", "!:test_a_closed", "!:test_a_pack_closed"),
+    128: _tried("groups that no tensor names, and break a rule", "H:test_verify_reads_groups", "H:test_a_group_of_any"),
 }
