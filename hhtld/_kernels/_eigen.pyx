@@ -9,7 +9,7 @@ cdef extern from "eigen.h" nogil:
 
 def largest_eigenpairs(const double[:, ::1] matrix not None, double[::1] values not None,
                        double[:, ::1] vectors not None, *, isa=None):
-    """Write the largest eigenvalues of matrix (n, n), symmetric, to values (count,), descending, and vectors (count, n)."""
+    """Write the largest eigenvalues of a symmetric matrix (n, n) to values (count,), descending; vectors (count, n)."""
     cdef int tier = resolve(isa), failed
     cdef Py_ssize_t n = matrix.shape[0], count = values.shape[0]
     if matrix.shape[1] != n:
