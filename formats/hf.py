@@ -51,11 +51,13 @@ _METADATA = {
     "format": "pt",
     NAMES_KEY: f"the weights are in {PACK_NAME}; import hhtld.integrations.transformers before loading",
 }
-_TEXT = f"""\
+_TITLE = f"""\
 # A packed model
 
 The weights of this folder are in `{PACK_NAME}`, compressed by hhtld. `{NAMES_FILE}` holds names, no weights.
 
+"""
+_LOADING = """\
 ```python
 import hhtld.integrations.transformers  # pip install 'hhtld[transformers]'
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,6 +66,8 @@ model = AutoModelForCausalLM.from_pretrained("this folder")  # or AutoModel, pip
 tokenizer = AutoTokenizer.from_pretrained("this folder")
 ```
 
+"""
+_DECODING = """\
 `hhtld convert "this folder" plain/` decodes it to an ordinary folder, which needs no hhtld.
 """
 
@@ -120,7 +124,7 @@ class PackedFolder(PackSource):
             config = folder / CONFIG
             self._config = _plain_config(read_side_file(folder, config.name), f"{config}:")
             how_to = folder / _HOW_TO
-            ours = how_to.is_file() and read_side_file(folder, _HOW_TO).startswith(_TEXT.partition("```")[0].encode())
+            ours = how_to.is_file() and read_side_file(folder, _HOW_TO).startswith(_TITLE.encode())
             self._beside = side_files(folder, {PACK_NAME, NAMES_FILE, *((_HOW_TO,) if ours else ())})
             self._files = self._beside.found | {config.name: len(self._config)}
         except BaseException:
@@ -192,7 +196,8 @@ class HfFormat(Format):
         with new_folder(path) as folder:
             write_side_files(source, folder, {CONFIG: config})
             if not has_how_to:
-                write_bytes(folder, _HOW_TO, _TEXT.encode())
+                loading = _LOADING if _names_model_type(config) else ""
+                write_bytes(folder, _HOW_TO, f"{_TITLE}{loading}{_DECODING}".encode())
             notes = write_pack(
                 source,
                 bare,
@@ -205,14 +210,19 @@ class HfFormat(Format):
             )
             with open_pack(folder / PACK_NAME) as pack:
                 write_names(pack, folder / NAMES_FILE)
-        return [*notes, _who_loads(path, config_object(config, "config.json:"), has_how_to=has_how_to)]
+        return [*notes, _who_loads(path, config, has_how_to=has_how_to)]
 
 
-def _who_loads(path: Path, config: Mapping[str, Any], *, has_how_to: bool) -> str:
+def _names_model_type(config: bytes) -> bool:
+    """Whether a config.json is one of transformers, as far as can be told without it."""
+    return isinstance(config_object(config, "config.json:").get("model_type"), str)
+
+
+def _who_loads(path: Path, config: bytes, *, has_how_to: bool) -> str:
     """Return the closing note: what loads a packed folder, going by its config."""
     name = shown(str(path))
-    if not isinstance(config.get("model_type"), str):
-        kind = config.get("_class_name")
+    if not _names_model_type(config):
+        kind = config_object(config, "config.json:").get("_class_name")
         of = f" (it is of diffusers, {shown(str(kind))})" if kind is not None else ""
         return (
             f"transformers cannot load {name}: its config.json names no model_type{of}, and no other library knows "

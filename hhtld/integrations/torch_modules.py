@@ -77,8 +77,8 @@ class HhtlEmbedding(_PackedModule):
 
     Notes
     -----
-    ``state_dict()`` raises ValueError, as does loading one that has a weight for it. `copy.deepcopy`, `pickle` and
-    `torch.save` of the module take the packed bytes along.
+    ``state_dict()`` raises ValueError, and loading one that has a weight for it RuntimeError. `copy.deepcopy`, `pickle`
+    and `torch.save` of the module take the packed bytes along.
     """
 
     def __init__(

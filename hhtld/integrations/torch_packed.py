@@ -185,6 +185,9 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         self.like = like
         return self
 
+    def __bool__(self) -> bool:  # whether there is one, not what is in it; Python would ask for its length
+        return True
+
     def extra_repr(self) -> str:
         """Return name, shape, type and size."""
         return f"{self.name!r}, {tuple(self.shape)}, {self.dtype}, {self.nbytes} bytes"
@@ -208,7 +211,7 @@ def _operator(name: str) -> Callable[..., Any]:
     return refuse
 
 
-# Python looks for operators on the type, past __getattr__. What objects have anyway (==, hash, bool) stays theirs.
+# Python looks for operators on the type, past __getattr__. What objects have anyway (==, hash) stays theirs.
 for _name in ("matmul", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
         setattr(PackedWeight, _form, _operator(_form))

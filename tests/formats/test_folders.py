@@ -679,6 +679,7 @@ def test_a_packed_folder_that_transformers_cannot_load_does_not_say_that_it_does
     told = "\n".join(hhtld.convert(folder, tmp_path / "packed", to="hf", profile="bits:3").notes)
     assert "loads with transformers" not in told
     assert "transformers cannot load" in told
+    assert "from_pretrained" not in (tmp_path / "packed" / "HHTLD.md").read_text()
     assert "its config.json names no model_type (it is of diffusers, 'UNet2DConditionModel')" in told
     hhtld.convert(tmp_path / "packed", tmp_path / "back/")
     assert set(contents(tmp_path / "back")) == set(contents(folder))

@@ -319,6 +319,7 @@ def test_a_weight_that_is_computed_with_says_so(pack: Path) -> None:
     ):
         with pytest.raises(TypeError, match=r"packed weight, 'model\.embed_tokens\.weight', which holds none"):
             asked()
+    assert weight, "there is one"
     assert not hasattr(weight, "div_"), "code that looks first goes on"
     assert not hasattr(weight, "quant_state")
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
