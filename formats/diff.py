@@ -125,7 +125,7 @@ def diff(
     """Compare every tensor of two sources.
 
     A pack is compared as what it decodes to in the types its source had, which is what converting it
-    back would write; the gates of a pack are measured before that last rounding.
+    back would write and what its gates were measured on.
 
     Parameters
     ----------

@@ -118,7 +118,10 @@ def _sampled(source: TensorSource, plan: Plan) -> dict[_Group, Estimate | None]:
         rows = [SourceRows(source, name) for name in groups[group]]
         threshold = None if profile.rate is not None else plan.threshold(profile, regime(key.role))
         try:
-            found[group] = estimate_group(rows, profile.rate, threshold, plan.seed, profile.state_bits, n_weights)
+            dtype = plan.tensors[groups[group][0]].info.dtype
+            found[group] = estimate_group(
+                rows, profile.rate, threshold, plan.seed, profile.state_bits, n_weights, dtype
+            )
         except RangeError:  # the group will be kept
             found[group] = None
     return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hhtld.dtypes import rounded
 from hhtld.errors import FormatError, shown
 from hhtld.formats import open_source
 from hhtld.formats.ground_truth import NOISE, GivenQueries, evenly_spaced, exact_rows, given_queries, perturbed_rows
@@ -117,7 +118,7 @@ def _check_rows(pack: HhtldPack, name: str, rows: NDArray[np.float32]) -> None:
     if gates is None:
         return
     picks = evenly_spaced(len(rows), 256)
-    found = judged_cosines(rows[picks], pack.get_rows(name, picks))
+    found = judged_cosines(rows[picks], rounded(pack.get_rows(name, picks), pack.info(name).info.dtype))
     found[~is_live(found)] = 1.0
     if found.min() < gates.minimum - 1e-4:
         row = int(picks[found.argmin()])

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from hhtld.encoder import measure
+from hhtld.encoder import compared_rows, measure
 from hhtld.formats import open_source
 from hhtld.formats.convert import default_jobs, workers
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.locations import spelled
-from hhtld.gates import GateReport
+from hhtld.gates import CosineSummary, GateReport, is_live, summarize
 from hhtld.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.rows import row_ranges
-from hhtld.source import TensorSource
+from hhtld.source import SourceRows, TensorSource
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -129,10 +130,20 @@ def _compare(
     recorded = {name: pack.info(name).source_crc32 for name in crcs}
     report.is_source = None if None in recorded.values() else recorded == crcs
     for name, found in report.gates.tensors.items():
-        if pack.info(name).gates != found:
+        if pack.info(name).gates != found and pack.info(name).gates != _measured_before(pack, source, name, executor):
             report.differences.append(f"tensor {name!r}: the recorded cosines are not those measured now")
         elif pack.info(name).source_crc32 not in (None, crcs[name]):
             report.differences.append(f"tensor {name!r} was made from other rows than the source holds")
+
+
+def _measured_before(pack: HhtldPack, source: TensorSource, name: str, executor: Executor | None) -> CosineSummary:
+    """Cosines as first files recorded them: of float32 whatever the source's type, a row of zeros 1 or, lost, 0."""
+    cosines = compared_rows(
+        SourceRows(source, name, pack.info(name).info.n_cols), partial(pack.get_rows, name), executor
+    )
+    zeros = ~is_live(cosines)
+    cosines[zeros] = np.sign(cosines[zeros]).clip(0)
+    return summarize(cosines)
 
 
 def _same_bytes(pack: HhtldPack, source: TensorSource, name: str) -> bool:

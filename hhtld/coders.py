@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hhtld.base17 import Base17
 from hhtld.basis import SAMPLE_ROWS, SvdBasis, basis_nbytes
+from hhtld.dtypes import FLOAT32, DType, rounded
 from hhtld.fisher_z import FisherZTable
 from hhtld.gates import Threshold, judged_cosines
 from hhtld.group import PaletteGroupKey, SharedPaletteGroup, sample_basis
@@ -256,10 +257,11 @@ class TrellisGroup(GroupCode):
         profile: Profile,
         threshold: Threshold | None,
         seed: int,
+        dtype: DType = FLOAT32,
     ) -> Self | None:
         """Return a group's code at the predicted rate, or None where no rate passes on its sample."""
         scaled = [own if s is None else ScaledRows(own, s) for own, s in zip(rows, scales, strict=True)]
-        shared, prediction = decide_group(scaled, profile.rate, threshold, seed, profile.state_bits)
+        shared, prediction = decide_group(scaled, profile.rate, threshold, seed, profile.state_bits, dtype)
         if prediction is None:
             return None
         second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, profile.state_bits)
@@ -438,7 +440,7 @@ class Coded(NamedTuple):
     parts : dict of kind to bytes as an array
     crcs : dict of kind to CRC-32 of these bytes
     cosines : ndarray of float64, shape (n_rows,)
-        Of every row with what the bytes decode to.
+        Of every row with what the bytes decode to, in the type of the source.
     source_crc : int
         CRC-32 of the rows that were read, as float32.
     """
@@ -461,8 +463,10 @@ def peak_of_rows(code: GroupCode, own: Any, rows: Rows, start: int, stop: int) -
     return float(np.max([coder.peak(block, first) for first, block in _blocks(coder, rows, start, stop)], initial=0))
 
 
-def code_rows(code: GroupCode, own: Any, rows: Rows, start: int, stop: int, scale: float | None) -> Coded:
-    """Code rows [start, stop) and measure them."""
+def code_rows(
+    code: GroupCode, own: Any, rows: Rows, start: int, stop: int, scale: float | None, dtype: DType = FLOAT32
+) -> Coded:
+    """Code rows [start, stop) and measure what is given back of them in the source's type."""
     coder = code.coder(own)
     kinds = [kind for kind, width in coder.layout().items() if isinstance(width, int)]
     parts: dict[str, list[NDArray[Any]]] = {kind: [] for kind in kinds}
@@ -472,7 +476,7 @@ def code_rows(code: GroupCode, own: Any, rows: Rows, start: int, stop: int, scal
         tensor = coder.encode(block, first, scale)
         for kind in kinds:
             parts[kind].append(getattr(tensor, kind))
-        cosines.append(judged_cosines(block, tensor.reconstruct_rows()))
+        cosines.append(judged_cosines(block, rounded(tensor.reconstruct_rows(), dtype)))
     whole = {kind: np.concatenate(blocks) for kind, blocks in parts.items()}
     crcs = {kind: zlib.crc32(as_bytes(array)) for kind, array in whole.items()}
     return Coded(whole, crcs, np.concatenate(cosines), source_crc)

@@ -1,7 +1,7 @@
 """The one table of element types: names as safetensors spells them, sizes, and conversion.
 
 float32 is what every codec computes in. `widen` is exact for every float up to 32 bits; `narrow`
-rounds to nearest, ties to even.
+rounds to the nearest finite value, ties to even.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from hhtld._kernels import _cast
 from hhtld.errors import HeaderError, shown
 
-__all__ = ["DTYPES", "DType", "dtype_named", "dtype_of", "narrow", "view", "widen"]
+__all__ = [
+    "DTYPES",
+    "FLOAT32",
+    "DType",
+    "dtype_named",
+    "dtype_of",
+    "first_beyond_float32",
+    "narrow",
+    "rounded",
+    "view",
+    "widen",
+]
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ DTYPES: dict[str, DType] = {
     )
 }
 
+FLOAT32 = DTYPES["F32"]
 _BY_NUMPY = {entry.numpy: entry for entry in DTYPES.values() if entry.numpy is not None}
 
 
@@ -93,6 +105,21 @@ def dtype_of(array: NDArray[Any]) -> DType:
 def _f8_values(dtype: DType) -> NDArray[np.float32]:
     assert dtype.numpy is not None
     return np.arange(256, dtype=np.uint8).view(dtype.numpy).astype(np.float32)
+
+
+def first_beyond_float32(rows: NDArray[Any]) -> int | None:
+    """Return the first of rows (n, n_cols) that float32 does not hold, or None.
+
+    That is one with a finite value beyond float32's range, or one that is not zeros and whose largest value lies below
+    2^-126, where float32 loses digits and at last all of it. Values that are not finite are not looked at.
+    """
+    if rows.dtype.kind != "f" or rows.dtype.itemsize <= 4 or not rows.size:
+        return None
+    sizes = np.where(np.isfinite(rows), np.abs(rows), 0).max(axis=1)
+    limits = np.finfo(np.float32)
+    with np.errstate(over="ignore"):
+        beyond = np.isinf(sizes.astype(np.float32)) | ((sizes > 0) & (sizes < limits.tiny))
+    return int(beyond.argmax()) if beyond.any() else None
 
 
 def view(raw: NDArray[np.uint8], dtype: DType, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -124,16 +151,40 @@ def widen(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
     return out
 
 
+@functools.cache
+def _largest(dtype: DType) -> np.float32:
+    """The largest finite value of a weight type of fewer than 32 bits."""
+    if dtype.nbits == 8:
+        values = _f8_values(dtype)
+        return np.float32(values[np.isfinite(values)].max())
+    return np.float32(65504) if dtype.name == "F16" else np.uint32(0x7F7F0000).view(np.float32)
+
+
+def _held(flat: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
+    """Finite values brought into a type's range, so that they stay finite; infinities too where it has 8 bits."""
+    largest = _largest(dtype)
+    if flat.max(initial=0) <= largest and flat.min(initial=0) >= -largest:  # neither holds where there is a NaN
+        return flat
+    held = flat.clip(-largest, largest)
+    return held if dtype.nbits == 8 else np.where(np.isinf(flat), flat, held)
+
+
 def narrow(values: NDArray[np.float32], dtype: DType) -> NDArray[np.uint8]:
-    """Return the flat bytes of float32 values rounded to a weight type."""
+    """Return the flat bytes of float32 values rounded to the nearest finite value of a weight type.
+
+    NaN stays, and infinities do where the type has 16 bits or more; in 8 bits they become its largest finite value.
+    """
     flat = np.ascontiguousarray(values).reshape(-1)
+    if dtype.nbits < 32:
+        flat = _held(flat, dtype)
     if dtype.name in ("BF16", "F16"):
         bits = np.empty(flat.size, np.uint16)
         (_cast.narrow_f32_bf16 if dtype.name == "BF16" else _cast.narrow_f32_f16)(flat, bits)
         return bits.view(np.uint8)
     assert dtype.numpy is not None
-    if dtype.nbits == 8:
-        # Rare on the way out, so ml_dtypes rounds them; what a codec overshoots must stay finite.
-        largest = np.nanmax(_f8_values(dtype)[np.isfinite(_f8_values(dtype))])
-        flat = flat.clip(-largest, largest)
-    return flat.astype(dtype.numpy).view(np.uint8)
+    return flat.astype(dtype.numpy).view(np.uint8)  # 8 bits are rare on the way out, so ml_dtypes rounds them
+
+
+def rounded(values: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
+    """Return float32 values as they are once given back in a weight type: `narrow`, then `widen`."""
+    return values if dtype.nbits >= 32 else widen(narrow(values, dtype), dtype).reshape(values.shape)

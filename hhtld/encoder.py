@@ -39,6 +39,7 @@ from hhtld.coders import (
     task_nbytes,
 )
 from hhtld.crc import Crc32Runs
+from hhtld.dtypes import FLOAT32, DType, rounded
 from hhtld.errors import BudgetError, RangeError, shown
 from hhtld.feedback import feedback_matrix, feedback_nbytes
 from hhtld.gates import GateReport, GroupCosines, Threshold, judged_cosines
@@ -183,7 +184,9 @@ class _Encoder:
             return PaletteGroup.found, (group.key, first)
         rows = [SourceRows(self.source, name) for name in group.names]
         scales = self._scales(group)
-        return TrellisGroup.decided, (group.key, rows, scales, group.profile, self._threshold(group), self.plan.seed)
+        dtype = self.infos[group.names[0]].dtype  # of one, to predict; every row is measured in its own
+        seed, threshold = self.plan.seed, self._threshold(group)
+        return TrellisGroup.decided, (group.key, rows, scales, group.profile, threshold, seed, dtype)
 
     def _look_ahead(self, following: list[_Group]) -> None:
         """Let the crew find what later groups share while a group's rows are coded."""
@@ -394,7 +397,8 @@ class _Encoder:
         for tensor in tensors:
             for start, stop in self._spans(attempt.group, tensor.rows):
                 if not self._recalled(attempt, tensor, start, stop):
-                    args = (shared, tensor.own, tensor.rows, start, stop, tensor.scale)
+                    dtype = self.infos[tensor.name].dtype
+                    args = (shared, tensor.own, tensor.rows, start, stop, tensor.scale, dtype)
                     yield (tensor, start, stop), code_rows, args
 
     def _place(self, attempt: _Attempt, tensor: _Tensor, start: int, stop: int, coded: Coded) -> None:
@@ -590,19 +594,22 @@ def encode_source(
 
 
 def compared_rows(
-    rows: Rows, decoded: Callable[[slice], NDArray[Any]], executor: Executor | None
+    rows: Rows, decoded: Callable[[slice], NDArray[Any]], executor: Executor | None, dtype: DType = FLOAT32
 ) -> NDArray[np.float64]:
-    """Return the `judged_cosines` of every row with what `decoded` gives for a slice of rows, float64 (n_rows,)."""
+    """Return the `judged_cosines` of every row with what is given back of it in a type, float64 (n_rows,).
+
+    `decoded` gives a slice of rows as float32.
+    """
     cosines = np.empty(rows.n_rows)
-    for start, stop, found in map_rows(_compared, rows, executor, decoded):
+    for start, stop, found in map_rows(_compared, rows, executor, decoded, dtype):
         cosines[start:stop] = found
     return cosines
 
 
 def _compared(
-    block: NDArray[np.float32], start: int, stop: int, decoded: Callable[[slice], NDArray[Any]]
+    block: NDArray[np.float32], start: int, stop: int, decoded: Callable[[slice], NDArray[Any]], dtype: DType
 ) -> NDArray[np.float64]:
-    return judged_cosines(block, decoded(slice(start, stop)))
+    return judged_cosines(block, rounded(decoded(slice(start, stop)), dtype))
 
 
 def measure(
@@ -623,7 +630,7 @@ def measure(
         if record.codec == "keep" or record.group is None:
             continue
         rows = ChecksummedRows(SourceRows(source, name, record.info.n_cols))
-        cosines = compared_rows(rows, partial(pack.get_rows, name), executor)
+        cosines = compared_rows(rows, partial(pack.get_rows, name), executor, record.info.dtype)
         key = pack.table.groups[record.group].key
         report.add(name, regime(key.role), cosines, str(key))
         crcs[name] = rows.crc32

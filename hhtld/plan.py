@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld.arithmetic import warn_if_unusual
+from hhtld.dtypes import first_beyond_float32, view
 from hhtld.errors import NonFiniteError, QuantizedError, shown
 from hhtld.feedback import MAX_FEEDBACK_COLS
 from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
@@ -261,7 +262,7 @@ def make_plan(
     plan.notes = notes
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
     plan.moments = {name: _moments(infos, name, found) for name, found in (moments or {}).items()}
-    keep = Profile("keep")
+    keep, beyond = Profile("keep"), []
     for name in sorted(infos):
         info = infos[name]
         own = ruled.get(name) or chosen
@@ -269,7 +270,12 @@ def make_plan(
             own = Profile(f"bits:{rates[name] / 16:g}", rates[name], state_bits=PARITY_STATE_BITS)
         if name in tied:
             plan.tensors[name] = TensorPlan(info, keep, alias_of=tied[name])
-        elif name in companions or not _takes(own, info) or (nonfinite == "keep" and not _finite(source, name)):
+        elif name in companions or not _takes(own, info):
+            plan.tensors[name] = TensorPlan(info, keep)
+        elif (row := _beyond_float32(source, info)) is not None:
+            plan.tensors[name] = TensorPlan(info, keep)
+            beyond.append(f"row {row} of {shown(name)}")
+        elif nonfinite == "keep" and not _finite(source, name):
             plan.tensors[name] = TensorPlan(info, keep)
         elif own.codec == "hhtl_t" and holds_integers(source, name):
             plan.tensors[name] = TensorPlan(info, keep)
@@ -280,6 +286,11 @@ def make_plan(
         names = ", ".join(shown(name, 60) for name in whole[:3]) + (", ..." if len(whole) > 3 else "")
         count = "1 tensor holds" if len(whole) == 1 else f"{len(whole)} tensors hold"
         plan.notes += (f"{count} whole numbers only, as masks do, and are kept byte for byte: {names}",)
+    if beyond:
+        plan.notes += (
+            f"float32, which codecs compute in, does not hold all values of {len(beyond)} of the float64 tensors; they "
+            f"are kept byte for byte: {', '.join(beyond[:3])}{', ...' if len(beyond) > 3 else ''}",
+        )
     return plan
 
 
@@ -356,6 +367,17 @@ def _finite(source: TensorSource, name: str) -> bool:
     except NonFiniteError:
         return False
     return True
+
+
+def _beyond_float32(source: TensorSource, info: TensorInfo) -> int | None:
+    """The first row that float32 does not hold, of a float64 tensor."""
+    if info.dtype.name != "F64":
+        return None
+    for start, stop in row_ranges(info.n_rows, info.row_nbytes):
+        block = view(source.read_rows(info.name, start, stop), info.dtype, (stop - start, info.n_cols))
+        if (row := first_beyond_float32(block)) is not None:
+            return start + row
+    return None
 
 
 def _tied(source: TensorSource, infos: Iterable[TensorInfo]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _dot, _search
 from hhtld.basis import SvdBasis, basis_nbytes
+from hhtld.dtypes import FLOAT32, DType, rounded
 from hhtld.gates import Threshold, is_live, judged_cosines
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.rotation import Rotation
@@ -194,11 +195,11 @@ class Prediction:
         return self.median >= threshold.median and self.p5 >= threshold.p5
 
 
-def predict(sample: NDArray[np.float32], shared: TrellisShared) -> Prediction:
-    """Code a sample and measure its cosines."""
+def predict(sample: NDArray[np.float32], shared: TrellisShared, dtype: DType = FLOAT32) -> Prediction:
+    """Code a sample and measure its cosines with what is given back in a type."""
     tensor = HhtlTTensor.encode("", ArrayRows(sample), shared)
     spans = row_ranges(len(sample), 4 * sample.shape[1])
-    found = [judged_cosines(sample[a:b], tensor.reconstruct_rows(slice(a, b))) for a, b in spans]
+    found = [judged_cosines(sample[a:b], rounded(tensor.reconstruct_rows(slice(a, b)), dtype)) for a, b in spans]
     cosines = np.concatenate(found)
     cosines = np.sort(cosines[is_live(cosines)])
     if not len(cosines):  # rows of zeros come back as such at any rate
@@ -208,13 +209,17 @@ def predict(sample: NDArray[np.float32], shared: TrellisShared) -> Prediction:
 
 
 def smallest_rate(
-    sample: NDArray[np.float32], shared: TrellisShared, threshold: Threshold, n_bits: int = DEFAULT_STATE_BITS
+    sample: NDArray[np.float32],
+    shared: TrellisShared,
+    threshold: Threshold,
+    n_bits: int = DEFAULT_STATE_BITS,
+    dtype: DType = FLOAT32,
 ) -> Prediction | None:
     """Return the smallest rate at which a sample passes, or None where 6 bits do not suffice."""
 
     def at(rate: int) -> Prediction:
         code = Trellis.trained(rate, n_bits)
-        return predict(sample, replace(shared, trellis=code))
+        return predict(sample, replace(shared, trellis=code), dtype)
 
     low, high = MIN_RATE, MAX_RATE
     best = at(high)
@@ -241,8 +246,9 @@ def decide_group(
     threshold: Threshold | None,
     seed: int,
     n_bits: int = DEFAULT_STATE_BITS,
+    dtype: DType = FLOAT32,
 ) -> tuple[TrellisShared, Prediction | None]:
-    """Decide what a group shares and predict its rate, or the quality of a fixed one.
+    """Decide what a group shares and predict its rate, or the quality of a fixed one, given back in a type.
 
     Returns
     -------
@@ -257,8 +263,8 @@ def decide_group(
         rows, sample = live, _prediction_sample(live)
     shared = decide_shared(rows, code, seed, zeros)
     if rate is not None or threshold is None:
-        return shared, predict(sample, shared)
-    return shared, smallest_rate(sample, shared, threshold, n_bits)
+        return shared, predict(sample, shared, dtype)
+    return shared, smallest_rate(sample, shared, threshold, n_bits, dtype)
 
 
 @dataclass(frozen=True)
@@ -280,7 +286,13 @@ class Estimate:
 
 
 def estimate_group(
-    rows: Sequence[Rows], rate: int | None, threshold: Threshold | None, seed: int, n_bits: int, n_weights: int
+    rows: Sequence[Rows],
+    rate: int | None,
+    threshold: Threshold | None,
+    seed: int,
+    n_bits: int,
+    n_weights: int,
+    dtype: DType = FLOAT32,
 ) -> Estimate | None:
     """Return nearly what `decide_group` would in a bounded time, or None where no rate passes the threshold.
 
@@ -302,12 +314,12 @@ def estimate_group(
         sample, coded = np.ascontiguousarray(sample[:, :width]), TrellisShared(code, Rotation(width, seed))
     prediction = None
     if rate is None and threshold is not None:
-        prediction = smallest_rate(sample, coded, threshold, n_bits)
+        prediction = smallest_rate(sample, coded, threshold, n_bits, dtype)
         if prediction is None:
             return None
         code = Trellis.trained(prediction.rate, n_bits)
     started = time.perf_counter()
-    again = predict(sample, replace(coded, trellis=code))
+    again = predict(sample, replace(coded, trellis=code), dtype)
     n_coded = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]
     return Estimate(replace(shared, trellis=code), prediction or again, (time.perf_counter() - started) / n_coded)
 

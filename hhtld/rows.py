@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld._kernels import _cast
+from hhtld.dtypes import first_beyond_float32
 from hhtld.schedule import completed
 
 __all__ = [
@@ -63,7 +64,7 @@ class ArrayRows:
     Raises
     ------
     ValueError
-        When the array is not two-dimensional, not real, or not finite.
+        When the array is not two-dimensional, not real, or not finite, or float32 does not hold it.
     """
 
     def __init__(self, array: ArrayLike) -> None:
@@ -72,6 +73,9 @@ class ArrayRows:
             raise ValueError(f"rows must form a two-dimensional array, got shape {given.shape}")
         if given.dtype.kind not in "fiuV" or given.dtype.names is not None:
             raise ValueError(f"rows must be real numbers, got dtype {given.dtype}")
+        if (row := first_beyond_float32(given)) is not None:
+            largest = max(given[row].min(), given[row].max(), key=abs)
+            raise ValueError(f"rows must fit float32, the largest value of row {row} is {largest}; scale them")
         with np.errstate(over="ignore"):
             self._array = np.require(given, np.float32, ["C", "A"])
         self.n_rows, self.n_cols = self._array.shape

@@ -42,6 +42,7 @@ from numpy.typing import ArrayLike, NDArray
 from hhtld._kernels import _dot, _score, _screen
 from hhtld.base17 import Base17
 from hhtld.basis import SvdBasis
+from hhtld.dtypes import first_beyond_float32
 from hhtld.errors import NonFiniteError, shown
 from hhtld.gates import CosineSummary
 from hhtld.palette import RouteAction
@@ -370,6 +371,9 @@ class Scorer:
                 f"a query must be {self.n_cols} real numbers, a batch (n_queries, {self.n_cols}); "
                 f"got {given.dtype} of shape {given.shape}"
             )
+        if (query := first_beyond_float32(np.atleast_2d(given))) is not None:
+            largest = np.abs(np.atleast_2d(given)[query]).max()
+            raise ValueError(f"query {query} has a largest value of {largest}, which float32 does not hold; scale it")
         with np.errstate(over="ignore"):
             batch = np.require(np.atleast_2d(given), np.float32, ["C", "A"])
         if not np.isfinite(batch).all():

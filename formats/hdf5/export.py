@@ -357,7 +357,7 @@ class _Export:
                 self.check()
                 return self.pack.get_rows(record.name, rows)
 
-            cosines = compared_rows(source, decoded, self.executor)
+            cosines = compared_rows(source, decoded, self.executor, record.info.dtype)
             self.measured.add(record.name, self.pack.table.regime(record.name) or "argmax", cosines)
         found = self._cosines(record)
         if found is not None:

@@ -17,6 +17,7 @@ import transformers
 from numpy.typing import NDArray
 from transformers.models.auto import modeling_auto
 
+from hhtld.dtypes import rounded
 from hhtld.errors import FormatError, NonFiniteError, OutputError, shown
 from hhtld.formats import open_source
 from hhtld.formats.terminal import shape_text
@@ -189,7 +190,7 @@ def _other_values(pack: HhtldPack, source: TensorSource, name: str) -> Iterator[
         return
     picks = sorted({i * rows.n_rows // _CHECKED_ROWS for i in range(_CHECKED_ROWS)})
     original = np.concatenate([rows.read(row, row + 1) for row in picks])
-    found = judged_cosines(original, pack.get_rows(name, picks))
+    found = judged_cosines(original, rounded(pack.get_rows(name, picks), record.info.dtype))
     found[~is_live(found)] = 1.0
     if found.min() < record.gates.minimum - 1e-4:
         row = picks[int(found.argmin())]

@@ -15,12 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hhtld
 import hhtld.coders
 import hhtld.rows
+from hhtld.dtypes import DTYPES
 from hhtld.formats.hhtld.container import ContainerReader
+from hhtld.formats.verify import verify
 
 TESTS = Path(__file__).parent.parent
 
@@ -122,7 +125,35 @@ def test_encoding_again_gives_the_same_bytes(
     again = tmp_path / name
     with ThreadPoolExecutor(threads) as executor:
         hhtld.save(GOLDENS[name].encode(executor if threads > 1 else None), again)
-    assert again.read_bytes() == (make.FOLDER / name).read_bytes()
+    if any(array.dtype.itemsize < 4 for array in GOLDENS[name].tensors.values() if array.ndim > 1):
+        # These files recorded cosines of float32, and now they are of what is given back in the source's type.
+        made, golden = (_contents(path) for path in (again, make.FOLDER / name))
+        assert made == golden
+    else:
+        assert again.read_bytes() == (make.FOLDER / name).read_bytes()
+
+
+def _contents(path: Path) -> tuple[list[bytes], dict[str, Any]]:
+    """Every section, and the table without the cosines of tensors in types of fewer than 32 bits."""
+    with hhtld.open(path) as pack:
+        sections = [pack.sections.whole(index).tobytes() for index in range(len(pack.sections.kinds()))]
+        table = pack.table.to_json()
+    for tensor in table["tensors"]:
+        if DTYPES[tensor["dtype"]].nbits < 32:
+            tensor.pop("gates", None)
+    return sections, table
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_before_are_still_verified(name: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in GOLDENS[name].tensors.items()}
+    if any(array.dtype.kind == "V" and array.dtype.itemsize == 1 for array in arrays.values()):
+        pytest.skip("numpy's safetensors writes no 8-bit floats")
+    save_file(arrays, tmp_path / "source.safetensors")
+    report = verify(make.FOLDER / name, tmp_path / "source.safetensors")
+    assert not [sentence for sentence in report.differences if "cosines" in sentence]
 
 
 def test_make_writes_nothing_over() -> None:
