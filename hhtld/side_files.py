@@ -245,6 +245,8 @@ class _Sorting:
         out = leads_out(self._top, name)
         if out is not None:
             self.left[f"{name}/"] = _link(out)
+        elif isinstance(place, Path) and place.is_symlink():
+            self.left[f"{name}/"] = "links to folders, which may go round in circles"
         elif name.count("/") > DEPTH_LIMIT - 2:
             self.left[f"{name}/"] = "folders too deep"
         else:

@@ -600,6 +600,17 @@ def test_of_names_that_collide_on_some_systems_one_comes_along(tmp_path: Path) -
     assert "'readme/config.json', 'readme.md' (a name that another file has but for the case of letters)" in told
 
 
+def test_links_in_circles_are_left(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model")
+    (folder / "modules.json").write_text('[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]')
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "1_Pooling" / "again").symlink_to(".")
+    files, told = carried(folder, tmp_path)
+    assert files == {"1_Pooling/config.json", "config.json", "modules.json"}
+    assert "'1_Pooling/again/' (links to folders, which may go round in circles)" in told
+
+
 def test_weights_of_a_module_that_cannot_come_along_are_named(tmp_path: Path) -> None:
     folder = plain_model(tmp_path / "model")
     (folder / "modules.json").write_text('[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]')
