@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -239,7 +240,7 @@ def make_plan(
     """
     warn_if_unusual()  # before anything is encoded, whichever door it came through
     chosen = Profile.parse(profile)
-    parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
+    parsed = _parsed(rules)
     if nonfinite not in ("refuse", "keep"):
         raise ValueError(f"nonfinite must be 'refuse' or 'keep', got {nonfinite!r}")
     if quantized not in ("refuse", "keep"):
@@ -294,6 +295,13 @@ def make_plan(
     return plan
 
 
+def _parsed(rules: Any) -> list[tuple[str, Profile]]:
+    """Rules with their profiles parsed."""
+    if isinstance(rules, str) or not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules):
+        raise TypeError(f"rules are pairs of a glob and a profile, got {rules!r:.80}")
+    return [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
+
+
 def _ruled(name: str, rules: Sequence[tuple[str, Profile]]) -> Profile | None:
     """The profile of the first rule that matches a name."""
     return next((profile for glob, profile in rules if fnmatch.fnmatchcase(name, glob)), None)
@@ -301,7 +309,7 @@ def _ruled(name: str, rules: Sequence[tuple[str, Profile]]) -> Profile | None:
 
 def check_quantized(source: TensorSource, rules: Sequence[tuple[str, str]] = ()) -> None:
     """Raise `QuantizedError` for a model that `make_plan` refuses as quantized already, before anything is read."""
-    parsed = [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
+    parsed = _parsed(rules)
     _quantized(source, {name: _ruled(name, parsed) for name in source.infos()}, False)
 
 

@@ -35,6 +35,8 @@ def model(tmp_path: Path) -> Path:
         ({"seed": 2**64}, "seed must be an integer of 0..2^64 - 1"),
         ({"profile": 2}, "a profile is text such as 'gates' or 'bits:2', got int"),
         ({"rules": [("w", None)]}, "a profile is text such as 'gates' or 'bits:2', got NoneType"),
+        ({"rules": "w=keep"}, "rules are pairs of a glob and a profile, got 'w=keep'"),
+        ({"rules": ["w=keep"]}, "rules are pairs of a glob and a profile, got ['w=keep']"),
         ({"gates": ("index", 0.9)}, "gates must map regimes to thresholds, got tuple"),
         ({"executor": 5}, "an executor is a name or has submit(), got int"),
     ],
