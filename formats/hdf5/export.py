@@ -365,6 +365,8 @@ class _Export:
                 made.attrs[f"cosine_{key}"] = value
             made.attrs["cosine_worst_row"] = found.worst_row
             describe(made, **_zero_counts(found))
+        if record.name not in self.chosen.drawn:
+            return
         sample = self.chosen.samples[record.name]
         writer = TensorWriter(made, self.pack, record, rows, sample, self.original, self.check)
         if kept:

@@ -38,6 +38,9 @@ __all__ = [
 CHUNK_NBYTES = 1 << 20
 _IMAGE_SIDE = 8192
 _GZIP_LEVEL = 4
+_TEXT = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
+_PYTHON_TEXT = h5py.h5t.py_create(h5py.string_dtype())  # as it lies in memory
+_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,22 @@ def group(parent: h5py.Group, name: str, nx_class: str, description: str, **attr
 def describe(obj: h5py.Group | h5py.Dataset, **attributes: Any) -> None:
     """Set attributes; those that are None are left out, and text is made storable."""
     for key, value in attributes.items():
-        if value is not None:
-            obj.attrs[key] = storable(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            _set_text(obj, key, storable(value))
+        elif value is not None:
+            obj.attrs[key] = value
+
+
+def _set_text(obj: h5py.Group | h5py.Dataset, key: str, value: str) -> None:
+    """Set a new attribute: h5py's own way takes three times as long, and a tensor has 60."""
+    made = h5py.h5a.create(obj.id, key.encode(), _TEXT, _SCALAR)
+    made.write(np.array(value, object), mtype=_PYTHON_TEXT)
 
 
 def _described(dataset: h5py.Dataset, field: Field) -> h5py.Dataset:
-    dataset.attrs["units"] = field.units
-    dataset.attrs["long_name"] = field.long_name or field.name
-    dataset.attrs["description"] = field.description
+    _set_text(dataset, "units", field.units)
+    _set_text(dataset, "long_name", field.long_name or field.name)
+    _set_text(dataset, "description", field.description)
     return dataset
 
 
@@ -140,7 +151,7 @@ def text(parent: h5py.Group, name: str, value: str | Sequence[str], description:
     """Return a new dataset of text: UTF-8 of any length, for what an attribute of 64 kB may not hold."""
     values = storable(value) if isinstance(value, str) else np.array([storable(line) for line in value], object)
     made = parent.create_dataset(name, data=values, dtype=h5py.string_dtype())
-    made.attrs["description"] = description
+    _set_text(made, "description", description)
     return made
 
 
@@ -185,7 +196,7 @@ def plot(
     """
     what = signal.values.attrs["description"] if isinstance(signal.values, h5py.Dataset) else signal.description
     made = group(parent, name, "NXdata", description or what)
-    made.attrs["signal"] = signal.name
+    _set_text(made, "signal", signal.name)
     names = []
     for axis in axes:
         if axis is not None:
@@ -199,7 +210,7 @@ def plot(
         interpretation = "spectrum"
     if interpretation is not None:
         for dataset in shown:
-            dataset.attrs["interpretation"] = interpretation
+            describe(dataset, interpretation=interpretation)
     if log:
         made.attrs["SILX_style"] = json.dumps({"signal_scale_type": "log"})
     text(made, "title", title, "what the plot shows")

@@ -13,11 +13,12 @@ from hhtld.palette import MAX_PALETTE_K
 from hhtld.slots import SLOT_L_LANES
 from hhtld.table import TensorRecord
 
-__all__ = ["DEFAULT_MAX_NBYTES", "IMAGE_ASPECT", "IMAGE_ROWS", "MAX_POINTS", "Selection", "select"]
+__all__ = ["DEFAULT_MAX_NBYTES", "IMAGE_ASPECT", "IMAGE_ROWS", "MAX_POINTS", "MOST_DRAWN", "Selection", "select"]
 
 DEFAULT_MAX_NBYTES = 256_000_000
 MAX_POINTS = 65_536  # of a kept vector
 IMAGE_ROWS, IMAGE_ASPECT = 1024, 16  # of a picture of slots
+MOST_DRAWN = 1000  # tensors: a viewer shows one at a time, and the tables and plots of one take milliseconds
 _SAMPLE_ROWS = 8
 # What HDF5 itself takes for headers, chunk indices and attributes: 3 kB a dataset, measured on MiniLM.
 _FILE_NBYTES, _KEPT_NBYTES, _ENCODED_NBYTES, _TRIPLE_NBYTES = 64_000, 11_000, 40_000, 16_000
@@ -38,12 +39,15 @@ class Selection:
         1 where every row asked for is exported.
     notes : list of str
         One sentence for everything that was left out.
+    drawn : frozenset of str
+        Tensors that have plots and a table of their rows; of the others there are their numbers.
     """
 
     rows: dict[str, range]
     samples: dict[str, list[int]]
     stride: int
     notes: list[str]
+    drawn: frozenset[str]
 
     @property
     def longest(self) -> int:
@@ -88,6 +92,9 @@ def select(
     given = slice(None) if rows is None else rows
     ranges = {name: range(pack.table.tensors[name].info.n_rows)[given] for name in names}
     records = {name: pack.info(name) for name in names if pack.table.tensors[name].alias_of is None}
+    whole = len(records)
+    drawn = set(sorted(records, key=lambda name: (-records[name].info.nbytes, name))[:MOST_DRAWN])
+    records = {name: record for name, record in records.items() if name in drawn}
     fixed = _FILE_NBYTES + _KEPT_NBYTES * len(names)
     fixed += sum(_fixed_nbytes(pack, record, codes, triple) for record in records.values())
     fixed += sum(_group_nbytes(pack, number) for number in {record.group for record in records.values()} - {None})
@@ -110,6 +117,10 @@ def select(
     notes = []
     if len(names) < len(pack):
         notes.append(f"{len(names)} of {len(pack)} tensors are exported (--tensor)")
+    if len(records) < whole:
+        notes.append(
+            f"the smallest {whole - len(records):,} tensors have their numbers alone, no rows or plots (--tensor)"
+        )
     if low > 1:
         notes.append(f"one row in {low} is exported, so that the file stays below {max_nbytes:,} bytes (--max-size)")
     fewer = sum(len(rows) < min(_SAMPLE_ROWS, len(ranges[name])) for name, rows in samples.items() if name in widths)
@@ -117,7 +128,7 @@ def select(
         notes.append(f"{fewer} tensors show fewer than {_SAMPLE_ROWS} rows decoded, so that the file stays small")
     if codes and not any("slot_t" in record.sections for record in records.values()):
         notes.append("no exported tensor has codes of Slot T")
-    return Selection({name: span[::low] for name, span in ranges.items()}, samples, low, notes)
+    return Selection({name: span[::low] for name, span in ranges.items()}, samples, low, notes, frozenset(records))
 
 
 def _chosen(pack: HhtldPack, globs: Sequence[str]) -> list[str]:
