@@ -110,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
         help="profile for the tensors whose name matches; the first match wins; GLOB=keep keeps them as they are",
     )
     command.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        type=_role,
+        metavar="GLOB=REGIME",
+        help="index (a table or head, each of whose rows must keep its identity) or argmax (everything else) for the "
+        "tensors whose name matches; the first match wins; without it name, graph and shape decide",
+    )
+    command.add_argument(
         "--gate",
         action="append",
         default=[],
@@ -361,6 +370,13 @@ def _rule(text: str) -> tuple[str, str]:
     return glob, profile
 
 
+def _role(text: str) -> tuple[str, str]:
+    glob, _, regime = text.rpartition("=")
+    if not glob or regime not in ("index", "argmax"):
+        raise argparse.ArgumentTypeError(f"expected GLOB=index or GLOB=argmax, got {text!r}")
+    return glob, regime
+
+
 def _gate(text: str) -> tuple[str, float, float]:
     regime, _, numbers = text.partition("=")
     try:
@@ -412,6 +428,7 @@ def _convert(args: argparse.Namespace) -> int:
                 args.dst,
                 profile=args.profile,
                 rules=args.rule,
+                roles=args.role,
                 gates={regime: Threshold(median, p5) for regime, median, p5 in args.gate},
                 min_ratio=args.min_ratio,
                 to=args.to,

@@ -89,7 +89,7 @@ def _tensor_facts(tensor: Facts, facts: Facts, ascii_only: bool) -> Iterator[tup
 
 def _group_of(tensor: Facts, group: Facts, ascii_only: bool) -> Iterator[tuple[str, Any]]:
     name = f"{group['component']}/{group['role']}"
-    yield "regime", tensor["regime"]
+    yield "regime", safe(f"{tensor['regime']} ({tensor['regime_reason']})", ascii_only)
     yield (
         "group",
         Text.assemble(

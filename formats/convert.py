@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,12 +30,20 @@ from hhtld.pack import PackSource
 from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, check_quantized, make_plan
 from hhtld.progress import Progress, silent
 from hhtld.remote import CarryingExecutor, RemoteSource
-from hhtld.roles import regime
 from hhtld.schedule import Crew
 from hhtld.source import TensorInfo, TensorSource
 from hhtld.urls import Location
 
-__all__ = ["GATES_NOTE", "ConversionReport", "TensorOutcome", "convert", "crew", "default_jobs", "tell_as_stored"]
+__all__ = [
+    "GATES_NOTE",
+    "ConversionReport",
+    "TensorOutcome",
+    "convert",
+    "crew",
+    "default_jobs",
+    "tell_as_stored",
+    "tied_too",
+]
 
 GATES_NOTE = (
     "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
@@ -95,6 +103,7 @@ class TensorOutcome:
     codec: str
     nbytes: int
     regime: str | None = None
+    regime_reason: str | None = None
     alias_of: str | None = None
     cosines: CosineSummary | None = None
     predicted_median: float | None = None
@@ -127,7 +136,7 @@ class TensorOutcome:
         if self.alias_of is not None:
             record["alias_of"] = self.alias_of
         if self.regime is not None:
-            record["regime"] = self.regime
+            record |= {"regime": self.regime, "regime_reason": self.regime_reason}
         if self.predicted_median is not None:
             record["predicted_median"] = round(self.predicted_median, 6)
         if self.cosines is not None:
@@ -221,6 +230,7 @@ def convert(
     *,
     profile: str | None = None,
     rules: Sequence[tuple[str, str]] = (),
+    roles: Sequence[tuple[str, str]] = (),
     gates: Mapping[str, Threshold] | None = None,
     min_ratio: float | None = None,
     to: str | None = None,
@@ -257,11 +267,14 @@ def convert(
         new one is complete and verified. A name without suffix, one that ends in a slash and an empty folder are
         written as a model folder; a folder that holds something is refused.
     profile : str
-        "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `gates`, `min_ratio`, `seed`,
-        `column_scales`, `calibration`, `calibrate` and `target_top1` are for formats that encode only: .hhtld,
+        "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `roles`, `gates`, `min_ratio`,
+        `seed`, `column_scales`, `calibration`, `calibrate` and `target_top1` are for formats that encode only: .hhtld,
         and packed folders (`to="hf"`).
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
+    roles : sequence of (glob, "index" or "argmax")
+        The first whose glob matches a tensor's name decides whether each of its rows must keep its identity, as those
+        of tables and heads must, and what gates ask of it; see `hhtld.regimes`.
     gates : mapping of "argmax" and "index" to Threshold, optional
         Cosines that rows under "gates" and "parity" must reach instead of `hhtld.gates.THRESHOLDS` and
         `hhtld.plan.PARITY_THRESHOLD`.
@@ -352,6 +365,7 @@ def convert(
         encoding: dict[str, Any] = {
             "profile": profile,
             "rules": tuple(rules) or None,
+            "roles": tuple(roles) or None,
             "gates": gates or None,
             "min_ratio": min_ratio,
         }
@@ -410,6 +424,7 @@ def convert(
                 source,
                 profile or DEFAULT_PROFILE,
                 rules=rules,
+                roles=roles,
                 thresholds=gates,
                 nonfinite=nonfinite,
                 quantized=quantized,
@@ -566,10 +581,29 @@ def _count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
     report.target_nbytes = _written_nbytes(target)
     for name, tensor in plan.tensors.items():
         codec, nbytes = records[name]
-        kind = None if codec == "keep" or tensor.group is None else regime(tensor.group.role)
+        told = (None, None) if codec == "keep" else _regime(tensor)
         cosines = report.gates.tensors.get(name)
-        report.tensors.append(TensorOutcome(tensor.info, codec, nbytes, kind, tensor.alias_of, cosines))
+        report.tensors.append(TensorOutcome(tensor.info, codec, nbytes, *told, tensor.alias_of, cosines))
         _add_source(report, tensor)
+    report.tensors = tied_too(report.tensors)
+
+
+def _regime(tensor: TensorPlan) -> tuple[str | None, str | None]:
+    """The regime of what is encoded, and what decided for it."""
+    return (None, None) if tensor.group is None else (tensor.group.regime, tensor.regime_reason)
+
+
+def tied_too(outcomes: Iterable[TensorOutcome]) -> list[TensorOutcome]:
+    """Return outcomes in which names that share another's bytes tell how well these came back."""
+    held = {outcome.info.name: outcome for outcome in outcomes}
+    return [
+        outcome if outcome.alias_of is None else replace(held[outcome.alias_of], **_own(outcome))
+        for outcome in held.values()
+    ]
+
+
+def _own(outcome: TensorOutcome) -> dict[str, Any]:
+    return {key: getattr(outcome, key) for key in ("info", "codec", "nbytes", "alias_of", "stored")}
 
 
 def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:
@@ -585,13 +619,13 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, wo
     for name, tensor in plan.tensors.items():
         own = found.tensors.get(name)
         if own is None:
-            outcome = TensorOutcome(
-                tensor.info, "keep", 0 if tensor.alias_of else tensor.info.nbytes, None, tensor.alias_of
-            )
+            nbytes = 0 if tensor.alias_of else tensor.info.nbytes
+            outcome = TensorOutcome(tensor.info, "keep", nbytes, alias_of=tensor.alias_of)
         else:
-            kind = regime(tensor.group.role) if tensor.group is not None else None
-            outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, kind, predicted_median=own.median)
+            told = _regime(tensor)
+            outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, *told, predicted_median=own.median)
         report.tensors.append(outcome)
         report.target_nbytes += outcome.nbytes
         _add_source(report, tensor)
+    report.tensors = tied_too(report.tensors)
     report.expected = found.expected

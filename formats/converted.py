@@ -60,10 +60,10 @@ def _print_tables(report: ConversionReport, out: Console, every: bool) -> None:
     lines, notes = alike(list(encoded), lambda name: _kind(encoded[name]), every)
     rows = [_row(name, [encoded[each] for each in own]) for name, own in lines]
     headings = ("encoded tensor", ">tensors", "shape", "codec", "regime", ">source", ">file", ">bits/weight")
-    spared = ("codec", "tensors", "source", "regime", "p5", "shape")
+    spared = ("why", "codec", "tensors", "source", "regime", "p5", "shape")
     if report.dry_run:
         notes.append(EXPLAINED)
-    out.print(tensor_table((*headings, ">median", ">p5"), rows, spared=spared, notes=notes))
+    out.print(tensor_table((*headings, ">median", ">p5", "why"), rows, spared=spared, notes=notes))
     if report.dry_run:
         return
     out.print()
@@ -76,7 +76,7 @@ def _print_tables(report: ConversionReport, out: Console, every: bool) -> None:
 
 def _kind(tensor: TensorOutcome) -> tuple[Any, ...]:
     """What tensors of one line have in common."""
-    return tensor.info.shape, tensor.info.dtype.name, tensor.codec, tensor.regime
+    return tensor.info.shape, tensor.info.dtype.name, tensor.codec, tensor.regime, tensor.alias_of is None
 
 
 def _row(name: str, tensors: Sequence[TensorOutcome]) -> tuple[Any, ...]:
@@ -92,13 +92,14 @@ def _row(name: str, tensors: Sequence[TensorOutcome]) -> tuple[Any, ...]:
         safe(name),
         f"{len(tensors):,}",
         shape_text(first.info.shape),
-        first.codec,
+        first.codec if first.alias_of is None else "tied",
         first.regime,
         human_nbytes(sum(tensor.source_nbytes for tensor in tensors)),
         human_nbytes(sum(tensor.nbytes for tensor in tensors)),
         f"{sum(tensor.bits_per_weight for tensor in tensors) / len(tensors):.3f}",
         median,
         p5,
+        safe(first.regime_reason or ""),
     )
 
 
@@ -107,7 +108,7 @@ def _summary(report: ConversionReport) -> Iterator[str]:
     verb = "would take about" if report.dry_run else "takes"
     yield f"{report.target} {verb} {size}: {report.ratio:.2f} times smaller than the model as bfloat16, {bf16}"
     tied = sum(t.alias_of is not None for t in report.tensors)
-    encoded = sum(t.regime is not None for t in report.tensors)
+    encoded = sum(t.regime is not None and t.alias_of is None for t in report.tensors)
     yield (
         f"{counted(encoded, 'tensor')} encoded, {len(report.tensors) - encoded - tied:,} kept byte for byte"
         + (f", {tied:,} tied" if tied else "")

@@ -26,7 +26,6 @@ from hhtld.formats.terminal import counted
 from hhtld.gates import rounded_down
 from hhtld.pack import HhtldPack, PackSource
 from hhtld.quantized import quantized_tensors
-from hhtld.roles import regime
 from hhtld.rows import row_ranges
 from hhtld.source import TensorInfo, TensorSource
 from hhtld.table import GroupRecord, TensorRecord
@@ -113,8 +112,9 @@ def _pack_facts(pack: HhtldPack) -> dict[str, Any]:
         nbytes, elements = pack.nbytes(record.name), _n_elements(record.info)
         tensor |= {"nbytes": nbytes, "bits_per_weight": round(_bits(nbytes, elements), 4)}
         tensor["source_nbytes"] = record.info.nbytes
-        if record.group is not None:
+        if pack.table.regime(record.name) is not None:
             tensor["regime"] = pack.table.regime(record.name)
+            tensor["regime_reason"] = pack.table.regime_reason(record.name)
     for number, (group, shared) in enumerate(zip(facts["groups"], pack.table.groups, strict=True)):
         group |= _group_facts(pack, members[number], shared)
     facts["section_kinds"] = _tallied((k, pack.sections.nbytes(i)) for i, k in enumerate(pack.sections.kinds()))
@@ -151,7 +151,7 @@ def _group_facts(pack: HhtldPack, members: list[TensorRecord], group: GroupRecor
     sizes = {kind: pack.sections.nbytes(index) for kind, index in group.sections.items()}
     own, shared = sum(pack.nbytes(record.name) for record in members), sum(sizes.values())
     facts = {
-        "regime": regime(group.key.role),
+        "regime": group.key.regime,
         "n_tensors": len(members),
         "nbytes": own,
         "shared_nbytes": shared,

@@ -171,6 +171,7 @@ def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tupl
             "tensor",
             ">tensors",
             ">group",
+            "regime",
             "type",
             "shape",
             "codec",
@@ -179,9 +180,10 @@ def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tupl
             ">median",
             ">p5",
             ">min",
+            "why",
         )
         rows = [_encoded_row(name, [tensors[each] for each in own], ascii_only) for name, own in lines]
-        spared = ("codec", "type", "group", "shape", "min", "p5")
+        spared = ("why", "codec", "type", "group", "shape", "min", "regime", "p5")
         yield f"Encoded tensors: {len(encoded):,}", tensor_table(headings, rows, spared=spared, notes=notes)
     if kept:
         title = f"Kept byte for byte: {len(kept):,}" if "profile" in facts else "Tensors"
@@ -222,10 +224,12 @@ def _encoded_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple
         safe(name, ascii_only),
         f"{len(tensors):,}",
         first["group"],
+        first["regime"],
         first["dtype"],
         shape_text(first["shape"]),
         first["codec"],
         human_nbytes(sum(tensor["nbytes"] for tensor in tensors)),
         f"{sum(tensor['bits_per_weight'] for tensor in tensors) / len(tensors):.3f}",
         *cosines,
+        safe(first["regime_reason"], ascii_only),
     )

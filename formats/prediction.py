@@ -18,7 +18,7 @@ from hhtld.group import PaletteGroupKey
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import Plan, Profile, TensorPlan
 from hhtld.rate import PREDICTION_ROWS, Estimate, estimate_group
-from hhtld.roles import regime, should_use_leaf
+from hhtld.roles import should_use_leaf
 from hhtld.rotation import Rotation
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES
 from hhtld.source import SourceRows, TensorSource
@@ -116,7 +116,7 @@ def _sampled(source: TensorSource, plan: Plan) -> dict[_Group, Estimate | None]:
             break
         key, profile = group
         rows = [SourceRows(source, name) for name in groups[group]]
-        threshold = None if profile.rate is not None else plan.threshold(profile, regime(key.role))
+        threshold = None if profile.rate is not None else plan.threshold(profile, key.regime)
         try:
             dtype = plan.tensors[groups[group][0]].info.dtype
             found[group] = estimate_group(
@@ -131,7 +131,7 @@ def _most_alike(group: _Group, sampled: Mapping[_Group, Estimate | None], seed: 
     """What the sampled group of the same profile and regime told whose rows are most nearly as long."""
     key, profile = group
     others = [
-        (regime(other.role) != regime(key.role), abs(other.shape[1] - key.shape[1]), told)
+        (other.regime != key.regime, abs(other.shape[1] - key.shape[1]), told)
         for (other, same), told in sampled.items()
         if same == profile and told is not None
     ]

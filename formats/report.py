@@ -12,7 +12,7 @@ import numpy as np
 
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
-from hhtld.formats.convert import GATES_NOTE, ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored
+from hhtld.formats.convert import GATES_NOTE, ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored, tied_too
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.page import (
@@ -91,13 +91,13 @@ def report_facts(
         report = ConversionReport(found.source or "", found.path, profile, found.gates, target_nbytes=found.nbytes)
         report.notes = [GATES_NOTE] if profile == "gates" else []
         for name, record in pack.table.tensors.items():
-            role = None if record.group is None else pack.table.regime(name)
+            told = (pack.table.regime(name), pack.table.regime_reason(name), record.alias_of)
             quality = found.gates.tensors.get(name)
-            outcome = TensorOutcome(record.info, record.codec, pack.nbytes(name), role, record.alias_of, quality)
-            report.tensors.append(outcome)
+            report.tensors.append(TensorOutcome(record.info, record.codec, pack.nbytes(name), *told, quality))
             report.source_nbytes += record.info.nbytes
             if record.alias_of is None:
                 report.bf16_nbytes += as_bf16_nbytes(record.info)
+        report.tensors = tied_too(report.tensors)
         with open_source(src) as source:
             tell_as_stored(report, source)
         facts = report.to_json() | {"sections": section_nbytes(pack)}
@@ -180,7 +180,7 @@ def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
 
 def _sizes(facts: Mapping[str, Any]) -> Iterator[str]:
     ratio = f"asked {facts['gates']['min_ratio']:g}"
-    encoded = sum("regime" in tensor for tensor in facts["tensors"])
+    encoded = sum("regime" in tensor and "alias_of" not in tensor for tensor in facts["tensors"])
     yield from sizes(
         [
             ("smaller than bfloat16", f"{_down(facts['ratio'], 2)}{_TIMES}", ratio),
@@ -225,6 +225,7 @@ def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         "type",
         "codec",
         "regime",
+        "why",
         ">bytes",
         ">bits/weight",
         ">median",
@@ -240,6 +241,7 @@ def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield tensor.get("stored_as", tensor["dtype"])
         yield f"= {tensor['alias_of']}" if "alias_of" in tensor else tensor["codec"]
         yield tensor.get("regime", "")
+        yield tensor.get("regime_reason", "")
         yield human_nbytes(tensor["nbytes"]), tensor["nbytes"]
         yield f"{tensor['bits_per_weight']:.3f}", tensor["bits_per_weight"]
         for quantile in ("median", "p5", "min"):

@@ -48,7 +48,6 @@ from hhtld.journal import Journal
 from hhtld.pack import HhtldPack
 from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, make_plan
 from hhtld.progress import Progress, silent
-from hhtld.roles import regime
 from hhtld.rows import Rows, map_rows, row_ranges
 from hhtld.schedule import Call, Crew, completed
 from hhtld.sections import MemorySections, SectionSink, as_bytes
@@ -204,7 +203,7 @@ class _Encoder:
 
     def _threshold(self, group: _Group) -> Threshold | None:
         judged = group.codec == "hhtl_t" and group.profile.rate is None
-        return self.plan.threshold(group.profile, regime(group.key.role)) if judged else None
+        return self.plan.threshold(group.profile, group.key.regime) if judged else None
 
     def _found(self, group: _Group) -> GroupCode | None:
         """What a group shares, or None where its tensors are kept as they came."""
@@ -300,9 +299,15 @@ class _Encoder:
             if self.source.is_stored and planned.codec == "hhtl_t":  # the bytes of the lookup grades are specified
                 crc = tensor.read.whole(4 * tensor.rows.n_rows * tensor.rows.n_cols)
             self.records[tensor.name] = TensorRecord(
-                planned.info, planned.codec, tensor.sections, len(self.groups) - 1, tensor.scale, source_crc32=crc
+                planned.info,
+                planned.codec,
+                tensor.sections,
+                len(self.groups) - 1,
+                tensor.scale,
+                source_crc32=crc,
+                regime_reason=None if group.key.regime == group.key.implied_regime else planned.regime_reason,
             )
-        self.report.add_group(attempt.cosines, regime(group.key.role), str(group.key))
+        self.report.add_group(attempt.cosines, group.key.regime, str(group.key))
 
     def _code(self, attempt: _Attempt) -> None:
         """Code all rows of a group's tensors into sections behind the shared ones."""
@@ -632,7 +637,7 @@ def measure(
         rows = ChecksummedRows(SourceRows(source, name, record.info.n_cols))
         cosines = compared_rows(rows, partial(pack.get_rows, name), executor, record.info.dtype)
         key = pack.table.groups[record.group].key
-        report.add(name, regime(key.role), cosines, str(key))
+        report.add(name, key.regime, cosines, str(key))
         crcs[name] = rows.crc32
         progress("measure", name, record.info.nbytes)
     return crcs

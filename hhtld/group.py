@@ -36,14 +36,34 @@ INDEX_ROLES = frozenset({"embed", "lm_head"})  # rows are looked up by index, so
 
 @dataclass(frozen=True, order=True)
 class PaletteGroupKey:
-    """What tensors must agree in to share a group."""
+    """What tensors must agree in to share a group.
+
+    Attributes
+    ----------
+    component, role : str
+    shape : (int, int)
+        Rows and columns.
+    regime : str
+        "index" or "argmax"; what the role implies, where none is given.
+    """
 
     component: str
     role: str
     shape: tuple[int, int]
+    regime: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.regime:
+            object.__setattr__(self, "regime", self.implied_regime)
+
+    @property
+    def implied_regime(self) -> str:
+        """The regime that the role implies."""
+        return "index" if self.role in INDEX_ROLES else "argmax"
 
     def __str__(self) -> str:
-        return f"{self.component}/{self.role} {self.shape[0]} x {self.shape[1]}"
+        text = f"{self.component}/{self.role} {self.shape[0]} x {self.shape[1]}"
+        return text if self.regime == self.implied_regime else f"{text}, {self.regime}"
 
 
 def sample_basis(rows: Rows) -> SvdBasis:

@@ -487,6 +487,16 @@ class PackSource(TensorSource):
         found = facts.get("quantized", {} if "onnx" in facts else None)
         return {n: str(use) for n, use in found.items() if n in self._infos} if isinstance(found, dict) else None
 
+    def regimes(self) -> Mapping[str, tuple[str, str]]:
+        """Return the regimes that the pack records because roles do not imply them."""
+        table, found = self.pack.table, {}
+        for name in table.tensors:
+            group = table.resolved(name).group
+            key = None if group is None else table.groups[group].key
+            if key is not None and key.regime != key.implied_regime:
+                found[name] = key.regime, str(table.regime_reason(name))
+        return found
+
     def files(self) -> Mapping[str, int]:
         return self.pack.files()
 

@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from hhtld.group import PaletteGroupKey
 from hhtld.integers import holds_integers
 from hhtld.matrix import is_vector
 from hhtld.quantized import quantized_tensors, refusal
-from hhtld.roles import group_key, is_encodable
+from hhtld.regimes import RegimeChoice, choose_regimes
+from hhtld.roles import INDEX_ROLES, classify_role, group_key, is_encodable
 from hhtld.rows import row_ranges
 from hhtld.source import SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE
@@ -123,12 +124,23 @@ class Profile:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What one tensor becomes: a profile and its group, or another tensor's alias."""
+    """What one tensor becomes: a profile and its group, or another tensor's alias.
+
+    Attributes
+    ----------
+    info : TensorInfo
+    profile : Profile
+    group : PaletteGroupKey or None
+    alias_of : str or None
+    regime_reason : str
+        What decided for the regime of its group.
+    """
 
     info: TensorInfo
     profile: Profile
     group: PaletteGroupKey | None = None
     alias_of: str | None = None
+    regime_reason: str = ""
 
     @property
     def codec(self) -> str:
@@ -194,6 +206,7 @@ def make_plan(
     profile: str,
     *,
     rules: Sequence[tuple[str, str]] = (),
+    roles: Sequence[tuple[str, str]] = (),
     thresholds: Mapping[str, Threshold] | None = None,
     nonfinite: str = "refuse",
     quantized: str = "refuse",
@@ -211,6 +224,9 @@ def make_plan(
         "lookup", "f32", "gates", "parity" or "bits:B".
     rules : sequence of (glob, profile)
         The first whose glob matches a name decides for it; "keep" keeps the tensor as it is.
+    roles : sequence of (glob, "index" or "argmax")
+        The first whose glob matches a name decides for the regime of its rows, see `hhtld.regimes`. Not for profiles
+        "lookup" and "f32", whose specification goes by names.
     thresholds : mapping of regime to Threshold, optional
         Cosines that rows under "gates" and "parity" must reach instead of `THRESHOLDS` and `PARITY_THRESHOLD`.
     nonfinite : {"refuse", "keep"}
@@ -234,7 +250,7 @@ def make_plan(
     Raises
     ------
     ValueError
-        For an unknown profile or regime, a rule that no tensor matches, and scales that fit no tensor.
+        For an unknown profile or regime, a rule or role that no tensor matches, and scales that fit no tensor.
     QuantizedError
         For a model whose weights are quantized already, unless `quantized` is "keep".
     """
@@ -258,6 +274,8 @@ def make_plan(
     companions, notes = _quantized(source, ruled, quantized == "keep")
     whole: list[str] = []
     tied = _tied(source, infos.values()) | dict(source.aliases())
+    choices = choose_regimes(source, tied, roles)
+    families = _families(tied)
     plan = Plan(chosen, asked=asked, seed=int(seed))
     plan.files = tuple(sorted(source.files()))
     plan.notes = notes
@@ -282,7 +300,10 @@ def make_plan(
             plan.tensors[name] = TensorPlan(info, keep)
             whole.append(name)
         else:
-            plan.tensors[name] = TensorPlan(info, own, group_key(name, info.shape))
+            family = [name, *families.get(name, ())]
+            if own.codec != "hhtl_t":
+                _refuse_roles(own, family, roles)
+            plan.tensors[name] = _grouped(info, own, family, choices[name])
     if whole:
         names = ", ".join(shown(name, 60) for name in whole[:3]) + (", ..." if len(whole) > 3 else "")
         count = "1 tensor holds" if len(whole) == 1 else f"{len(whole)} tensors hold"
@@ -300,6 +321,35 @@ def _parsed(rules: Any) -> list[tuple[str, Profile]]:
     if isinstance(rules, str) or not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules):
         raise TypeError(f"rules are pairs of a glob and a profile, got {rules!r:.80}")
     return [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
+
+
+def _families(tied: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that share the bytes of each tensor that has any."""
+    families: dict[str, list[str]] = defaultdict(list)
+    for name, holder in tied.items():
+        families[holder].append(name)
+    return families
+
+
+def _grouped(info: TensorInfo, profile: Profile, family: Sequence[str], choice: RegimeChoice) -> TensorPlan:
+    """A tensor in its group: by its own name, or by that of a tied one whose role keeps row identity.
+
+    Its regime is the chosen one, but the role's under the lookup grades, as specified.
+    """
+    named = next((name for name in family if classify_role(name) in INDEX_ROLES), family[0])
+    key = group_key(named, info.shape)
+    if profile.codec != "hhtl_t" or choice.regime == key.regime:  # the role tells it, as it does whoever reads the pack
+        return TensorPlan(info, profile, key, regime_reason=f"role: {key.role}")
+    return TensorPlan(info, profile, replace(key, regime=choice.regime), regime_reason=choice.reason)
+
+
+def _refuse_roles(profile: Profile, family: Sequence[str], roles: Sequence[tuple[str, str]]) -> None:
+    for name in family:
+        if any(fnmatch.fnmatchcase(name, glob) for glob, _ in roles):
+            raise ValueError(
+                f"a role is given for tensor {shown(name)} of profile {profile.text!r}, which goes by names as "
+                f"specified; roles are for profiles gates, parity and bits:B"
+            )
 
 
 def _ruled(name: str, rules: Sequence[tuple[str, Profile]]) -> Profile | None:

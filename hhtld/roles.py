@@ -1,7 +1,8 @@
-"""Who a tensor is, from its name and shape: role, component, regime, group.
+"""Who a tensor is, from its name and shape, as the codec's specification has it: role, component, regime, group.
 
 A tensor whose rows are looked up by index (an embedding, an lm_head) is in the index regime and must
-keep row identity; everything else ends in an argmax somewhere and is in the argmax regime.
+keep row identity; everything else ends in an argmax somewhere and is in the argmax regime. What a role implies is
+what profiles "lookup" and "f32" go by; the others ask `hhtld.regimes`, which looks at more than a part of a name.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def classify_component(name: str) -> str:
 
 
 def regime(role: str) -> str:
-    """Return "index" or "argmax"."""
+    """Return the regime that a role implies: "index" or "argmax"."""
     return "index" if role in INDEX_ROLES else "argmax"
 
 

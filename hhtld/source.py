@@ -137,6 +137,14 @@ class TensorSource(ABC):
         """
         return None
 
+    def uses(self) -> Mapping[str, frozenset[str]]:
+        """Return the operators that take a tensor, where the source comes with a graph."""
+        return {}
+
+    def regimes(self) -> Mapping[str, tuple[str, str]]:
+        """Return the regimes that the source has on record for tensors, with what decided for them."""
+        return {}
+
     def stored(self, name: str) -> tuple[str, int]:
         """Return the type and the bytes that a tensor has where it is stored, its scales included."""
         info = self.infos()[name]

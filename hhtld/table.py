@@ -21,7 +21,7 @@ from hhtld.gates import CosineSummary
 from hhtld.group import PaletteGroupKey
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import CODECS
-from hhtld.roles import regime
+from hhtld.regimes import REGIMES
 from hhtld.sections import SECTION_KINDS, SectionReader
 from hhtld.side_files import check_together, checked_file_name
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
@@ -32,7 +32,15 @@ from hhtld.trellis import MAX_RATE, MIN_RATE, STATE_BITS
 __all__ = ["GroupRecord", "PackTable", "TensorRecord"]
 
 _GROUP_KINDS = {"palette", "fisher_z", "basis", "codebook", "centroids", "codebook_2"}
-_CODEC_KEYS = {"codec", "sections", "group", "slot_l_scale", "gates", "source_crc32"}  # what an alias has not
+_CODEC_KEYS = {
+    "codec",
+    "sections",
+    "group",
+    "slot_l_scale",
+    "gates",
+    "source_crc32",
+    "regime_reason",
+}  # what an alias has not
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class GroupRecord:
             "shape": list(key.shape),
             "sections": dict(self.sections),
         }
+        if key.regime != key.implied_regime:  # absent where the role says it, so that such tables are what they were
+            record["regime"] = key.regime
         if self.rate is not None:
             record |= {"rate": self.rate, "seed": self.seed}
         return record if self.rate_2 is None else record | {"rate_2": self.rate_2}
@@ -88,6 +98,8 @@ class TensorRecord:
         Row cosines measured when the pack was made.
     source_crc32 : int or None
         CRC-32 of the source's elements as float32, where the source was a file.
+    regime_reason : str or None
+        What decided for its group's regime, where that is not the one that the role implies.
     alias_of : str or None
         The tensor whose bytes this one shares; all of the above is then that tensor's.
     """
@@ -99,6 +111,7 @@ class TensorRecord:
     slot_l_scale: float | None = None
     gates: CosineSummary | None = None
     source_crc32: int | None = None
+    regime_reason: str | None = None
     alias_of: str | None = None
 
     @property
@@ -126,6 +139,8 @@ class TensorRecord:
             record["gates"] = self.gates.to_json()
         if self.source_crc32 is not None:
             record["source_crc32"] = self.source_crc32
+        if self.regime_reason is not None:
+            record["regime_reason"] = self.regime_reason
         return record
 
 
@@ -180,7 +195,14 @@ class PackTable:
     def regime(self, name: str) -> str | None:
         """Return the regime, "index" or "argmax", of an encoded tensor; None for one that is kept."""
         group = self.resolved(name).group
-        return None if group is None else regime(self.groups[group].key.role)
+        return None if group is None else self.groups[group].key.regime
+
+    def regime_reason(self, name: str) -> str | None:
+        """Return what decided for the regime of an encoded tensor, of tied ones together; None for one that is kept."""
+        record = self.resolved(name)
+        if record.group is None:
+            return None
+        return record.regime_reason or f"role: {self.groups[record.group].key.role}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the table's object."""
@@ -315,7 +337,10 @@ class _Checked:
             nbytes = self._sections.nbytes(sections["basis"])
             if nbytes not in {8 + c * (4 + 2 * shape[1]) for c in range(1, SLOT_L_LANES + 1)}:
                 raise HeaderError(f"{where}: basis of {nbytes} bytes does not hold vectors of {shape[1]} columns")
-        key = PaletteGroupKey(component, role, (shape[0], shape[1]))
+        regime = record.get("regime", "")
+        if regime not in ("", *REGIMES) or ("regime" in record and not regime):
+            raise HeaderError(f"{where}: regime must be {' or '.join(REGIMES)}, got {shown(str(regime), 40)}")
+        key = PaletteGroupKey(component, role, (shape[0], shape[1]), regime)
         if "codebook" not in sections:
             if {"centroids", "codebook_2"} & set(sections):
                 raise HeaderError(f"{where}: centroids or codebook_2 without a codebook")
@@ -422,7 +447,10 @@ class _Checked:
         crc = record.get("source_crc32")
         if crc is not None and (type(crc) is not int or not 0 <= crc < 2**32):
             raise HeaderError(f"{where}: source_crc32 must lie in 0..2^32 - 1")
-        return TensorRecord(info, codec, sections, number, None if scale is None else float(scale), gates, crc)
+        reason = record.get("regime_reason")
+        if reason is not None and not isinstance(reason, str):
+            raise HeaderError(f"{where}: regime_reason must be text")
+        return TensorRecord(info, codec, sections, number, None if scale is None else float(scale), gates, crc, reason)
 
     def _check_trellis(self, where: str, info: TensorInfo, sections: Mapping[str, int], group: GroupRecord) -> None:
         if group.rate is None:

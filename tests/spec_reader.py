@@ -231,6 +231,8 @@ def check_groups(table: dict[str, Any], sections: list[bytes]) -> None:
             fisher_z, k = sections[numbers["fisher_z"]], len(sections[numbers["palette"]]) // 34
             z_min, z_range = struct.unpack_from("<ff", fisher_z)
             check(len(fisher_z) == 8 + k * k and math.isfinite(z_min) and 0 < z_range < math.inf, "fisher_z")
+        check(group.get("regime", "index") in ("index", "argmax"), "regime")
+    check(all(isinstance(t.get("regime_reason", ""), str) for t in table["tensors"]), "regime_reason")
     owners = [*table["groups"], *(t for t in table["tensors"] if "codec" in t)]
     referred = [(n, kind) for owner in owners for kind, n in owner["sections"].items()]
     referred = sorted([*referred, *((file["section"], "file") for file in table.get("files", []))])

@@ -52,6 +52,7 @@ FLOORS = [
     {
         "hhtld.roles",
         "hhtld.integers",
+        "hhtld.regimes",
         "hhtld.plan",
         "hhtld.quantized",
         "hhtld.calibration",

@@ -336,6 +336,7 @@ class _Export:
             n_cols=info.n_cols,
             codec=resolved.codec,
             regime=self.pack.table.regime(record.name),
+            regime_reason=self.pack.table.regime_reason(record.name),
             nbytes=nbytes,
             bits_per_weight=8 * nbytes / elements if elements else None,
         )

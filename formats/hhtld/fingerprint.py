@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.pack import PackSource
-from hhtld.plan import Plan
+from hhtld.plan import Plan, TensorPlan
 from hhtld.sections import as_bytes
 from hhtld.source import TensorSource
 from hhtld.urls import Location
@@ -39,10 +39,15 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "profile": plan.profile.text,
         "seed": plan.seed,
         "thresholds": {regime: [asked.median, asked.p5] for regime, asked in sorted(plan.thresholds.items())},
-        "tensors": _digest([[n, t.profile.text, t.profile.state_bits, t.alias_of] for n, t in plan.tensors.items()]),
+        "tensors": _digest([_planned(name, tensor) for name, tensor in plan.tensors.items()]),
         "column_scales": _arrays_digest(plan.column_scales),
         "moments": _arrays_digest(plan.moments),
     }
+
+
+def _planned(name: str, tensor: TensorPlan) -> list[Any]:
+    own = [name, tensor.profile.text, tensor.profile.state_bits, tensor.alias_of]
+    return own if tensor.group is None else [*own, tensor.group.role, tensor.group.regime, tensor.regime_reason]
 
 
 def _arrays_digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:

@@ -43,7 +43,6 @@ from hhtld.integrations.parity_prompts import BUILTIN, Prompt, Prompts, chosen_p
 from hhtld.pack import HhtldPack
 from hhtld.plan import make_plan
 from hhtld.progress import Progress, silent
-from hhtld.roles import classify_role, regime
 from hhtld.source import TensorSource
 from hhtld.trellis import MAX_RATE
 
@@ -143,10 +142,11 @@ def _texts(text: Prompts) -> tuple[str, list[Prompt]]:
 
 @dataclass
 class _Matrix:
-    """An encoded tensor of the source and the model's parameter that holds it."""
+    """An encoded tensor of the source, whether each of its rows has its identity, and the parameter that holds it."""
 
     name: str
     nbytes: int
+    is_index: bool
     parameter: torch.nn.Parameter
 
 
@@ -174,7 +174,7 @@ class _Run:
             read = args[0].reshape(-1, args[0].shape[-1])
             name = names[id(module.weight)]
             sums[name] = sums.get(name, 0) + (read * read).sum(0, dtype=torch.float64)
-            if _is_index(name) and read.shape[1] <= MAX_FEEDBACK_COLS:
+            if self._matrices[name].is_index and read.shape[1] <= MAX_FEEDBACK_COLS:
                 products[name] = products.get(name, 0) + read.T @ read
 
         linears = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear) and id(m.weight) in names]
@@ -282,14 +282,9 @@ def _matched(model: Any, source: TensorSource) -> dict[str, _Matrix]:
             continue
         for own in (name, prefix + name, name.removeprefix(prefix)):
             if own in parameters and tuple(parameters[own].shape) == tuple(tensor.info.shape):
-                found[name] = _Matrix(name, tensor.info.nbytes, parameters[own])
+                found[name] = _Matrix(name, tensor.info.nbytes, tensor.group.regime == "index", parameters[own])
                 break
     return found
-
-
-def _is_index(name: str) -> bool:
-    """Whether a tensor's rows are looked up by index, as those of heads and embeddings."""
-    return regime(classify_role(name)) == "index"
 
 
 def _sets(names: Sequence[str]) -> dict[str, list[str]]:
