@@ -40,7 +40,7 @@ from hhtld.slots import (
     quantized_leaf,
 )
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
-from hhtld.trellis import MAX_RATE, Trellis
+from hhtld.trellis import MAX_RATE, Trellis, search_cols
 from hhtld.trellis_tensor import HhtlTTensor, ScaledRows, TrellisShared, leaf_peak
 
 __all__ = [
@@ -389,8 +389,10 @@ def found_palette(role: str, rows: Rows) -> Palettes:
 def block_rows(codec: str, n_cols: int) -> int:
     """Return how many rows are read and coded together."""
     rows = max(1, BLOCK_NBYTES // (4 * n_cols))
-    # The trellis search takes 32 rows side by side, and as long for fewer.
-    return max(1, rows // _LANES) * _LANES if codec == "hhtl_t" else rows
+    if codec != "hhtl_t" or search_cols(n_cols) < n_cols:
+        return rows
+    # The trellis search takes 32 rows side by side, and as long for fewer; of wide rows, as many pieces of one.
+    return max(1, rows // _LANES) * _LANES
 
 
 def span_rows(codec: str, n_cols: int) -> int:
@@ -411,7 +413,7 @@ def task_nbytes(profile: Profile, n_rows: int, n_cols: int, source_row_nbytes: i
     block = min(n_rows, block_rows(codec, n_cols)) * (source_row_nbytes + 8 * 4 * n_cols)
     # 2 KiB a column are the way back of 32 rows through 1024 states, 128 bytes a state what their costs take.
     scratch = (
-        ((2200 * n_cols) << (profile.state_bits - 10)) + (128 << profile.state_bits)
+        ((2200 * search_cols(n_cols)) << (profile.state_bits - 10)) + (128 << profile.state_bits) + n_cols
         if codec == "hhtl_t"
         else 8 * MAX_PALETTE_K * n_cols
     )

@@ -38,7 +38,16 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _cast, _trellis
 
-__all__ = ["DEFAULT_STATE_BITS", "MAX_RATE", "MIN_RATE", "STATE_BITS", "Trellis", "gain_bits", "gain_values"]
+__all__ = [
+    "DEFAULT_STATE_BITS",
+    "MAX_RATE",
+    "MIN_RATE",
+    "STATE_BITS",
+    "Trellis",
+    "gain_bits",
+    "gain_values",
+    "search_cols",
+]
 
 MIN_RATE, MAX_RATE = _trellis.MIN_RATE, _trellis.MAX_RATE  # sixteenths of a bit
 STATE_BITS = (8, 10, 12)
@@ -111,6 +120,11 @@ class Trellis:
         out = np.empty((len(codes), n_cols), np.float32)
         _trellis.decode(codes, self.levels, self.rate, gains, out)
         return out
+
+
+def search_cols(n_cols: int) -> int:
+    """Return how many weights of a row the encoder searches at once: all, or of wide rows a piece, 32 side by side."""
+    return _trellis.search_cols(n_cols)
 
 
 def gain_bits(gains: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -6,8 +6,12 @@ MIN_RATE: int
 MAX_RATE: int
 # weights
 FEEDBACK_BLOCK: int
+WHOLE_COLS: int
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int: ...
+
+# weights that are searched at once
+def search_cols(n_cols: int) -> int: ...
 
 # rows (n_rows, n_cols), table (2**n_bits,), codes (n_rows, row_nbytes), gains (n_rows,), feedback (n_cols, n_cols)
 def encode(
@@ -19,6 +23,7 @@ def encode(
     gains: NDArray[np.float32],
     feedback: NDArray[np.float32] | None = ...,
     *,
+    whole: int = ...,
     isa: str | None = ...,
 ) -> None: ...
 

@@ -12,6 +12,7 @@ cdef extern from "trellis.h" nogil:
     enum: HH_MIN_STATE_BITS
     enum: HH_MAX_STATE_BITS
     enum: HH_FEEDBACK_BLOCK
+    enum: HH_WHOLE_COLS
     ctypedef struct hh_trellis_scratch:
         int16_t *x
         int16_t *values
@@ -20,12 +21,14 @@ cdef extern from "trellis.h" nogil:
         uint8_t *steps
         float *targets
         float *errors
+        uint8_t *joined
     Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
+    Py_ssize_t hh_search_cols(Py_ssize_t n_cols, Py_ssize_t whole)
     Py_ssize_t hh_back_words(int rate, int n_bits)
     void hh_trellis_encode(int tier, const float *rows, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
-                           const int8_t *table, int step, const float *matrix, hh_trellis_scratch scratch,
-                           uint8_t *codes, float *gains)
+                           const int8_t *table, int step, const float *matrix, Py_ssize_t whole,
+                           hh_trellis_scratch scratch, uint8_t *codes, float *gains)
     void hh_trellis_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                            const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
                            float *out)
@@ -33,6 +36,7 @@ cdef extern from "trellis.h" nogil:
 MIN_RATE = 16
 MAX_RATE = 96
 FEEDBACK_BLOCK = HH_FEEDBACK_BLOCK
+WHOLE_COLS = HH_WHOLE_COLS
 _MAX_COLS = sys.maxsize // MAX_RATE
 
 
@@ -63,17 +67,23 @@ def row_nbytes(Py_ssize_t n_cols, int rate, int n_bits):
     return hh_trellis_row_nbytes(n_cols, rate, n_bits)
 
 
+def search_cols(Py_ssize_t n_cols):
+    """Return how many weights of rows of `n_cols` are searched at once without feedback: all, or a piece's."""
+    return hh_search_cols(n_cols, HH_WHOLE_COLS)
+
+
 cdef class _Scratch:
     """Memory of one encoding call, owned here."""
     cdef hh_trellis_scratch scratch
     cdef char *block
 
-    def __cinit__(self, Py_ssize_t n_cols, int rate, int n_bits, bint has_feedback):
+    def __cinit__(self, Py_ssize_t n_cols, Py_ssize_t joined, int rate, int n_bits, bint has_feedback):
         cdef Py_ssize_t lanes = HH_TRELLIS_LANES, states = 1 << n_bits
         cdef Py_ssize_t costs = 2 * states * lanes * 2, back = n_cols * hh_back_words(rate, n_bits) * lanes * 2
         cdef Py_ssize_t x = n_cols * lanes * 2, targets = n_cols * lanes * 4 if has_feedback else 0
         cdef Py_ssize_t errors = HH_FEEDBACK_BLOCK * lanes * 4 if has_feedback else 0
-        self.block = <char *> malloc(costs + targets + errors + back + x + n_cols * lanes + 2 * states + 64)
+        cdef Py_ssize_t steps = n_cols * lanes
+        self.block = <char *> malloc(costs + targets + errors + back + x + steps + 2 * states + joined + 64)
         if not self.block:
             raise MemoryError(f"cannot allocate the trellis of rows of {n_cols} columns")
         # Costs come first and on a cache line's edge: they are loaded 64 bytes at a time.
@@ -86,16 +96,19 @@ cdef class _Scratch:
         self.scratch.x = <int16_t *> (at + costs + back)
         self.scratch.values = <int16_t *> (at + costs + back + x)
         self.scratch.steps = <uint8_t *> (at + costs + back + x + 2 * states)
+        self.scratch.joined = <uint8_t *> (at + costs + back + x + 2 * states + steps)
 
     def __dealloc__(self):
         free(self.block)
 
 
 def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, int step, int rate,
-           uint8_t[:, ::1] codes not None, float[::1] gains not None, const float[:, ::1] feedback=None, *, isa=None):
+           uint8_t[:, ::1] codes not None, float[::1] gains not None, const float[:, ::1] feedback=None, *,
+           Py_ssize_t whole=HH_WHOLE_COLS, isa=None):
     """Encode finite rotated rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,).
 
-    With `feedback` (n_cols, n_cols) targets take up what weights before them lost, as trellis.h says.
+    With `feedback` (n_cols, n_cols) targets take up what weights before them lost, as trellis.h says. Rows of more than
+    `whole` weights are searched in pieces; the bytes of a file are those of `WHOLE_COLS`.
     """
     cdef int tier = resolve(isa), n_bits = _state_bits(table, rate)
     cdef Py_ssize_t n_rows = rows.shape[0], n_cols = rows.shape[1], nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
@@ -118,10 +131,11 @@ def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, 
     if feedback is not None:
         require_aligned(&feedback[0, 0], 4, "feedback")
         matrix = &feedback[0, 0]
-    scratch = _Scratch(n_cols, rate, n_bits, feedback is not None)
+    cdef Py_ssize_t searched = n_cols if feedback is not None else hh_search_cols(n_cols, whole)
+    scratch = _Scratch(searched, n_cols if searched < n_cols else 0, rate, n_bits, feedback is not None)
     with nogil:
         hh_trellis_encode(tier, &rows[0, 0], n_rows, n_cols, rate, n_bits, &table[0], step, matrix,
-                          scratch.scratch, &codes[0, 0], &gains[0])
+                          whole, scratch.scratch, &codes[0, 0], &gains[0])
 
 
 def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not None, int rate,

@@ -6,6 +6,7 @@ virtual lanes (element j goes to lane j % 16) folded by a fixed tree. The twins 
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -463,6 +464,7 @@ _SIGMA = 8192
 _RENORMALISE = 8
 _LEAST_COST = -32768
 _FEEDBACK_BLOCK, _FEEDBACK_AHEAD = 32, 32
+_WHOLE_COLS, _PIECE_COLS, _SEAM_COLS = 65536, 4096, 256
 
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
@@ -478,10 +480,12 @@ def encode(
     codes: NDArray[np.uint8],
     gains: NDArray[np.float32],
     feedback: NDArray[np.float32] | None = None,
+    whole: int = _WHOLE_COLS,
 ) -> None:
     """Encode rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,).
 
-    `feedback` (n_cols, n_cols): what errors of blocks of weights add to the targets of those to come.
+    `feedback` (n_cols, n_cols): what errors of blocks of weights add to the targets of those to come. `whole`: rows of
+    more weights are searched in pieces.
     """
     values = np.clip(table.astype(np.int32) * step, -32767, 32767)
     for r, row in enumerate(rows):
@@ -489,7 +493,8 @@ def encode(
         aimed = row
         if feedback is None:
             targets = np.rint(np.clip(row.astype(np.float64) * units, -32767, 32767)).astype(np.int32)
-            states = _cheapest_path(targets, values, rate) if len(row) else []
+            path = _path_of_pieces if len(row) > whole else _cheapest_path
+            states = path(targets, values, rate) if len(row) else []
         else:
             aimed = (row.astype(np.float64) * units).astype(np.float32)
             states = _cheapest_path_fed(aimed, values, rate, feedback) if len(row) else []
@@ -562,9 +567,14 @@ class _Search:
             best = _saturated(best - _saturated(self._costs.min() - np.int32(_LEAST_COST)))
         self._costs = _saturated(np.tile(best, 1 << bits) + self._squares(weight))
 
-    def path(self) -> list[int]:
-        """Return the states of the cheapest way to here."""
-        states = [int(self._costs.argmin())]
+    @property
+    def length(self) -> int:
+        """Weights gone by."""
+        return len(self._came_from) + (len(self._costs) > 0)
+
+    def path(self, state: int | None = None) -> list[int]:
+        """Return the states of the cheapest way to here, or to a state here."""
+        states = [int(self._costs.argmin()) if state is None else state]
         for origins in reversed(self._came_from):
             states.append(int(origins[states[-1] % len(origins)]))
         return states[::-1]
@@ -580,6 +590,32 @@ def _cheapest_path(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -
     for weight in x:
         search.step(weight)
     return search.path()
+
+
+def _path_of_pieces(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -> list[int]:
+    """The states of cheapest paths between states that the weights around them give."""
+    n_cols = len(x)
+    piece = math.ceil(math.ceil(n_cols / (32 * math.ceil(n_cols / (32 * _PIECE_COLS)))) / 16) * 16
+    reach = piece + (n_cols - 1) % 16 + 1
+    if n_cols <= max(reach, _SEAM_COLS):
+        return _cheapest_path(x, values, rate)
+    begins = [*range(0, n_cols - reach, piece), n_cols - reach]
+    path: list[int] = []
+    seam = -1
+    for begin, end in pairwise([*begins, n_cols]):
+        search = _Search(values, rate)
+        for weight in x[begin : begin + reach]:
+            search.step(weight)
+            if seam >= 0 and search.length == 1:
+                search.settle(0, seam)
+            if search.length == end - begin + 1:
+                break
+        if end == n_cols:
+            return path + search.path()
+        around = min(max(0, end - _SEAM_COLS // 2), (n_cols - _SEAM_COLS) // 16 * 16)
+        seam = _cheapest_path(x[around : around + _SEAM_COLS], values, rate)[end - around]
+        path += search.path(seam)[:-1]
+    raise AssertionError
 
 
 def _cheapest_path_fed(

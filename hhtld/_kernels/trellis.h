@@ -25,6 +25,12 @@
  * start as row * (8192 / rms) in float32, an error is its target less the value of its state. The last weights, a block
  * or less, are not settled. The gain is then that of the targets, brought back from units.
  *
+ * Wide rows, of more than HH_WHOLE_COLS weights, are searched in pieces, side by side as rows are, so that few of them
+ * take neither 32 times the time nor the memory of their width. Pieces are about a multiple of 32 in number, and begin
+ * at multiples of 16 weights, where bits enter as they do at the row's begin. First the weights where pieces meet are
+ * given their states: those of the cheapest path through the HH_SEAM_COLS weights around. Then each piece takes the
+ * cheapest path between its two states. Rows with feedback are never cut.
+ *
  * Source: bitshift trellis of QTIP (arXiv 2406.11235, section 3); tables trained for this project.
  */
 #ifndef HHTLD_TRELLIS_H
@@ -45,6 +51,8 @@ typedef struct {
 /* No rate takes more bits a weight than a state has, so every step has a group of states to come from. */
 enum { HH_RENORMALISE = 8, HH_MIN_STATE_BITS = 7, HH_MAX_STATE_BITS = 12, HH_SIGMA = 8192, HH_TRELLIS_LANES = 32 };
 
+enum { HH_WHOLE_COLS = 65536, HH_PIECE_COLS = 4096, HH_SEAM_COLS = 256 };
+
 /* First bit of weight t's window. */
 HH_INLINE ptrdiff_t hh_bit_offset(ptrdiff_t t, int rate) { return t * rate / 16; }
 
@@ -52,9 +60,30 @@ HH_INLINE ptrdiff_t hh_trellis_row_nbytes(ptrdiff_t n_cols, int rate, int n_bits
     return n_cols ? (hh_bit_offset(n_cols - 1, rate) + n_bits + 7) / 8 : 0;
 }
 
+/* Weights from one piece of a wide row to the next. */
+HH_INLINE ptrdiff_t hh_piece_cols(ptrdiff_t n_cols) {
+    const ptrdiff_t turns = (n_cols + 32 * HH_PIECE_COLS - 1) / (32 * HH_PIECE_COLS), n_pieces = 32 * turns;
+    return ((n_cols + n_pieces - 1) / n_pieces + 15) / 16 * 16;
+}
+
+/* Weights of a piece with the first of the next one: 1 to 16 more, so that the last piece ends where the row does. */
+HH_INLINE ptrdiff_t hh_piece_reach(ptrdiff_t n_cols) { return hh_piece_cols(n_cols) + (n_cols + 15) % 16 + 1; }
+
+/* Weights that one search takes: all of a row's, or as many as a piece and a seam need. */
+HH_INLINE ptrdiff_t hh_search_cols(ptrdiff_t n_cols, ptrdiff_t whole) {
+    const ptrdiff_t reach = hh_piece_reach(n_cols), most = reach > HH_SEAM_COLS ? reach : HH_SEAM_COLS;
+    return n_cols > whole && n_cols > most ? most : n_cols;
+}
+
 /* Bits that a branch number takes in the back-pointer words, and log2 of how many fit one. */
 HH_INLINE int hh_back_width(int bits) { return bits <= 2 ? bits : bits <= 4 ? 4 : 8; }
 HH_INLINE int hh_back_shift(int bits) { return bits == 1 ? 4 : bits == 2 ? 3 : bits <= 4 ? 2 : 1; }
+
+/* States that a search is held to, by lane: at the first weight, and at weight `end`; -1 for any. */
+typedef struct {
+    int first[HH_TRELLIS_LANES], last[HH_TRELLIS_LANES];
+    ptrdiff_t end[HH_TRELLIS_LANES];
+} hh_ends;
 
 /* ---- scalar: one row ---- */
 #define HH_LANES_T 1
@@ -116,13 +145,14 @@ HH_TARGET_END
 
 /* Scratch of the encoder; the caller owns the memory. Lanes travel 32 at a time at most. */
 typedef struct {
-    int16_t *x;      /* [n_cols][32] */
+    int16_t *x;      /* [n_cols][32]; n_cols is that of one search here and below */
     int16_t *values; /* [2^L] */
     int16_t *costs;  /* [2][2^L][32] */
     int16_t *back;   /* [n_cols][back_words][32] */
     uint8_t *steps;  /* [n_cols][32] */
     float *targets;  /* [n_cols][32], with feedback */
     float *errors;   /* [HH_FEEDBACK_BLOCK][32], with feedback */
+    uint8_t *joined; /* of all weights of a wide row */
 } hh_trellis_scratch;
 
 HH_INLINE ptrdiff_t hh_back_words(int rate, int n_bits) {
@@ -194,11 +224,89 @@ HH_INLINE double hh_pack_row_(const float *row, ptrdiff_t stride, ptrdiff_t n_co
     return own > 0 ? cross / own : 0.0;
 }
 
-HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                 const int8_t *table, int step, const float *matrix, hh_trellis_scratch scratch,
-                                 uint8_t *codes, float *gains) {
-    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits), words = hh_back_words(rate, n_bits);
+/* The search of as many rows, or pieces, as the tier takes at once: their int16 targets are in scratch.x. */
+HH_KERNEL void hh_search_lanes_(int lanes, ptrdiff_t n_cols, int rate, int n_bits, hh_feedback feedback,
+                                const hh_ends *ends, hh_trellis_scratch scratch, uint16_t *last) {
+    const ptrdiff_t words = hh_back_words(rate, n_bits);
     const int doublings = hh_trellis_doublings(rate);
+#if HH_X86
+    if (lanes == 32)
+        hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, ends, scratch.steps, last);
+    else if (lanes == 16)
+        hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, ends, scratch.steps, last);
+    else
+#endif
+        hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, ends, scratch.steps, last);
+    (void)lanes;
+}
+
+/* First weight of piece p of a wide row. */
+HH_INLINE ptrdiff_t hh_piece_begin_(ptrdiff_t p, ptrdiff_t n_cols) {
+    const ptrdiff_t begin = p * hh_piece_cols(n_cols), latest = n_cols - hh_piece_reach(n_cols);
+    return begin < latest ? begin : latest;
+}
+
+/* The states where pieces `first` to `first + count` begin, by the weights around. */
+HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, int count, int lanes, int rate, int n_bits,
+                         double units, hh_trellis_scratch scratch, int *seams) {
+    const hh_feedback none = {NULL, NULL, NULL};
+    const unsigned mask = (1u << n_bits) - 1u;
+    uint16_t last[HH_TRELLIS_LANES];
+    ptrdiff_t begin[HH_TRELLIS_LANES];
+    if (count < lanes) memset(scratch.x, 0, (size_t)(HH_SEAM_COLS * lanes) * sizeof(int16_t));
+    for (int lane = 0; lane < count; lane++) {
+        const ptrdiff_t wanted = hh_piece_begin_(first + lane, n_cols) - HH_SEAM_COLS / 2;
+        const ptrdiff_t latest = (n_cols - HH_SEAM_COLS) / 16 * 16;
+        begin[lane] = wanted < 0 ? 0 : wanted < latest ? wanted : latest;
+        hh_quantize_row_(row + begin[lane], HH_SEAM_COLS, units, lanes, lane, scratch.x);
+    }
+    hh_search_lanes_(lanes, HH_SEAM_COLS, rate, n_bits, none, NULL, scratch, last);
+    for (int lane = 0; lane < count; lane++) {
+        unsigned state = last[lane];
+        for (ptrdiff_t t = HH_SEAM_COLS - 1; t > hh_piece_begin_(first + lane, n_cols) - begin[lane]; t--) {
+            const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
+            state = ((state << bits) | scratch.steps[t * lanes + lane]) & mask;
+        }
+        seams[lane] = (int)state;
+    }
+}
+
+/* One wide row, piece by piece: its steps into scratch.joined; returns its last state. */
+HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lanes, int rate, int n_bits, double units,
+                                     hh_trellis_scratch scratch) {
+    const ptrdiff_t piece = hh_piece_cols(n_cols), reach = hh_piece_reach(n_cols);
+    const ptrdiff_t n_pieces = (n_cols - reach + piece - 1) / piece + 1;
+    const hh_feedback none = {NULL, NULL, NULL};
+    uint16_t last[HH_TRELLIS_LANES] = {0};
+    int end_state = -1; /* where the piece before ended, and this one begins */
+    for (ptrdiff_t first = 0; first < n_pieces; first += lanes) {
+        const int count = (int)(n_pieces - first < lanes ? n_pieces - first : lanes);
+        const int n_seams = first + count < n_pieces ? count : count - 1;
+        hh_ends ends;
+        if (n_seams) hh_seams_(row, n_cols, first + 1, n_seams, lanes, rate, n_bits, units, scratch, ends.last);
+        if (count < lanes) memset(scratch.x, 0, (size_t)(reach * lanes) * sizeof(int16_t));
+        for (int lane = 0; lane < lanes; lane++) {
+            ends.first[lane] = lane >= count ? -1 : lane ? ends.last[lane - 1] : end_state;
+            ends.end[lane] = reach - 1;
+            if (lane >= n_seams) ends.last[lane] = -1;
+            else ends.end[lane] = hh_piece_begin_(first + lane + 1, n_cols) - hh_piece_begin_(first + lane, n_cols);
+            if (lane < count) hh_quantize_row_(row + hh_piece_begin_(first + lane, n_cols), reach, units, lanes, lane, scratch.x);
+        }
+        end_state = ends.last[count - 1];
+        hh_search_lanes_(lanes, reach, rate, n_bits, none, &ends, scratch, last);
+        for (int lane = 0; lane < count; lane++)
+            for (ptrdiff_t t = 1; t <= ends.end[lane]; t++)
+                scratch.joined[hh_piece_begin_(first + lane, n_cols) + t] = scratch.steps[t * lanes + lane];
+        if (first + count == n_pieces) end_state = last[count - 1];
+    }
+    return (unsigned)end_state;
+}
+
+HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
+                                 const int8_t *table, int step, const float *matrix, ptrdiff_t whole,
+                                 hh_trellis_scratch scratch, uint8_t *codes, float *gains) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    const int cut = !matrix && hh_search_cols(n_cols, whole) < n_cols;
     for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << n_bits; s++) {
         const int value = table[s] * step;
         scratch.values[s] = (int16_t)(value < -32767 ? -32767 : value > 32767 ? 32767 : value);
@@ -208,7 +316,12 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
 #else
     const int lanes = 1;
 #endif
-    for (ptrdiff_t first = 0; first < n_rows; first += lanes) {
+    for (ptrdiff_t r = 0; cut && r < n_rows; r++) {
+        const float *const row = rows + r * n_cols;
+        const unsigned end = hh_search_pieces_(row, n_cols, lanes, rate, n_bits, hh_units_(row, n_cols), scratch);
+        gains[r] = (float)hh_pack_row_(row, 1, n_cols, rate, n_bits, table, 1, 0, scratch.joined, end, codes + r * row_nbytes);
+    }
+    for (ptrdiff_t first = 0; !cut && first < n_rows; first += lanes) {
         const int count = (int)(n_rows - first < lanes ? n_rows - first : lanes);
         const hh_feedback feedback = {matrix, scratch.targets, scratch.errors};
         uint16_t last[HH_TRELLIS_LANES];
@@ -221,14 +334,7 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
             if (!matrix) hh_quantize_row_(row, n_cols, units[lane], lanes, lane, scratch.x);
             for (ptrdiff_t t = 0; matrix && t < n_cols; t++) scratch.targets[t * lanes + lane] = (float)((double)row[t] * units[lane]);
         }
-#if HH_X86
-        if (lanes == 32)
-            hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, scratch.steps, last);
-        else if (lanes == 16)
-            hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, scratch.steps, last);
-        else
-#endif
-            hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, scratch.steps, last);
+        hh_search_lanes_(lanes, n_cols, rate, n_bits, feedback, NULL, scratch, last);
         for (int lane = 0; lane < count; lane++) {
             const ptrdiff_t r = first + lane;
             const float *const row = matrix ? scratch.targets + lane : rows + r * n_cols;

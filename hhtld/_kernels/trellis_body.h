@@ -132,10 +132,11 @@ HH_INLINE void HH_NAME(hh_settle_)(ptrdiff_t from, ptrdiff_t to, ptrdiff_t t, pt
 }
 
 /* Encode HH_LANES_T rows: x is [n_cols][HH_LANES_T], filled here where there is feedback; bits come out as one uint8 a
- * step and lane. */
+ * step and lane. `ends`, where it is not NULL, holds them to states: of a lane that is held at weight `end`, steps after
+ * that weight say nothing. */
 HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int n_bits, int doublings,
                                     const int16_t *values, int16_t *costs, int16_t *back, ptrdiff_t back_words,
-                                    hh_feedback feedback, uint8_t *steps, uint16_t *last) {
+                                    hh_feedback feedback, const hh_ends *ends, uint8_t *steps, uint16_t *last) {
     const ptrdiff_t n_states = (ptrdiff_t)1 << n_bits;
     const ptrdiff_t block = feedback.matrix ? HH_FEEDBACK_BLOCK : n_cols, ahead = feedback.matrix ? HH_FEEDBACK_AHEAD : 0;
     int16_t *from = costs, *to = costs + n_states * HH_LANES_T;
@@ -148,6 +149,11 @@ HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int 
                 for (ptrdiff_t s = 0; s < n_states; s++) {
                     const HH_V cost_i16 = HH_NAME(hh_cost_)(HH_SUBS(HH_LOAD(now), HH_SET1(values[s])), doublings);
                     HH_STORE(from + s * HH_LANES_T, HH_ADDS(HH_SET1(INT16_MIN), cost_i16));
+                }
+                for (int lane = 0; lane < HH_LANES_T && ends; lane++) {
+                    if (ends->first[lane] < 0) continue;
+                    for (ptrdiff_t s = 0; s < n_states; s++)
+                        from[s * HH_LANES_T + lane] = s == ends->first[lane] ? INT16_MIN : INT16_MAX;
                 }
                 continue;
             }
@@ -169,8 +175,11 @@ HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int 
     unsigned state[HH_LANES_T];
     HH_NAME(hh_cheapest_)(from, n_bits, state);
     for (int lane = 0; lane < HH_LANES_T; lane++) last[lane] = (uint16_t)state[lane];
-    for (ptrdiff_t t = n_cols - 1; t > 0; t--)
+    for (ptrdiff_t t = n_cols - 1; t > 0; t--) {
+        for (int lane = 0; lane < HH_LANES_T && ends; lane++)
+            if (ends->last[lane] >= 0 && t == ends->end[lane]) state[lane] = (unsigned)ends->last[lane];
         HH_NAME(hh_step_back_)(t, rate, n_bits, back, back_words, state, steps + t * HH_LANES_T);
+    }
 }
 
 #undef HH_LANES_T

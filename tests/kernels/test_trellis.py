@@ -436,3 +436,35 @@ def test_feedback_of_another_width_is_refused() -> None:
             np.zeros(2, np.float32),
             np.zeros((64, 63), np.float32),
         )
+
+
+# ---- wide rows ----
+
+
+@pytest.mark.parametrize(("n_cols", "rate"), [(1025, 16), (700, 37), (2056, 96)])
+def test_pieces_of_wide_rows_are_the_twins_on_every_tier(n_cols: int, rate: int, isa: str) -> None:
+    rows, table = awkward_rows(9, n_cols)[:6], random_table(7)
+    nbytes = _trellis.row_nbytes(n_cols, rate, 7)
+    codes, gains = np.zeros((len(rows), nbytes), np.uint8), np.zeros(len(rows), np.float32)
+    expected_codes, expected_gains = codes.copy(), gains.copy()
+    _trellis.encode(rows, table, STEP, rate, codes, gains, whole=512, isa=isa)
+    reference.encode(rows, table, STEP, rate, expected_codes, expected_gains, whole=512)
+    np.testing.assert_array_equal(codes, expected_codes)
+    same_bits(gains, expected_gains)
+
+
+@pytest.mark.parametrize(("rate", "n_bits"), [(16, 10), (37, 8), (64, 10), (84, 12)])
+def test_a_row_in_33_pieces_is_worth_what_it_is_whole(rate: int, n_bits: int) -> None:
+    rows = np.random.default_rng(rate).standard_normal((3, 5000)).astype(np.float32)
+    code = Trellis.trained(rate, n_bits)
+    found = []
+    for whole in (512, 5000):
+        codes, gains = np.zeros((3, code.row_nbytes(5000)), np.uint8), np.zeros(3, np.float32)
+        _trellis.encode(rows, code.levels, code.step, rate, codes, gains, whole=whole)
+        found.append(code.decode(codes, gains, 5000))
+    np.testing.assert_allclose(*(1 - cosines(rows, decoded) for decoded in found), rtol=0.01)
+
+
+def test_rows_are_searched_whole_up_to_65536_weights() -> None:
+    assert [_trellis.search_cols(n) for n in (1, 5760, 65_536)] == [1, 5760, 65_536]
+    assert [_trellis.search_cols(n) for n in (65_537, 131_072, 1 << 20)] == [2064 + 1, 4096 + 16, 4096 + 16]

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 import hhtld
 import hhtld.roles
 import hhtld.source
+from hhtld.coders import task_nbytes
 from hhtld.dtypes import DTYPES
 from hhtld.encoder import Work, check_memory
 from hhtld.errors import HeaderError
@@ -26,7 +27,7 @@ from hhtld.formats.hhtld import open_pack
 from hhtld.formats.verify import verify
 from hhtld.gates import row_cosines
 from hhtld.matrix import is_vector, row_axes
-from hhtld.plan import make_plan
+from hhtld.plan import Profile, make_plan
 from hhtld.source import ArraySource, SourceRows, TensorInfo
 from tests import spec_reader
 
@@ -256,10 +257,24 @@ class Shapes(ArraySource):
 
 
 @pytest.mark.parametrize("profile", ["gates", "parity", "bits:6"])
-@pytest.mark.parametrize("shape", [(2, 2048, 512), (1, 1, 1024, 1024), (4, 2880, 2880), (128, 2880, 5760)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2048, 512), (1, 1, 1024, 1024), (4, 2880, 2880), (128, 2880, 5760), (64, 1 << 20)]
+)
 def test_the_default_memory_is_enough_for_tensors_of_more_axes(shape: tuple[int, ...], profile: str) -> None:
     source = Shapes(w=shape)
     check_memory(source, make_plan(source, profile), Work())
+
+
+def test_few_wide_rows_are_coded_in_pieces_and_as_well() -> None:
+    wide = np.random.default_rng(5).standard_normal((2, 70_000)).astype(np.float32)
+    pack = hhtld.encode({"w": wide}, "bits:3")
+    narrow = hhtld.encode({"w": wide.reshape(-1, 1000)}, "bits:3").info("w").gates
+    found = pack.info("w").gates
+    assert found is not None
+    assert narrow is not None
+    assert found.n_rows == 2
+    assert abs(found.median - narrow.median) < 1e-3
+    assert task_nbytes(Profile.parse("bits:3"), 2, 1 << 20, 4 << 20) < 64 << 20
 
 
 # ---- files ----
