@@ -26,6 +26,7 @@ from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.formats.prediction import predict_pack
 from hhtld.gates import CosineSummary, GateReport, Threshold
 from hhtld.journal import journal_path, partial_path
+from hhtld.notebook import card
 from hhtld.pack import PackSource
 from hhtld.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, check_quantized, make_plan
 from hhtld.progress import Progress, silent
@@ -148,7 +149,7 @@ class TensorOutcome:
         return record
 
 
-@dataclass
+@dataclass(repr=False)
 class ConversionReport:
     """Everything a conversion did; truthy when every enforced gate passed.
 
@@ -198,6 +199,31 @@ class ConversionReport:
 
     def __bool__(self) -> bool:
         return self.dry_run or bool(self.gates)
+
+    def __repr__(self) -> str:
+        how = "predicted" if self.dry_run else "passed" if self else "a gate was missed"
+        profile = "" if self.profile is None else f", profile {self.profile}"
+        return (
+            f"<ConversionReport {self.target}: {self.target_nbytes:,} bytes, {self.ratio:.2f} times smaller than as "
+            f"bfloat16{profile}, {how}>"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "source": f"{self.source}, {self.source_nbytes:,} bytes, as bfloat16 {self.bf16_nbytes:,}",
+            **{"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(self.notes)},
+        }
+        rows = (
+            (
+                t.info.name,
+                list(t.info.shape),
+                t.codec,
+                f"{t.nbytes:,}",
+                *((c.median, c.p5) if (c := t.cosines) else ("", "")),
+            )
+            for t in self.tensors
+        )
+        return card(repr(self)[1:-1], facts, ("tensor", "shape", "codec", "bytes", "median cosine", "p5"), rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return every number, for scripts."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from hhtld.basis import SvdBasis
 from hhtld.dtypes import narrow, view, widen
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
 from hhtld.fisher_z import FisherZTable
+from hhtld.notebook import card
 from hhtld.palette import HhtlCache, Palette
 from hhtld.rotation import Rotation
 from hhtld.scorer import PlainRows, Scorer
@@ -54,6 +55,7 @@ class HhtldPack:
         self.sections = sections
         self.budget = budget
         self._shared: dict[int, _Shared] = {}
+        self.reopen: Callable[[], HhtldPack] | None = None  # what another process calls for a pack that is sent to it
         path = getattr(sections, "path", None)
         self._place = "" if path is None else f"{path}: "  # what errors of content begin with, as those of structure
 
@@ -82,8 +84,29 @@ class HhtldPack:
     def __contains__(self, name: object) -> bool:
         return name in self.table.tensors
 
+    @property
+    def closed(self) -> bool:
+        """Whether the file was released."""
+        return bool(getattr(self.sections, "closed", False))
+
     def __repr__(self) -> str:
-        return f"<HhtldPack of {len(self)} tensors, profile {self.table.profile}>"
+        count = f"{len(self):,} tensor{'' if len(self) == 1 else 's'}"
+        return f"<HhtldPack {self._place}{count}, profile {self.table.profile}{', closed' if self.closed else ''}>"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (name, record.info.dtype.name, list(record.info.shape), record.codec, f"{self.nbytes(name):,}")
+            for name, record in self.table.tensors.items()
+        )
+        headings = ("tensor", "type", "shape", "codec", "bytes")
+        return card(repr(self)[1:-1], {"metadata": self.metadata()}, headings, rows)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if self.reopen is None:
+            return super().__reduce_ex__(protocol)
+        if self.closed:
+            raise ClosedError(f"{self._place}the pack is closed")
+        return self.reopen, ()
 
     def metadata(self) -> dict[str, str]:
         """Return the source's own metadata."""
@@ -390,6 +413,9 @@ class PackSlice:
     def __init__(self, pack: HhtldPack, record: TensorRecord) -> None:
         self._pack = pack
         self._record = record
+
+    def __repr__(self) -> str:
+        return f"<PackSlice {self._record.name!r}, {self.get_dtype()} {self.get_shape()}>"
 
     def get_shape(self) -> list[int]:
         """Return the source shape."""

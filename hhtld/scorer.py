@@ -220,6 +220,10 @@ class Scorer:
         self._twigs = None if centroids is None or tensor.twigs is None else np.ascontiguousarray(tensor.twigs)
         self._set_unit(centroids, coded[:levels])
 
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        return f"<Scorer of {name}{self.n_rows:,} rows of {self.n_cols:,}>"
+
     def _set_unit(
         self, centroids: Array32 | None, coded: list[tuple[Trellis, NDArray[np.uint16], NDArray[np.uint8]]]
     ) -> None:

@@ -19,6 +19,7 @@ from hhtld.dtypes import DType, dtype_named
 from hhtld.errors import HeaderError, no_such_tensor, shown
 from hhtld.gates import CosineSummary
 from hhtld.group import PaletteGroupKey
+from hhtld.notebook import card
 from hhtld.palette import MAX_PALETTE_K
 from hhtld.plan import CODECS
 from hhtld.regimes import REGIMES
@@ -118,6 +119,15 @@ class TensorRecord:
     def name(self) -> str:
         """The tensor's name."""
         return self.info.name
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {"type": self.info.dtype.name, "shape": list(self.info.shape), "codec": self.codec}
+        if self.alias_of is not None:
+            facts["shares the bytes of"] = self.alias_of
+        if self.gates is not None:
+            facts["row cosine, median"], facts["reached by 19 rows of 20"] = self.gates.median, self.gates.p5
+            facts["worst row"] = f"{self.gates.worst_row}: {self.gates.minimum}"
+        return card(self.name, facts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table's object; what is absent is left out."""

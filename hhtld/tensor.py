@@ -132,6 +132,10 @@ class _LeafTensor:
     svd_basis: SvdBasis | None
     original_shape: tuple[int, int]
 
+    def __repr__(self) -> str:
+        leaf = "" if self.slot_l is None else ", Slot L"
+        return f"<{type(self).__name__} {list(self.original_shape)}{leaf}>"
+
     def _check_leaf(self) -> None:
         present = [self.slot_l is not None, self.slot_l_scale is not None, self.svd_basis is not None]
         if any(present) != all(present):
@@ -180,7 +184,7 @@ class _LeafTensor:
         return np.frombuffer(data, np.int8).reshape(-1, SLOT_L_LANES)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class HhtlDTensor(_LeafTensor):
     """A lookup-grade tensor.
 
@@ -341,7 +345,7 @@ def representatives(rows: Rows, dims: Base17, cache: HhtlCache) -> NDArray[np.fl
     return out
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class HhtlF32Tensor(_LeafTensor):
     """A tensor of one palette entry a row, the palette being float32 rows of its own.
 

@@ -187,6 +187,10 @@ class HhtlTTensor:
             if scale.shape != (n_cols,) or not (np.isfinite(scale) & (scale > 0)).all():
                 raise ValueError(f"column_scale must be {n_cols} positive finite numbers")
 
+    def __repr__(self) -> str:
+        leaf = "" if self.slot_l is None else ", Slot L"
+        return f"<HhtlTTensor {list(self.original_shape)}, {self.shared.trellis.rate / 16:g} bits{leaf}>"
+
     @cached_property
     def _scale(self) -> NDArray[np.float32]:
         assert self.column_scale is not None

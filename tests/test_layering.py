@@ -26,6 +26,7 @@ FLOORS = [
         "hhtld.atomic_folder",
         "hhtld.crc",
         "hhtld.journal",
+        "hhtld.notebook",
         "hhtld.matrix",
         "hhtld.links",
         "hhtld.progress",

@@ -79,7 +79,20 @@ def open_pack(src: str | os.PathLike[str] | Url, *, mmap: bool = True, budget: i
     except BaseException:
         reader.close()
         raise
-    return HhtldPack(table, reader, budget)
+    pack = HhtldPack(table, reader, budget)
+    place = path.absolute() if isinstance(path, Path) else path
+    pack.reopen = partial(_reopened, place, mmap, budget, reader.fingerprint)
+    return pack
+
+
+def _reopened(path: Location, mmap: bool, budget: int, fingerprint: int) -> HhtldPack:
+    """Open a pack that was sent from another process, which must still be the file that it was there."""
+    pack = open_pack(path, mmap=mmap, budget=budget)
+    assert isinstance(pack.sections, ContainerReader)
+    if pack.sections.fingerprint != fingerprint:
+        pack.close()
+        raise HeaderError(f"{path}: is another file than the one whose pack was sent here; open it again")
+    return pack
 
 
 def _verified(path: Path) -> None:

@@ -222,6 +222,11 @@ class ContainerReader:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self.path}: an open file cannot be copied or pickled; open it again where it is needed")
 
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of the sections' own checksums and places, which tells a file from others."""
+        return zlib.crc32(repr([(r.kind, r.offset, r.nbytes, r.crc32) for r in self.records]).encode())
+
     def kinds(self) -> list[str]:
         return [record.kind for record in self.records]
 
@@ -300,6 +305,11 @@ class ContainerReader:
                 self._check(index, self._blocks(record))
             end = record.offset + record.nbytes
         self._check_zero(end, align_up(end, ALIGNMENT))  # where the table begins
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file was released."""
+        return self._file.closed
 
     def close(self) -> None:
         self._file.close()
