@@ -18,6 +18,7 @@ Types that no array has are kept as what they are made of: integers of 4 and 2 b
 bytes and complex128 as their packed bytes, sparse tensors as ``name/values`` and ``name/indices``. `description` tells
 their types and shapes. Strings are left out, which a note says.
 
+What operators do with a weight tells whether its rows are looked up (`hhtld.formats.onnx_uses`, `hhtld.regimes`).
 What the graph uses as quantized weights, scales and zero points is told by `quantized` (`hhtld.formats.onnx_quantized`)
 and never coded.
 
@@ -58,6 +59,7 @@ from hhtld.errors import (
 )
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.formats.onnx_quantized import Scope, quantized_by_graph
+from hhtld.formats.onnx_uses import uses_by_graph
 from hhtld.links import leads_out
 from hhtld.quantized import packed_tensors
 from hhtld.reading import PositionalFile, open_regular
@@ -513,6 +515,7 @@ class OnnxFile(TensorSource):
         for name, tensor in walk.model(model):
             self._take(name, tensor)
         used = quantized_by_graph(walk.scopes)
+        self._uses = uses_by_graph(walk.scopes)
         named = {name: scheme.name for name, scheme in packed_tensors(self._infos).items()}
         self._quantized = {name: use for name, use in (named | used).items() if name in self._infos}
         if walk.left_out:
@@ -562,6 +565,10 @@ class OnnxFile(TensorSource):
     def quantized(self) -> Mapping[str, str]:
         """Return what the graph uses as quantized weights, scales and zero points, and the operator that does."""
         return MappingProxyType(self._quantized)
+
+    def uses(self) -> Mapping[str, frozenset[str]]:
+        """Return the operators of the graph that take each tensor, see `hhtld.formats.onnx_uses`."""
+        return MappingProxyType(self._uses)
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return MappingProxyType(self._infos)

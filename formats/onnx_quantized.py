@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Scope", "quantized_by_graph"]
+__all__ = ["Scope", "origin", "passed_on", "quantized_by_graph"]
 
 _OPERATORS = re.compile(
     "DequantizeLinear|QuantizeLinear|ConvInteger|MatMulInteger|MatMulIntegerToFloat|MatMulNBits|MatMulBnb4|MatMulFpQ4"
@@ -36,17 +36,22 @@ def quantized_by_graph(scopes: Iterable[Scope]) -> dict[str, str]:
     """Return the name of every tensor that belongs to quantized weights, and the operator that uses it so."""
     found: dict[str, str] = {}
     for tensors, nodes in scopes:
-        passed = {
-            node.output[0]: node.input[0]
-            for node in nodes
-            if node.op_type in _PASSING and node.domain in _DOMAINS and node.input and node.output
-        }
+        passed = passed_on(nodes)
         for node in nodes:
             for value in _of_weights(node):
-                name = tensors.get(_origin(value, passed))
+                name = tensors.get(origin(value, passed))
                 if name is not None:
                     found.setdefault(name, node.op_type)
     return found
+
+
+def passed_on(nodes: Iterable[Any]) -> dict[str, str]:
+    """Return what goes into operators that only move or retype elements, by what comes out."""
+    return {
+        node.output[0]: node.input[0]
+        for node in nodes
+        if node.op_type in _PASSING and node.domain in _DOMAINS and node.input and node.output
+    }
 
 
 def _of_weights(node: Any) -> Iterator[str]:
@@ -55,8 +60,8 @@ def _of_weights(node: Any) -> Iterator[str]:
         yield from node.input[1:] if node.op_type == "QuantizeLinear" else node.input  # its first is a plain float
 
 
-def _origin(value: str, passed: Mapping[str, str]) -> str:
-    """The value that comes out as `value` of operators that only pass elements on."""
+def origin(value: str, passed: Mapping[str, str]) -> str:
+    """Return the value that comes out as `value` of operators that only pass elements on."""
     seen: set[str] = set()
     while value in passed and value not in seen:  # a damaged graph may run in circles
         seen.add(value)

@@ -299,9 +299,9 @@ def regime_of(info: TensorInfo, facts: ModelFacts | None = None) -> RegimeChoice
     if shape[:1] > (1,) and (len(shape) > 3 or (len(shape) == 3 and shape[2] <= _MOST_TAPS)):
         return RegimeChoice("argmax", f"shape: a convolution of {' x '.join(map(str, shape))}")
     choice, named = _head(name), _named(name, shape)
-    if choice is None and _has_vocabulary(name, shape, facts):
-        is_table = named is not None and named.regime == "index"
-        choice = named if is_table else RegimeChoice("index", f"vocabulary: {shape[0]} rows")
+    is_table = named is not None and named.regime == "index"
+    if choice is None and not is_table and _has_vocabulary(name, shape, facts):
+        choice = RegimeChoice("index", f"vocabulary: {shape[0]} rows")
     if choice is None and used & _PRODUCTS:
         return RegimeChoice("argmax", f"graph: {min(used & _PRODUCTS)}")
     choice = choice or named

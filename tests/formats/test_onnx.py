@@ -30,6 +30,7 @@ from hhtld.errors import (
 from hhtld.formats import get_format, open_source
 from hhtld.formats.__main__ import main
 from hhtld.formats.onnx import OnnxFile
+from hhtld.regimes import choose_regimes
 from tests.conftest import low_rank
 
 onnx = pytest.importorskip("onnx", reason="needs the package of the extra 'onnx'")
@@ -637,3 +638,43 @@ def test_commands(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["convert", str(path), str(tmp_path / "m.safetensors")]) == 0
     with open_source(tmp_path / "m.safetensors") as plain:
         assert np.array_equal(plain.read_tensor("layer.weight"), weights)
+
+
+# --- what the graph does with weights -----------------------------------------------------------
+
+
+def test_what_the_graph_does_decides_for_regimes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    names = ("a", "embed.weight", "tied", "moved", "inner", "lm_head.weight", "pos_embed", "wte.weight")
+    tensors = [numpy_helper.from_array(rng.standard_normal((64, 16), np.float32), name) for name in names]
+    body = helper.make_graph(
+        [helper.make_node("Gather", ["inner", "i"], ["b"])], "then", [], [helper.make_tensor_value_info("b", 1, None)]
+    )
+    nodes = (
+        helper.make_node("Gather", ["a", "i"], ["a_rows"]),
+        helper.make_node("MatMul", ["x", "embed.weight"], ["y"]),
+        helper.make_node("Gather", ["tied", "i"], ["t_rows"]),
+        helper.make_node("Transpose", ["tied"], ["tied_t"]),
+        helper.make_node("MatMul", ["t_rows", "tied_t"], ["logits"]),
+        helper.make_node("Cast", ["moved"], ["m"], to=1),
+        helper.make_node("Gather", ["m", "i"], ["m_rows"]),
+        helper.make_node("If", ["c"], ["d"], then_branch=body, else_branch=body),
+        helper.make_node("Gemm", ["x", "lm_head.weight"], ["z"], transB=1),
+        helper.make_node("Add", ["x", "pos_embed"], ["p"]),
+        helper.make_node("Gather", ["lists", "wte.weight"], ["odd"]),
+        helper.make_node("MatMul", ["odd", "wte.weight"], ["odd2"]),
+    )
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(*tensors, nodes=nodes).SerializeToString())
+    with open_source(path) as source:
+        found = {name: tuple(choice) for name, choice in choose_regimes(source).items()}
+    assert found == {
+        "a": ("index", "graph: Gather"),
+        "embed.weight": ("argmax", "graph: MatMul"),
+        "tied": ("index", "graph: Gather"),
+        "moved": ("index", "graph: Gather"),
+        "inner": ("index", "graph: Gather"),
+        "lm_head.weight": ("index", "name: lm_head"),
+        "pos_embed": ("index", "name: pos_embed"),
+        "wte.weight": ("argmax", "graph: MatMul"),
+    }
