@@ -306,8 +306,10 @@ def make_plan(
             plan.tensors[name] = _grouped(info, own, family, choices[name])
     if whole:
         names = ", ".join(shown(name, 60) for name in whole[:3]) + (", ..." if len(whole) > 3 else "")
-        count = "1 tensor holds" if len(whole) == 1 else f"{len(whole)} tensors hold"
-        plan.notes += (f"{count} whole numbers only, as masks do, and are kept byte for byte: {names}",)
+        told = "1 tensor holds whole numbers only, as masks do, and is"
+        if len(whole) > 1:
+            told = f"{len(whole)} tensors hold whole numbers only, as masks do, and are"
+        plan.notes += (f"{told} kept byte for byte: {names}",)
     if beyond:
         plan.notes += (
             f"float32, which codecs compute in, does not hold all values of {len(beyond)} of the float64 tensors; they "

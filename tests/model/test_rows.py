@@ -225,6 +225,11 @@ def test_masks_and_integers_in_float_types_are_kept_and_told() -> None:
         assert pack.get_tensor(name, "source").tobytes() == array.tobytes()
 
 
+def test_one_mask_is_told_of_in_one() -> None:
+    plan = make_plan(ArraySource({"attn.bias": np.tril(np.ones((8, 8), np.float32))}), "parity")
+    assert plan.notes == ("1 tensor holds whole numbers only, as masks do, and is kept byte for byte: 'attn.bias'",)
+
+
 def test_what_only_looks_like_whole_numbers_is_coded() -> None:
     rng = np.random.default_rng(4)
     late = np.ones((600, 600), np.float32)
