@@ -220,7 +220,7 @@ def _print_lanes(slots: Facts, out: Console) -> None:
 
 
 def _print_lines(title: str, lines: Sequence[str], out: Console) -> None:
-    print_titled(title, Group(*(Padding(Text(line), (0, 0, 0, _INDENT), expand=False) for line in lines)), out)
+    print_titled(title, Group(*(Padding(Text(line.rstrip()), (0, 0, 0, _INDENT), expand=False) for line in lines)), out)
 
 
 def _chart(counts: Sequence[float], out: Console) -> list[str]:

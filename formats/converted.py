@@ -106,7 +106,9 @@ def _row(name: str, tensors: Sequence[TensorOutcome]) -> tuple[Any, ...]:
 def _summary(report: ConversionReport) -> Iterator[str]:
     size, bf16 = human_nbytes(report.target_nbytes), human_nbytes(report.bf16_nbytes)
     verb = "would take about" if report.dry_run else "takes"
-    yield f"{report.target} {verb} {size}: {report.ratio:.2f} times smaller than the model as bfloat16, {bf16}"
+    smaller = report.ratio >= 1
+    how = f"{report.ratio:.2f} times smaller than" if smaller else f"{1 / (report.ratio or 1):.2f} times as large as"
+    yield f"{report.target} {verb} {size}: {how} the model as bfloat16, {bf16}"
     tied = sum(t.alias_of is not None for t in report.tensors)
     encoded = sum(t.regime is not None and t.alias_of is None for t in report.tensors)
     yield (

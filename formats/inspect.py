@@ -274,7 +274,7 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
     chosen = range(start, stop, step)
     if not chosen:
         asked = ":".join("" if part is None else str(part) for part in (span.start, span.stop))
-        raise ValueError(f"no row in {asked}: tensor {name!r} has {counted(info.n_rows, 'row')}, numbered from 0")
+        raise ValueError(f"no row in {asked!r}: tensor {name!r} has {counted(info.n_rows, 'row')}, numbered from 0")
     if isinstance(source, PackSource):
         block = source.pack.get_rows(name, np.asarray(chosen, np.intp))
     else:

@@ -30,15 +30,15 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raises passes through; the sibling is gone then.
     """
     target = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the link that is to be refused
-    with writing(target):
-        _check_free(target)
+    with writing(Path(path)):
+        _check_free(target, path)
         sibling = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         sibling.mkdir()
     try:
         yield sibling
         sync_folder(sibling)
         with writing(target):
-            _check_free(target)
+            _check_free(target, path)
             sibling.rename(target)  # replaces an empty folder and nothing else
     except BaseException as error:
         shutil.rmtree(sibling, ignore_errors=True)  # what went wrong first is what the caller must hear of
@@ -48,14 +48,14 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     sync_folder(target.parent)
 
 
-def _check_free(target: Path) -> None:
+def _check_free(target: Path, path: str | os.PathLike[str]) -> None:
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir():
-        raise OutputError(None, f"cannot write the folder {target}: it exists and is not a folder")
+        raise OutputError(None, f"cannot write the folder {path}: it exists and is not a folder")
     if any(target.iterdir()):
         raise OutputError(
-            None, f"cannot write the folder {target}: it exists and is not empty; give another name, or remove it"
+            None, f"cannot write the folder {path}: it exists and is not empty; give another name, or remove it"
         )
 
 
