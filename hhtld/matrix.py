@@ -16,9 +16,10 @@ kernel first (TensorFlow)      (k, k, in, out)                 k * k * in x out 
 =============================  ==============================  ===================  ===============
 
 Shapes alone decide, so that every reader of a model finds the same rows. The axes from the third on are a kernel when
-they are short: at most 7 each, or at most 16 (of three axes: the longest kernels of speech models) or 64 (of more axes:
-patches of 32 pixels) and no longer than the first axis, which counts filters. Where there is no kernel, axes of
-length 1 at the start and the end say nothing and are passed over: what is left is looked at in the same way.
+they are short, at most 7 (of three axes) or 11 (of more: style transfer and super-resolution end in 9 x 9) each; or
+when they are at most 16 (the longest kernels of speech models) or 64 (patches of 32 pixels) each and no longer than the
+first axis, which counts filters. Where there is no kernel, axes of length 1 at the start and the end say nothing and
+are passed over: what is left is looked at in the same way.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from collections.abc import Sequence
 
 __all__ = ["is_vector", "row_axes"]
 
-_SHORT = 7
-_LONGEST = {3: 16}
-_LONGEST_OF_MORE = 64
+_SHORT, _LONGEST = 7, 16  # kernels of three axes
+_SHORT_OF_MORE, _LONGEST_OF_MORE = 11, 64
 
 
 def row_axes(shape: Sequence[int]) -> int:
@@ -45,8 +45,8 @@ def row_axes(shape: Sequence[int]) -> int:
 
 
 def _has_kernel(shape: Sequence[int]) -> bool:
-    kernel = max(shape[2:])
-    return kernel <= _SHORT or kernel <= min(shape[0], _LONGEST.get(len(shape), _LONGEST_OF_MORE))
+    short, longest = (_SHORT, _LONGEST) if len(shape) == 3 else (_SHORT_OF_MORE, _LONGEST_OF_MORE)
+    return max(shape[2:]) <= max(short, min(shape[0], longest))
 
 
 def is_vector(shape: Sequence[int]) -> bool:

@@ -58,6 +58,7 @@ SHAPES = {
     "linear as Conv1d": ((512, 256, 1), (512, 256)),
     "mobilenet.depthwise": ((96, 1, 3, 3), (96, 9)),
     "mask head": ((1, 64, 3, 3), (1, 576)),
+    "style transfer, last": ((3, 32, 9, 9), (3, 2592)),
     "vit.patch_embed": ((768, 3, 16, 16), (768, 768)),
     "clip.patch_embedding": ((768, 3, 32, 32), (768, 3072)),
     "qwen_vl.patch_embed": ((1152, 3, 2, 14, 14), (1152, 1176)),
@@ -344,6 +345,16 @@ def test_rows_of_an_older_file_are_compared_and_coded_as_the_rows_they_are(model
     with open_pack(again) as pack:
         assert pack.info("experts.up_proj").info.n_rows == 1024
     np.testing.assert_array_equal(hhtld.load_file(back)["experts.up_proj"], whole.reshape(8, 128, 96))
+
+
+def test_files_of_matrices_and_convolutions_are_what_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ((64, 80), (32, 16, 3, 3), (48, 24, 5), (64, 32, 1, 1), (40, 3, 2, 8, 8), (33, 1, 31), (3, 32, 9, 9))
+    save_file({f"w{i}": laplace(*shape) for i, shape in enumerate(shapes)}, tmp_path / "m.safetensors")
+    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "new.hhtld", profile="bits:3", min_ratio=0)
+    for module in (hhtld.source, hhtld.roles):
+        monkeypatch.setattr(module, "row_axes", lambda shape: 1)
+    hhtld.convert(tmp_path / "m.safetensors", tmp_path / "old.hhtld", profile="bits:3", min_ratio=0)
+    assert (tmp_path / "new.hhtld").read_bytes() == (tmp_path / "old.hhtld").read_bytes()
 
 
 def test_a_group_whose_rows_are_no_axes_of_a_tensor_is_refused(model: Path) -> None:
