@@ -463,6 +463,7 @@ class PackSource(TensorSource):
     def __init__(self, pack: HhtldPack) -> None:
         self.pack = pack
         self._verified: set[str] = set()
+        self._last: tuple[str, int, NDArray[Any]] | None = None
         self._infos = {
             name: TensorInfo(name, record.info.dtype, record.info.shape, record.info.shard)
             for name, record in pack.table.tensors.items()
@@ -538,14 +539,27 @@ class PackSource(TensorSource):
         held = self.pack.info(name).info
         if info.has_rows and held.n_cols == info.n_cols:
             rows = self.pack.get_rows(name, slice(start, stop), "source")
-        elif info.has_rows:  # of a file whose rows are longer: what they lie in is decoded
-            begin, end = start * info.n_cols, stop * info.n_cols
-            first = begin // held.n_cols
-            whole = self.pack.get_rows(name, slice(first, max(first, -(-end // held.n_cols))), "source").reshape(-1)
-            rows = whole[begin - first * held.n_cols : end - first * held.n_cols]
+        elif info.has_rows:
+            rows = self._of_longer_rows(name, held.n_cols, start * info.n_cols, stop * info.n_cols)
         else:
             rows = self.pack.get_tensor(name, "source").reshape(1, -1)[start:stop]
         return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)
 
+    def _of_longer_rows(self, name: str, n_cols: int, start: int, stop: int) -> NDArray[Any]:
+        """Elements [start, stop) of a tensor whose rows in the file are longer than its shape says, as in older files.
+
+        The row that was decoded last is held: what reads tensors reads them in pieces, one after the other.
+        """
+        parts = []
+        while start < stop:
+            row, first = divmod(start, n_cols)
+            last = self._last
+            if last is None or last[:2] != (name, row):
+                last = self._last = (name, row, self.pack.get_rows(name, [row], "source")[0])
+            parts.append(last[2][first : first + stop - start])
+            start += n_cols - first
+        return np.concatenate(parts) if parts else np.empty(0)
+
     def close(self) -> None:
+        self._last = None
         self.pack.close()

@@ -27,6 +27,7 @@ from hhtld.formats.hhtld import open_pack
 from hhtld.formats.verify import verify
 from hhtld.gates import row_cosines
 from hhtld.matrix import is_vector, row_axes
+from hhtld.pack import PackSource
 from hhtld.plan import Profile, make_plan
 from hhtld.source import ArraySource, SourceRows, TensorInfo
 from tests import spec_reader
@@ -339,6 +340,7 @@ def test_rows_of_an_older_file_are_compared_and_coded_as_the_rows_they_are(model
         np.testing.assert_array_equal(
             SourceRows(source, "experts.up_proj", 128 * 96).read(2, 3), whole[256:384].reshape(1, -1)
         )
+        assert source.read_rows("experts.up_proj", 1024, 1024).shape == (0, 96 * 4)
     again, back = model.with_name("again.hhtld"), model.with_name("back.safetensors")
     hhtld.convert(of_first_axes, again, profile="bits:4", min_ratio=0)
     hhtld.convert(of_first_axes, back)
@@ -355,6 +357,17 @@ def test_files_of_matrices_and_convolutions_are_what_they_were(tmp_path: Path, m
         monkeypatch.setattr(module, "row_axes", lambda shape: 1)
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "old.hhtld", profile="bits:3", min_ratio=0)
     assert (tmp_path / "new.hhtld").read_bytes() == (tmp_path / "old.hhtld").read_bytes()
+
+
+def test_long_rows_of_an_older_file_are_decoded_once(of_first_axes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_source(of_first_axes) as source:
+        assert isinstance(source, PackSource)
+        asked: list[Any] = []
+        get_rows = source.pack.get_rows
+        monkeypatch.setattr(source.pack, "get_rows", lambda *args: (asked.append(args[1]), get_rows(*args))[1])
+        for start in range(0, 1024, 50):
+            source.read_rows("experts.up_proj", start, min(start + 50, 1024))
+    assert asked == [[row] for row in range(8)]
 
 
 def test_a_group_whose_rows_are_no_axes_of_a_tensor_is_refused(model: Path) -> None:
