@@ -56,7 +56,10 @@ def processor() -> str:
 
 
 def search(rows: np.ndarray) -> None:
-    import faiss
+    try:
+        import faiss
+    except ImportError:
+        sys.exit("this compares with faiss: pip install faiss-cpu")
 
     faiss.omp_set_num_threads(1)  # loaded after the limit was set
     centroids = np.ascontiguousarray(rows[::119][:256])

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -141,6 +142,7 @@ def page(path: str, title: str, beside: str, body: Iterable[str], css: str = "")
     yield f"<title>{name}: {title}</title>\n<style>{_CSS}{css}</style>\n</head>\n<body>\n<main>\n"
     yield f"<header>\n<h1>{name}</h1>\n<p>{escaped(beside)}</p>\n</header>\n"
     yield from body
+    yield f"<footer><p>hhtld {escaped(version('hhtld'))}</p></footer>\n"
     yield f"</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
 
 
@@ -269,7 +271,15 @@ figure { margin: 0; padding: 14px; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 600px; margin: 0 auto; }
 figure svg text { font-family: inherit !important; }
 figcaption { margin-top: 8px; color: var(--soft); font-size: 13px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; /* a shadow on the side where there is more, covered where there is none */
+  background: linear-gradient(to right, var(--card) 40%, transparent) left / 40px 100%,
+    linear-gradient(to left, var(--card) 40%, transparent) right / 40px 100%,
+    linear-gradient(to right, var(--faint), transparent) left / 12px 100%,
+    linear-gradient(to left, var(--faint), transparent) right / 12px 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
+@media (max-width: 700px) {
+  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; max-width: 45vw; white-space: normal;
+    overflow-wrap: anywhere; background: var(--card); } }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 8px; text-align: left; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--rule); }
@@ -281,6 +291,8 @@ td.good { color: var(--good); }
 td.bad { color: var(--mark); }
 tbody tr:hover td { background: color-mix(in srgb, var(--accent) 8%, transparent); }
 th button { all: unset; cursor: pointer; }
+th[aria-sort=none] button::after { content: " ↕"; opacity: 0.5; }
+footer { margin-top: 20px; color: var(--soft); font-size: 13px; }
 th button:hover, th button:focus-visible { color: var(--ink); text-decoration: underline; }
 th[aria-sort=ascending] button::after { content: " ↑"; }
 th[aria-sort=descending] button::after { content: " ↓"; }

@@ -29,7 +29,7 @@ from hhtld.formats.page import (
     verdict,
     write_page,
 )
-from hhtld.formats.terminal import human_nbytes
+from hhtld.formats.terminal import EXPLAINED, human_nbytes
 from hhtld.formats.verify import verify
 from hhtld.gates import RegimeCosines
 from hhtld.pack import HhtldPack
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["report_facts", "section_nbytes", "write_report"]
 
+_CODECS = (
+    "codec: hhtl_t holds trellis codes and a gain a row (Slots T and V); hhtl_d a tree address and a magnitude; "
+    "hhtl_f32 the number of a palette's row; keep is as it came, byte for byte"
+)
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -210,12 +214,14 @@ def _gates(gates: Mapping[str, Any]) -> Iterator[str]:
                 yield f"<td></td><td class=n>{asked[quantile]:g}</td>"
                 continue
             passed = "good" if found[quantile] >= asked[quantile] else "bad"
-            yield f'<td class="n {passed}">{_down(found[quantile], 6)}</td><td class=n>{asked[quantile]:g}</td>'
+            words = "" if passed == "good" else "below: "
+            yield f'<td class="n {passed}">{words}{_down(found[quantile], 6)}</td><td class=n>{asked[quantile]:g}</td>'
         lowest = _down(found["min"], 6) if "min" in found else ""
         place = f"{escaped(worst['tensor'])} row {worst['row']}" if worst else ""
         yield f"<td class=n>{lowest}</td><td>{place}</td></tr>\n"
     yield "</tbody>\n</table></div>\n"
-    yield "<p>Rows of zeros must come back as zeros; the cosines are those of the other rows.</p>\n</section>\n"
+    yield "<p>Rows of zeros must come back as zeros; the cosines are those of the other rows.</p>\n"
+    yield f"<p><small>{escaped(EXPLAINED)}</small></p>\n</section>\n"
 
 
 def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -248,7 +254,7 @@ def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield (_down(found[quantile]), found[quantile]) if found else ""
         yield str(found["worst_row"]) if found else ""
 
-    return sorted_table("Tensors", headings, (tuple(row(tensor)) for tensor in tensors))
+    return sorted_table("Tensors", headings, (tuple(row(tensor)) for tensor in tensors), note=_CODECS)
 
 
 def _plots(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> Iterator[str]:

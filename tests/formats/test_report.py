@@ -353,3 +353,14 @@ def test_no_other_script_runs(tmp_path: Path, browser: Browser) -> None:
         text.replace("</body>", "<script>document.title = 'x'</script></body>"), encoding="utf-8"
     )
     assert asked(browser, tmp_path / "more.html", 390, "page.title") == "small & quick.hhtld: conversion report"
+
+
+def test_a_page_explains_its_words_and_says_who_wrote_it(tmp_path: Path) -> None:
+    facts, cosines = made()
+    parsed = Page(page(tmp_path, facts, cosines))
+    words = "".join(parsed.texts)
+    assert "19 of 20, reach" in words
+    assert "codec: hhtl_t holds trellis codes" in words
+    assert f"hhtld {hhtld.__version__}" in words
+    facts["gates"]["regimes"]["argmax"]["required"]["median"] = 1.0
+    assert "below: " in "".join(Page(page(tmp_path, facts, cosines)).texts), "told by words, not by colour alone"
