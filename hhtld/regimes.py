@@ -231,7 +231,8 @@ def _has_vocabulary(name: _Name, shape: Sequence[int], facts: ModelFacts) -> boo
     """Whether a matrix outside of layers has as many rows as a vocabulary has entries."""
     if name.is_inner or len(shape) != 2 or name.module in _LAYERS:
         return False
-    is_layer = any(_PRODUCT_WORD.match(word) for word in name.words)  # as a head may be called, too
+    # As a head may be called, too.
+    is_layer = any(_PRODUCT_WORD.match(word) or word in _LAYER_WORDS for word in name.words)
     return shape[0] in facts.vocabularies and shape[0] > (4 if is_layer else 1) * shape[1]
 
 

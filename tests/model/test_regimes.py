@@ -590,7 +590,7 @@ def test_heads_are_known_by_the_size_of_the_vocabulary() -> None:
     for config in ({"vocab_size": 1000}, {"text_config": {"vocab_size": 1000}}, {"output_vocab_size": 1000}):
         assert choose_regimes(Named(head, config))["head.weight"] == ("index", "vocabulary: 1000 rows")
     assert choose_regimes(Named(head | {"emb.weight": (1000, 64)}))["head.weight"].regime == "index"
-    inner = {"layers.0.fc.weight": (1000, 64), "pooler.dense.weight": (1000, 1000), "proj.weight": (1000, 500)}
+    inner = {"layers.0.fc.weight": (1000, 64), "pooler.dense.weight": (1000, 1000), "dense.weight": (1000, 500)}
     assert {c.regime for c in choose_regimes(Named(inner, {"vocab_size": 1000})).values()} == {"argmax"}
 
 
