@@ -223,7 +223,8 @@ def make_plan(
     profile : str
         "lookup", "f32", "gates", "parity" or "bits:B".
     rules : sequence of (glob, profile)
-        The first whose glob matches a name decides for it; "keep" keeps the tensor as it is.
+        The first whose glob matches a name decides for it, and for names that share its bytes and have no rule; "keep"
+        keeps the tensor as it is.
     roles : sequence of (glob, "index" or "argmax")
         The first whose glob matches a name decides for the regime of its rows, see `hhtld.regimes`. Not for profiles
         "lookup" and "f32", whose specification goes by names.
@@ -284,7 +285,8 @@ def make_plan(
     keep, beyond = Profile("keep"), []
     for name in sorted(infos):
         info = infos[name]
-        own = ruled.get(name) or chosen
+        family = [name, *families.get(name, ())]
+        own = next((found for each in family if (found := ruled.get(each)) is not None), chosen)
         if own is chosen and rates and name in rates:
             own = Profile(f"bits:{rates[name] / 16:g}", rates[name], state_bits=PARITY_STATE_BITS)
         if name in tied:
@@ -300,7 +302,6 @@ def make_plan(
             plan.tensors[name] = TensorPlan(info, keep)
             whole.append(name)
         else:
-            family = [name, *families.get(name, ())]
             if own.codec != "hhtl_t":
                 _refuse_roles(own, family, roles)
             plan.tensors[name] = _grouped(info, own, family, choices[name])

@@ -241,6 +241,8 @@ def _named(name: _Name, shape: Sequence[int]) -> RegimeChoice | None:
     module, words = name.module, name.words
     if module in _LAYERS or _random_features(name):
         return _argmax(module)
+    if module == "reference_points":  # a table in SAM 3, a layer in Deformable DETR
+        return (_index if len(shape) == 2 and shape[0] > shape[1] else _argmax)(module)
     if module in _TABLES or words[-2:] in (["embeds", "layer"], ["embed", "layer"], ["embedding", "layer"]):
         return _index(module)
     if words[-2:] == ["attention", "bias"] and "relative" in words:

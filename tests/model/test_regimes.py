@@ -469,7 +469,11 @@ ARCHITECTURES: dict[str, dict[str, list[tuple[str, tuple[int, ...]]]]] = {
     },
     "Deformable DETR": {
         "index": [("model.level_embed", (4, 256))],
-        "argmax": [("class_embed.0.weight", (91, 256)), ("bbox_embed.0.layers.1.weight", (256, 256))],
+        "argmax": [
+            ("model.reference_points.weight", (2, 256)),
+            ("class_embed.0.weight", (91, 256)),
+            ("bbox_embed.0.layers.1.weight", (256, 256)),
+        ],
     },
     "LayoutLM": {
         "index": [
@@ -722,6 +726,19 @@ def test_tied_names_take_the_strictest_role_and_each_has_its_line(
     assert main(["inspect", str(tmp_path / "m.hhtld"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [(t["regime"], t["regime_reason"]) for t in facts["tensors"]] == [("index", "role: embed")] * 2
+
+
+def test_a_rule_for_one_of_tied_names_decides_for_both() -> None:
+    table = np.random.default_rng(3).standard_normal((600, 48), np.float32)
+    source = ArraySource({"lm_head.weight": table, "model.embed_tokens.weight": table.copy()})
+    for rules, codec in (
+        ([], "hhtl_t"),
+        ([("model.embed_tokens.weight", "keep")], "keep"),
+        ([("model.*", "keep"), ("lm_head.*", "bits:2")], "hhtl_t"),
+    ):
+        plan = make_plan(source, "bits:3", rules=rules)
+        assert plan.tensors["lm_head.weight"].codec == codec
+        assert plan.tensors["model.embed_tokens.weight"].alias_of == "lm_head.weight"
 
 
 def test_roles_on_the_command_line(
