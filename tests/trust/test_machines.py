@@ -61,7 +61,7 @@ def test_big_endian_machines_are_refused_when_kernels_are_built() -> None:
     assert "this machine is big-endian" in compiled[1].stderr
 
 
-def test_this_machine_gives_what_the_manifest_says() -> None:
+def test_this_machine_gives_what_the_golden_files_say() -> None:
     found = list(machines.lines())
     assert found[0] == f"tier {_isa.tier()}"
     words = {line.split()[0]: line.split() for line in found[1:]}
