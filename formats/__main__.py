@@ -131,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
         "--min-ratio", type=float, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
     )
     command.add_argument(
+        "--allow-keep",
+        action="store_true",
+        help="take tensors that are kept byte for byte, because no rate reaches what --gate or the profile asks, for a "
+        "pass; they have their rows in tables either way",
+    )
+    command.add_argument(
         "--calibrate",
         metavar="TEXT",
         help="for --profile parity: run the model of SRC on a text (builtin, or a file as --prompts of gate-parity "
@@ -431,6 +437,7 @@ def _convert(args: argparse.Namespace) -> int:
                 roles=args.role,
                 gates={regime: Threshold(median, p5) for regime, median, p5 in args.gate},
                 min_ratio=args.min_ratio,
+                allow_keep=args.allow_keep,
                 to=args.to,
                 jobs=args.jobs,
                 executor=args.executor,
@@ -497,7 +504,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from hhtld.formats.hhtld import open_pack
-    from hhtld.formats.terminal import console, gate_table, human_nbytes, progress_bar
+    from hhtld.formats.terminal import console, counted, gate_table, human_nbytes, progress_bar
     from hhtld.formats.verify import verify
 
     with open_pack(args.file) as pack:
@@ -509,14 +516,18 @@ def _verify(args: argparse.Namespace) -> int:
         return DONE if report else FAILED
     out = console()
     out.print(
-        f"{report.path}: structure, {report.n_sections} checksums and {report.n_tensors} tensors sound, "
-        f"{human_nbytes(report.nbytes)}",
+        f"{report.path}: structure, {counted(report.n_sections, 'checksum')} and "
+        f"{counted(report.n_tensors, 'tensor')} sound, {human_nbytes(report.nbytes)}",
         highlight=False,
         markup=False,
     )
     if report.gates is not None:
-        out.print(gate_table(report.gates))
-        if report:
+        if report.gates.tensors or report.gates.unreached:
+            out.print(gate_table(report.gates))
+        if report and not report.gates.tensors:
+            held = "no tensor of it is encoded; all are kept and equal the source byte for byte"
+            out.print(held if report.n_tensors else "it holds no tensors, and neither does the source", markup=False)
+        elif report:
             made = "the encoded ones were made from its rows; " if report.is_source else ""
             out.print(
                 f"kept tensors equal the source byte for byte; {made}the recorded cosines are those measured now",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,14 +18,14 @@ from numpy.typing import ArrayLike
 
 from hhtld.calibration import Calibration
 from hhtld.encoder import DEFAULT_MEMORY, Work
-from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError
+from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError, shown
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.calibration import calibrated
 from hhtld.formats.hhtld import open_pack
 from hhtld.formats.hhtld.fingerprint import content_digest, source_facts
 from hhtld.formats.locations import locate, output_path, spelled
 from hhtld.formats.prediction import predict_pack
-from hhtld.gates import CosineSummary, GateReport, Threshold
+from hhtld.gates import CosineSummary, GateReport, Threshold, Unreached, checked_thresholds
 from hhtld.journal import journal_path, partial_path
 from hhtld.notebook import card
 from hhtld.pack import PackSource
@@ -109,6 +110,7 @@ class TensorOutcome:
     cosines: CosineSummary | None = None
     predicted_median: float | None = None
     stored: tuple[str, int] | None = None
+    unreached: Unreached | None = None
 
     @property
     def source_nbytes(self) -> int:
@@ -138,6 +140,8 @@ class TensorOutcome:
             record["alias_of"] = self.alias_of
         if self.regime is not None:
             record |= {"regime": self.regime, "regime_reason": self.regime_reason}
+        if self.unreached is not None:
+            record["unreached"] = self.unreached.to_json()
         if self.predicted_median is not None:
             record["predicted_median"] = round(self.predicted_median, 6)
         if self.cosines is not None:
@@ -259,6 +263,7 @@ def convert(
     roles: Sequence[tuple[str, str]] = (),
     gates: Mapping[str, Threshold] | None = None,
     min_ratio: float | None = None,
+    allow_keep: bool = False,
     to: str | None = None,
     jobs: int | None = None,
     executor: str | Executor | None = None,
@@ -305,7 +310,12 @@ def convert(
         Cosines that rows under "gates" and "parity" must reach instead of `hhtld.gates.THRESHOLDS` and
         `hhtld.plan.PARITY_THRESHOLD`.
     min_ratio : float
-        Bytes as bfloat16 over the file that profiles "gates" and "parity" must reach, 2 by default.
+        Bytes as bfloat16 over the file that profiles "gates" and "parity" must reach, 2 by default; a finite number,
+        and 0 asks for none. A file that is larger than its source as stored fails too, unless `min_ratio` is below 1.
+        Not asked where nothing is encoded.
+    allow_keep : bool
+        Whether tensors that are kept byte for byte, because no rate reaches what `gates` ask, pass; they are told
+        either way.
     jobs : int, optional
         Threads; all processors by default. The bytes are the same for any number.
     executor : str or concurrent.futures.Executor, optional
@@ -373,6 +383,9 @@ def convert(
         if calibrate is not None:
             raise ValueError("calibration and calibrate say the same: give one")
         calibrate = calibration
+    if min_ratio is not None and not 0 <= min_ratio < math.inf:
+        raise ValueError(f"min_ratio (--min-ratio) must be a finite number, 0 or more, got {min_ratio!r}")
+    checked_thresholds(gates)
     source_path, target = locate(src), output_path(dst)
     output = format_for_output(dst, to)
     options: dict[str, Any] = {
@@ -394,6 +407,7 @@ def convert(
             "roles": tuple(roles) or None,
             "gates": gates or None,
             "min_ratio": min_ratio,
+            "allow_keep": allow_keep or None,
         }
         encoding |= {"seed": seed, "column_scales": column_scales, "calibrate": calibrate, "target_top1": target_top1}
         encoding |= {"executor": executor, "memory": memory, "resume": resume or None}
@@ -458,8 +472,10 @@ def convert(
                 **({"column_scales": column_scales} | told),
             )
             plan.files = plan.files if files else ()
-            notes += _profile_notes(plan, calibrate is not None)
+            of_profile = list(_profile_notes(plan, calibrate is not None))
+            notes += of_profile
             measured = GateReport(plan.profile.judged, plan.thresholds, 2.0 if min_ratio is None else min_ratio)
+            measured.allow_keep = allow_keep
             measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
             report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
             notes = [*plan.notes, *notes]
@@ -484,6 +500,12 @@ def convert(
         if files and output.name in ("folder", "hf", "hhtld"):
             report.notes += source.file_notes
     report.gates.ratio = report.ratio
+    report.gates.source_ratio = report.source_nbytes / report.target_nbytes if report.target_nbytes else math.inf
+    if report.profile is not None:
+        report.gates.ratio_advice = _ratio_advice(report)
+        if all(tensor.regime is None for tensor in report.tensors):
+            report.notes = [note for note in report.notes if note not in of_profile]
+        report.notes = [*_kept_notes(report, plan), *report.notes]
     report.seconds = time.perf_counter() - started
     if not report:
         raise GateError(f"{target} is written, but {report.gates.verdict()}", report)
@@ -544,6 +566,68 @@ def _profile_notes(plan: Plan, is_calibrated: bool) -> Iterator[str]:
         )
     if "gates" in used:
         yield GATES_NOTE
+
+
+def _kept_notes(report: ConversionReport, plan: Plan) -> Iterator[str]:
+    """Why tensors were kept that profiles could have encoded, and why all were where none is encoded."""
+    out_of_range = report.gates.out_of_range
+    if out_of_range:
+        yield (
+            f"values near the end of float32's range, which codecs compute in, keep {len(out_of_range)} of the tensors "
+            f"byte for byte: {', '.join(map(shown, sorted(out_of_range)[:3]))}"
+        )
+    if any(tensor.regime is not None for tensor in report.tensors):
+        return
+    own = [tensor for tensor in plan.tensors.values() if tensor.alias_of is None]
+    planned = [tensor.info.name for tensor in own if tensor.group is not None]
+    floats = [tensor for tensor in own if tensor.info.dtype.is_weight]
+    if not own:
+        why = "the source holds no tensors"
+    elif not floats:
+        why = "no tensor is of floats; others are kept as they are"
+    elif planned and len(report.gates.unreached) == len(planned):
+        why = "6 bits a weight do not reach what is asked"
+    elif planned:
+        why = "coding would not save a byte: small matrices cost more for what they share than they save"
+    elif any(_takes_rows(tensor.info) for tensor in floats):
+        why = "what could be encoded is kept by a rule, or for what the notes say"
+    else:
+        why = "no tensor is a matrix that this profile encodes; vectors and scalars are kept as they are"
+    yield f"nothing {'would be' if report.dry_run else 'was'} encoded: {why}"
+
+
+def _takes_rows(info: TensorInfo) -> bool:
+    return info.has_rows and info.n_rows * info.n_cols > 0
+
+
+def _ratio_advice(report: ConversionReport) -> str:
+    """What takes a file's bytes, and what would help where they are too many."""
+    own = [tensor for tensor in report.tensors if tensor.alias_of is None]
+    kept = sum(tensor.nbytes for tensor in own if tensor.regime is None)
+    encoded = sum(tensor.nbytes for tensor in own if tensor.regime is not None)
+    rest = report.target_nbytes - kept - encoded - report.files_nbytes
+    parts = {
+        "encoded tensors": encoded,
+        "tensors kept byte for byte": kept,
+        "the table and what groups share": rest,
+        "side files": report.files_nbytes,
+    }
+    most = max(parts, key=lambda part: parts[part])
+    told = ", ".join(f"{nbytes:,} are {part}" for part, nbytes in parts.items() if nbytes > 0)
+    unreached = sum(tensor.nbytes for tensor in own if tensor.unreached is not None)
+    advice = {
+        "encoded tensors": "a lower rate (--profile bits:B) takes fewer",
+        "tensors kept byte for byte": (
+            f"{unreached:,} of these for what is asked of them and 6 bits do not reach"
+            if unreached
+            else "rules, or their shapes and types, keep them"
+        ),
+        "the table and what groups share": "small models cost what every file holds",
+        "side files": "--no-files leaves them behind",
+    }[most]
+    if report.source_nbytes < report.bf16_nbytes:
+        advice += f"; the source itself takes {report.source_nbytes:,}, less than 16 bits a weight"
+    return f"of {report.target_nbytes:,} bytes {told}; {advice}, and --min-ratio asks for less"
 
 
 def _overwrites(target: Path, source: Location) -> str | None:
@@ -609,7 +693,9 @@ def _count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
         codec, nbytes = records[name]
         told = (None, None) if codec == "keep" else _regime(tensor)
         cosines = report.gates.tensors.get(name)
-        report.tensors.append(TensorOutcome(tensor.info, codec, nbytes, *told, tensor.alias_of, cosines))
+        unreached = report.gates.unreached.get(name)
+        outcome = TensorOutcome(tensor.info, codec, nbytes, *told, tensor.alias_of, cosines, unreached=unreached)
+        report.tensors.append(outcome)
         _add_source(report, tensor)
     report.tensors = tied_too(report.tensors)
 
@@ -646,7 +732,11 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, wo
         own = found.tensors.get(name)
         if own is None:
             nbytes = 0 if tensor.alias_of else tensor.info.nbytes
-            outcome = TensorOutcome(tensor.info, "keep", nbytes, alias_of=tensor.alias_of)
+            if name in found.unreached and tensor.group is not None:
+                missed = tensor.group.regime
+                report.gates.unreached[name] = Unreached(missed, plan.threshold(tensor.profile, missed))
+            unreached = report.gates.unreached.get(name)
+            outcome = TensorOutcome(tensor.info, "keep", nbytes, alias_of=tensor.alias_of, unreached=unreached)
         else:
             told = _regime(tensor)
             outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, *told, predicted_median=own.median)

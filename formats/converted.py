@@ -47,6 +47,8 @@ def print_conversion(report: ConversionReport, out: Console, every: bool = True)
         _say(f"note: {note}", out)
     if report.profile is not None:
         _say(f"next: {'; '.join(_next_steps(report))}", out)
+    if not report:
+        out.print(Text(f"FAILED: {report.target} is written, but {report.gates.verdict()}", "bold red"))
 
 
 def _say(line: str, out: Console) -> None:
@@ -55,8 +57,18 @@ def _say(line: str, out: Console) -> None:
 
 def _print_tables(report: ConversionReport, out: Console, every: bool) -> None:
     encoded = {t.info.name: t for t in report.tensors if t.regime is not None}
-    if not encoded:
+    if encoded:
+        _print_encoded(report, encoded, out, every)
+    if (report.dry_run or not encoded) and not report.gates.unreached:
         return
+    if encoded:
+        out.print()
+    out.print(gate_table(report.gates))
+    if not report.gates.enforced and not report.dry_run:
+        _say(f"The gates are shown, not enforced, for profile {report.profile}.", out)
+
+
+def _print_encoded(report: ConversionReport, encoded: dict[str, TensorOutcome], out: Console, every: bool) -> None:
     lines, notes = alike(list(encoded), lambda name: _kind(encoded[name]), every)
     rows = [_row(name, [encoded[each] for each in own]) for name, own in lines]
     headings = ("encoded tensor", ">tensors", "shape", "codec", "regime", ">source", ">file", ">bits/weight")
@@ -64,14 +76,6 @@ def _print_tables(report: ConversionReport, out: Console, every: bool) -> None:
     if report.dry_run:
         notes.append(EXPLAINED)
     out.print(tensor_table((*headings, ">median", ">p5", "why"), rows, spared=spared, notes=notes))
-    if report.dry_run:
-        return
-    out.print()
-    out.print(gate_table(report.gates))
-    if not report.gates.enforced:
-        _say(f"The gates are shown, not enforced, for profile {report.profile}.", out)
-    elif not report:
-        out.print(Text(f"FAILED: {report.gates.verdict()}", "bold red"))
 
 
 def _kind(tensor: TensorOutcome) -> tuple[Any, ...]:
@@ -109,6 +113,9 @@ def _summary(report: ConversionReport) -> Iterator[str]:
     smaller = report.ratio >= 1
     how = f"{report.ratio:.2f} times smaller than" if smaller else f"{1 / (report.ratio or 1):.2f} times as large as"
     yield f"{report.target} {verb} {size}: {how} the model as bfloat16, {bf16}"
+    if report.source_nbytes < report.bf16_nbytes:
+        times = report.source_nbytes / report.target_nbytes if report.target_nbytes else 0.0
+        yield f"the source as it is stored, {human_nbytes(report.source_nbytes)}, is {times:.2f} times that"
     tied = sum(t.alias_of is not None for t in report.tensors)
     encoded = sum(t.regime is not None and t.alias_of is None for t in report.tensors)
     yield (

@@ -165,6 +165,8 @@ def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tupl
     tied = [name for name, t in tensors.items() if "alias_of" in t]
     encoded = [name for name, t in tensors.items() if t.get("codec", "keep") != "keep"]
     kept = [name for name, t in tensors.items() if "alias_of" not in t and t.get("codec", "keep") == "keep"]
+    unreached = [name for name in kept if "unreached" in tensors[name]]
+    kept = [name for name in kept if "unreached" not in tensors[name]]
     if encoded:
         lines, notes = alike(encoded, lambda name: _kind(tensors[name]), every)
         headings = (
@@ -193,10 +195,25 @@ def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tupl
             title,
             tensor_table(("tensor", ">tensors", "type", "shape", ">bytes"), rows, spared=("type",), notes=notes),
         )
+    if unreached:
+        lines, notes = alike(unreached, lambda name: _kind(tensors[name]), every)
+        asked = [
+            (*_kept_row(name, [tensors[each] for each in own], ascii_only), _asked_text(tensors[own[0]]["unreached"]))
+            for name, own in lines
+        ]
+        asking = ("tensor", ">tensors", "type", "shape", ">bytes", ">median / p5 asked")
+        yield (
+            f"Kept byte for byte because 6 bits do not reach what was asked: {len(unreached):,}",
+            tensor_table(asking, asked, spared=("type", "shape"), notes=notes),
+        )
     if tied:
         lines, notes = alike(tied, lambda name: re.sub(r"\d+", "*", tensors[name]["alias_of"]), every)
         rows = [(safe(name, ascii_only), safe(tensors[own[0]]["alias_of"], ascii_only)) for name, own in lines]
         yield f"Tied: {len(tied):,}", Table(("tensor", "shares the bytes of"), rows, notes=notes)
+
+
+def _asked_text(unreached: Facts) -> str:
+    return f"{unreached['regime']} {unreached['median']:g} / {unreached['p5']:g}"
 
 
 def _kind(tensor: Facts) -> tuple[Any, ...]:

@@ -52,12 +52,15 @@ class PredictedPack:
         Those that would be encoded.
     shared_nbytes : int
         Of what groups share.
+    unreached : set of str
+        Tensors that would be kept because no rate reaches what is asked.
     expected : dict or None
         See `hhtld.formats.convert.ConversionReport`.
     """
 
     tensors: dict[str, PredictedTensor] = field(default_factory=dict)
     shared_nbytes: int = 0
+    unreached: set[str] = field(default_factory=set)
     expected: dict[str, Any] | None = None
 
 
@@ -68,7 +71,7 @@ def predict_pack(source: TensorSource, plan: Plan, work: Work) -> PredictedPack:
     """Return what a conversion under a plan would give."""
     found = PredictedPack()
     memory, all_timed, coding = expected_nbytes(source, plan, work), True, 0.0
-    sampled = _sampled(source, plan)
+    sampled, out_of_range = _sampled(source, plan)
     n_sampled = n_coded = 0
     for group, names in plan.groups().items():
         key, profile = group
@@ -83,6 +86,8 @@ def predict_pack(source: TensorSource, plan: Plan, work: Work) -> PredictedPack:
         n_sampled += n_weights if group in sampled else 0
         told = sampled[group] if group in sampled else _most_alike(group, sampled, plan.seed)
         if told is None:
+            if profile.rate is None and group not in out_of_range:
+                found.unreached.update(names)
             continue
         second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, profile.state_bits)
         coded = replace(told.shared, second=second)
@@ -104,12 +109,16 @@ def predict_pack(source: TensorSource, plan: Plan, work: Work) -> PredictedPack:
     return found
 
 
-def _sampled(source: TensorSource, plan: Plan) -> dict[_Group, Estimate | None]:
-    """What samples of groups told, None of those that no rate suffices; not of groups that time did not allow."""
+def _sampled(source: TensorSource, plan: Plan) -> tuple[dict[_Group, Estimate | None], set[_Group]]:
+    """What samples of groups told, None of those that no rate suffices, and which of these float32 does not suffice.
+
+    Groups that time did not allow are in neither.
+    """
     groups = {group: names for group, names in plan.groups().items() if group[1].codec == "hhtl_t"}
     until = time.perf_counter() + _SECONDS
     n_weights = max(_LEAST, min(_MOST, _WEIGHTS // max(1, len(groups))))
     found: dict[_Group, Estimate | None] = {}
+    out_of_range: set[_Group] = set()
     largest_first = sorted(groups, key=lambda group: -group[0].shape[0] * group[0].shape[1] * len(groups[group]))
     for group in largest_first:
         if found and time.perf_counter() > until:
@@ -124,7 +133,8 @@ def _sampled(source: TensorSource, plan: Plan) -> dict[_Group, Estimate | None]:
             )
         except RangeError:  # the group will be kept
             found[group] = None
-    return found
+            out_of_range.add(group)
+    return found, out_of_range
 
 
 def _most_alike(group: _Group, sampled: Mapping[_Group, Estimate | None], seed: int) -> Estimate | None:

@@ -92,18 +92,23 @@ def report_facts(
     with open_pack(path) as pack:
         profile = pack.table.profile
         found.gates.enforced = profile in ("gates", "parity")
+        files_nbytes = sum(pack.files().values())
         report = ConversionReport(found.source or "", found.path, profile, found.gates, target_nbytes=found.nbytes)
+        report.files_nbytes = report.source_nbytes = report.bf16_nbytes = files_nbytes
         report.notes = [GATES_NOTE] if profile == "gates" else []
         for name, record in pack.table.tensors.items():
             told = (pack.table.regime(name), pack.table.regime_reason(name), record.alias_of)
             quality = found.gates.tensors.get(name)
-            report.tensors.append(TensorOutcome(record.info, record.codec, pack.nbytes(name), *told, quality))
+            nbytes, unreached = pack.nbytes(name), record.unreached
+            outcome = TensorOutcome(record.info, record.codec, nbytes, *told, quality, unreached=unreached)
+            report.tensors.append(outcome)
             report.source_nbytes += record.info.nbytes
             if record.alias_of is None:
                 report.bf16_nbytes += as_bf16_nbytes(record.info)
         report.tensors = tied_too(report.tensors)
         with open_source(src) as source:
             tell_as_stored(report, source)
+        found.gates.source_ratio = report.source_nbytes / report.target_nbytes
         facts = report.to_json() | {"sections": section_nbytes(pack)}
     if found.differences:
         facts["differences"] = found.differences
@@ -148,7 +153,7 @@ def _verdicts(facts: Mapping[str, Any]) -> Iterator[str]:
     measured = any(found["n_rows"] for found in gates["regimes"].values())
     if facts.get("dry_run"):
         kind, words = "plain", "A dry run: sizes are predicted, nothing was written and no row was measured."
-    elif not measured:
+    elif not measured and not gates.get("unreached"):
         kind, words = "plain", "No tensor was encoded; every one was kept byte for byte."
     elif not missed:
         kind, words = "good", "Every gate is reached."
@@ -178,8 +183,19 @@ def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
                 f"{found['n_zero_rows_lost']:,} rows of zeros of regime {regime_name} do not come back as zeros, the "
                 f"first of them row {lost['row']} of {lost['tensor']}"
             )
+    unreached = gates.get("unreached", {})
+    if unreached and not gates.get("allow_keep"):
+        first = min(unreached)
+        more = f" and {len(unreached) - 1:,} more" if len(unreached) > 1 else ""
+        asked = unreached[first]
+        both = f"{asked['median']:g} and {asked['p5']:g}"
+        yield f"6 bits a weight do not reach {both} for {first}{more}, kept byte for byte"
     if gates["ratio"] < gates["min_ratio"]:
         yield f"{_down(gates['ratio'], 2)} times smaller than bfloat16, asked {gates['min_ratio']:g}"
+    elif not gates.get("ratio_reached", True):
+        yield f"larger than its source, which is {_down(gates['source_ratio'], 2)} times the file as stored"
+    if gates.get("ratio_advice"):
+        yield gates["ratio_advice"]
 
 
 def _sizes(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -198,7 +214,8 @@ def _sizes(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _gates(gates: Mapping[str, Any]) -> Iterator[str]:
     measured = {name: found for name, found in gates["regimes"].items() if found["n_rows"]}
-    if not measured:
+    unreached = gates.get("unreached", {})
+    if not measured and not unreached:
         return
     yield "<section>\n<h2>Cosine of every encoded row with what the file gives back</h2>\n"
     yield '<div class="scroll"><table>\n<thead><tr>'
@@ -219,7 +236,14 @@ def _gates(gates: Mapping[str, Any]) -> Iterator[str]:
         lowest = _down(found["min"], 6) if "min" in found else ""
         place = f"{escaped(worst['tensor'])} row {worst['row']}" if worst else ""
         yield f"<td class=n>{lowest}</td><td>{place}</td></tr>\n"
+    for name, asked in unreached.items():
+        yield f"<tr><td>{escaped(asked['regime'])}</td><td></td><td></td>"
+        for quantile in ("median", "p5"):
+            yield f"<td class=n>kept</td><td class=n>{asked[quantile]:g}</td>"
+        yield f"<td></td><td>{escaped(name)}</td></tr>\n"
     yield "</tbody>\n</table></div>\n"
+    if unreached:
+        yield "<p>Kept: 6 bits a weight do not reach what is asked, so that tensor is stored byte for byte.</p>\n"
     yield "<p>Rows of zeros must come back as zeros; the cosines are those of the other rows.</p>\n"
     yield f"<p><small>{escaped(EXPLAINED)}</small></p>\n</section>\n"
 

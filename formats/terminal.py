@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hhtld.formats.streams import silence_stdout
 from hhtld.formats.tables import Table
-from hhtld.gates import GateReport
+from hhtld.gates import GateReport, Threshold
 
 __all__ = [
     "EXPLAINED",
@@ -130,6 +130,9 @@ def merged(counts: Sequence[int], width: int) -> tuple[list[int], int]:
     return [sum(counts[i : i + per]) for i in range(0, len(counts), per)], per
 
 
+_KEPT = "kept: 6 bits a weight do not reach what is asked, so these tensors are stored byte for byte"
+
+
 def gate_table(gates: GateReport) -> Table:
     """Return the row cosines by regime beside what gate 1 asks."""
 
@@ -153,6 +156,12 @@ def gate_table(gates: GateReport) -> Table:
                 safe(worst["tensor"]) if worst else "",
             )
 
+        for (regime, asked), names in _kept_by(gates).items():
+            empty = [""] * (5 if with_zeros else 4)
+            first, more = names[0], f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            asks = f"{_asked(asked.median)} / {_asked(asked.p5)}"
+            yield regime, *empty, asks, "kept", "", Text.assemble(safe(first), more)
+
     # Rows of zeros are counted apart: the cosines are those of the others.
     with_zeros = any(cosines.n_zero_rows for cosines in gates.regimes.values())
     headings = ("regime", ">rows", *([">zeros"] if with_zeros else []), ">median", ">p5", ">min", ">gate 1 asks")
@@ -162,8 +171,20 @@ def gate_table(gates: GateReport) -> Table:
         rows(),
         "Cosine of every encoded row with what the file gives back",
         spared=("min", "rows"),
-        notes=(f"{EXPLAINED}; gate 1 asks for both", *(zeros if with_zeros else ())),
+        notes=(
+            f"{EXPLAINED}; gate 1 asks for both",
+            *(zeros if with_zeros else ()),
+            *([_KEPT] if gates.unreached else []),
+        ),
     )
+
+
+def _kept_by(gates: GateReport) -> dict[tuple[str, Threshold], list[str]]:
+    """Tensors that are kept because no rate reaches what is asked, by regime and what that is."""
+    found: dict[tuple[str, Threshold], list[str]] = {}
+    for name, unreached in sorted(gates.unreached.items()):
+        found.setdefault((unreached.regime, unreached.threshold), []).append(name)
+    return found
 
 
 def _asked(number: float) -> str:

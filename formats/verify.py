@@ -18,6 +18,7 @@ from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.formats.locations import spelled
 from hhtld.gates import CosineSummary, GateReport, is_live, summarize
 from hhtld.pack import HhtldPack
+from hhtld.plan import thresholds_of
 from hhtld.progress import Progress, silent
 from hhtld.rows import row_ranges
 from hhtld.source import SourceRows, TensorSource
@@ -126,6 +127,10 @@ def _compare(
         return
     report.gates = GateReport(enforced=False)
     crcs = measure(pack, source, report.gates, executor, progress)
+    report.gates.thresholds = thresholds_of(pack.table.profile)
+    report.gates.unreached = {
+        name: record.unreached for name, record in pack.table.tensors.items() if record.unreached is not None
+    }
     report.gates.ratio = (_bf16_nbytes(pack) + sum(pack.files().values())) / report.nbytes
     recorded = {name: pack.info(name).source_crc32 for name in crcs}
     report.is_source = None if None in recorded.values() else recorded == crcs

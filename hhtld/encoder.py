@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,7 @@ from hhtld.crc import Crc32Runs
 from hhtld.dtypes import FLOAT32, DType, rounded
 from hhtld.errors import BudgetError, RangeError, shown
 from hhtld.feedback import feedback_matrix, feedback_nbytes
-from hhtld.gates import GateReport, GroupCosines, Threshold, judged_cosines
+from hhtld.gates import GateReport, GroupCosines, Threshold, Unreached, judged_cosines
 from hhtld.group import PaletteGroupKey
 from hhtld.journal import Journal
 from hhtld.pack import HhtldPack
@@ -69,6 +69,8 @@ __all__ = [
 
 DEFAULT_MEMORY = 1 << 30
 _NO_LIMIT = 1 << 62  # what is encoded in memory stays there
+# Why a group is kept: its bytes would not be fewer, no rate reaches what is asked, float32 does not suffice to code it.
+_NO_SMALLER, _UNREACHED, _OUT_OF_RANGE = "keep", "unreached", "range"
 _STRUCTURE = ("palette", "fisher_z", "centroids", "basis")  # what Slot L's scale depends on
 _PALETTE = ("palette_f32", "twigs")
 
@@ -205,8 +207,8 @@ class _Encoder:
         judged = group.codec == "hhtl_t" and group.profile.rate is None
         return self.plan.threshold(group.profile, group.key.regime) if judged else None
 
-    def _found(self, group: _Group) -> GroupCode | None:
-        """What a group shares, or None where its tensors are kept as they came."""
+    def _found(self, group: _Group) -> GroupCode | str:
+        """What a group shares, or why its tensors are kept as they came."""
         ahead = self._ahead.pop(group.number, None)
         function, args = self._finding(group)
         try:
@@ -214,14 +216,16 @@ class _Encoder:
         except RangeError:  # weights near the end of float32's range are kept as they came
             if group.codec != "hhtl_t":
                 raise
-            return None
+            return _OUT_OF_RANGE
         return self._worthwhile(group, found)
 
-    def _worthwhile(self, group: _Group, code: GroupCode | None) -> GroupCode | None:
+    def _worthwhile(self, group: _Group, code: GroupCode | None) -> GroupCode | str:
+        if code is None:
+            return _UNREACHED
         if not isinstance(code, TrellisGroup):
             return code
         before = sum(self.infos[name].nbytes for name in group.names)
-        return code if code.nbytes(self._scales(group)) < before else None
+        return code if code.nbytes(self._scales(group)) < before else _NO_SMALLER
 
     def _begun(self, group: _Group, code: GroupCode, restored: dict[str, int] | None = None) -> _Attempt:
         """Write what a group shares, and down that it is, unless an earlier run has."""
@@ -258,12 +262,16 @@ class _Encoder:
     def add_group(self, group: _Group, following: list[_Group]) -> None:
         """Code a group's tensors at the first rate that passes on all of their rows, or keep them."""
         mark, facts = len(self.sink), self._decided("group", group.number)
+        why = facts if isinstance(facts, str) else None
         attempt = None
-        if facts is not None and facts != "keep":
+        if facts is not None and why is None:
             attempt = self._restored(group, facts)
-        if attempt is None and facts != "keep":
+        if attempt is None and why is None:
             code = self._found(group)
-            attempt = None if code is None else self._begun(group, code)
+            if isinstance(code, str):
+                why = code
+            else:
+                attempt = self._begun(group, code)
         self._look_ahead(following)
         while attempt is not None:
             if self._passes(attempt):
@@ -272,13 +280,21 @@ class _Encoder:
             self.sink.rewind(mark)
             for name, nbytes in attempt.nbytes.items():
                 self.work.progress("again", name, nbytes)
-            code = attempt.code.richer() if isinstance(attempt.code, TrellisGroup) and attempt.tensors else None
-            code = self._worthwhile(group, code)
-            attempt = None if code is None else self._begun(group, code)
-        if facts != "keep":
-            self.journal.put("group", group.number, value="keep")
+            assert isinstance(attempt.code, TrellisGroup)  # no other code is asked for cosines
+            code = self._worthwhile(group, attempt.code.richer()) if attempt.tensors else _OUT_OF_RANGE
+            why, attempt = (code, None) if isinstance(code, str) else (None, self._begun(group, code))
+        assert why is not None
+        if facts != why:
+            self.journal.put("group", group.number, value=why)
+        kind = group.key.regime
         for name in group.names:
             self.keep(name)
+            if why == _UNREACHED:
+                unreached = Unreached(kind, self.plan.threshold(group.profile, kind))
+                self.report.unreached[name] = unreached
+                self.records[name] = replace(self.records[name], unreached=unreached)
+            elif why == _OUT_OF_RANGE:
+                self.report.out_of_range.append(name)
 
     def _passes(self, attempt: _Attempt) -> bool:
         try:

@@ -25,6 +25,7 @@ __all__ = [
     "GroupCosines",
     "RegimeCosines",
     "Threshold",
+    "Unreached",
     "checked_thresholds",
     "is_live",
     "judged_cosines",
@@ -61,6 +62,28 @@ class Threshold:
 
 
 THRESHOLDS: dict[str, Threshold] = {"argmax": Threshold(0.95, 0.90), "index": Threshold(0.98, 0.95)}
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """What was asked of a tensor that no rate reaches, and that is kept byte for byte for that."""
+
+    regime: str
+    threshold: Threshold
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the table of a file records."""
+        return {"regime": self.regime, "median": self.threshold.median, "p5": self.threshold.p5}
+
+    @classmethod
+    def from_json(cls, record: object) -> Self:
+        """Read `to_json()` back, or raise ValueError."""
+        if not isinstance(record, dict) or record.get("regime") not in THRESHOLDS:
+            raise ValueError("unreached must be an object with a regime")
+        try:
+            return cls(record["regime"], Threshold(record["median"], record["p5"]))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("unreached must hold two cosines, median and p5") from None
 
 
 def checked_thresholds(asked: Mapping[str, Threshold] | None) -> dict[str, Threshold]:
@@ -376,6 +399,16 @@ class GateReport:
         Lookup grades are measured, not judged: they are not meant to reconstruct.
     ratio : float
         Source as bfloat16 over the file, 0 until the file's size is known.
+    source_ratio : float
+        Source as it is stored over the file; a file that is larger misses the gate too, unless `min_ratio` is below 1.
+    ratio_advice : str
+        What takes the bytes, and what would help, where the ratio is missed.
+    unreached : dict of name to Unreached
+        Tensors that are kept because no rate reaches what is asked.
+    out_of_range : list of str
+        Tensors that are kept because their values lie near the end of float32's range.
+    allow_keep : bool
+        Whether the former are no failure.
     exempt : set of str
         Tensors that a rule gave to a grade that is not judged.
     groups : dict of group's name to RegimeCosines
@@ -389,6 +422,11 @@ class GateReport:
     )
     tensors: dict[str, CosineSummary] = field(default_factory=dict)
     ratio: float = 0.0
+    source_ratio: float = math.inf
+    ratio_advice: str = ""
+    unreached: dict[str, Unreached] = field(default_factory=dict)
+    out_of_range: list[str] = field(default_factory=list)
+    allow_keep: bool = False
     exempt: set[str] = field(default_factory=set)
     groups: dict[str, RegimeCosines] = field(default_factory=dict)
 
@@ -407,11 +445,20 @@ class GateReport:
             self.regimes[regime].merge(cosines.counts)
 
     @property
+    def n_unreached(self) -> int:
+        """Judged tensors that are kept because no rate reaches what is asked."""
+        return len(set(self.unreached) - self.exempt)
+
+    @property
+    def ratio_reached(self) -> bool:
+        """Whether the file is small enough; where nothing was encoded, that is not asked."""
+        return not self.tensors or (self.ratio >= self.min_ratio and self.source_ratio >= min(1, self.min_ratio))
+
+    @property
     def reached(self) -> bool:
         """Whether every gate's number is reached, enforced or not."""
-        return self.ratio >= self.min_ratio and all(
-            cosines.passes(self.thresholds[regime]) for regime, cosines in self.regimes.items()
-        )
+        cosines_reached = all(cosines.passes(self.thresholds[regime]) for regime, cosines in self.regimes.items())
+        return cosines_reached and self.ratio_reached and (self.allow_keep or not self.n_unreached)
 
     def __bool__(self) -> bool:
         return self.reached or not self.enforced
@@ -432,8 +479,20 @@ class GateReport:
                     f"regime {regime} has {cosines.n_zero_rows_lost} rows of zeros that do not come back as zeros, "
                     f"the first of them row {row} of {name}"
                 )
-        if self.ratio < self.min_ratio:
-            missed.append(f"the source as bfloat16 is {self.ratio:.3f} times the file, {self.min_ratio} is asked")
+        if self.n_unreached and not self.allow_keep:
+            first = min(set(self.unreached) - self.exempt)
+            asked = self.unreached[first].threshold
+            missed.append(
+                f"6 bits a weight do not reach {asked.median:g} and {asked.p5:g} for {first}"
+                + (f" and {self.n_unreached - 1} more" if self.n_unreached > 1 else "")
+                + ", kept byte for byte (--allow-keep, in Python allow_keep=True, takes that for a pass)"
+            )
+        if not self.ratio_reached:
+            if self.ratio < self.min_ratio:
+                told = f"the source as bfloat16 is {self.ratio:.3f} times the file, {self.min_ratio:g} is asked"
+            else:
+                told = f"the file is larger than its source, which is {self.source_ratio:.3f} times the file as stored"
+            missed.append(told + (f": {self.ratio_advice}" if self.ratio_advice else ""))
         return "; ".join(missed) or "every gate passed"
 
     def to_json(self) -> dict[str, Any]:
@@ -444,6 +503,11 @@ class GateReport:
             "reached": self.reached,
             "ratio": rounded_down(self.ratio),
             "min_ratio": self.min_ratio,
+            **({"source_ratio": rounded_down(self.source_ratio)} if math.isfinite(self.source_ratio) else {}),
+            "ratio_reached": self.ratio_reached,
+            **({"ratio_advice": self.ratio_advice} if self.ratio_advice and not self.ratio_reached else {}),
+            "allow_keep": self.allow_keep,
+            "unreached": {name: asked.to_json() for name, asked in sorted(self.unreached.items())},
             "regimes": {
                 regime: cosines.to_json()
                 | {"required": {"median": self.thresholds[regime].median, "p5": self.thresholds[regime].p5}}

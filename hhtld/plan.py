@@ -37,6 +37,7 @@ __all__ = [
     "TensorPlan",
     "check_quantized",
     "make_plan",
+    "thresholds_of",
 ]
 
 # Codec ids are permanent: they stand in files. A profile is what a user asks for.
@@ -120,6 +121,14 @@ class Profile:
     def codec(self) -> str:
         """The codec that encodes it."""
         return _CODEC_OF[self.text.partition(":")[0]]
+
+
+def thresholds_of(profile: str) -> Mapping[str, Threshold]:
+    """Return what a pack's profile asks of each regime where no one asked for anything else; any text is a profile."""
+    try:
+        return Profile.parse(profile).thresholds
+    except ValueError:
+        return THRESHOLDS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from hhtld.base17 import BASE17_NBYTES
 from hhtld.dtypes import DType, dtype_named
 from hhtld.errors import HeaderError, no_such_tensor, shown
-from hhtld.gates import CosineSummary
+from hhtld.gates import CosineSummary, Unreached
 from hhtld.group import PaletteGroupKey
 from hhtld.notebook import card
 from hhtld.palette import MAX_PALETTE_K
@@ -101,6 +101,8 @@ class TensorRecord:
         CRC-32 of the source's elements as float32, where the source was a file.
     regime_reason : str or None
         What decided for its group's regime, where that is not the one that the role implies.
+    unreached : Unreached or None
+        What no rate reached, of a tensor that is kept for that.
     alias_of : str or None
         The tensor whose bytes this one shares; all of the above is then that tensor's.
     """
@@ -113,6 +115,7 @@ class TensorRecord:
     gates: CosineSummary | None = None
     source_crc32: int | None = None
     regime_reason: str | None = None
+    unreached: Unreached | None = None
     alias_of: str | None = None
 
     @property
@@ -151,6 +154,8 @@ class TensorRecord:
             record["source_crc32"] = self.source_crc32
         if self.regime_reason is not None:
             record["regime_reason"] = self.regime_reason
+        if self.unreached is not None:
+            record["unreached"] = self.unreached.to_json()
         return record
 
 
@@ -403,7 +408,11 @@ class _Checked:
                 raise HeaderError(f"{where}: a kept tensor has no {min(of_codec - {'codec', 'sections'})}")
             sections = self._claim(where, record, {"raw"}, set())
             self._size(where, sections["raw"], info.nbytes)
-            return TensorRecord(info, "keep", sections)
+            try:
+                unreached = Unreached.from_json(record["unreached"]) if "unreached" in record else None
+            except ValueError as error:
+                raise HeaderError(f"{where}: {error}") from None
+            return TensorRecord(info, "keep", sections, unreached=unreached)
         if codec not in CODECS:
             raise HeaderError(f"{where}: unknown codec {shown(str(codec), 40)}; known: {', '.join(CODECS)}")
         return self._encoded(where, record, info, str(codec), groups)

@@ -246,6 +246,8 @@ def test_gates_pass_and_fail_by_median_and_p5() -> None:
     assert lenient
     assert not lenient.reached
     short = GateReport(enforced=True)
+    assert short, "nothing is encoded"
+    short.add("a", "argmax", np.ones(3))
     short.ratio = 1.9
     assert not short, "gate 3"
 
