@@ -154,6 +154,8 @@ def calibrated(
         return calibrate, None
     text = os.fspath(calibrate)
     if text.lower().endswith(".safetensors"):
+        if not Path(text).exists():
+            raise FileNotFoundError(2, "no such file; --calibrate builtin makes one beside the pack", text)
         found = read_calibration(text)
         check_calibrates(found, source, text)
         return found, None

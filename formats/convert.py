@@ -47,6 +47,8 @@ __all__ = [
     "tied_too",
 ]
 
+_FEW_POSITIONS = 1000  # the share of 0.9 of them has a standard error of 0.01
+
 GATES_NOTE = (
     "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
     "--profile parity, then hhtld gate-parity"
@@ -544,9 +546,11 @@ def _calibrated(
         calibrate, source, str(model), target, target_top1=target_top1, jobs=jobs, progress=progress
     )
     level = found.level_for(target_top1)
+    n_positions = min((measured.n_positions for measured in found.measurements), default=0)
+    counted = f"{n_positions:,} positions" + (", too few to rely on" if n_positions < _FEW_POSITIONS else "")
     notes = [
         f"rates about {level:g} bits were chosen for top-1 agreement of {target_top1:g}: "
-        f"{found.expected_top1(level):.3f} is expected on text like that of the calibration; "
+        f"{found.expected_top1(level):.3f} is expected on text like that of the calibration, measured on {counted}; "
         f"hhtld gate-parity measures it on other text"
     ]
     if kept is not None:

@@ -68,6 +68,9 @@ def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibratio
         assert "column_scale" in pack.info(QUERY).sections
         assert "column_scale" not in pack.info(HEAD).sections
     assert f"rates about {level:g} bits" in report.notes[-1]
+    n_positions = min(measured.n_positions for measured in calibration.measurements)
+    assert f"measured on {n_positions:,} positions" in report.notes[-1]
+    assert ("too few to rely on" in report.notes[-1]) == (n_positions < 1000)
     again = hhtld.convert(
         model, tmp_path / "2.hhtld", profile="parity", calibrate=calibration, target_top1=0.85, min_ratio=0, jobs=1
     )
@@ -146,3 +149,8 @@ def test_options_that_do_not_fit_are_told(
 def test_an_ordinary_model_is_no_calibration(model: Path) -> None:
     with pytest.raises(FormatError, match="not a calibration"):
         read_calibration(model)
+
+
+def test_a_calibration_that_is_missing_is_told_how_to_make(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--calibrate builtin makes one"):
+        hhtld.convert(model, tmp_path / "m.hhtld", calibrate=tmp_path / "none.calibration.safetensors")

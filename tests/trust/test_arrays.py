@@ -130,15 +130,17 @@ def test_an_array_that_changes_while_it_is_encoded_harms_nobody() -> None:
         thread.join()
 
 
-def test_open_packs_are_not_pickled(tmp_path: Path) -> None:
+def test_open_packs_are_opened_again_where_they_are_sent(tmp_path: Path) -> None:
     made = hhtld.encode({"up_proj": W}, "bits:2")
     assert held(pickle.loads(pickle.dumps(made))) == held(made)
     hhtld.save(made, tmp_path / "a.hhtld")
     for mmap in (True, False):
         with hhtld.open(tmp_path / "a.hhtld", mmap=mmap) as pack:
-            for send in (pickle.dumps, deepcopy):
-                with pytest.raises(TypeError, match=r"a\.hhtld: an open file cannot be copied or pickled"):
-                    send(pack)
+            for other in (pickle.loads(pickle.dumps(pack)), deepcopy(pack)):
+                assert held(other) == held(made)
+                other.close()
+            with pytest.raises(TypeError, match=r"a\.hhtld: an open file cannot be copied or pickled"):
+                pickle.dumps(pack.sections)
             assert len(pack.get_tensor("up_proj")) == 600
         pack.close()
 
@@ -149,7 +151,7 @@ def test_open_packs_are_not_pickled(tmp_path: Path) -> None:
 def test_all_tensors_together_have_a_budget(tmp_path: Path) -> None:
     hhtld.save_file({"a.up_proj": W, "b.up_proj": W}, tmp_path / "a.hhtld", profile="bits:2")
     assert len(hhtld.load_file(tmp_path / "a.hhtld", budget=2 * W.nbytes)) == 2
-    with pytest.raises(FormatError, match="307200 bytes, the budget is 307199"):
+    with pytest.raises(FormatError, match="307200 bytes decoded, the budget is 307199"):
         hhtld.load_file(tmp_path / "a.hhtld", budget=2 * W.nbytes - 1)
 
 
