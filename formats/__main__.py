@@ -292,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
         'a file without such lines holds one prompt a line; .json: a list of strings or of {"kind", "text"}',
     )
     command.add_argument(
-        "--min-top1", type=float, default=0.9, metavar="SHARE", help="top-1 agreement to reach (default .9)"
+        "--min-top1", type=float, default=0.9, metavar="SHARE", help="top-1 agreement to reach (default 0.9)"
     )
     command.add_argument(
         "--max-tokens", type=_positive, default=512, metavar="N", help="tokens of a prompt at most (default 512)"
@@ -309,9 +309,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Let a Piper voice say sentences with its own weights and with those its pack decodes to: the same "
         "graph and phonemes, no noise, one thread, offline. 'Within 5 %' means, for the median sentence: RMS, how loud "
         "it is; zero crossings a second, how bright, silence left out; duration, how slowly it speaks; each differs "
-        "from the original's by at most .05 of it; and the RMS envelopes in 20 ms frames, when it is loud and when it "
-        "pauses, correlate by .95 or more. Of each score all but a twentieth of the sentences must be within 10 % and "
-        ".90. Envelopes are aligned first, by dynamic time warping of the spectra over at most 150 ms: at low rates "
+        "from the original's by at most 0.05 of it; and the RMS envelopes in 20 ms frames, when it is loud and when it "
+        "pauses, correlate by 0.95 or more. Of each score all but a twentieth of the sentences must be within 10 % and "
+        "0.90. Envelopes are aligned first, by dynamic time warping of the spectra over at most 150 ms: at low rates "
         "durations change, and equal times are not equal sounds. 'unaligned' tells the correlation without it, 'shift' "
         "what it moved. Spectrum, the log-spectral distance, is told and not judged. Exit code 1 when not within.",
     )

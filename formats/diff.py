@@ -76,7 +76,7 @@ class TensorDiff:
         return record
 
 
-@dataclass
+@dataclass(repr=False)
 class DiffReport:
     """What two sources have in common and what not; truthy when they hold the same tensors, byte for byte.
 
@@ -96,6 +96,10 @@ class DiffReport:
     only_a: list[str] = field(default_factory=list)
     only_b: list[str] = field(default_factory=list)
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        same = sum(tensor.identical for tensor in self.tensors)
+        return f"<DiffReport {self.a} and {self.b}: {same} of {counted(len(self.tensors), 'tensor')} in both the same>"
 
     def __bool__(self) -> bool:
         same_names = not (self.only_a or self.only_b or self.reshaped)

@@ -26,7 +26,7 @@ from hhtld.source import SourceRows, TensorSource
 __all__ = ["VerifyReport", "verify"]
 
 
-@dataclass
+@dataclass(repr=False)
 class VerifyReport:
     """What was checked and what differed; truthy when nothing did.
 
@@ -51,6 +51,11 @@ class VerifyReport:
     gates: GateReport | None = None
     is_source: bool | None = None
     differences: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        beside = "" if self.source is None else f" beside {self.source}"
+        found = "sound" if self else "; ".join(self.differences[:1]) or "not sound"
+        return f"<VerifyReport {self.path}{beside}: {found}>"
 
     def __bool__(self) -> bool:
         return not self.differences

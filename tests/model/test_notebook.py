@@ -13,6 +13,8 @@ import pytest
 
 import hhtld
 from hhtld.errors import ClosedError
+from hhtld.formats.diff import diff
+from hhtld.formats.verify import verify
 from hhtld.notebook import card
 
 ROWS = np.random.default_rng(4).standard_normal((600, 64)).astype(np.float32)
@@ -52,6 +54,9 @@ def test_a_report_is_one_line(path: Path, tmp_path: Path) -> None:
     expected = f"<ConversionReport {target}: {nbytes:,} bytes, {report.ratio:.2f} times smaller than as bfloat16"
     assert repr(report) == f"{expected}, profile bits:2, passed>"
     assert "a.up_proj" in report._repr_html_()
+    compared, checked = diff(target, target), verify(target, tmp_path / "m.safetensors")
+    assert repr(compared) == f"<DiffReport {target} and {target}: 1 of 1 tensor in both the same>"
+    assert repr(checked) == f"<VerifyReport {target} beside {tmp_path / 'm.safetensors'}: sound>"
     missed = hhtld.convert(tmp_path / "m.safetensors", tmp_path / "out.hhtld", profile="gates", dry_run=True)
     assert repr(missed).endswith("profile gates, predicted>")
 
