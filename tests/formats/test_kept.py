@@ -18,7 +18,7 @@ from hhtld.formats.__main__ import main
 from hhtld.formats.convert import ConversionReport
 from hhtld.formats.report import report_facts
 from hhtld.formats.verify import verify
-from hhtld.gates import GateReport, Threshold
+from hhtld.gates import GateReport, Threshold, Unreached
 
 BEYOND = {"index": Threshold(0.99999, 0.9999)}
 
@@ -201,3 +201,18 @@ def test_one_ratio_for_one_file(tmp_path: Path) -> None:
     again = verify(tmp_path / "m.hhtld", folder)
     assert again.gates is not None
     assert round(again.gates.ratio, 4) == facts["ratio"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [1, {}, {"regime": "argmax"}, {"regime": "other", "median": 0.9, "p5": 0.9}]
+    + [{"regime": "index", "median": wrong, "p5": 0.9} for wrong in (2, "0.9", None, True)],
+)
+def test_a_record_that_is_none_of_ours_is_refused(record: object) -> None:
+    with pytest.raises(ValueError, match="unreached must"):
+        Unreached.from_json(record)
+
+
+def test_a_record_comes_back() -> None:
+    held = Unreached("index", Threshold(0.99999, 0.9999))
+    assert Unreached.from_json(held.to_json()) == held
