@@ -320,7 +320,7 @@ CATALOGUE: dict[int, Entry] = {
     113: _tried("rounding or denormals changed by a library", "A:test_another_rounding", "A:test_flushed_denormals"),
     114: _tried(
         "open packs pickled, copied, closed twice",
-        "A:test_open_packs_are_not_pickled",
+        "A:test_open_packs_are_opened_again",
         "W:test_closing",
         "W:test_a_desc",
     ),
