@@ -1,43 +1,181 @@
-"""The examples of docs/ run as they stand and print what stands below them, times and sizes aside."""
+"""README and docs/: blocks run as they stand and print what stands below them; links lead somewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SEARCH = Path(__file__).parents[1] / "docs" / "search.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # What depends on the machine: "0.65 ms", "13 rows read". Shares and words must be the same.
 MEASURED = re.compile(r"\d[\d,.]*(?= (?:µs|ms|MB|rows read))")
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<comment>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```\n"
+    r"(?:\n```text\n(?P<shown>.*?)^```\n)?",
+    re.DOTALL | re.MULTILINE,
+)
+COMMANDS = {"first command", "test command", "integrations command"}  # .ci/run runs these in a fresh clone
+# How many blocks of each page do not run: raise one only with a reason in the page.
+NOT_RUN = {
+    "benchmarks.md": 0,
+    "inside.md": 1,
+    "large-models.md": 1,
+    "models.md": 6,
+    "profiles.md": 1,
+    "search.md": 2,
+    "sources.md": 2,
+}
 
 
-def examples(page: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield the line, the code and the shown output of every block of Python."""
+@dataclass(frozen=True)
+class Block:
+    """A block of code, with the comment above it and the text that is shown below it."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    shown: str
+    comment: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether the block is code that no comment excludes."""
+        return self.language in {"python", "bash"} and not self.comment.startswith("not run: ") and not self.is_command
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it is one of the commands that continuous integration takes from the README."""
+        return self.comment in COMMANDS
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Yield every block of a page in order."""
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", text, re.DOTALL | re.MULTILINE):
-        yield text.count("\n", 0, found.start()) + 2, found[1], found[2] or ""
+    for found in BLOCK.finditer(text):
+        line = text.count("\n", 0, found.start("code")) + 1
+        yield Block(page, line, found["language"], found["code"], found["shown"] or "", found["comment"] or "")
 
 
-def test_search_prints_what_it_shows(minilm_to_encode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_shell(block: Block) -> None:
+    """Run every line of a block; `hhtld` is the module's command, whatever is on the path."""
+    for line in block.code.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "hhtld", f"{block.page.name}:{block.line}: only hhtld's own commands run"
+        command = [sys.executable, "-m", "hhtld.formats", *words[1:]]
+        environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, f"{block.page.name}:{block.line}: {line}\n{done.stdout}{done.stderr}"
+    if block.shown:  # what the last command prints last
+        assert done.stdout.endswith(block.shown), f"{block.page.name}:{block.line}: {done.stdout}"
+
+
+def run_python(block: Block, names: dict[str, Any]) -> None:
+    """Run a block with the names of those before it."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile("\n" * (block.line - 1) + block.code, str(block.page), "exec"), names)
+    assert MEASURED.sub("#", out.getvalue()) == MEASURED.sub("#", block.shown), f"{block.page.name}:{block.line}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))], ids=lambda p: p.stem)
+def test_blocks_run_and_print_what_is_shown(
+    page: Path, minilm_to_encode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     try:
-        for line, code, shown in examples(SEARCH):
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile("\n" * (line - 1) + code, str(SEARCH), "exec"), names)
-            assert MEASURED.sub("#", out.getvalue()) == MEASURED.sub("#", shown), f"{SEARCH}:{line}"
+        for block in blocks(page):
+            if block.runs and block.language == "python":
+                run_python(block, names)
+            elif block.runs:
+                run_shell(block)
     finally:
-        if "pack" in names:
+        if "pack" in names and hasattr(names["pack"], "close"):
             names["pack"].close()
 
 
-def test_every_example_is_found() -> None:
-    found = list(examples(SEARCH))
-    assert len(found) == SEARCH.read_text(encoding="utf-8").count("```python")
-    assert all(shown for _, _, shown in found)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_python_blocks_compile(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.code, f"{page.name}:{block.line}", "exec")
+
+
+def test_every_block_is_found_and_those_that_do_not_run_are_counted() -> None:
+    for page in PAGES:
+        fences = len(re.findall(r"^```", page.read_text(encoding="utf-8"), re.MULTILINE))
+        found = list(blocks(page))
+        assert fences == 2 * (len(found) + sum(bool(block.shown) for block in found)), page.name
+    reasons = [block for page in PAGES for block in blocks(page) if block.comment.startswith("not run:")]
+    assert all(len(block.comment.removeprefix("not run:").split()) >= 3 for block in reasons)
+    assert Counter(block.page.name for block in reasons) == {name: n for name, n in NOT_RUN.items() if n}
+
+
+def test_sessions_with_commands_are_run_or_say_why_not() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.code.startswith("$ "):
+                assert block.comment.startswith("not run: "), f"{page.name}:{block.line}"
+
+
+def test_readme_is_short_and_its_commands_are_marked() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 180
+    purpose = text.split("\n\n")[1]
+    assert len(purpose.split()) <= 20
+    assert {block.comment for block in blocks(README) if block.is_command} == COMMANDS
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# Installed copies are tested beside README.md, docs/ and tests/ alone: what else is linked is looked for in a checkout.
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    in_checkout = (ROOT / "setup.py").exists()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, fragment = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        inside = path.relative_to(ROOT.resolve())
+        if in_checkout or inside.parts[0] in {"docs", "tests", "README.md"}:
+            assert path.exists(), f"{page.name}: {target}"
+        if fragment and path.exists():
+            headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{page.name}: {target}"
+
+
+def test_no_decimal_lacks_its_zero() -> None:
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        assert not re.findall(r"(?<![\w./])\.\d", text), page.name
+
+
+def test_the_plot_is_drawn_from_the_table(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names: dict[str, Any] = {"__name__": "agreement", "__file__": str(ROOT / "docs" / "plots" / "agreement.py")}
+    exec(compile(Path(names["__file__"]).read_text(encoding="utf-8"), names["__file__"], "exec"), names)
+    rows = names["table"]()
+    assert len(rows) == 17
+    assert all(sum(belongs(name) for _, _, _, belongs in names["FAMILIES"]) == 1 for name, _, _ in rows)
+    names["draw"](tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").stat().st_size > 10_000
+    assert (ROOT / "docs" / "plots" / "agreement.svg").exists()
