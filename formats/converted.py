@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.formats.convert import ConversionReport, TensorOutcome
+from hhtld.formats.hf import loads_with_transformers
 from hhtld.formats.tables import alike, tensor_table
 from hhtld.formats.terminal import (
     EXPLAINED,
@@ -155,7 +156,9 @@ def _next_steps(report: ConversionReport) -> Iterator[str]:
     if not Path(report.target).is_dir():
         yield f"hhtld verify {target} {source} checks every row"
         yield f"hhtld.open({report.target!r}) reads rows in Python"
-    else:
+    elif loads_with_transformers(Path(report.target)):
         yield f"hhtld.integrations.transformers.from_pretrained({report.target!r}) loads it in Python"
+    else:
+        yield f"hhtld convert {target} plain/ makes a folder that loads as the source did"
     if report.is_text_model:
         yield f"hhtld gate-parity {source} {target} compares the models' answers"

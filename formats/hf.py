@@ -42,7 +42,7 @@ from hhtld.side_files import read_side_file, side_files
 from hhtld.source import ArraySource
 from hhtld.urls import Location, Url
 
-__all__ = ["NAMES_FILE", "HfFormat", "PackedFolder", "packed_config", "write_names"]
+__all__ = ["NAMES_FILE", "HfFormat", "PackedFolder", "loads_with_transformers", "packed_config", "write_names"]
 
 NAMES_FILE = "model.safetensors"
 _HOW_TO = "HHTLD.md"
@@ -211,6 +211,11 @@ class HfFormat(Format):
             with open_pack(folder / PACK_NAME) as pack:
                 write_names(pack, folder / NAMES_FILE)
         return [*notes, _who_loads(path, config, has_how_to=has_how_to)]
+
+
+def loads_with_transformers(folder: Path) -> bool:
+    """Whether transformers loads a packed folder, going by its config."""
+    return (folder / CONFIG).is_file() and _names_model_type((folder / CONFIG).read_bytes())
 
 
 def _names_model_type(config: bytes) -> bool:

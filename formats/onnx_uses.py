@@ -6,14 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from hhtld.formats.onnx_quantized import Scope, origin, passed_on
+from hhtld.source import ADDS
 
 __all__ = ["uses_by_graph"]
+
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 def uses_by_graph(scopes: Iterable[Scope]) -> dict[str, frozenset[str]]:
     """Return the operators that take each tensor; those that only pass elements on count as what takes these.
 
-    Of an operator that gathers, what it gathers from is taken; its indices are not.
+    Of an operator that gathers, what it gathers from is taken; its indices are not. What a recurrent layer adds,
+    [directions, 8 hidden] of biases, states at the start and peepholes, counts as taken by `ADDS`.
     """
     found: dict[str, set[str]] = defaultdict(set)
     for tensors, nodes in scopes:
@@ -22,8 +26,9 @@ def uses_by_graph(scopes: Iterable[Scope]) -> dict[str, frozenset[str]]:
         for node in nodes:
             if not isinstance(node.op_type, str) or (node.output and node.output[0] in inner):
                 continue
-            for value in node.input[:1] if node.op_type.startswith("Gather") else node.input:
+            recurrent = node.op_type in _RECURRENT and node.domain in ("", "ai.onnx")
+            for i, value in enumerate(node.input[:1] if node.op_type.startswith("Gather") else node.input):
                 name = tensors.get(origin(value, passed))
                 if name is not None:
-                    found[name].add(node.op_type)
+                    found[name].add(ADDS if recurrent and i > 2 else node.op_type)
     return {name: frozenset(operators) for name, operators in found.items()}

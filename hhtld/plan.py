@@ -24,7 +24,7 @@ from hhtld.quantized import quantized_tensors, refusal
 from hhtld.regimes import RegimeChoice, choose_regimes
 from hhtld.roles import INDEX_ROLES, classify_role, group_key, is_encodable
 from hhtld.rows import row_ranges
-from hhtld.source import SourceRows, TensorInfo, TensorSource
+from hhtld.source import ADDS, SourceRows, TensorInfo, TensorSource
 from hhtld.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE
 
 __all__ = [
@@ -282,6 +282,7 @@ def make_plan(
             raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
     companions, notes = _quantized(source, ruled, quantized == "keep")
+    companions.update(name for name, used in source.uses().items() if used == {ADDS})
     whole: list[str] = []
     tied = _tied(source, infos.values()) | dict(source.aliases())
     choices = choose_regimes(source, tied, roles)

@@ -29,7 +29,9 @@ from hhtld.rows import Rows
 from hhtld.side_files import check_together, checked_file_name
 from hhtld.sizes import MAX_DIMENSIONS, tensor_nbytes
 
-__all__ = ["ArraySource", "ChecksummedRows", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
+__all__ = ["ADDS", "ArraySource", "ChecksummedRows", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
+
+ADDS = "adds"  # among `TensorSource.uses`: the tensor is added, or a state, and not what a layer multiplies by
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class TensorSource(ABC):
         return None
 
     def uses(self) -> Mapping[str, frozenset[str]]:
-        """Return the operators that take a tensor, where the source comes with a graph."""
+        """Return the operators that take a tensor, or `ADDS`, where the source comes with a graph."""
         return {}
 
     def regimes(self) -> Mapping[str, tuple[str, str]]:

@@ -684,7 +684,9 @@ def test_a_pipelines_root_names_the_folders_that_hold_models(tmp_path: Path) -> 
         open_source(tmp_path / "pipe")
 
 
-def test_a_packed_folder_that_transformers_cannot_load_does_not_say_that_it_does(tmp_path: Path) -> None:
+def test_a_packed_folder_that_transformers_cannot_load_does_not_say_that_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = plain_model(tmp_path / "unet", "diffusion_pytorch_model.safetensors")
     (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     told = "\n".join(hhtld.convert(folder, tmp_path / "packed", to="hf", profile="bits:3").notes)
@@ -694,6 +696,10 @@ def test_a_packed_folder_that_transformers_cannot_load_does_not_say_that_it_does
     assert "its config.json names no model_type (it is of diffusers, 'UNet2DConditionModel')" in told
     hhtld.convert(tmp_path / "packed", tmp_path / "back/")
     assert set(contents(tmp_path / "back")) == set(contents(folder))
+    assert main(["convert", str(folder), str(tmp_path / "again"), "--to", "hf", "--profile", "bits:3"]) == 0
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert following.startswith("next: hhtld convert "), following
+    assert following.endswith(" plain/ makes a folder that loads as the source did")
 
 
 def test_a_source_with_an_hhtld_md_of_its_own_keeps_it(tmp_path: Path) -> None:

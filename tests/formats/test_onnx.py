@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import hhtld
 from hhtld.errors import (
     BadMagicError,
     FormatError,
@@ -678,3 +679,24 @@ def test_what_the_graph_does_decides_for_regimes(tmp_path: Path) -> None:
         "pos_embed": ("index", "name: pos_embed"),
         "wte.weight": ("argmax", "graph: MatMul"),
     }
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_what_a_recurrent_layer_adds_is_kept(operator: str, tmp_path: Path) -> None:
+    """Biases of two directions are [2, 8 hidden], and no matrix; states and peepholes likewise."""
+    rng, added = np.random.default_rng(3), {"B": (2, 512), "h": (2, 4, 64), "c": (2, 4, 64), "P": (2, 192)}
+    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in added.items()}
+    tensors |= {"W": rng.standard_normal((2, 256, 32), np.float32), "R": rng.standard_normal((2, 256, 64), np.float32)}
+    nodes = (
+        helper.make_node("Identity", ["B"], ["moved"]),
+        helper.make_node(operator, ["x", "W", "R", "moved", "", "h", "c", "P"], ["y"], hidden_size=64),
+        helper.make_node("LSTM", ["x", "W", "R", "other"], ["z"], domain="mine"),
+    )
+    tensors["other"] = rng.standard_normal((2, 512), np.float32)  # an operator of which nothing is known
+    path = tmp_path / "m.onnx"
+    made = model(*(numpy_helper.from_array(values, name) for name, values in tensors.items()), nodes=nodes)
+    path.write_bytes(made.SerializeToString())
+    hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4", min_ratio=0)
+    with hhtld.open(tmp_path / "m.hhtld") as pack:
+        codecs = {name: pack.info(name).codec for name in pack}
+    assert codecs == dict.fromkeys(added, "keep") | dict.fromkeys(("R", "W", "other"), "hhtl_t")
