@@ -278,8 +278,8 @@ figcaption { margin-top: 8px; color: var(--soft); font-size: 13px; }
     linear-gradient(to left, var(--faint), transparent) right / 12px 100%;
   background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
 @media (max-width: 700px) {
-  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; max-width: 45vw; white-space: normal;
-    overflow-wrap: anywhere; background: var(--card); } }
+  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; white-space: normal;
+    min-width: 5.5em; max-width: 45vw; overflow-wrap: anywhere; background: var(--card); } }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 8px; text-align: left; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--rule); }

@@ -111,6 +111,8 @@ def _first_use(name: str) -> Any:
         from importlib.metadata import version
 
         return version("hhtld")
+    if name in ("formats", "slots"):  # promised as hhtld.slots and hhtld.formats, whoever imported them
+        return importlib.import_module(f"hhtld.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'hhtld' has no attribute {name!r}")

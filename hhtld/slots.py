@@ -250,17 +250,38 @@ def encode_rows(rows: ArrayLike, centroids: ArrayLike, basis: SvdBasis) -> tuple
 
 
 def decode_rows(centroids: ArrayLike, slot_l: ArrayLike, scale: float, basis: SvdBasis) -> NDArray[np.float32]:
-    """Decode Slot L (n, 8) back to rows (n, n_cols) upon their centroids."""
+    """Decode Slot L (n, 8) back to rows (n, n_cols) upon their centroids.
+
+    Raises
+    ------
+    ValueError
+        When counts or widths differ, or a code is no int8.
+    """
     entries = as_rows(centroids)
-    codes = np.require(slot_l, np.int8, ["C"])
+    given = np.asarray(slot_l)
+    codes = np.require(given, np.int8, ["C"])
+    if not np.array_equal(codes, given):
+        raise ValueError("codes of Slot L must be whole numbers from -128 to 127")
     out = np.empty((entries.n_rows, entries.n_cols), np.float32)
     _leaf.reconstruct(entries.read(0, entries.n_rows), None, codes, scale, basis.vectors, out)
     return out
 
 
 def decode_row(centroid: ArrayLike, slot_l_row: ArrayLike, scale: float, basis: SvdBasis) -> NDArray[np.float32]:
-    """Decode one row's Slot L (8,) back to a row (n_cols,) upon its centroid (n_cols,)."""
-    row: NDArray[np.float32] = decode_rows(np.asarray(centroid)[None], np.asarray(slot_l_row)[None], scale, basis)[0]
+    """Decode one row's Slot L (8,) back to a row (n_cols,) upon its centroid (n_cols,).
+
+    Raises
+    ------
+    ValueError
+        When a shape is another, or a code is no int8.
+    """
+    base, codes = np.asarray(centroid), np.asarray(slot_l_row)
+    if base.shape != (basis.n_cols,) or codes.shape != (SLOT_L_LANES,):
+        raise ValueError(
+            f"a row's centroid must have shape ({basis.n_cols},) and its codes ({SLOT_L_LANES},), "
+            f"got {base.shape} and {codes.shape}"
+        )
+    row: NDArray[np.float32] = decode_rows(base[None], codes[None], scale, basis)[0]
     return row
 
 

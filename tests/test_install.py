@@ -30,6 +30,12 @@ def test_every_promised_name_is_there() -> None:
         assert getattr(hhtld, name) is not None
 
 
+def test_promised_modules_need_no_import_of_their_own() -> None:
+    program = "import hhtld; print(hhtld.slots.SLOT_L_LANES, hhtld.formats.open_source.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "8 open_source\n"
+
+
 def test_a_misspelt_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'hhtld' has no attribute 'opne'"):
         hhtld.opne  # type: ignore[attr-defined] # noqa: B018 # the mistake is what is tested

@@ -237,6 +237,16 @@ def test_slot_l_counts_and_widths_must_agree() -> None:
         decode_rows(rows, np.zeros((5, 8), np.int8), 1.0, basis)
 
 
+def test_codes_and_shapes_that_are_no_slot_l_are_refused() -> None:
+    basis = SvdBasis.build(np.random.default_rng(0).standard_normal((40, 20)))
+    with pytest.raises(ValueError, match="whole numbers from -128 to 127"):
+        decode_rows(np.zeros((1, 20)), np.full((1, 8), 300), 1.0, basis)
+    with pytest.raises(ValueError, match=r"got \(1, 20\) and \(8,\)"):
+        decode_row(np.zeros((1, 20)), np.zeros(8, np.int8), 1.0, basis)
+    with pytest.raises(ValueError, match=r"got \(20,\) and \(7,\)"):
+        decode_row(np.zeros(20), np.zeros(7, np.int8), 1.0, basis)
+
+
 def test_one_row_of_slot_l_decodes_as_among_others(rng: np.random.Generator) -> None:
     rows, centroids = (rng.standard_normal((2, 9, 30))).astype(np.float32)
     basis = SvdBasis.build(rows)

@@ -335,7 +335,7 @@ def test_headings_sort(tmp_path: Path, browser: Browser) -> None:
         return [button.parentNode.getAttribute("aria-sort"), cells.map(c => c.dataset.value ?? c.textContent)];
     }))"""
     columns = asked(browser, tmp_path / "report.html", 1280, script)
-    assert len(columns) == 11
+    assert len(columns) == 12
     for number in (1, 5, 6, 7, 8, 9, 10):
         (up, rising), (down, falling) = columns[number]
         assert (up, down) == ("ascending", "descending")
