@@ -36,6 +36,7 @@ __all__ = [
     "rotate",
     "row_dots",
     "row_nbytes",
+    "search_cols",
     "trellis_dots",
     "trellis_energies",
     "truncate_f32_bf16",
@@ -470,6 +471,15 @@ _WHOLE_COLS, _PIECE_COLS, _SEAM_COLS = 65536, 4096, 256
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
     """Return the bytes of a row of `n_cols` weights at `rate` sixteenths of a bit with 2**n_bits states."""
     return ((n_cols - 1) * rate // 16 + n_bits + 7) // 8 if n_cols else 0
+
+
+def search_cols(n_cols: int) -> int:
+    """Return how many weights of rows of `n_cols` are searched at once without feedback: all, or a piece's."""
+    if n_cols <= _WHOLE_COLS:
+        return n_cols
+    piece = math.ceil(math.ceil(n_cols / (32 * math.ceil(n_cols / (32 * _PIECE_COLS)))) / 16) * 16
+    most = max(piece + (n_cols + 15) % 16 + 1, _SEAM_COLS)
+    return min(most, n_cols)
 
 
 def encode(

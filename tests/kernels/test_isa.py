@@ -28,7 +28,7 @@ from hhtld._kernels import (
 )
 
 DOORS = (_cast, _fold, _search, _leaf, _dot, _eigen, _cholesky, _rotate, _trellis, _score, _screen)
-ARITHMETIC = {"row_nbytes"}  # sizes, not kernels: nothing to choose a tier for
+ARITHMETIC = {"row_nbytes", "search_cols"}  # sizes, not kernels: nothing to choose a tier for
 PRINT_TIER = "from hhtld._kernels import _isa; print(_isa.tier())"
 
 

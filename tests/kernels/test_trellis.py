@@ -468,3 +468,10 @@ def test_a_row_in_33_pieces_is_worth_what_it_is_whole(rate: int, n_bits: int) ->
 def test_rows_are_searched_whole_up_to_65536_weights() -> None:
     assert [_trellis.search_cols(n) for n in (1, 5760, 65_536)] == [1, 5760, 65_536]
     assert [_trellis.search_cols(n) for n in (65_537, 131_072, 1 << 20)] == [2064 + 1, 4096 + 16, 4096 + 16]
+
+
+@pytest.mark.parametrize(
+    "n_cols", [0, 1, 300, 65_536, 65_537, 65_550, 131_072, 131_073, 1 << 20, (1 << 20) + 7, 20_000_000]
+)
+def test_weights_searched_at_once_are_the_twins(n_cols: int) -> None:
+    assert _trellis.search_cols(n_cols) == reference.search_cols(n_cols)
