@@ -69,6 +69,7 @@ __all__ = [
 
 DEFAULT_MEMORY = 1 << 30
 _NO_LIMIT = 1 << 62  # what is encoded in memory stays there
+_TENSOR_NBYTES, _FEW = 10_000, 1_000  # what the source, plan, report and table know of one; few are not counted
 # Why a group is kept: its bytes would not be fewer, no rate reaches what is asked, float32 does not suffice to code it.
 _NO_SMALLER, _UNREACHED, _OUT_OF_RANGE = "keep", "unreached", "range"
 _STRUCTURE = ("palette", "fisher_z", "centroids", "basis")  # what Slot L's scale depends on
@@ -550,13 +551,16 @@ def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
     for name in plan.files:
         needs(2 * held[name], name, "whole", "side file")
     nbytes, name, what, kind = largest
+    tables = _TENSOR_NBYTES * max(0, len(infos) - _FEW)
+    if tables:
+        nbytes, what = nbytes + tables, f"{what}, beside what is known of {len(infos):,} tensors"
     if nbytes > _usable(work.memory):
         asked = (nbytes * 9 // 8 >> 20) + 1
         raise BudgetError(
             f"{kind} {shown(name)} needs {nbytes * 9 // 8:,} bytes of memory ({what}), {work.memory:,} are given; "
             f"give it {asked} MiB with memory= (--memory {asked}MiB)"
         )
-    return counted + found
+    return counted + found + tables
 
 
 def expected_nbytes(source: TensorSource, plan: Plan, work: Work) -> int:

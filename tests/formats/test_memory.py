@@ -92,6 +92,16 @@ def test_a_row_that_is_kept_must_fit(tmp_path: Path) -> None:
         hhtld.convert(source, tmp_path / "m.hhtld", profile="gates")
 
 
+def test_many_tensors_are_counted(tmp_path: Path) -> None:
+    """What is known of each takes some 10 kB: 20,000 small ones took 190 MiB where 64 were given."""
+    shapes: dict[str, tuple[str, tuple[int, ...], int]] = {f"w{i}": ("BF16", (8, 16), 256) for i in range(20_000)}
+    with open_source(sparse(tmp_path / "m.safetensors", shapes)) as tensors:
+        plan = make_plan(tensors, "bits:2")
+        with pytest.raises(hhtld.BudgetError, match="beside what is known of 20,000 tensors"):
+            check_memory(tensors, plan, Work(memory=64 << 20))
+        assert check_memory(tensors, plan, Work(memory=256 << 20)) > 180 << 20
+
+
 def test_too_little_memory_keeps_what_an_earlier_run_finished(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     save_file({"q_proj": rng.standard_normal((900, 64)).astype(np.float32)}, tmp_path / "m.safetensors")
