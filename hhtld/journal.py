@@ -256,7 +256,8 @@ def _require_own(path: Path, heads: Sequence[bytes]) -> None:
             found = os.pread(fd, max(map(len, heads)), 0)
         finally:
             os.close(fd)
-    if not any(head.startswith(found) or found.startswith(head) for head in heads):
+    # A write that failed leaves zeros where its bytes should be.
+    if not any(all(byte in (0, wanted) for byte, wanted in zip(found, head, strict=False)) for head in heads):
         raise OutputError(
             f"cannot write {path}: {partial_at.name} beside it is no unfinished file of hhtld; move or delete it"
         )

@@ -26,8 +26,7 @@ if [ ! -d "$work/site" ]; then
 fi
 
 rm -rf "$work/tree" && mkdir -p "$work/tree"
-cp -r hhtld tests pyproject.toml README.md CHANGELOG.md "$work/tree/"
-cp -r formats "$work/tree/hhtld/formats"
+cp -rL hhtld tests pyproject.toml README.md CHANGELOG.md "$work/tree/" # with what the link hhtld/formats leads to
 mkdir "$work/tree/hhtld-0.dist-info" # nothing is installed there, and journals ask for a version
 printf 'Metadata-Version: 2.1\nName: hhtld\nVersion: 0\n' > "$work/tree/hhtld-0.dist-info/METADATA"
 rm -rf "$work"/tree/hhtld/_kernels/*.so "$work/tree/tests/viewers"
