@@ -64,7 +64,7 @@ from hhtld.links import leads_out
 from hhtld.quantized import packed_tensors
 from hhtld.reading import PositionalFile, open_regular
 from hhtld.sizes import checked_shape, tensor_nbytes
-from hhtld.source import checked_name
+from hhtld.source import ADDS, checked_name
 
 __all__ = ["OnnxFile", "OnnxFormat", "TensorWalk"]
 
@@ -545,8 +545,10 @@ class OnnxFile(TensorSource):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Under "onnx": IR version, operator sets, producer, odd types; under "quantized": `quantized`."""
-        return {"onnx": dict(self._facts)} | ({"quantized": dict(self._quantized)} if self._quantized else {})
+        """Under "onnx": IR version, operator sets, producer, odd types; "quantized"; "added": what layers only add."""
+        added = sorted(name for name in self._infos if self._uses.get(name) == {ADDS})
+        told = {"quantized": dict(self._quantized), "added": added}
+        return {"onnx": dict(self._facts)} | {key: found for key, found in told.items() if found}
 
     @property
     def notes(self) -> list[str]:

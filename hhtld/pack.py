@@ -23,7 +23,7 @@ from hhtld.rotation import Rotation
 from hhtld.scorer import PlainRows, Scorer
 from hhtld.sections import SectionReader
 from hhtld.slots import ENTRY_DTYPE, SLOT_L_LANES, entries_from_bytes
-from hhtld.source import TensorInfo, TensorSource
+from hhtld.source import ADDS, TensorInfo, TensorSource
 from hhtld.table import GroupRecord, PackTable, TensorRecord
 from hhtld.tensor import HhtlDTensor, HhtlF32Tensor, RowIndex, selected_rows
 from hhtld.trellis import Trellis
@@ -513,6 +513,12 @@ class PackSource(TensorSource):
         facts = self.pack.table.source
         found = facts.get("quantized", {} if "onnx" in facts else None)
         return {n: str(use) for n, use in found.items() if n in self._infos} if isinstance(found, dict) else None
+
+    def uses(self) -> Mapping[str, frozenset[str]]:
+        """Return what layers of an ONNX model add, which the pack's description carries; nothing else of its graph."""
+        found = self.pack.table.source.get("added")
+        added = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+        return {name: frozenset({ADDS}) for name in self._infos if name in added}
 
     def regimes(self) -> Mapping[str, tuple[str, str]]:
         """Return the regimes that the pack records because roles do not imply them."""

@@ -697,6 +697,8 @@ def test_what_a_recurrent_layer_adds_is_kept(operator: str, tmp_path: Path) -> N
     made = model(*(numpy_helper.from_array(values, name) for name, values in tensors.items()), nodes=nodes)
     path.write_bytes(made.SerializeToString())
     hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4", min_ratio=0)
-    with hhtld.open(tmp_path / "m.hhtld") as pack:
+    hhtld.convert(tmp_path / "m.hhtld", tmp_path / "n.hhtld", profile="bits:3", min_ratio=0)  # the graph is gone
+    with hhtld.open(tmp_path / "m.hhtld") as pack, hhtld.open(tmp_path / "n.hhtld") as again:
         codecs = {name: pack.info(name).codec for name in pack}
+        assert codecs == {name: again.info(name).codec for name in again}
     assert codecs == dict.fromkeys(added, "keep") | dict.fromkeys(("R", "W", "other"), "hhtl_t")
