@@ -196,4 +196,4 @@ def test_an_interrupt_while_modules_load_is_no_traceback(seconds: float) -> None
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=60)
     assert "Traceback" not in said
-    assert child.returncode in (130, 2, 3), said
+    assert child.returncode in (130, 2, 3, -signal.SIGINT), said  # the last: it had answered and was ending
