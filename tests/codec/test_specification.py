@@ -649,7 +649,7 @@ def test_a_wrong_argument_order_of_encode_with_leaf_is_a_type_error_that_says_so
     rows = noise(40, 20)
     swapped: tuple[object, ...] = ("lm_head", rows, SvdBasis.build(rows), 8)
     with pytest.raises(TypeError, match=r"(?i)order|k.*before.*basis|rows, k, svd_basis"):
-        HhtlF32Tensor.encode_with_leaf(*swapped)  # type: ignore[arg-type]
+        HhtlF32Tensor.encode_with_leaf(*swapped)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_sizes_of_an_f32_tensor_are_additive() -> None:
