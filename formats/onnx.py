@@ -546,7 +546,7 @@ class OnnxFile(TensorSource):
     @property
     def description(self) -> dict[str, Any]:
         """Under "onnx": IR version, operator sets, producer, odd types; "quantized"; "added": what layers only add."""
-        added = sorted(name for name in self._infos if self._uses.get(name) == {ADDS})
+        added = sorted(name for name in self._infos if self._uses.get(name) == frozenset({ADDS}))
         told = {"quantized": dict(self._quantized), "added": added}
         return {"onnx": dict(self._facts)} | {key: found for key, found in told.items() if found}
 
