@@ -55,7 +55,7 @@ def convert(source: str, target: str, options: dict[str, Any]) -> None:
     import rich  # noqa: F401  # what the command line imports too
 
     import hhtld
-    import hhtld.formats.convert
+    import hhtld.api.convert
 
     before, workers = resident("VmRSS"), [0]
 

@@ -23,13 +23,14 @@ from ggml import BLOCK, Ggml
 from lookup_grade import processor
 
 import hhtld
+from hhtld.encoding.plan import make_plan
+from hhtld.evaluation.calibration_file import read_calibration
+from hhtld.evaluation.parity.metrics import PositionScores, compare_positions
+from hhtld.evaluation.parity.models import LogitSpool, Snapshot, fixed_threads
+from hhtld.evaluation.parity.prompts import chosen_prompts
 from hhtld.formats import open_source
-from hhtld.formats.calibration import read_calibration
-from hhtld.integrations.parity_metrics import PositionScores, compare_positions
-from hhtld.integrations.parity_models import LogitSpool, Snapshot, fixed_threads
-from hhtld.integrations.parity_prompts import chosen_prompts
-from hhtld.pack import HhtldPack
-from hhtld.plan import make_plan
+from hhtld.pack.pack import HhtldPack
+from hhtld.sources.contract import SourceRows
 
 GGML = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K")
 
@@ -119,7 +120,7 @@ def main() -> None:
             for told in (False, True):
                 nbytes = kept
                 for name in names:
-                    weights = np.asarray(hhtld.source.SourceRows(source, name).read(0, source.infos()[name].n_rows))
+                    weights = np.asarray(SourceRows(source, name).read(0, source.infos()[name].n_rows))
                     scale, importance = calibration.column_scales.get(name), None
                     if told and scale is not None:  # the scale is (h / sum of squares) ** (1/4)
                         importance = scale.astype(np.float64) ** 4 * np.square(weights, dtype=np.float64).sum(0)

@@ -20,12 +20,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hhtld._kernels import _fold, _isa, _leaf, _search
-from hhtld.basis import SvdBasis
+from hhtld.codecs.group import PaletteGroupKey, build_group_with_leaf, sample_basis
+from hhtld.codecs.tensors import HhtlF32Tensor
 from hhtld.formats import open_source
-from hhtld.formats.demo import demo_model
-from hhtld.group import PaletteGroupKey, build_group_with_leaf, sample_basis
-from hhtld.rows import ArrayRows
-from hhtld.tensor import HhtlF32Tensor
+from hhtld.slots.basis import SvdBasis
+from hhtld.sources.demo import demo_model
+from hhtld.sources.rows import ArrayRows
 
 ROUNDS = 9
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import hhtld
-from hhtld.formats.verify import verify
+from hhtld.commands.verify import verify
 
 
 @dataclass(frozen=True)

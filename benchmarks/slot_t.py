@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from hhtld._kernels import _isa, _rotate, _score, _trellis
-from hhtld.rotation import Rotation
-from hhtld.trellis import STATE_BITS, Trellis, gain_bits, gain_values
+from hhtld.slots.rotation import Rotation
+from hhtld.slots.trellis import STATE_BITS, Trellis, gain_bits, gain_values
 
 Rows = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from hhtld.errors import BadMagicError, UnknownFormatError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
 from hhtld.formats.locations import locate, missing, models_inside
 from hhtld.registry import Plugin, Registry
-from hhtld.urls import Location, Url, open_location
+from hhtld.storage.urls import Location, Url, open_location
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_format", "open_source", "registry"]
 

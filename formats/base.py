@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hhtld.encoder import Work
+from hhtld.encoding.encoder import Work
+from hhtld.encoding.plan import Plan
 from hhtld.gates import GateReport
-from hhtld.plan import Plan
-from hhtld.source import TensorInfo, TensorSource
-from hhtld.urls import Location, Url
+from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.storage.urls import Location, Url
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "lookalike"]
 

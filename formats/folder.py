@@ -26,7 +26,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from hhtld.atomic_folder import new_folder, write_bytes
 from hhtld.formats.base import Format, TensorInfo, TensorSource
 from hhtld.formats.model_config import CONFIG
 from hhtld.formats.safetensors import (
@@ -39,6 +38,7 @@ from hhtld.formats.safetensors import (
     write_tensors,
 )
 from hhtld.progress import Progress, silent
+from hhtld.storage.atomic_folder import new_folder, write_bytes
 
 __all__ = ["FolderFormat", "write_side_files"]
 

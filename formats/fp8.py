@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.model_config import CONFIG, config_bytes, config_object
-from hhtld.source import TensorInfo, TensorSource
+from hhtld.sources.contract import TensorInfo, TensorSource
 
 __all__ = ["QUANTIZATION_FILES", "Declared", "DequantizedSource", "Fp8Scheme", "declared", "has_scales", "holds_fp8"]
 
@@ -230,7 +230,7 @@ def _comfy_weight(scale: str, infos: Mapping[str, TensorInfo]) -> str | None:
 
 
 def _scales_integers(scale: str, infos: Mapping[str, TensorInfo]) -> bool:
-    """Whether an inverse scale belongs to a weight of another scheme, see `hhtld.quantized`."""
+    """Whether an inverse scale belongs to a weight of another scheme, see `hhtld.sources.quantized`."""
     weight = infos.get(scale.removesuffix(INVERSE))
     return weight is not None and not weight.dtype.is_weight
 

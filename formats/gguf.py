@@ -57,10 +57,10 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
-from hhtld.reading import PositionalFile, open_regular
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
-from hhtld.source import checked_name
-from hhtld.urls import Location
+from hhtld.sources.contract import checked_name
+from hhtld.storage.reading import PositionalFile, open_regular
+from hhtld.storage.urls import Location
 
 __all__ = ["GgufFile", "GgufFormat"]
 

@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hhtld.atomic_folder import new_folder, write_bytes
-from hhtld.encoder import Work
+from hhtld.encoding.encoder import Work
+from hhtld.encoding.plan import Plan
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.folder import write_side_files
@@ -35,12 +35,12 @@ from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pa
 from hhtld.formats.model_config import CONFIG, config_bytes, config_object
 from hhtld.formats.safetensors import NAMES_KEY, write_tensors
 from hhtld.gates import GateReport
-from hhtld.links import followed
-from hhtld.pack import HhtldPack, PackSource
-from hhtld.plan import Plan
-from hhtld.side_files import read_side_file, side_files
-from hhtld.source import ArraySource
-from hhtld.urls import Location, Url
+from hhtld.pack.pack import HhtldPack, PackSource
+from hhtld.sources.contract import ArraySource
+from hhtld.storage.atomic_folder import new_folder, write_bytes
+from hhtld.storage.links import followed
+from hhtld.storage.side_files import read_side_file, side_files
+from hhtld.storage.urls import Location, Url
 
 __all__ = ["NAMES_FILE", "HfFormat", "PackedFolder", "loads_with_transformers", "packed_config", "write_names"]
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from hhtld.errors import HeaderError, OutputError, shown
-from hhtld.formats.demo import DEMO, demo_model
-from hhtld.urls import Location, Url, is_url
+from hhtld.sources.demo import DEMO, demo_model
+from hhtld.storage.urls import Location, Url, is_url
 
 __all__ = ["local_source", "locate", "missing", "models_inside", "output_path", "spelled"]
 

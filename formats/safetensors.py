@@ -41,7 +41,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.atomic import AtomicFile, replacing
 from hhtld.dtypes import DTYPES, dtype_named
 from hhtld.errors import BadMagicError, ClosedError, FormatError, HeaderError, TruncatedError, shown
 from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
@@ -57,14 +56,15 @@ from hhtld.formats.fp8 import (
 from hhtld.formats.locations import locate
 from hhtld.formats.model_config import CONFIG
 from hhtld.formats.strict_json import json_object
-from hhtld.links import followed
 from hhtld.progress import Progress, silent
-from hhtld.reading import PositionalFile
-from hhtld.rows import row_ranges
-from hhtld.side_files import check_together, is_device, read_side_file, side_files
 from hhtld.sizes import align_up, checked_shape, is_deep, tensor_nbytes
-from hhtld.source import checked_name
-from hhtld.urls import Location, Url, open_location
+from hhtld.sources.contract import checked_name
+from hhtld.sources.rows import row_ranges
+from hhtld.storage.atomic import AtomicFile, replacing
+from hhtld.storage.links import followed
+from hhtld.storage.reading import PositionalFile
+from hhtld.storage.side_files import check_together, is_device, read_side_file, side_files
+from hhtld.storage.urls import Location, Url, open_location
 
 __all__ = [
     "SafetensorsFile",
@@ -417,7 +417,7 @@ class ShardedSnapshot(TensorSource):
     path : path or Url
         A folder with ``model.safetensors.index.json``, with ``model.safetensors``, with one of diffusers' or PEFT's
         in their place, or with one ``*.safetensors`` file or index, or the path of any
-        ``*.safetensors.index.json``. Names are taken as given; links are followed as `hhtld.links` says.
+        ``*.safetensors.index.json``. Names are taken as given; links are followed as `hhtld.storage.links` says.
 
     Raises
     ------
@@ -429,7 +429,7 @@ class ShardedSnapshot(TensorSource):
     ----------
     declared : Declared
         How config.json, or a file of `QUANTIZATION_FILES`, says that weights are quantized. Tensors appear here as
-        they are stored; see `hhtld.formats.fp8.DequantizedSource` and `hhtld.quantized`.
+        they are stored; see `hhtld.formats.fp8.DequantizedSource` and `hhtld.sources.quantized`.
 
     Notes
     -----

@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from hhtld.base17 import Base17 as Base17
-    from hhtld.basis import SvdBasis as SvdBasis
-    from hhtld.encoder import encode as encode
+    from hhtld.api.convert import ConversionReport as ConversionReport
+    from hhtld.api.convert import convert as convert
+    from hhtld.api.files import load_file as load_file
+    from hhtld.api.files import open as open
+    from hhtld.api.files import save as save
+    from hhtld.api.files import save_file as save_file
+    from hhtld.codecs.group import PaletteGroupKey as PaletteGroupKey
+    from hhtld.codecs.group import SharedPaletteGroup as SharedPaletteGroup
+    from hhtld.codecs.group import build_group_with_fisher_z as build_group_with_fisher_z
+    from hhtld.codecs.group import build_group_with_leaf as build_group_with_leaf
+    from hhtld.codecs.tensors import HhtlDTensor as HhtlDTensor
+    from hhtld.codecs.tensors import HhtlF32Tensor as HhtlF32Tensor
+    from hhtld.codecs.trellis_tensor import HhtlTTensor as HhtlTTensor
+    from hhtld.encoding.encoder import encode as encode
     from hhtld.errors import BudgetError as BudgetError
     from hhtld.errors import ChecksumError as ChecksumError
     from hhtld.errors import ClosedError as ClosedError
@@ -30,76 +41,65 @@ if TYPE_CHECKING:
     from hhtld.errors import QuantizedError as QuantizedError
     from hhtld.errors import RangeError as RangeError
     from hhtld.errors import UnknownFormatError as UnknownFormatError
-    from hhtld.fisher_z import FisherZTable as FisherZTable
-    from hhtld.formats.convert import ConversionReport as ConversionReport
-    from hhtld.formats.convert import convert as convert
-    from hhtld.formats.files import load_file as load_file
-    from hhtld.formats.files import open as open
-    from hhtld.formats.files import save as save
-    from hhtld.formats.files import save_file as save_file
-    from hhtld.group import PaletteGroupKey as PaletteGroupKey
-    from hhtld.group import SharedPaletteGroup as SharedPaletteGroup
-    from hhtld.group import build_group_with_fisher_z as build_group_with_fisher_z
-    from hhtld.group import build_group_with_leaf as build_group_with_leaf
-    from hhtld.pack import HhtldPack as HhtldPack
-    from hhtld.palette import MAX_PALETTE_K as MAX_PALETTE_K
-    from hhtld.palette import HhtlCache as HhtlCache
-    from hhtld.palette import RouteAction as RouteAction
-    from hhtld.palette import build_hip_families as build_hip_families
+    from hhtld.pack.pack import HhtldPack as HhtldPack
     from hhtld.roles import classify_component as classify_component
     from hhtld.roles import classify_role as classify_role
     from hhtld.roles import effective_shape as effective_shape
     from hhtld.roles import is_encodable as is_encodable
     from hhtld.roles import should_use_leaf as should_use_leaf
-    from hhtld.slots import HeelBasin as HeelBasin
-    from hhtld.slots import HhtlDEntry as HhtlDEntry
-    from hhtld.source import TensorSource as TensorSource
-    from hhtld.tensor import HhtlDTensor as HhtlDTensor
-    from hhtld.tensor import HhtlF32Tensor as HhtlF32Tensor
-    from hhtld.trellis_tensor import HhtlTTensor as HhtlTTensor
+    from hhtld.slots.base17 import Base17 as Base17
+    from hhtld.slots.basis import SvdBasis as SvdBasis
+    from hhtld.slots.entries import HeelBasin as HeelBasin
+    from hhtld.slots.entries import HhtlDEntry as HhtlDEntry
+    from hhtld.slots.fisher_z import FisherZTable as FisherZTable
+    from hhtld.slots.palette import MAX_PALETTE_K as MAX_PALETTE_K
+    from hhtld.slots.palette import HhtlCache as HhtlCache
+    from hhtld.slots.palette import RouteAction as RouteAction
+    from hhtld.slots.palette import build_hip_families as build_hip_families
+    from hhtld.sources.contract import TensorSource as TensorSource
 
 _HOMES = {
-    "Base17": "base17",
+    "Base17": "slots.base17",
     "BudgetError": "errors",
     "ChecksumError": "errors",
     "ClosedError": "errors",
-    "ConversionReport": "formats.convert",
-    "FisherZTable": "fisher_z",
+    "ConversionReport": "api.convert",
+    "FisherZTable": "slots.fisher_z",
     "FormatError": "errors",
     "GateError": "errors",
-    "HeelBasin": "slots",
-    "HhtlCache": "palette",
-    "HhtlDEntry": "slots",
-    "HhtlDTensor": "tensor",
-    "HhtlF32Tensor": "tensor",
-    "HhtlTTensor": "trellis_tensor",
+    "HeelBasin": "slots.entries",
+    "HhtlCache": "slots.palette",
+    "HhtlDEntry": "slots.entries",
+    "HhtlDTensor": "codecs.tensors",
+    "HhtlF32Tensor": "codecs.tensors",
+    "HhtlTTensor": "codecs.trellis_tensor",
     "HhtldError": "errors",
-    "HhtldPack": "pack",
-    "MAX_PALETTE_K": "palette",
+    "HhtldPack": "pack.pack",
+    "MAX_PALETTE_K": "slots.palette",
     "MissingExtraError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
-    "PaletteGroupKey": "group",
+    "PaletteGroupKey": "codecs.group",
     "QuantizedError": "errors",
     "RangeError": "errors",
-    "RouteAction": "palette",
-    "SharedPaletteGroup": "group",
-    "SvdBasis": "basis",
-    "TensorSource": "source",
+    "RouteAction": "slots.palette",
+    "SharedPaletteGroup": "codecs.group",
+    "SvdBasis": "slots.basis",
+    "TensorSource": "sources.contract",
     "UnknownFormatError": "errors",
-    "build_group_with_fisher_z": "group",
-    "build_group_with_leaf": "group",
-    "build_hip_families": "palette",
+    "build_group_with_fisher_z": "codecs.group",
+    "build_group_with_leaf": "codecs.group",
+    "build_hip_families": "slots.palette",
     "classify_component": "roles",
     "classify_role": "roles",
-    "convert": "formats.convert",
+    "convert": "api.convert",
     "effective_shape": "roles",
-    "encode": "encoder",
+    "encode": "encoding.encoder",
     "is_encodable": "roles",
-    "load_file": "formats.files",
-    "open": "formats.files",
-    "save": "formats.files",
-    "save_file": "formats.files",
+    "load_file": "api.files",
+    "open": "api.files",
+    "save": "api.files",
+    "save_file": "api.files",
     "should_use_leaf": "roles",
 }
 
@@ -111,7 +111,7 @@ def _first_use(name: str) -> Any:
         from importlib.metadata import version
 
         return version("hhtld")
-    if name in ("formats", "slots"):  # promised as hhtld.slots and hhtld.formats, whoever imported them
+    if name in ("formats", "slots"):  # promised as hhtld.slots.entries and hhtld.formats, whoever imported them
         return importlib.import_module(f"hhtld.{name}")
     home = _HOMES.get(name)
     if home is None:

@@ -11,7 +11,7 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line and return its exit code."""
     try:
-        from hhtld.formats.__main__ import main
+        from hhtld.commands.main import main
     except KeyboardInterrupt:
         print("interrupted; nothing was begun", file=sys.stderr)
         return 130

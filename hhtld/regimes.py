@@ -25,7 +25,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from hhtld.errors import shown
-from hhtld.source import TensorInfo, TensorSource
+from hhtld.sources.contract import TensorInfo, TensorSource
 
 __all__ = ["REGIMES", "ModelFacts", "RegimeChoice", "choose_regimes", "model_facts", "regime_of"]
 

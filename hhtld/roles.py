@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hhtld.group import INDEX_ROLES, PaletteGroupKey
+from hhtld.codecs.group import INDEX_ROLES, PaletteGroupKey
 from hhtld.matrix import row_axes
 
 __all__ = [

@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.atomic import replacing
-from hhtld.encoder import compared_rows
+from hhtld.encoding.encoder import compared_rows
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, note, plot, put, storable, text
 from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
 from hhtld.formats.hdf5.shared import group_name, write_group
 from hhtld.formats.hdf5.tensors import TensorWriter
-from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.gates import THRESHOLDS, CosineSummary, GateReport, RegimeCosines
-from hhtld.pack import HhtldPack
+from hhtld.pack.container import ContainerReader
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.table import TensorRecord
 from hhtld.progress import Progress, silent
-from hhtld.source import SourceRows, TensorSource
-from hhtld.table import TensorRecord
+from hhtld.sources.contract import SourceRows, TensorSource
+from hhtld.storage.atomic import replacing
 
 __all__ = ["SCHEMA", "export_pack"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hhtld.formats.names import matching
-from hhtld.pack import HhtldPack
-from hhtld.palette import MAX_PALETTE_K
-from hhtld.slots import SLOT_L_LANES
-from hhtld.table import TensorRecord
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.table import TensorRecord
+from hhtld.slots.entries import SLOT_L_LANES
+from hhtld.slots.palette import MAX_PALETTE_K
+from hhtld.sources.names import matching
 
 __all__ = ["DEFAULT_MAX_NBYTES", "IMAGE_ASPECT", "IMAGE_ROWS", "MAX_POINTS", "MOST_DRAWN", "Selection", "select"]
 

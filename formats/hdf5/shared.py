@@ -8,15 +8,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.basis import SvdBasis
-from hhtld.fisher_z import FisherZTable
+from hhtld.codecs.tensors import HhtlDTensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, plot, put, text
-from hhtld.pack import HhtldPack
-from hhtld.palette import HhtlCache, RouteAction, build_hip_families
-from hhtld.rows import row_ranges
-from hhtld.slots import residual
-from hhtld.tensor import HhtlDTensor
-from hhtld.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.pack.pack import HhtldPack
+from hhtld.slots.basis import SvdBasis
+from hhtld.slots.entries import residual
+from hhtld.slots.fisher_z import FisherZTable
+from hhtld.slots.palette import HhtlCache, RouteAction, build_hip_families
+from hhtld.sources.rows import row_ranges
 
 __all__ = ["column_axis", "entry_axis", "group_name", "write_group"]
 

@@ -9,18 +9,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor, bf16_values
 from hhtld.dtypes import widen
 from hhtld.formats.hdf5.nexus import Field, empty, group, index_axis, plot, put
 from hhtld.formats.hdf5.selection import IMAGE_ASPECT, IMAGE_ROWS, MAX_POINTS
 from hhtld.formats.hdf5.shared import column_axis, entry_axis
 from hhtld.gates import CosineSummary, is_live
-from hhtld.pack import EncodedTensor, HhtldPack
-from hhtld.slots import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
-from hhtld.source import TensorSource
-from hhtld.table import TensorRecord
-from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
-from hhtld.trellis import gain_values
-from hhtld.trellis_tensor import HhtlTTensor, bf16_values
+from hhtld.pack.pack import EncodedTensor, HhtldPack
+from hhtld.pack.table import TensorRecord
+from hhtld.slots.entries import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
+from hhtld.slots.trellis import gain_values
+from hhtld.sources.contract import TensorSource
 
 __all__ = ["TensorWriter"]
 

@@ -9,21 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hhtld.atomic import replacing
-from hhtld.encoder import Work, check_memory, encode_source
+from hhtld.encoding.encoder import Work, check_memory, encode_source
+from hhtld.encoding.fingerprint import JOURNAL_VERSION, plan_facts
+from hhtld.encoding.plan import Plan
 from hhtld.errors import FormatError, HeaderError, OutputError
 from hhtld.formats.base import Format, TensorSource
-from hhtld.formats.hhtld.container import MAGIC, UNFINISHED, ContainerReader, ContainerWriter
-from hhtld.formats.hhtld.fingerprint import JOURNAL_VERSION, plan_facts
 from hhtld.formats.locations import locate
 from hhtld.formats.model_config import CONFIG, config_object
 from hhtld.gates import GateReport
-from hhtld.journal import resumable
-from hhtld.pack import DEFAULT_BUDGET, HhtldPack, PackSource
-from hhtld.plan import Plan
-from hhtld.sections import SECTION_KINDS
-from hhtld.table import PackTable
-from hhtld.urls import Location, Url, open_location
+from hhtld.pack.container import MAGIC, UNFINISHED, ContainerReader, ContainerWriter
+from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack, PackSource
+from hhtld.pack.sections import SECTION_KINDS
+from hhtld.pack.table import PackTable
+from hhtld.storage.atomic import replacing
+from hhtld.storage.journal import resumable
+from hhtld.storage.urls import Location, Url, open_location
 
 __all__ = ["PACK_NAME", "HhtldFormat", "is_packed_folder", "open_pack", "save_pack", "write_pack"]
 
@@ -124,8 +124,8 @@ def write_pack(
 ) -> list[str]:
     """Encode a source into a file, measure every row with what its bytes decode to, and record that.
 
-    Sections go to a partial file beside `path`, and what is finished to a journal (`hhtld.journal`). The checksums
-    taken beside the measuring are verified in the file before it takes its name.
+    Sections go to a partial file beside `path`, and what is finished to a journal (`hhtld.storage.journal`). The
+    checksums taken beside the measuring are verified in the file before it takes its name.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def write_pack(
     work : Work, optional
         Its journal is not used.
     source_facts : mapping, optional
-        What tells this source from another, see `hhtld.formats.hhtld.fingerprint`; for resuming.
+        What tells this source from another, see `hhtld.encoding.fingerprint`; for resuming.
     resume : bool
         Continue what an earlier call left.
     beside : Path, optional

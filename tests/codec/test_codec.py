@@ -11,13 +11,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from hhtld.base17 import Base17
-from hhtld.basis import SvdBasis
-from hhtld.fisher_z import FisherZTable
-from hhtld.palette import HhtlCache, Palette, RouteAction, build_hip_families, checked_palette_k
-from hhtld.rows import ArrayRows, row_ranges
-from hhtld.slots import HeelBasin, HhtlDEntry, decode_row, decode_rows, encode_entries, encode_rows, entries_from_bytes
-from hhtld.tensor import HhtlF32Tensor
+from hhtld.codecs.tensors import HhtlF32Tensor
+from hhtld.slots.base17 import Base17
+from hhtld.slots.basis import SvdBasis
+from hhtld.slots.entries import (
+    HeelBasin,
+    HhtlDEntry,
+    decode_row,
+    decode_rows,
+    encode_entries,
+    encode_rows,
+    entries_from_bytes,
+)
+from hhtld.slots.fisher_z import FisherZTable
+from hhtld.slots.palette import HhtlCache, Palette, RouteAction, build_hip_families, checked_palette_k
+from hhtld.sources.rows import ArrayRows, row_ranges
 
 floats = st.floats(-1e4, 1e4, width=32)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hhtld.feedback import feedback_matrix
-from hhtld.rotation import Rotation
-from hhtld.trellis import Trellis
+from hhtld.slots.feedback import feedback_matrix
+from hhtld.slots.rotation import Rotation
+from hhtld.slots.trellis import Trellis
 
 
 def lost(error: np.ndarray, moments: np.ndarray) -> float:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.base17 import Base17
-from hhtld.basis import SvdBasis
-from hhtld.fisher_z import FisherZTable
-from hhtld.group import PaletteGroupKey, SharedPaletteGroup, build_group_with_leaf
-from hhtld.slots import decode_rows, encode_rows
-from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.group import PaletteGroupKey, SharedPaletteGroup, build_group_with_leaf
+from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.slots.base17 import Base17
+from hhtld.slots.basis import SvdBasis
+from hhtld.slots.entries import decode_rows, encode_rows
+from hhtld.slots.fisher_z import FisherZTable
 
 HERE = Path(__file__).parents[1] / "golden" / "lookup"
 MORE = Path(__file__).parents[3] / "shared" / "golden"  # larger cases, where they lie beside the checkout

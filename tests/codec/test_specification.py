@@ -35,7 +35,7 @@ from hhtld import (
     should_use_leaf,
     slots,
 )
-from hhtld.palette import Palette
+from hhtld.slots.palette import Palette
 
 F32 = NDArray[np.float32]
 Builder = Callable[..., SharedPaletteGroup]

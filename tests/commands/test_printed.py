@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hhtld.formats.__main__ import main
+from hhtld.commands.main import main
 
 TEXTS = Path(__file__).parent / "printed"
 COMMAND = [sys.executable, "-m", "hhtld.formats"]

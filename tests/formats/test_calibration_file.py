@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import hhtld
-from hhtld.calibration import Calibration, Measurement, Sensitivity
+from hhtld.commands.main import main
+from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
 from hhtld.errors import FormatError
+from hhtld.evaluation.calibration_file import digest, read_calibration, write_calibration
 from hhtld.formats import open_source
-from hhtld.formats.__main__ import main
-from hhtld.formats.calibration import digest, read_calibration, write_calibration
 
 HEAD, QUERY = "lm_head.weight", "layers.0.q_proj.weight"
 

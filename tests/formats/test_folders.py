@@ -16,13 +16,13 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.formats import format_for_output, open_source
-from hhtld.formats.__main__ import main
 from hhtld.formats.hf import NAMES_FILE
 from hhtld.formats.hhtld import is_packed_folder
-from hhtld.pack import PackSource
-from hhtld.side_files import SIDE_FILE_LIMIT, checked_file_name
-from hhtld.table import PackTable
+from hhtld.pack.pack import PackSource
+from hhtld.pack.table import PackTable
+from hhtld.storage.side_files import SIDE_FILE_LIMIT, checked_file_name
 from tests.conftest import low_rank
 
 CONFIG = {"model_type": "tiny", "architectures": ["TinyForCausalLM"], "scale": float("inf")}

@@ -15,9 +15,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.errors import FormatError, HeaderError, NonFiniteError, QuantizedError
 from hhtld.formats import open_source
-from hhtld.formats.__main__ import main
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 BF16 = np.dtype(ml_dtypes.bfloat16)

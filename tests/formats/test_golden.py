@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 import hhtld
-import hhtld.coders
-import hhtld.rows
+import hhtld.encoding.coders
+import hhtld.sources.rows
+from hhtld.commands.verify import verify
 from hhtld.dtypes import DTYPES
-from hhtld.formats.hhtld.container import ContainerReader
-from hhtld.formats.verify import verify
+from hhtld.pack.container import ContainerReader
 
 TESTS = Path(__file__).parent.parent
 
@@ -119,9 +119,9 @@ def test_encoding_again_gives_the_same_bytes(
     name: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if threads > 1:  # these tensors are smaller than one block
-        monkeypatch.setattr(hhtld.rows, "BLOCK_NBYTES", 9_000)
-        monkeypatch.setattr(hhtld.coders, "BLOCK_NBYTES", 9_000)
-        monkeypatch.setattr(hhtld.coders, "SPAN_NBYTES", 20_000)
+        monkeypatch.setattr(hhtld.sources.rows, "BLOCK_NBYTES", 9_000)
+        monkeypatch.setattr(hhtld.encoding.coders, "BLOCK_NBYTES", 9_000)
+        monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", 20_000)
     again = tmp_path / name
     with ThreadPoolExecutor(threads) as executor:
         hhtld.save(GOLDENS[name].encode(executor if threads > 1 else None), again)

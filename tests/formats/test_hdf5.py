@@ -17,22 +17,22 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.encoder import compared_rows
+from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.encoding.encoder import compared_rows
 from hhtld.errors import FormatError
 from hhtld.formats.hdf5 import selection
 from hhtld.formats.hdf5.export import export_pack
 from hhtld.formats.hdf5.nexus import CHUNK_NBYTES, escaped
 from hhtld.formats.hdf5.selection import select
-from hhtld.formats.hhtld.container import ContainerReader
 from hhtld.gates import summarize
-from hhtld.pack import HhtldPack
-from hhtld.palette import build_hip_families
-from hhtld.rows import ArrayRows
-from hhtld.slots import residual
-from hhtld.source import ArraySource
-from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
-from hhtld.trellis import gain_values
-from hhtld.trellis_tensor import HhtlTTensor
+from hhtld.pack.container import ContainerReader
+from hhtld.pack.pack import HhtldPack
+from hhtld.slots.entries import residual
+from hhtld.slots.palette import build_hip_families
+from hhtld.slots.trellis import gain_values
+from hhtld.sources.contract import ArraySource
+from hhtld.sources.rows import ArrayRows
 from tests.conftest import low_rank
 
 PROFILES = ("lookup", "f32", "bits:2", "bits:2+1", "gates")

@@ -23,7 +23,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.atomic import replacing
+from hhtld.codecs.group import PaletteGroupKey
+from hhtld.commands.verify import verify
 from hhtld.dtypes import DTYPES
 from hhtld.errors import (
     BadMagicError,
@@ -36,13 +37,12 @@ from hhtld.errors import (
     UnsupportedVersionError,
 )
 from hhtld.formats.hhtld import open_pack, save_pack
-from hhtld.formats.hhtld.container import ContainerReader, ContainerWriter
-from hhtld.formats.verify import verify
 from hhtld.gates import CosineSummary
-from hhtld.group import PaletteGroupKey
-from hhtld.pack import HhtldPack
-from hhtld.source import TensorInfo
-from hhtld.table import GroupRecord, PackTable, TensorRecord
+from hhtld.pack.container import ContainerReader, ContainerWriter
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
+from hhtld.sources.contract import TensorInfo
+from hhtld.storage.atomic import replacing
 
 CODES = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
 SLOT_T = {"codebook": 9, "slot_v": 10, "slot_t": 11, "centroids": 12, "column_scale": 13}

@@ -20,16 +20,16 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import hhtld
+from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor, bf16_values
+from hhtld.commands.inspect import describe, print_description
+from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
+from hhtld.commands.main import main
+from hhtld.display.terminal import column_chart, cosine, merged, safe, shortened, sparkline
 from hhtld.dtypes import dtype_named
 from hhtld.formats import open_source
-from hhtld.formats.__main__ import main
-from hhtld.formats.inspect import describe, print_description
-from hhtld.formats.statistics import slot_statistics, value_statistics, weight_blocks
-from hhtld.formats.terminal import column_chart, cosine, merged, safe, shortened, sparkline
-from hhtld.slots import residual
-from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
-from hhtld.trellis import gain_values
-from hhtld.trellis_tensor import HhtlTTensor, bf16_values
+from hhtld.slots.entries import residual
+from hhtld.slots.trellis import gain_values
 
 PROFILES = ("gates", "lookup", "f32", "bits:2+1")
 EMBED, TIED, UP = "embed.weight", "lm_head.weight", "layers.0.up_proj.weight"

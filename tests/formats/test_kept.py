@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
+from hhtld.api.convert import ConversionReport
+from hhtld.commands.main import main
+from hhtld.commands.report import report_facts
+from hhtld.commands.verify import verify
 from hhtld.errors import GateError
-from hhtld.formats.__main__ import main
-from hhtld.formats.convert import ConversionReport
-from hhtld.formats.report import report_facts
-from hhtld.formats.verify import verify
 from hhtld.gates import GateReport, Threshold, Unreached
 
 BEYOND = {"index": Threshold(0.99999, 0.9999)}

@@ -12,16 +12,16 @@ import pytest
 from safetensors.numpy import save_file
 
 import hhtld
-import hhtld.coders
-from hhtld.encoder import Work, check_memory, expected_nbytes
+import hhtld.encoding.coders
+from hhtld.commands.main import main
+from hhtld.encoding.encoder import Work, check_memory, expected_nbytes
+from hhtld.encoding.plan import make_plan
 from hhtld.formats import open_source
-from hhtld.formats.__main__ import main
-from hhtld.plan import make_plan
-from hhtld.schedule import Crew
-from hhtld.source import ArraySource
+from hhtld.sources.contract import ArraySource
+from hhtld.sources.schedule import Crew
 
 CHILD = """
-import sys, hhtld, hhtld.formats.convert
+import sys, hhtld, hhtld.api.convert
 def resident(key):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
@@ -145,7 +145,7 @@ def test_a_prediction_of_the_widest_matrix_is_bounded(tmp_path: Path, profile: s
     """It coded every row of a sample of 32 MiB at eight rates, and read all rows where some are zeros."""
     source = sparse(tmp_path / "m.safetensors", {"up.weight": ("F32", (8192, 28672), 4 * 8192 * 28672)})
     code = (
-        "import resource, sys, time; import hhtld, hhtld.formats.convert; from hhtld.trellis import Trellis\n"
+        "import resource, sys, time; import hhtld, hhtld.api.convert; from hhtld.slots.trellis import Trellis\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before, started = peak(), time.process_time()\n"
         "report = hhtld.convert(sys.argv[1], sys.argv[2], profile=sys.argv[3], dry_run=True)\n"
@@ -169,7 +169,7 @@ def test_a_prediction_takes_what_it_had_no_time_for_to_be_like_what_it_sampled(
     whole = hhtld.convert(*words[1:3], profile="gates", dry_run=True, min_ratio=0)
     assert main(words) == 0
     assert "sizes come from samples of every group of tensors, and may be 3 % off" in capsys.readouterr().out
-    monkeypatch.setattr("hhtld.formats.prediction._SECONDS", 0.0)
+    monkeypatch.setattr("hhtld.encoding.prediction._SECONDS", 0.0)
     some = hhtld.convert(*words[1:3], profile="gates", dry_run=True, min_ratio=0)
     assert [t.predicted_median is not None for t in some.tensors].count(True) == 1, "one group is sampled in any case"
     assert some.expected["sampled_share"] == pytest.approx(152 / (12 * 108 + 28.8), abs=0.0001)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.errors import (
     BadMagicError,
     FormatError,
@@ -29,7 +30,6 @@ from hhtld.errors import (
     UnsupportedVersionError,
 )
 from hhtld.formats import get_format, open_source
-from hhtld.formats.__main__ import main
 from hhtld.formats.onnx import OnnxFile
 from hhtld.regimes import choose_regimes
 from tests.conftest import low_rank

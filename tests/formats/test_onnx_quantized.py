@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.formats.__main__ import main
+from hhtld.commands.main import main
 from tests.conftest import low_rank
 
 onnx = pytest.importorskip("onnx", reason="needs the package of the extra 'onnx'")

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import hhtld
-from hhtld.errors import FormatError, NonFiniteError
-from hhtld.formats.__main__ import BAD_INPUT, DONE, USAGE, main
-from hhtld.formats.ground_truth import exact_rows, perturbed_rows
-from hhtld.formats.probe import probe
-from hhtld.formats.probe_report import (
+from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.commands.main import BAD_INPUT, DONE, USAGE, main
+from hhtld.commands.probe import probe
+from hhtld.commands.probe.ground_truth import exact_rows, perturbed_rows
+from hhtld.commands.probe.report import (
     CascadeProbe,
     NotEncodable,
     ProbeReport,
@@ -29,9 +29,9 @@ from hhtld.formats.probe_report import (
     TensorProbe,
     print_probe,
 )
-from hhtld.formats.search_methods import best_rows
-from hhtld.palette import RouteAction
-from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+from hhtld.commands.probe.search_methods import best_rows
+from hhtld.errors import FormatError, NonFiniteError
+from hhtld.slots.palette import RouteAction
 from tests.conftest import ranked
 
 NAME, COUNT, BEST = "embed.weight", 40, 5
@@ -343,7 +343,7 @@ def test_queries_of_a_file_or_an_array(slot_t: tuple[Path, Path], tmp_path: Path
 
 
 def test_exact_search_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hhtld.rows.BLOCK_NBYTES", 4096)  # so that there is more than one block
+    monkeypatch.setattr("hhtld.sources.rows.BLOCK_NBYTES", 4096)  # so that there is more than one block
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((300, 33)).astype(np.float32)
     rows[[7, 150, 299]] = 3 * rows[20]  # equal rows: the lowest wins, wherever a product puts them

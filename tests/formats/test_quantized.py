@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.dtypes import DTYPES
 from hhtld.errors import HeaderError, QuantizedError
 from hhtld.formats import open_source
-from hhtld.formats.__main__ import main
-from hhtld.quantized import SCHEMES, quantized_tensors
-from hhtld.source import ArraySource, TensorInfo
+from hhtld.sources.contract import ArraySource, TensorInfo
+from hhtld.sources.quantized import SCHEMES, quantized_tensors
 from tests.conftest import low_rank
 
 Tensors = dict[str, NDArray[Any]]

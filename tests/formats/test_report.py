@@ -20,8 +20,8 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.commands.report import report_facts, section_nbytes, write_report
 from hhtld.errors import FormatError, MissingExtraError, OutputError
-from hhtld.formats.report import report_facts, section_nbytes, write_report
 from hhtld.gates import GateReport, RegimeCosines
 
 EVIL = "<script>alert(1)</script>\"'&\x1b\u202e"

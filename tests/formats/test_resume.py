@@ -20,20 +20,20 @@ import pytest
 from safetensors.numpy import save_file
 
 import hhtld
-import hhtld.coders
+import hhtld.encoding.coders
 import hhtld.formats.hhtld
-from hhtld.formats.__main__ import main
-from hhtld.formats.convert import GATES_NOTE
+from hhtld.api.convert import GATES_NOTE
+from hhtld.commands.main import main
 from hhtld.gates import Threshold
-from hhtld.journal import Journal, journal_path, partial_path
+from hhtld.storage.journal import Journal, journal_path, partial_path
 
 SPAN = 40_000  # bytes of float32 rows a task, so that a small model takes many
 
 
 @pytest.fixture(autouse=True)
 def _small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hhtld.coders, "SPAN_NBYTES", SPAN)
-    monkeypatch.setattr(hhtld.coders, "BLOCK_NBYTES", SPAN)
+    monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", SPAN)
+    monkeypatch.setattr(hhtld.encoding.coders, "BLOCK_NBYTES", SPAN)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def names(folder: Path) -> list[str]:
 
 
 CHILD = """
-import sys, hhtld, hhtld.coders
-hhtld.coders.SPAN_NBYTES = hhtld.coders.BLOCK_NBYTES = {span}
+import sys, hhtld, hhtld.encoding.coders
+hhtld.encoding.coders.SPAN_NBYTES = hhtld.encoding.coders.BLOCK_NBYTES = {span}
 def tell(stage, name, nbytes): print(stage, nbytes, flush=True)
 hhtld.convert({source!r}, {target!r}, profile={profile!r}, resume={resume}, jobs=2, progress=tell)
 """
@@ -145,9 +145,9 @@ def test_finished_work_is_not_repeated(source: Path, tmp_path: Path, expected: C
     (tmp_path / "x.hhtld").unlink()
     done = stopped(source, target, int(0.9 * total), "bits:2")
     decided: list[int] = []
-    plain = hhtld.coders.decide_group
+    plain = hhtld.encoding.coders.decide_group
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hhtld.coders, "decide_group", lambda *args: decided.append(1) or plain(*args))
+        patch.setattr(hhtld.encoding.coders, "decide_group", lambda *args: decided.append(1) or plain(*args))
         events = Events()
         hhtld.convert(source, target, profile="bits:2", resume=True, progress=events)
     assert events.nbytes["resume"] == done["encode"]

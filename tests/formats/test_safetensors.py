@@ -25,7 +25,7 @@ from hhtld.errors import BadMagicError, FormatError, HeaderError, OutputError, T
 from hhtld.formats import get_format, open_source
 from hhtld.formats.base import TensorInfo, TensorSource
 from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat, ShardedSnapshot
-from hhtld.source import ArraySource
+from hhtld.sources.contract import ArraySource
 
 DATA = bytes(range(1, 13))
 

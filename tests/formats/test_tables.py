@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 from rich.text import Text
 
-from hhtld.formats.tables import FactGrid, Table, alike, shortened_middle
+from hhtld.display.tables import FactGrid, Table, alike, shortened_middle
 
 
 def printed(body: object, width: int | None = None, **more: object) -> list[str]:

@@ -25,13 +25,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import hhtld
-import hhtld.urls
+import hhtld.storage.urls
+from hhtld.commands.main import main
 from hhtld.errors import FormatError, HeaderError, MissingExtraError, OutputError, TruncatedError
 from hhtld.formats import open_source
-from hhtld.formats.__main__ import main
 from hhtld.formats.locations import locate
 from hhtld.formats.safetensors import SafetensorsFile
-from hhtld.urls import Url, is_url
+from hhtld.storage.urls import Url, is_url
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -296,7 +296,7 @@ def test_rows_near_each_other_come_in_one_range(memory: Counted, single: Path, t
 
 
 def test_large_reads_come_in_pieces(memory: Counted, single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hhtld.urls.REQUEST_NBYTES", 1000)
+    monkeypatch.setattr("hhtld.storage.urls.REQUEST_NBYTES", 1000)
     memory.put("model.safetensors", single.read_bytes())
     same("memory://model.safetensors", single)
     assert max(end - start for _, start, end in memory.ranges) == 1000
@@ -628,8 +628,8 @@ def test_a_web_server_does_not_decide_what_a_read_takes(
     handler.files["/x.hhtld"] = packed.read_bytes()
     monkeypatch.setattr(handler, "answer", Hostile.answer)
     monkeypatch.setattr(handler, "way", way, raising=False)
-    monkeypatch.setattr(hhtld.urls, "_ANSWER_SECONDS", 1)
-    monkeypatch.setattr(hhtld.urls, "_SLOWEST", 1 << 30)
+    monkeypatch.setattr(hhtld.storage.urls, "_ANSWER_SECONDS", 1)
+    monkeypatch.setattr(hhtld.storage.urls, "_SLOWEST", 1 << 30)
     started = time.perf_counter()
     with pytest.raises(kind, match=message):
         hhtld.open(f"{address}/x.hhtld")

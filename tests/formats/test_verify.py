@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
+from hhtld.commands.verify import verify
 from hhtld.formats.hhtld import open_pack
-from hhtld.formats.verify import verify
 
 Model = dict[str, NDArray[np.generic]]
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import hhtld
-from hhtld.formats.__main__ import main
+from hhtld.commands.main import main
 from hhtld.gates import row_cosines
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.source import ArraySource
+from hhtld.sources.contract import ArraySource
 
 FOLDER = Path(__file__).parent / "packs"  # not "hhtld": beside a script that would be a package
 

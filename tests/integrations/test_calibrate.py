@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hhtld.api.convert import convert
+from hhtld.commands.main import main
 from hhtld.errors import FormatError, GateError
-from hhtld.formats.__main__ import main
-from hhtld.formats.convert import convert
-from hhtld.integrations.parity import gate_parity
+from hhtld.evaluation.parity import gate_parity
 
 pytest.importorskip("transformers")
 TEXT = "\n".join(" ".join(f"w{(3 * i * i + 17 * j * (i + 2)) % 500}" for j in range(20)) for i in range(8))
@@ -33,8 +33,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibration(llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from hhtld.formats.calibration import write_calibration
-    from hhtld.integrations.calibrate import calibrate
+    from hhtld.evaluation.calibrate import calibrate
+    from hhtld.evaluation.calibration_file import write_calibration
 
     seen: list[str] = []
     found = calibrate(llama, text, target_top1=0.8, progress=lambda stage, label, nbytes: seen.append(label))
@@ -45,7 +45,7 @@ def calibration(llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_what_a_run_tells(llama: Path, calibration: Path) -> None:
-    from hhtld.formats.calibration import read_calibration
+    from hhtld.evaluation.calibration_file import read_calibration
 
     found = read_calibration(calibration)
     names = {name for sensitivity in found.sensitivities for name in sensitivity.names}
@@ -61,8 +61,8 @@ def test_column_scales_are_those_of_what_layers_read(llama: Path, calibration: P
     import torch
     import transformers
 
-    from hhtld.calibration import column_scale
-    from hhtld.formats.calibration import read_calibration
+    from hhtld.encoding.calibration import column_scale
+    from hhtld.evaluation.calibration_file import read_calibration
 
     model = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
@@ -103,13 +103,13 @@ def test_the_command_runs_the_model_once(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was run again")
 
-    monkeypatch.setattr("hhtld.integrations.calibrate.calibrate", refuse)
+    monkeypatch.setattr("hhtld.evaluation.calibrate.calibrate", refuse)
     assert main([*command, "--target-top1", "0.7"]) == 0
     assert out.read_bytes() == first
 
 
 def test_an_encoder_and_one_text_are_refused(llama: Path, tmp_path: Path) -> None:
-    from hhtld.integrations.calibrate import calibrate
+    from hhtld.evaluation.calibrate import calibrate
 
     with pytest.raises(FormatError, match="one text cannot be halved"):
         calibrate(llama, ["w1 w2 w3"])

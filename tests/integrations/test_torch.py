@@ -16,12 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.pack import HhtldPack
+from hhtld.pack.pack import HhtldPack
 
 torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 nn = torch.nn
 
-from hhtld.integrations import torch_ops  # noqa: E402 - after the skip
 from hhtld.integrations.torch import (  # noqa: E402 - after the skip
     HhtlEmbedding,
     HhtlLinear,
@@ -31,6 +30,7 @@ from hhtld.integrations.torch import (  # noqa: E402 - after the skip
     packed_counts,
     replace_modules,
 )
+from hhtld.integrations.torch import ops as torch_ops  # noqa: E402 - after the skip
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden" / "packs").rglob("*.hhtld"))
 
@@ -229,7 +229,7 @@ def test_ids_outside_are_refused(pack: HhtldPack) -> None:
 
 
 def test_a_row_asked_for_often_is_decoded_once(pack: HhtldPack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hhtld.trellis_tensor import HhtlTTensor
+    from hhtld.codecs.trellis_tensor import HhtlTTensor
 
     asked: list[int] = []
     real = HhtlTTensor.reconstruct_rows

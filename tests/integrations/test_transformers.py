@@ -247,9 +247,9 @@ def test_models_of_other_kinds(kind: str, tmp_path: Path) -> None:
 
 def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
     """The pack with other side files."""
-    from hhtld.pack import HhtldPack, PackSource
-    from hhtld.plan import make_plan
-    from hhtld.sections import MemorySections
+    from hhtld.encoding.plan import make_plan
+    from hhtld.pack.pack import HhtldPack, PackSource
+    from hhtld.pack.sections import MemorySections
 
     class Changed(PackSource):
         def files(self) -> dict[str, int]:
@@ -259,7 +259,7 @@ def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
         def read_file(self, name: str) -> bytes:
             return files.get(name.partition(".")[0]) or self.pack.read_file(name)
 
-    from hhtld.encoder import encode_source
+    from hhtld.encoding.encoder import encode_source
 
     with hhtld.open(pack) as held:
         source, sections = Changed(held), MemorySections()
@@ -453,7 +453,7 @@ def test_a_model_that_computes_with_its_weights_names_the_option(kind: str, tmp_
 
 
 def test_parity_takes_a_packed_folder(snapshot: Path, folder: Path) -> None:
-    from hhtld.integrations.parity import gate_parity
+    from hhtld.evaluation.parity import gate_parity
 
     report = gate_parity(snapshot, folder, ["w3 w4 w5 w6 w7", "w9 w8 w7"], min_top1=0, n_continued=3)
     assert report.to_json()["pack"] == str(folder)

@@ -16,7 +16,7 @@ import hhtld
 torch = pytest.importorskip("torch", reason="needs the extra 'transformers'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'transformers'")
 
-from hhtld.integrations import transformers_internals  # noqa: E402 - after the skip
+from hhtld.integrations.transformers import internals as transformers_internals  # noqa: E402 - after the skip
 
 INTEGRATIONS = Path(hhtld.__file__).parent / "integrations"
 # Documented, or tables of models that have stood there since release 4.

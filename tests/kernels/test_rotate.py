@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hhtld._kernels import _rotate, reference
-from hhtld.rotation import Rotation
+from hhtld.slots.rotation import Rotation
 
 Fence = Callable[[Any], NDArray[Any]]
 Array = NDArray[Any]

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hhtld._kernels import _isa, _trellis, reference
-from hhtld.rotation import Rotation
-from hhtld.trellis import Trellis
+from hhtld.slots.rotation import Rotation
+from hhtld.slots.trellis import Trellis
 
 Fence = Callable[[Any], NDArray[Any]]
 Array = NDArray[Any]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.errors import HeaderError
-from hhtld.formats.__main__ import main
-from hhtld.pack import HhtldPack
-from hhtld.rotation import Rotation, splitmix64
-from hhtld.source import ArraySource
+from hhtld.pack.pack import HhtldPack
+from hhtld.slots.rotation import Rotation, splitmix64
+from hhtld.sources.contract import ArraySource
 
 NAME = "layers.0.self_attn.q_proj.weight"
 N_ROWS, N_COLS = 600, 512

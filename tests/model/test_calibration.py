@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import hhtld
-from hhtld.calibration import Calibration, Measurement, Sensitivity, column_scale
+from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, column_scale
+from hhtld.encoding.plan import PARITY_THRESHOLD, make_plan
 from hhtld.errors import FormatError
 from hhtld.gates import row_cosines
-from hhtld.plan import PARITY_THRESHOLD, make_plan
-from hhtld.source import ArraySource
+from hhtld.sources.contract import ArraySource
 
 SETS = (
     Sensitivity(("a", "b"), 2000, 0.02),

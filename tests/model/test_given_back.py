@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld.dtypes import DTYPES, dtype_of, narrow, rounded
-from hhtld.encoder import measure
+from hhtld.encoding.encoder import measure
 from hhtld.gates import GateReport, judged_cosines, summarize
-from hhtld.rows import ArrayRows
-from hhtld.source import ArraySource
+from hhtld.sources.contract import ArraySource
+from hhtld.sources.rows import ArrayRows
 
 TYPES = [entry.numpy for entry in DTYPES.values() if entry.is_weight and entry.nbits < 32]
 

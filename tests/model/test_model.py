@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.encoder import encode, measure
+from hhtld.codecs.group import PaletteGroupKey
+from hhtld.encoding.encoder import encode, measure
+from hhtld.encoding.plan import make_plan
 from hhtld.errors import NonFiniteError
 from hhtld.gates import (
     CosineSummary,
@@ -19,11 +21,9 @@ from hhtld.gates import (
     row_cosines,
     summarize,
 )
-from hhtld.group import PaletteGroupKey
-from hhtld.pack import PackSource
-from hhtld.plan import make_plan
+from hhtld.pack.pack import PackSource
 from hhtld.roles import classify_component, classify_role, effective_shape, group_key, is_encodable, regime
-from hhtld.source import ArraySource
+from hhtld.sources.contract import ArraySource
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import hhtld
+from hhtld.commands.diff import diff
+from hhtld.commands.verify import verify
 from hhtld.errors import ClosedError
-from hhtld.formats.diff import diff
-from hhtld.formats.verify import verify
-from hhtld.notebook import card
+from hhtld.pack.notebook import card
 
 ROWS = np.random.default_rng(4).standard_normal((600, 64)).astype(np.float32)
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import hhtld
 from hhtld.errors import ClosedError, FormatError, OutputError, did_you_mean
 from hhtld.formats import open_source
-from hhtld.rows import ArrayRows
+from hhtld.sources.rows import ArrayRows
 
 
 @pytest.fixture

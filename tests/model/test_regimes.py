@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.dtypes import DTYPES
-from hhtld.encoder import encode
+from hhtld.encoding.encoder import encode
+from hhtld.encoding.fingerprint import plan_facts
+from hhtld.encoding.plan import make_plan
 from hhtld.errors import HeaderError
-from hhtld.formats.__main__ import main
-from hhtld.formats.hhtld.fingerprint import plan_facts
 from hhtld.gates import THRESHOLDS
-from hhtld.plan import make_plan
+from hhtld.pack.table import PackTable
 from hhtld.regimes import choose_regimes, regime_of
-from hhtld.source import ArraySource, TensorInfo
-from hhtld.table import PackTable
+from hhtld.sources.contract import ArraySource, TensorInfo
 
 # Of every architecture what its own library calls its tensors, with shapes of a published model: rows looked up by
 # index or scored as a vocabulary's, "index", and matrices of layers, convolutions and classifiers, "argmax".

@@ -16,20 +16,20 @@ from safetensors.numpy import save_file
 
 import hhtld
 import hhtld.roles
-import hhtld.source
-from hhtld.coders import task_nbytes
+import hhtld.sources.contract
+from hhtld.commands.diff import diff
+from hhtld.commands.verify import verify
 from hhtld.dtypes import DTYPES
-from hhtld.encoder import Work, check_memory
+from hhtld.encoding.coders import task_nbytes
+from hhtld.encoding.encoder import Work, check_memory
+from hhtld.encoding.plan import Profile, make_plan
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
-from hhtld.formats.diff import diff
 from hhtld.formats.hhtld import open_pack
-from hhtld.formats.verify import verify
 from hhtld.gates import row_cosines
 from hhtld.matrix import is_vector, row_axes
-from hhtld.pack import PackSource
-from hhtld.plan import Profile, make_plan
-from hhtld.source import ArraySource, SourceRows, TensorInfo
+from hhtld.pack.pack import PackSource
+from hhtld.sources.contract import ArraySource, SourceRows, TensorInfo
 from tests import spec_reader
 
 Array = NDArray[Any]
@@ -302,7 +302,7 @@ def model(tmp_path: Path) -> Path:
 def of_first_axes(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file as writers made it when rows were the first axis of any rank."""
     with monkeypatch.context() as patched:
-        for module in (hhtld.source, hhtld.roles):
+        for module in (hhtld.sources.contract, hhtld.roles):
             patched.setattr(module, "row_axes", lambda shape: 1)
         hhtld.convert(model, model.with_name("old.hhtld"), profile="bits:3", min_ratio=0)
     return model.with_name("old.hhtld")
@@ -353,7 +353,7 @@ def test_files_of_matrices_and_convolutions_are_what_they_were(tmp_path: Path, m
     shapes = ((64, 80), (32, 16, 3, 3), (48, 24, 5), (64, 32, 1, 1), (40, 3, 2, 8, 8), (33, 1, 31), (3, 32, 9, 9))
     save_file({f"w{i}": laplace(*shape) for i, shape in enumerate(shapes)}, tmp_path / "m.safetensors")
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "new.hhtld", profile="bits:3", min_ratio=0)
-    for module in (hhtld.source, hhtld.roles):
+    for module in (hhtld.sources.contract, hhtld.roles):
         monkeypatch.setattr(module, "row_axes", lambda shape: 1)
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "old.hhtld", profile="bits:3", min_ratio=0)
     assert (tmp_path / "new.hhtld").read_bytes() == (tmp_path / "old.hhtld").read_bytes()

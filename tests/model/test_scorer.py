@@ -17,17 +17,17 @@ from safetensors.numpy import save_file
 
 import hhtld
 from hhtld._kernels import _dot, _isa
-from hhtld.basis import SvdBasis
+from hhtld.codecs.tensors import HhtlF32Tensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor
 from hhtld.errors import NonFiniteError
 from hhtld.formats import open_source
 from hhtld.gates import summarize
-from hhtld.pack import HhtldPack
-from hhtld.palette import RouteAction
-from hhtld.rows import ArrayRows
-from hhtld.scorer import Scorer
-from hhtld.source import ArraySource
-from hhtld.tensor import HhtlF32Tensor
-from hhtld.trellis_tensor import HhtlTTensor
+from hhtld.pack.pack import HhtldPack
+from hhtld.search.scorer import Scorer
+from hhtld.slots.basis import SvdBasis
+from hhtld.slots.palette import RouteAction
+from hhtld.sources.contract import ArraySource
+from hhtld.sources.rows import ArrayRows
 from tests.conftest import low_rank, ranked
 
 NAME = "model.embed_tokens.weight"
@@ -114,8 +114,8 @@ def _isa_only(patch: pytest.MonkeyPatch, isa: str) -> None:
     """Run the search's kernels on one tier."""
     import functools
 
-    from hhtld import scorer
     from hhtld._kernels import _score, _screen
+    from hhtld.search import scorer
 
     class Score:
         MAX_COLS = _score.MAX_COLS

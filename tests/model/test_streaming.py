@@ -16,21 +16,21 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-import hhtld.coders
-import hhtld.rows
-from hhtld.atomic import replacing
-from hhtld.coders import LookupGroup, PaletteGroup, TrellisGroup, code_rows
-from hhtld.crc import Crc32Runs, crc32_combine
-from hhtld.encoder import Work, encode_source
-from hhtld.formats.hhtld.container import ContainerWriter
+import hhtld.encoding.coders
+import hhtld.sources.rows
+from hhtld.codecs.group import PaletteGroupKey
+from hhtld.encoding.coders import LookupGroup, PaletteGroup, TrellisGroup, code_rows
+from hhtld.encoding.encoder import Work, encode_source
+from hhtld.encoding.plan import Profile, make_plan
+from hhtld.encoding.rate import sample_rows, sample_size
 from hhtld.gates import GroupCosines, Threshold, summarize
-from hhtld.group import PaletteGroupKey
-from hhtld.plan import Profile, make_plan
-from hhtld.rate import sample_rows, sample_size
-from hhtld.rows import ArrayRows
-from hhtld.schedule import Crew, completed
-from hhtld.sections import MemorySections
-from hhtld.source import ArraySource
+from hhtld.pack.container import ContainerWriter
+from hhtld.pack.sections import MemorySections
+from hhtld.sources.contract import ArraySource
+from hhtld.sources.rows import ArrayRows
+from hhtld.sources.schedule import Crew, completed
+from hhtld.storage.atomic import replacing
+from hhtld.storage.crc import Crc32Runs, crc32_combine
 
 Model = dict[str, NDArray[Any]]
 
@@ -213,7 +213,7 @@ def test_tasks_and_what_they_need_can_be_pickled(profile: str) -> None:
     if profile == "lookup":
         code = LookupGroup.found(key, rows)
     elif profile == "f32":
-        code, own = PaletteGroup.found(key, rows), hhtld.coders.found_palette("other_embed", rows)
+        code, own = PaletteGroup.found(key, rows), hhtld.encoding.coders.found_palette("other_embed", rows)
     else:
         code = TrellisGroup.decided(key, [rows], [None], Profile.parse("gates"), Threshold(0.98, 0.95), 0)
     assert code is not None
@@ -270,9 +270,9 @@ def test_bytes_do_not_depend_on_who_works_how(profile: str, tmp_path: Path, monk
     hhtld.save(hhtld.encode(model(), profile), tmp_path / "saved")
     assert (tmp_path / "saved").read_bytes() == expected
     for block, span in ((4_000, 9_000), (20_000, 20_000), (1 << 20, 50_000)):
-        monkeypatch.setattr(hhtld.rows, "BLOCK_NBYTES", block)
-        monkeypatch.setattr(hhtld.coders, "BLOCK_NBYTES", block)
-        monkeypatch.setattr(hhtld.coders, "SPAN_NBYTES", span)
+        monkeypatch.setattr(hhtld.sources.rows, "BLOCK_NBYTES", block)
+        monkeypatch.setattr(hhtld.encoding.coders, "BLOCK_NBYTES", block)
+        monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", span)
         with ThreadPoolExecutor(3) as threads:
             for crew in (Crew(), Crew(threads, 3), Crew(Backwards(), 7)):
                 assert written(tmp_path / "b", profile, Work(crew)) == expected
@@ -334,7 +334,7 @@ def test_workers_read_the_same_model_or_none(changed: str, message: str, tmp_pat
 
 
 def test_errors_of_workers_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hhtld.coders, "SPAN_NBYTES", 9_000)
+    monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", 9_000)
     bad = model()
     bad["layers.0.up_proj.weight"][599, 71] = np.nan
     source = ArraySource(bad)

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.basis import SvdBasis
-from hhtld.errors import RangeError
-from hhtld.group import (
+from hhtld.codecs.group import (
     PaletteGroupKey,
     SharedPaletteGroup,
     build_group_with_fisher_z,
     build_group_with_leaf,
     sample_basis,
 )
-from hhtld.rows import ArrayRows
-from hhtld.slots import ENTRY_DTYPE
-from hhtld.tensor import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.errors import RangeError
+from hhtld.slots.basis import SvdBasis
+from hhtld.slots.entries import ENTRY_DTYPE
+from hhtld.sources.rows import ArrayRows
 
 Tensor = HhtlDTensor | HhtlF32Tensor
 Builder = Callable[..., SharedPaletteGroup]
@@ -105,7 +105,7 @@ def test_zero_rows_of_a_palette_come_back_zero(codec: str, n_rows: int, rng: np.
 def test_bytes_do_not_depend_on_threads(codec: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = structured(700, 40, rng)
     alone = encoded(codec, rows)
-    monkeypatch.setattr("hhtld.rows.BLOCK_NBYTES", 4096)
+    monkeypatch.setattr("hhtld.sources.rows.BLOCK_NBYTES", 4096)
     with ThreadPoolExecutor(7) as threads:
         if codec.startswith("d"):
             key = PaletteGroupKey("other", "embed" if codec == "d+l" else "gate", rows.shape)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.basis import SvdBasis
+from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.encoding.rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
 from hhtld.errors import RangeError
 from hhtld.gates import THRESHOLDS, Threshold, row_cosines
-from hhtld.rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
-from hhtld.rotation import Rotation, splitmix64
-from hhtld.rows import ArrayRows, LiveRows
-from hhtld.trellis import Trellis
-from hhtld.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.slots.basis import SvdBasis
+from hhtld.slots.rotation import Rotation, splitmix64
+from hhtld.slots.trellis import Trellis
+from hhtld.sources.rows import ArrayRows, LiveRows
 
 CODE = Trellis.trained(32, 8)
 
@@ -91,7 +91,7 @@ def test_any_rows_are_rows_of_the_whole(parts: str, rng: np.random.Generator) ->
         }[parts]
     )
     with ThreadPoolExecutor(7) as threads, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hhtld.rows.BLOCK_NBYTES", 4096)
+        patch.setattr("hhtld.sources.rows.BLOCK_NBYTES", 4096)
         again = HhtlTTensor.encode("v", ArrayRows(rows), shared, scale, threads)
     for kind, array in tensor.parts().items():
         assert np.array_equal(again.parts()[kind], array)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hhtld.errors import FormatError
 from hhtld.formats.hhtld import open_pack
-from hhtld.formats.hhtld.container import ContainerReader
+from hhtld.pack.container import ContainerReader
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden" / "packs").glob("*.hhtld"))
 LARGE = 16_384  # bytes of a section from which one bit a byte is flipped, unless all are asked for

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import hhtld
-from hhtld.journal import journal_path, partial_path
+from hhtld.storage.journal import journal_path, partial_path
 from tests.conftest import low_rank
 
 OLD = b"what stood here before"

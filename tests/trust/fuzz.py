@@ -87,7 +87,7 @@ class Target:
 
     def _pack(self) -> None:
         from hhtld.formats.hhtld import open_pack
-        from hhtld.formats.hhtld.container import ContainerReader
+        from hhtld.pack.container import ContainerReader
 
         with open_pack(self.path, mmap=self.tried % 2 == 0, budget=BUDGET) as pack:
             for name in pack:  # rows first: their checksums are not verified

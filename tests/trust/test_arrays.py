@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.errors import FormatError, NonFiniteError
-from hhtld.formats.__main__ import main
 from tests.conftest import low_rank
 from tests.formats.test_hhtld import drafted, wide
 
@@ -165,9 +165,7 @@ def test_a_machine_too_small_says_so(tmp_path: Path) -> None:
             record["shape"] = [1, 2**31]
 
     path = drafted(tmp_path / "wide.hhtld", narrower)
-    code = (
-        f"from hhtld.formats.__main__ import main; raise SystemExit(main(['convert', {str(path)!r}, 'o.safetensors']))"
-    )
+    code = f"from hhtld.commands.main import main; raise SystemExit(main(['convert', {str(path)!r}, 'o.safetensors']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hhtld.formats.__main__ import main
+from hhtld.commands.main import main
 from tests.trust.bad_files import BadFile, bad_files, refusal
 
 SECONDS = 2.0

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.errors import ChecksumError, FormatError
-from hhtld.formats.__main__ import main
-from hhtld.formats.hhtld.container import ContainerReader
+from hhtld.pack.container import ContainerReader
 from tests.trust import damage
 
 pytestmark = pytest.mark.exhaustive

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.errors import OutputError
-from hhtld.formats.__main__ import main
-from hhtld.journal import journal_path, partial_path
+from hhtld.storage.journal import journal_path, partial_path
 from tests.conftest import low_rank
 from tests.trust import faults
 

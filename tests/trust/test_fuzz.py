@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 import hhtld
-import hhtld.rows
+import hhtld.sources.rows
 from tests.trust import fuzz
 
 pytestmark = pytest.mark.exhaustive
@@ -107,7 +107,7 @@ def test_threads_and_order_do_not_reach_the_bytes(
     with ThreadPoolExecutor(threads) as executor:
         assert held(hhtld.encode(shuffled, profile, executor=executor)) == plain
         with monkeypatch.context() as patch:
-            patch.setattr(hhtld.rows, "BLOCK_NBYTES", block)
+            patch.setattr(hhtld.sources.rows, "BLOCK_NBYTES", block)
             again = hhtld.encode(model, profile, executor=executor)
             assert {n: again.get_tensor(n).shape for n in again} == {n: a.shape for n, a in model.items()}
 

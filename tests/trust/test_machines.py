@@ -74,8 +74,8 @@ WHERE_ROUNDINGS_SHOW = """
 import hashlib
 import numpy as np
 import hhtld
-from hhtld.feedback import feedback_matrix
-from hhtld.rotation import Rotation
+from hhtld.slots.feedback import feedback_matrix
+from hhtld.slots.rotation import Rotation
 
 def packed(rows, profile):
     pack = hhtld.encode({"embed.weight": rows}, profile)

@@ -12,8 +12,8 @@ import pytest
 
 import hhtld
 from hhtld.errors import UnsupportedVersionError
-from hhtld.formats.hhtld.container import MAJOR_VERSIONS, ContainerReader
-from hhtld.sections import SECTION_KINDS
+from hhtld.pack.container import MAJOR_VERSIONS, ContainerReader
+from hhtld.pack.sections import SECTION_KINDS
 from tests.trust.damage import GOLDEN
 
 ROOT = Path(__file__).parent.parent.parent

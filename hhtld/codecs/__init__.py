@@ -1,0 +1,1 @@
+"""What tensors become: groups that share a palette or a basis, and the rows of each codec."""

@@ -1,0 +1,217 @@
+"""What the slots of one tensor hold, as numbers: usage, quantiles, histograms.
+
+Slots are codes of at most 16 bits, so all of it is computed from how often each code occurs: exact, and in
+memory that does not grow with the rows. Every number is finite, or None where there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor, bf16_values
+from hhtld.dtypes import DType, widen
+from hhtld.gates import N_QUANTILES
+from hhtld.pack.pack import EncodedTensor
+from hhtld.slots.basis import SvdBasis
+from hhtld.slots.entries import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
+from hhtld.slots.trellis import gain_values
+
+__all__ = ["slot_statistics", "value_statistics", "weight_blocks"]
+
+N_BINS = 64  # of a histogram: a terminal's width, halved on narrow ones
+LANE_BIN = 8  # codes of Slot L to a bin, so 32 bins a lane
+_BLOCK = 1 << 18  # codes or weights looked at together
+
+Counts = NDArray[np.int64]
+_ALL_U16 = np.arange(1 << 16, dtype=np.uint16)
+
+
+def slot_statistics(tensor: EncodedTensor) -> dict[str, Any]:
+    """Return what the slots of an encoded tensor hold, JSON-able.
+
+    Returns
+    -------
+    dict
+        "shapes" by kind of section, and where the tensor has them: "slot_t", "slot_v", "slot_v_2" and
+        "column_scale" (quantiles and histogram), "twigs" (usage) with "twig_counts", "basins",
+        "hip_families" and "polarity" (rows), "slot_l" (scale and lanes), "singular_values" with "energy".
+    """
+    if isinstance(tensor, HhtlDTensor):
+        facts = _lookup_statistics(tensor)
+    elif isinstance(tensor, HhtlF32Tensor):
+        shapes = {"twigs": tensor.twigs.shape, "palette_f32": tensor.palette_bits.shape}
+        facts = {"shapes": shapes} | _usage(_counts(tensor.twigs, 256), len(tensor.palette_bits))
+    else:
+        facts = _trellis_statistics(tensor)
+    basis = tensor.shared.basis if isinstance(tensor, HhtlTTensor) else tensor.svd_basis
+    if tensor.slot_l is not None and tensor.slot_l_scale is not None and basis is not None:
+        facts["shapes"] |= {"slot_l": tensor.slot_l.shape, "basis": basis.bits.shape}
+        facts["slot_l"] = {"scale": tensor.slot_l_scale, "lanes": _lanes(tensor.slot_l, tensor.slot_l_scale)}
+        facts |= _basis_statistics(basis)
+    facts["shapes"] = {kind: list(map(int, shape)) for kind, shape in facts["shapes"].items()}
+    return facts
+
+
+def value_statistics(blocks: Iterable[NDArray[np.float64]]) -> dict[str, Any]:
+    """Return count, zeros, values that are not finite, and min, max, mean and deviation of those that are.
+
+    Blocks are merged as they come (Chan et al.), so that the mean of many values stays exact and none
+    is held longer than its block.
+    """
+    n = n_zero = n_nonfinite = 0
+    low, high, mean, spread = math.inf, -math.inf, 0.0, 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in blocks:
+            held = block[np.isfinite(block)]
+            n_nonfinite += block.size - held.size
+            if not held.size:
+                continue
+            own = float(held.mean())
+            delta, total = own - mean, n + held.size
+            spread += float(((held - own) ** 2).sum()) + delta * delta * n * held.size / total
+            mean += delta * held.size / total
+            n, n_zero = total, n_zero + held.size - int(np.count_nonzero(held))
+            low, high = min(low, float(held.min())), max(high, float(held.max()))
+    deviation = math.sqrt(spread / n) if n else math.nan
+    numbers = {"min": low, "max": high, "mean": mean if n else math.nan, "std": deviation}
+    return {"n": n, "n_zero": n_zero, "n_nonfinite": n_nonfinite} | {k: _finite(v) for k, v in numbers.items()}
+
+
+def weight_blocks(raw: Iterable[NDArray[np.uint8]], dtype: DType) -> Iterator[NDArray[np.float64]]:
+    """Yield the bytes of a weight type as float64, a block at a time; float64 weights lose nothing."""
+    for part in raw:
+        flat, step = part.reshape(-1), _BLOCK * dtype.nbits // 8
+        for start in range(0, flat.size, step):
+            block = np.ascontiguousarray(flat[start : start + step])
+            yield block.view("<f8") if dtype.name == "F64" else widen(block, dtype).astype(np.float64)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _counts(codes: NDArray[Any], n_codes: int) -> Counts:
+    """How often each code occurs."""
+    counts = np.zeros(n_codes, np.int64)
+    for start in range(0, len(codes), _BLOCK):
+        counts += np.bincount(codes[start : start + _BLOCK], minlength=n_codes)
+    return counts
+
+
+def _trellis_statistics(tensor: HhtlTTensor) -> dict[str, Any]:
+    shared = tensor.shared
+    group = {"codebook": shared.trellis.levels, "centroids": shared.centroid_bits}
+    if shared.second is not None:
+        group["codebook_2"] = shared.second.levels
+    held = tensor.parts() | {kind: array for kind, array in group.items() if array is not None}
+    facts: dict[str, Any] = {"shapes": {kind: array.shape for kind, array in held.items()}}
+    for suffix, code in (("", shared.trellis), ("_2", shared.second)):
+        if code is not None:
+            size = {"row_nbytes": code.row_nbytes(shared.n_cols), "states": len(code.levels)}
+            facts[f"slot_t{suffix}"] = {"bits": code.rate / 16} | size
+    for kind, gains in (("slot_v", tensor.slot_v), ("slot_v_2", tensor.slot_v_2)):
+        if gains is not None:
+            facts[kind] = _distribution(gain_values(_ALL_U16), _counts(gains, 1 << 16))
+    if tensor.column_scale is not None:
+        facts["column_scale"] = _distribution(bf16_values(_ALL_U16), _counts(tensor.column_scale, 1 << 16))
+    if tensor.twigs is not None:
+        facts |= _usage(_counts(tensor.twigs, 256), len(shared.centroids))
+    return facts
+
+
+def _lookup_statistics(tensor: HhtlDTensor) -> dict[str, Any]:
+    k = tensor.cache.k
+    shapes: dict[str, tuple[int, ...]] = {"entries": tensor.entries.shape, "palette": (k, 17)}
+    if tensor.fisher_z is not None:
+        shapes["fisher_z"] = (k, k)
+    slot_d = _counts(tensor.entries["slot_d"], 1 << 16)
+
+    def rows_by(field: NDArray[Any], n: int) -> Counts:
+        return np.bincount(field, slot_d, n).astype(np.int64)
+
+    signs = rows_by(polarity(_ALL_U16), 2)
+    return {
+        "shapes": shapes,
+        "slot_v": _distribution(residual(_ALL_U16), _counts(tensor.entries["slot_v"], 1 << 16)),
+        "basins": {basin.name: int(n) for basin, n in zip(HeelBasin, rows_by(heel_basin(_ALL_U16), 4), strict=True)},
+        "hip_families": rows_by(hip_family(_ALL_U16), 16).tolist(),
+        "polarity": {"positive": int(signs[1]), "negative": int(signs[0])},
+    } | _usage(rows_by(twig(_ALL_U16), 256), k)
+
+
+def _usage(counts: Counts, k: int) -> dict[str, Any]:
+    """How the rows fall on k palette entries; the smallest is that of the entries in use."""
+    own = counts[:k]
+    used = np.flatnonzero(own)
+    shares = own[used] / max(1, own.sum())
+
+    def entry(which: int) -> dict[str, int]:
+        return {"entry": which, "n_rows": int(own[which])}
+
+    facts = {
+        "entries": k,
+        "used": len(used),
+        "unused": k - len(used),
+        "largest": entry(int(own.argmax())) if len(used) else None,
+        "smallest": entry(int(used[own[used].argmin()])) if len(used) else None,
+        "entropy_bits": abs(float((shares * np.log2(shares)).sum())),
+    }
+    return {"twigs": facts, "twig_counts": own.tolist()}
+
+
+def _distribution(values: NDArray[np.float32], counts: Counts) -> dict[str, Any]:
+    """Quantiles, each a value that occurs as in the recorded gates, and a histogram."""
+    finite = np.isfinite(values)
+    held = np.flatnonzero(finite & (counts > 0))
+    held = held[values[held].argsort(kind="stable")]
+    levels, weights = values[held].astype(np.float64) + 0.0, counts[held]  # + 0.0 leaves no -0.0
+    n = int(weights.sum())
+    quantiles: list[float] = []
+    edges, bins = np.empty(0), np.empty(0, np.int64)
+    if n:
+        ranks = [(n - 1) * i // (N_QUANTILES - 1) for i in range(N_QUANTILES)]
+        quantiles = levels[np.searchsorted(weights.cumsum(), ranks, side="right")].tolist()
+        edges, bins = levels[[0, -1]], weights[:1]
+    if len(levels) > 1:
+        weighted, edges = np.histogram(levels, N_BINS, weights=weights)
+        bins = weighted.astype(np.int64)
+    named = {"min": 0, "p5": 1, "median": N_QUANTILES // 2, "max": -1}
+    return {
+        "n": n,
+        "n_nonfinite": int(counts[~finite].sum()),
+        **{name: quantiles[i] if n else None for name, i in named.items()},
+        "quantiles": quantiles,
+        "histogram": {"edges": edges.tolist(), "counts": bins.tolist()},
+    }
+
+
+def _lanes(slot_l: NDArray[np.int8], scale: float) -> list[dict[str, Any]]:
+    """Range, root mean square (of the codes, and in weights) and histogram of every lane."""
+    lanes = []
+    codes = np.arange(-128, 128)
+    for lane in range(SLOT_L_LANES):
+        counts = np.roll(_counts(slot_l[:, lane].view(np.uint8), 256), 128)
+        held, n = codes[counts > 0], int(counts.sum())
+        rms = math.sqrt(float((counts * codes**2).sum()) / n) if n else None
+        lanes.append(
+            {
+                "min": int(held[0]) if n else None,
+                "max": int(held[-1]) if n else None,
+                "rms": rms,
+                "rms_scaled": None if rms is None else _finite(rms * scale),
+                "histogram": counts.reshape(-1, LANE_BIN).sum(axis=1).tolist(),
+            }
+        )
+    return lanes
+
+
+def _basis_statistics(basis: SvdBasis) -> dict[str, Any]:
+    values = basis.singular_values.astype(np.float64)
+    total = float((values**2).sum())
+    return {"singular_values": values.tolist(), "energy": [float(v * v / total) if total else 0.0 for v in values]}

@@ -1,0 +1,148 @@
+"""`hhtld probe`: searching a file's rows in every way there is, against exact search in what the file was made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hhtld.commands.probe.ground_truth import (
+    NOISE,
+    GivenQueries,
+    evenly_spaced,
+    exact_rows,
+    given_queries,
+    perturbed_rows,
+)
+from hhtld.commands.probe.report import ProbeReport, TensorProbe
+from hhtld.commands.probe.search_methods import SearchCase, measured_methods
+from hhtld.display.terminal import shape_text
+from hhtld.dtypes import rounded
+from hhtld.errors import FormatError, shown
+from hhtld.formats import open_source
+from hhtld.formats.hhtld import open_pack
+from hhtld.formats.locations import spelled
+from hhtld.gates import is_live, judged_cosines
+from hhtld.pack.pack import HhtldPack
+from hhtld.progress import Progress, silent
+from hhtld.sources.contract import SourceRows, TensorSource
+from hhtld.sources.names import matching
+
+__all__ = ["chosen_tensors", "probe"]
+
+BEST = 5
+
+
+def probe(
+    path: str | os.PathLike[str],
+    src: str | os.PathLike[str],
+    *,
+    tensors: Sequence[str] = (),
+    queries: str | os.PathLike[str] | ArrayLike | None = None,
+    count: int = 256,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ProbeReport:
+    """Search a file's encoded tensors in every way there is, and exactly in what the file was made from.
+
+    Parameters
+    ----------
+    path : path
+        A `.hhtld` file.
+    src : path
+        What it was made from; or "demo:".
+    tensors : sequence of glob
+        Encoded tensors to search; those of the index regime, embeddings and heads, where there is none.
+    queries : path of an .npy file, or array, (n, n_cols), optional
+        Searched as float32. By default rows of `src`, each with noise of .05 of its length added.
+    count : int
+        Queries to make at most, evenly spaced over the rows or over `queries`.
+    seed : int
+        Of the noise.
+    progress : callable, optional
+        Called with "probe", a tensor's name and its bytes in `src` when that tensor is done.
+
+    Raises
+    ------
+    FormatError
+        When a file is damaged, `src` is not what `path` was made from, or a file of queries does not fit.
+    ValueError
+        When a glob matches nothing that is encoded, or an array of queries does not fit.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    given = None if queries is None else given_queries(queries, count)
+    origin = f"rows of SRC + {NOISE:g} noise" if given is None else given.origin
+    report = ProbeReport(spelled(path), spelled(src), origin, seed)
+    with open_pack(path) as pack, open_source(src) as source:
+        names = chosen_tensors(pack, tensors)
+        for name in names:
+            _check_source(pack, source, name)
+            if given is not None:
+                given.check(name, pack.info(name).info.n_cols)
+        for name in names:
+            report.tensors.append(_probed(pack, source, name, given, count, seed))
+            (progress or silent)("probe", name, source.infos()[name].nbytes)
+    return report
+
+
+def chosen_tensors(pack: HhtldPack, globs: Sequence[str] = ()) -> list[str]:
+    """Return the encoded tensors that globs name, or those of the index regime; of tied ones the one with bytes.
+
+    Raises
+    ------
+    ValueError
+        When there is none.
+    """
+    wanted = list(dict.fromkeys(pack.info(name).name for name in matching(pack, globs)))
+    encoded = [name for name in wanted if pack.info(name).codec != "keep" and pack.info(name).info.n_rows]
+    if globs and not encoded:
+        raise ValueError(f"tensor {shown(wanted[0])} is kept as it came; only encoded tensors are searched")
+    chosen = encoded if globs else [name for name in encoded if pack.table.regime(name) == "index"]
+    if not chosen:
+        raise ValueError("the file has no encoded embedding or head; name a tensor to search with --tensor GLOB")
+    return chosen
+
+
+def _check_source(pack: HhtldPack, source: TensorSource, name: str) -> None:
+    """Refuse a source that the file was not made from: its scores would mean nothing."""
+    held, infos = pack.info(name).info, source.infos()
+    if name not in infos:
+        raise FormatError(f"SRC is not what the file was made from: it has no tensor {shown(name)}")
+    info = infos[name]
+    if (held.shape, held.dtype) != (info.shape, info.dtype):
+        raise FormatError(
+            f"SRC is not what the file was made from: tensor {shown(name)} is {info.dtype.name} "
+            f"{shape_text(info.shape)} there, {held.dtype.name} {shape_text(held.shape)} in the file"
+        )
+
+
+def _check_rows(pack: HhtldPack, name: str, rows: NDArray[np.float32]) -> None:
+    """Refuse other weights of the same shape: no row may be further from its decoded self than was recorded."""
+    gates = pack.info(name).gates
+    if gates is None:
+        return
+    picks = evenly_spaced(len(rows), 256)
+    found = judged_cosines(rows[picks], rounded(pack.get_rows(name, picks), pack.info(name).info.dtype))
+    found[~is_live(found)] = 1.0
+    if found.min() < gates.minimum - 1e-4:
+        row = int(picks[found.argmin()])
+        raise FormatError(
+            f"SRC is not what the file was made from: row {row} of tensor {shown(name)} has cosine {found.min():.4f} "
+            f"with its decoded self, {gates.minimum:.4f} is recorded for the worst row"
+        )
+
+
+def _probed(
+    pack: HhtldPack, source: TensorSource, name: str, given: GivenQueries | None, count: int, seed: int
+) -> TensorProbe:
+    own = SourceRows(source, name, pack.info(name).info.n_cols)
+    rows = own.read(0, own.n_rows)
+    _check_rows(pack, name, rows)
+    queries = perturbed_rows(rows, count, seed) if given is None else given.values
+    case = SearchCase(pack, source, name, rows, queries, exact_rows(rows, queries, min(BEST, len(rows))))
+    results, cascade = measured_methods(case)
+    info = pack.info(name)
+    return TensorProbe(name, info.info.shape, info.codec, len(queries), results, cascade)

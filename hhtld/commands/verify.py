@@ -1,0 +1,182 @@
+"""Verifying a file: structure, checksums, every row decodable, and with the source its quality anew."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hhtld.api.convert import default_jobs, workers
+from hhtld.encoding.encoder import compared_rows, measure
+from hhtld.encoding.plan import thresholds_of
+from hhtld.formats import open_source
+from hhtld.formats.hhtld import open_pack
+from hhtld.formats.locations import spelled
+from hhtld.gates import CosineSummary, GateReport, is_live, summarize
+from hhtld.pack.container import ContainerReader
+from hhtld.pack.pack import HhtldPack
+from hhtld.progress import Progress, silent
+from hhtld.sources.contract import SourceRows, TensorSource
+from hhtld.sources.rows import row_ranges
+
+__all__ = ["VerifyReport", "verify"]
+
+
+@dataclass(repr=False)
+class VerifyReport:
+    """What was checked and what differed; truthy when nothing did.
+
+    Attributes
+    ----------
+    path : str
+    n_sections, n_tensors, nbytes : int
+    source : str or None
+    gates : GateReport or None
+        Measured anew when a source was given.
+    is_source : bool or None
+        Whether the pack was made from the very rows of this source; None where a tensor has no checksum of them.
+    differences : list of str
+        One sentence each.
+    """
+
+    path: str
+    n_sections: int
+    n_tensors: int
+    nbytes: int
+    source: str | None = None
+    gates: GateReport | None = None
+    is_source: bool | None = None
+    differences: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        beside = "" if self.source is None else f" beside {self.source}"
+        found = "sound" if self else "; ".join(self.differences[:1]) or "not sound"
+        return f"<VerifyReport {self.path}{beside}: {found}>"
+
+    def __bool__(self) -> bool:
+        return not self.differences
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number, for scripts."""
+        return {
+            "schema": "hhtld.verify/1",
+            "path": self.path,
+            "passed": bool(self),
+            "n_sections": self.n_sections,
+            "n_tensors": self.n_tensors,
+            "nbytes": self.nbytes,
+            "source": self.source,
+            "is_source": self.is_source,
+            "gates": None if self.gates is None else self.gates.to_json(),
+            "differences": self.differences,
+        }
+
+
+def verify(
+    path: str | os.PathLike[str],
+    src: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check a `.hhtld` file, and with its source that it still says the truth about it.
+
+    Raises
+    ------
+    FormatError
+        When the file is damaged; what merely differs from the source is listed in the report.
+    """
+    with open_pack(path, mmap=False) as pack, workers(jobs or default_jobs()) as executor:
+        assert isinstance(pack.sections, ContainerReader)
+        pack.sections.verify()
+        pack.check_groups()
+        for name, record in pack.table.tensors.items():
+            if record.codec != "keep":
+                pack.get_encoded(name)  # refuses twigs outside their palette, reserved bits, bad bases
+        report = VerifyReport(spelled(path), len(pack.sections.records), len(pack), pack.sections.file_nbytes)
+        if src is not None:
+            report.source = spelled(src)
+            with open_source(src) as source:
+                _compare(report, pack, source, executor, progress or silent)
+    return report
+
+
+def _compare(
+    report: VerifyReport, pack: HhtldPack, source: TensorSource, executor: Executor | None, progress: Progress
+) -> None:
+    infos = source.infos()
+    missing, extra = sorted(set(infos) - set(pack)), sorted(set(pack) - set(infos))
+    report.differences += [f"tensor {name!r} of the source is missing" for name in missing]
+    report.differences += [f"tensor {name!r} is not in the source" for name in extra]
+    for name in sorted(set(infos) & set(pack)):
+        held, info = pack.table.tensors[name].info, infos[name]
+        if (held.shape, held.dtype) != (info.shape, info.dtype):
+            report.differences.append(
+                f"tensor {name!r} is {held.dtype.name} {held.shape}, the source {info.dtype.name} {info.shape}"
+            )
+        elif (shared := pack.table.tensors[name].alias_of) is not None and not _equal_in_source(source, shared, name):
+            report.differences.append(f"tensor {name!r} shares the bytes of {shared!r}, in the source the two differ")
+        elif pack.info(name).codec == "keep" and not _same_bytes(pack, source, name):
+            report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")
+    theirs = source.files()  # none where the source is a lone file
+    for name in pack.files() if theirs else ():
+        if name not in theirs:
+            report.differences.append(f"file {name!r} is not in the source")
+        elif pack.read_file(name) != source.read_file(name):
+            report.differences.append(f"file {name!r} differs from the source's")
+    if report.differences:
+        return
+    report.gates = GateReport(enforced=False)
+    crcs = measure(pack, source, report.gates, executor, progress)
+    report.gates.thresholds = thresholds_of(pack.table.profile)
+    report.gates.unreached = {
+        name: record.unreached for name, record in pack.table.tensors.items() if record.unreached is not None
+    }
+    report.gates.ratio = (_bf16_nbytes(pack) + sum(pack.files().values())) / report.nbytes
+    recorded = {name: pack.info(name).source_crc32 for name in crcs}
+    report.is_source = None if None in recorded.values() else recorded == crcs
+    for name, found in report.gates.tensors.items():
+        if pack.info(name).gates != found and pack.info(name).gates != _measured_before(pack, source, name, executor):
+            report.differences.append(f"tensor {name!r}: the recorded cosines are not those measured now")
+        elif pack.info(name).source_crc32 not in (None, crcs[name]):
+            report.differences.append(f"tensor {name!r} was made from other rows than the source holds")
+
+
+def _measured_before(pack: HhtldPack, source: TensorSource, name: str, executor: Executor | None) -> CosineSummary:
+    """Cosines as first files recorded them: of float32 whatever the source's type, a row of zeros 1 or, lost, 0."""
+    cosines = compared_rows(
+        SourceRows(source, name, pack.info(name).info.n_cols), partial(pack.get_rows, name), executor
+    )
+    zeros = ~is_live(cosines)
+    cosines[zeros] = np.sign(cosines[zeros]).clip(0)
+    return summarize(cosines)
+
+
+def _same_bytes(pack: HhtldPack, source: TensorSource, name: str) -> bool:
+    info = source.infos()[name]
+    index = pack.info(name).sections["raw"]
+    return all(
+        np.array_equal(
+            source.read_rows(name, start, stop), pack.sections.rows(index, info.row_nbytes, slice(start, stop))
+        )
+        for start, stop in row_ranges(info.n_rows, info.row_nbytes)
+        if info.row_nbytes
+    )
+
+
+def _equal_in_source(source: TensorSource, one: str, other: str) -> bool:
+    info = source.infos()[other]
+    return one in source and all(
+        np.array_equal(source.read_rows(one, start, stop), source.read_rows(other, start, stop))
+        for start, stop in row_ranges(info.n_rows, info.row_nbytes)
+    )
+
+
+def _bf16_nbytes(pack: HhtldPack) -> int:
+    from hhtld.api.convert import as_bf16_nbytes
+
+    return sum(as_bf16_nbytes(record.info) for record in pack.table.tensors.values() if record.alias_of is None)

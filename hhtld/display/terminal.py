@@ -1,0 +1,244 @@
+"""How results look in a terminal: numbers, charts and the gates on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from hhtld.display.streams import silence_stdout
+from hhtld.display.tables import Table
+from hhtld.gates import GateReport, Threshold
+
+__all__ = [
+    "EXPLAINED",
+    "column_chart",
+    "console",
+    "cosine",
+    "counted",
+    "gate_table",
+    "human_nbytes",
+    "joined",
+    "merged",
+    "progress_bar",
+    "safe",
+    "shape_text",
+    "shortened",
+    "sparkline",
+]
+
+EXPLAINED = (
+    "regime: index for embeddings and heads, argmax for other weights; median, p5: cosines that half of the rows, "
+    "and 19 of 20, reach"
+)
+_PIPE_WIDTH = 160  # of charts
+_TELL_SECONDS = 30.0
+
+# Nine heights of a cell, the first one empty; the second row for terminals that do not speak Unicode.
+_LEVELS = {False: " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", True: " .:-=+*#@"}
+
+
+class _Screen(Console):
+    """Standard output."""
+
+    def on_broken_pipe(self) -> None:
+        """The reader went away, as `head` does: the command goes on and says by its exit code how it ended."""
+        self.quiet = True
+        silence_stdout()
+
+
+def console() -> Console:
+    """Return standard output; a line is as long as what it says where that is no terminal and COLUMNS is not set."""
+    columns = os.environ.get("COLUMNS", "")
+    if sys.stdout.isatty():
+        return _Screen()
+    if columns.isdecimal() and int(columns):
+        return _Screen(width=int(columns))
+    return _Screen(width=_PIPE_WIDTH, soft_wrap=True)
+
+
+def safe(name: str, ascii_only: bool = False) -> Text:
+    """Return a name from a file without control characters or markup, and with `ascii_only` other letters escaped."""
+    text = name if name.isprintable() else repr(name)[1:-1]
+    return Text(text.encode("ascii", "backslashreplace").decode() if ascii_only else text)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return `text`, or its beginning and its length where that is longer than `limit`."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def cosine(value: float, digits: int = 4) -> str:
+    """Return a cosine with so many decimals, rounded down: what is printed was reached."""
+    return f"{math.floor(value * 10**digits + 1e-6) / 10**digits:.{digits}f}"  # the small term undoes binary rounding
+
+
+def human_nbytes(nbytes: float) -> str:
+    """Return a size in decimal units, as disks are sold and file managers count."""
+    if nbytes < 1000:
+        return f"{nbytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        nbytes /= 1000
+        if nbytes < 1000:
+            return f"{nbytes:.2f} {unit}"
+    return f"{nbytes / 1000:.2f} TB"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a tensor's shape as "2 x 3", or "scalar"."""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def counted(count: int, what: str) -> str:
+    """Return "1 row" or "1,234 rows"."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def joined(numbers: Sequence[float]) -> str:
+    """Return numbers that add up, as the rates of two levels do."""
+    return " + ".join(f"{number:g}" for number in numbers)
+
+
+def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:
+    """Return one character a value, from the lowest to the highest; all alike stand at half height."""
+    levels = _LEVELS[ascii_only]
+    low, high = min(values, default=0), max(values, default=0)
+    if high == low:
+        return levels[4] * len(values)
+    return "".join(levels[1 + round((value - low) / (high - low) * 7)] for value in values)
+
+
+def column_chart(counts: Sequence[float], height: int = 4, ascii_only: bool = False) -> list[str]:
+    """Return lines, the top one first, of one column a count of 0 or more; whatever is not zero can be seen."""
+    levels = _LEVELS[ascii_only]
+    peak = max(counts, default=0) or 1
+    heights = [math.ceil(count * height * 8 / peak) for count in counts]
+    return ["".join(levels[min(max(tall - 8 * row, 0), 8)] for tall in heights) for row in range(height - 1, -1, -1)]
+
+
+def merged(counts: Sequence[int], width: int) -> tuple[list[int], int]:
+    """Return at most `width` sums of neighbours, and how many counts each adds up."""
+    per = max(1, -(-len(counts) // max(1, width)))
+    return [sum(counts[i : i + per]) for i in range(0, len(counts), per)], per
+
+
+_KEPT = "kept: 6 bits a weight do not reach what is asked, so these tensors are stored byte for byte"
+
+
+def gate_table(gates: GateReport) -> Table:
+    """Return the row cosines by regime beside what gate 1 asks."""
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for regime, cosines in gates.regimes.items():
+            record = cosines.to_json()
+            if not record["n_rows"]:
+                continue
+            asked = gates.thresholds[regime]
+            verdict = "pass" if cosines.passes(asked) else "below"
+            worst = record.get("lost", record.get("worst"))
+            digits = max(4, *(len(_asked(value)) - len("0.") for value in (asked.median, asked.p5)))
+            yield (
+                regime,
+                f"{record['n_rows']:,}",
+                *([f"{record.get('n_zero_rows', 0):,}"] if with_zeros else []),
+                *(cosine(record[key], min(digits, 6)) if key in record else "" for key in ("median", "p5", "min")),
+                f"{_asked(asked.median)} / {_asked(asked.p5)}",
+                verdict,
+                worst["row"] if worst else "",
+                safe(worst["tensor"]) if worst else "",
+            )
+
+        for (regime, asked), names in _kept_by(gates).items():
+            empty = [""] * (5 if with_zeros else 4)
+            first, more = names[0], f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            asks = f"{_asked(asked.median)} / {_asked(asked.p5)}"
+            yield regime, *empty, asks, "kept", "", Text.assemble(safe(first), more)
+
+    # Rows of zeros are counted apart: the cosines are those of the others.
+    with_zeros = any(cosines.n_zero_rows for cosines in gates.regimes.values())
+    headings = ("regime", ">rows", *([">zeros"] if with_zeros else []), ">median", ">p5", ">min", ">gate 1 asks")
+    zeros = ("zeros: rows of zeros, which must come back as zeros; the cosines are those of the others",)
+    return Table(
+        (*headings, "verdict", ">worst row", "of tensor"),
+        rows(),
+        "Cosine of every encoded row with what the file gives back",
+        spared=("min", "rows"),
+        notes=(
+            f"{EXPLAINED}; gate 1 asks for both",
+            *(zeros if with_zeros else ()),
+            *([_KEPT] if gates.unreached else []),
+        ),
+    )
+
+
+def _kept_by(gates: GateReport) -> dict[tuple[str, Threshold], list[str]]:
+    """Tensors that are kept because no rate reaches what is asked, by regime and what that is."""
+    found: dict[tuple[str, Threshold], list[str]] = {}
+    for name, unreached in sorted(gates.unreached.items()):
+        found.setdefault((unreached.regime, unreached.threshold), []).append(name)
+    return found
+
+
+def _asked(number: float) -> str:
+    """A threshold with the digits that it has, two at least."""
+    text = f"{number:g}"
+    return text if len(text) > len("0.95") else f"{number:.2f}"
+
+
+@contextmanager
+def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[str, str, int], None]]:
+    """Give a progress callback over `total` bytes: a bar on stderr, or now and then a line in a log."""
+    if not wanted:
+        yield lambda stage, name, nbytes: None
+        return
+    if not sys.stderr.isatty():
+        yield _ProgressLines(total).advance
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, name: str, nbytes: int) -> None:
+            stage, nbytes = _told(stage, nbytes)
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.advance(tasks[stage], nbytes)
+
+        yield advance
+
+
+def _told(stage: str, nbytes: int) -> tuple[str, int]:
+    """Parts of the same work: done before, and to be done once more."""
+    if stage in ("resume", "again"):
+        return "encode", nbytes if stage == "resume" else -nbytes
+    return stage, nbytes
+
+
+class _ProgressLines:
+    """Progress for logs: a line every half minute, none for what is done sooner."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done: dict[str, int] = {}
+        self._told = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, stage: str, name: str, nbytes: int) -> None:
+        stage, nbytes = _told(stage, nbytes)
+        with self._lock:
+            done = self._done[stage] = self._done.get(stage, 0) + nbytes
+            if time.monotonic() - self._told < _TELL_SECONDS:
+                return
+            self._told = time.monotonic()
+        share = f", {100 * done // self._total} %" if self._total else ""
+        print(f"{stage}: {human_nbytes(done)} of {human_nbytes(self._total)}{share}", file=sys.stderr, flush=True)

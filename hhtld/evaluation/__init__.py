@@ -1,0 +1,1 @@
+"""Models that run beside their packs: calibration, parity of answers, speech."""

@@ -1,0 +1,173 @@
+"""Calibrations in files: safetensors with a tensor of column scales for each calibrated one, and the rest as metadata.
+
+Layout
+------
+Tensors: "scale:NAME" -> F32 (n_cols,), "moments:NAME" -> F32 (n_cols, n_cols). Metadata: "schema" =
+"hhtld.encoding.calibration/1", "calibration" = a JSON object with ``sensitivities`` [{names, n_weights, kl}],
+``measurements`` [{level, bits, top1, kl, n_positions, error}] and ``facts`` {str: str}, of which "source" is
+`digest` of what was calibrated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
+from hhtld.errors import FormatError, HeaderError, shown
+from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat
+from hhtld.progress import Progress
+from hhtld.sources.contract import ArraySource, TensorSource
+
+__all__ = ["calibrated", "check_calibrates", "digest", "read_calibration", "write_calibration"]
+
+SCHEMA = "hhtld.encoding.calibration/1"
+_SCALE, _MOMENTS = "scale:", "moments:"
+
+
+def digest(source: TensorSource) -> str:
+    """Return a checksum of a source: names, types, shapes, and the first and last row of every matrix."""
+    found = hashlib.sha256()
+    for name, info in sorted(source.infos().items()):
+        found.update(f"{name}\0{info.dtype.name}\0{info.shape}\0".encode())
+        if info.has_rows and info.n_rows:
+            for row in (0, info.n_rows - 1):
+                found.update(source.read_rows(name, row, row + 1).tobytes())
+    return found.hexdigest()
+
+
+def write_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
+    """Write a calibration, atomically.
+
+    Raises
+    ------
+    OutputError
+        When the file cannot be written; what stood there before is untouched.
+    """
+    facts = {
+        "sensitivities": [{"names": s.names, "n_weights": s.n_weights, "kl": s.kl} for s in calibration.sensitivities],
+        "measurements": [vars(m) for m in calibration.measurements],
+        "facts": dict(calibration.facts),
+    }
+    metadata = {"schema": SCHEMA, "calibration": json.dumps(facts, sort_keys=True, allow_nan=False)}
+    held = {f"{_SCALE}{name}": array for name, array in calibration.column_scales.items()}
+    held |= {f"{_MOMENTS}{name}": array for name, array in calibration.moments.items()}
+    SafetensorsFormat().write_source(ArraySource(held, metadata), Path(path))
+
+
+def read_calibration(path: str | os.PathLike[str]) -> Calibration:
+    """Read a calibration.
+
+    Raises
+    ------
+    FormatError
+        When the file is none, or a damaged one.
+    """
+    with SafetensorsFile(path) as file:
+        if file.metadata.get("schema") != SCHEMA:
+            raise HeaderError(f"{path}: not a calibration (schema {shown(str(file.metadata.get('schema')))})")
+        held = {name: file.read_tensor(name) for name in file.infos()}
+        text = file.metadata.get("calibration", "")
+    try:
+        found = json.loads(text)
+        sensitivities = tuple(_sensitivity(item) for item in found["sensitivities"])
+        measurements = tuple(_measurement(item) for item in found["measurements"])
+        facts = {str(key): str(value) for key, value in found["facts"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HeaderError(f"{path}: the calibration's metadata is damaged: {error!r}"[:300]) from None
+    names = [name for sensitivity in sensitivities for name in sensitivity.names]
+    if not names or len(set(names)) != len(names):
+        raise HeaderError(f"{path}: a calibration names tensors, each once")
+    scales = {name.removeprefix(_SCALE): array for name, array in held.items() if name.startswith(_SCALE)}
+    moments = {name.removeprefix(_MOMENTS): array for name, array in held.items() if name.startswith(_MOMENTS)}
+    return Calibration(scales, sensitivities, measurements, moments, facts)
+
+
+def _sensitivity(item: dict[str, Any]) -> Sensitivity:
+    names, n_weights, kl = item["names"], int(item["n_weights"]), float(item["kl"])
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ValueError("names must be texts")
+    if n_weights < 1 or not math.isfinite(kl):
+        raise ValueError(f"a set of {n_weights} weights and a divergence of {kl}")
+    return Sensitivity(tuple(names), n_weights, kl)
+
+
+def _measurement(item: dict[str, Any]) -> Measurement:
+    numbers = {key: float(item[key]) for key in ("level", "bits", "top1", "kl", "error")}
+    n_positions = int(item["n_positions"])
+    if (
+        not all(map(math.isfinite, numbers.values()))
+        or not 0 <= numbers["top1"] <= 1
+        or numbers["error"] < 0
+        or n_positions < 1
+    ):
+        raise ValueError(f"a measurement of {numbers}")
+    return Measurement(**numbers, n_positions=n_positions)
+
+
+def check_calibrates(calibration: Calibration, source: TensorSource, where: str) -> None:
+    """Refuse a calibration that was made from another model.
+
+    Raises
+    ------
+    FormatError
+    """
+    if calibration.facts.get("source") != digest(source):
+        raise FormatError(f"{where}: was made from another model; calibrate this one (--calibrate TEXT)")
+
+
+def calibrated(
+    calibrate: Calibration | str | os.PathLike[str],
+    source: TensorSource,
+    model: str | os.PathLike[str],
+    target: Path,
+    *,
+    target_top1: float,
+    jobs: int,
+    progress: Progress,
+) -> tuple[Calibration, str | None]:
+    """Return what to convert a source with, and the file that it was written to, if it was.
+
+    Parameters
+    ----------
+    calibrate : Calibration or path
+        A calibration, the `.safetensors` file of one, or a text to run `model` on ("builtin" for the built-in one).
+        What a text gives is kept beside `target`, and read from there when the same model and text come again.
+    source : TensorSource
+        Of `model`.
+    model : path
+    target : Path
+        What will be written.
+
+    Raises
+    ------
+    FormatError
+        When a calibration is of another model, or the model cannot be run.
+    """
+    if isinstance(calibrate, Calibration):
+        check_calibrates(calibrate, source, "the calibration")
+        return calibrate, None
+    text = os.fspath(calibrate)
+    if text.lower().endswith(".safetensors"):
+        if not Path(text).exists():
+            raise FileNotFoundError(2, "no such file; --calibrate builtin makes one beside the pack", text)
+        found = read_calibration(text)
+        check_calibrates(found, source, text)
+        return found, None
+    from hhtld.evaluation.calibrate import calibrate as run
+    from hhtld.evaluation.calibrate import text_digest
+
+    kept = target.with_name(target.name.removesuffix(target.suffix) + ".calibration.safetensors")
+    if kept.is_file():
+        with contextlib.suppress(FormatError):
+            found = read_calibration(kept)
+            if (found.facts.get("source"), found.facts.get("text")) == (digest(source), text_digest(text)):
+                return found, None
+    found = run(model, text, target_top1=target_top1, jobs=jobs, progress=progress)
+    write_calibration(found, kept)
+    return found, str(kept)

@@ -1,0 +1,231 @@
+"""`HhtlEmbedding` and `HhtlLinear`: drop-ins for inference whose weights stay packed."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from hhtld.errors import shown
+from hhtld.integrations.torch.ops import SCORED_ROWS
+from hhtld.integrations.torch.packed import HOW_TO_DECODE, PackedWeight
+from hhtld.integrations.torch.tensors import PackOrPath, checked_dtype, loaded, opened
+from hhtld.pack.pack import HhtldPack
+
+__all__ = ["HhtlEmbedding", "HhtlLinear", "weight_of"]
+
+
+def weight_of(pack: HhtldPack, name: str, dtype: torch.dtype | str | None) -> PackedWeight | nn.Parameter:
+    """Return a matrix packed if the pack encodes it, else as a Parameter."""
+    record = pack.info(name)
+    if record.codec != "keep":
+        return PackedWeight(pack, name, dtype)
+    if len(record.info.shape) != 2 or not record.info.dtype.is_weight:
+        kind = f"{record.info.dtype.name} {list(record.info.shape)}"
+        raise ValueError(f"tensor {shown(name)}, {kind}, is no matrix of weights")
+    return nn.Parameter(loaded(pack, record, checked_dtype(dtype), "cpu"), requires_grad=False)
+
+
+class _PackedModule(nn.Module):
+    """A module that may have a packed weight."""
+
+    weight: PackedWeight | nn.Parameter
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        if isinstance(self.weight, PackedWeight) and f"{prefix}weight" in state_dict:
+            errors.append(f"{shown(prefix + 'weight')} is packed and takes no other numbers: {HOW_TO_DECODE}")
+
+    def _packed_repr(self) -> str:
+        ordinary = "Embedding" if isinstance(self, HhtlEmbedding) else "Linear"
+        return f", packed (dequantize() gives nn.{ordinary})" if isinstance(self.weight, PackedWeight) else ""
+
+
+class HhtlEmbedding(_PackedModule):
+    """`nn.Embedding` for inference, its weight packed: a lookup decodes the rows it is asked for.
+
+    Rows are those of ``load_state_dict(..., dtype=dtype)``, bit for bit.
+
+    Parameters
+    ----------
+    pack : HhtldPack
+        Its bytes are copied; it may be closed afterwards.
+    name : str
+        A matrix (num_embeddings, embedding_dim). One that the pack keeps as it came is held dense.
+    padding_idx : int, optional
+        Kept for those who ask; it matters to gradients only.
+    dtype : torch.dtype or str, optional
+        Of the rows, the source's by default; ``.to(dtype)`` changes it.
+
+    Attributes
+    ----------
+    weight : PackedWeight or Parameter
+        What models ask of it (shape, dtype, device) costs nothing, and nothing decodes it but ``weight.decoded()``:
+        transformers reads ``weight.dtype`` at every step of some models. Assigning one module's weight to another
+        ties them.
+    num_embeddings, embedding_dim : int
+
+    Notes
+    -----
+    ``state_dict()`` raises ValueError, and loading one that has a weight for it RuntimeError. `copy.deepcopy`, `pickle`
+    and `torch.save` of the module take the packed bytes along.
+    """
+
+    def __init__(
+        self,
+        pack: HhtldPack,
+        name: str,
+        *,
+        padding_idx: int | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        super().__init__()
+        self._hold(weight_of(pack, name, dtype), padding_idx)
+
+    def _hold(self, weight: PackedWeight | nn.Parameter, padding_idx: int | None) -> None:
+        self.weight = weight
+        self.num_embeddings, self.embedding_dim = weight.shape
+        if padding_idx is not None and not -self.num_embeddings <= padding_idx < self.num_embeddings:
+            raise ValueError(f"padding_idx must lie within {self.num_embeddings} embeddings, got {padding_idx}")
+        self.padding_idx = padding_idx if padding_idx is None or padding_idx >= 0 else self.num_embeddings + padding_idx
+
+    @classmethod
+    def from_pack(
+        cls,
+        path_or_pack: PackOrPath,
+        name: str,
+        *,
+        padding_idx: int | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> Self:
+        """Make one from a pack or a file, which is closed again."""
+        with opened(path_or_pack) as pack:
+            return cls(pack, name, padding_idx=padding_idx, dtype=dtype)
+
+    @classmethod
+    def of_weight(cls, weight: PackedWeight, padding_idx: int | None = None) -> Self:
+        """Make one of a weight that is packed already: tied to whatever else holds it."""
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        module._hold(weight, padding_idx)
+        return module
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of ids of any shape, int64 or int32: (*ids.shape, embedding_dim).
+
+        Raises
+        ------
+        IndexError
+            For an id outside 0..num_embeddings - 1.
+        """
+        if isinstance(self.weight, PackedWeight):
+            return self.weight.rows(input_ids)
+        return nn.functional.embedding(input_ids, self.weight, self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, as `nn.Embedding` does."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}{self._packed_repr()}"
+
+
+class HhtlLinear(_PackedModule):
+    """`nn.Linear` for inference, its weight packed.
+
+    Few rows of input (all leading axes together, `scored_rows` at most) are scored on the slots without decoding:
+    float32 products whose error against the decoded weight is a few 1e-5 of the output's norm (see
+    `Scorer.scores`). More rows are multiplied, in float32, with the weight as it decodes, 1 MiB at a time. The same
+    input gives the same output; a row scored alone and one multiplied among many differ by that error.
+
+    Parameters
+    ----------
+    pack : HhtldPack
+        Its bytes are copied; it may be closed afterwards.
+    name : str
+        A matrix (out_features, in_features), the orientation of `nn.Linear`: GPT-2's Conv1D holds its weights
+        transposed and is not supported. A matrix that the pack keeps as it came is held dense.
+    bias : Tensor of (out_features,) or str, optional
+        Itself, or its name in the pack.
+    dtype : torch.dtype or str, optional
+        Of the output, the source's by default; ``.to(dtype)`` changes it. Inputs may have any floating-point type.
+    scored_rows : int
+        0 always decodes: outputs within float32's rounding of the decoded weight's.
+
+    Attributes
+    ----------
+    weight : PackedWeight or Parameter
+        See `HhtlEmbedding`.
+    bias : Parameter or None
+    in_features, out_features, scored_rows : int
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        pack: HhtldPack,
+        name: str,
+        bias: torch.Tensor | str | None = None,
+        *,
+        dtype: torch.dtype | str | None = None,
+        scored_rows: int = SCORED_ROWS,
+    ) -> None:
+        super().__init__()
+        if isinstance(bias, str):
+            bias = loaded(pack, pack.info(bias), checked_dtype(dtype), "cpu")
+        self._hold(weight_of(pack, name, dtype), bias, scored_rows)
+
+    def _hold(self, weight: PackedWeight | nn.Parameter, bias: torch.Tensor | None, scored_rows: int) -> None:
+        self.weight = weight
+        self.out_features, self.in_features = weight.shape
+        self.scored_rows = scored_rows
+        if bias is not None and tuple(bias.shape) != (self.out_features,):
+            raise ValueError(f"bias must have shape ({self.out_features},), got {tuple(bias.shape)}")
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            bias = nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", bias)
+
+    @classmethod
+    def from_pack(
+        cls,
+        path_or_pack: PackOrPath,
+        name: str,
+        *,
+        dtype: torch.dtype | str | None = None,
+        scored_rows: int = SCORED_ROWS,
+    ) -> Self:
+        """Make one from a pack or a file, which is closed again; of ``x.weight`` with ``x.bias`` where there is one."""
+        with opened(path_or_pack) as pack:
+            bias = name.removesuffix("weight") + "bias"
+            found = bias if name.endswith(".weight") and bias in pack else None
+            return cls(pack, name, found, dtype=dtype, scored_rows=scored_rows)
+
+    @classmethod
+    def of_weight(
+        cls, weight: PackedWeight, bias: torch.Tensor | None = None, *, scored_rows: int = SCORED_ROWS
+    ) -> Self:
+        """Make one of a weight that is packed already: tied to whatever else holds it."""
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        module._hold(weight, bias, scored_rows)
+        return module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x @ weight.T + bias`` for floats (..., in_features): (..., out_features)."""
+        if isinstance(self.weight, PackedWeight):
+            return self.weight.product(x, self.bias, self.scored_rows)
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, as `nn.Linear` does."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return sizes + self._packed_repr()

@@ -1,0 +1,232 @@
+"""The two custom ops: rows by id and products with rows, on packed bytes.
+
+``hhtld::embedding`` and ``hhtld::linear`` take a tensor as its sections, uint8 tensors, and the table that says what
+they are: a pack of one tensor, as JSON. Everything an op needs is in its arguments, so a graph that holds one is
+whole: `torch.export.save` writes the packed bytes, and another process that imports `hhtld.integrations.torch`
+runs them. A handle into a registry would have been shorter, and would have meant nothing outside its process.
+
+What the sections unfold to (tables, float32 gains, the scorer) is remembered for as long as they live.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hhtld._kernels import _score
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.sections import RowSelection
+from hhtld.pack.table import PackTable, TensorRecord
+from hhtld.search.scorer import Scorer
+from hhtld.sources.rows import row_ranges
+
+__all__ = ["SCORED_ROWS", "one_tensor_table"]
+
+# Input rows up to which a product is scored: on one thread that takes a quarter of the time of decoding and
+# multiplying at 1 row and two thirds at 32. More threads speed the multiplication up only, so it stops there.
+SCORED_ROWS = 32
+
+
+class _TensorSections:
+    """Sections held by torch: a `SectionReader`. They were verified when they were read from the pack."""
+
+    def __init__(self, kinds: list[str], parts: Sequence[torch.Tensor]) -> None:
+        self._kinds = kinds
+        # Detached: numpy's view must not keep the key of the cache alive.
+        self._arrays: list[NDArray[np.uint8]] = [part.detach().numpy() for part in parts]
+
+    def kinds(self) -> list[str]:
+        return self._kinds
+
+    def nbytes(self, index: int) -> int:
+        return self._arrays[index].size
+
+    def whole(self, index: int) -> NDArray[np.uint8]:
+        return self._arrays[index]
+
+    def check(self, index: int) -> None:
+        pass
+
+    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
+        return self._arrays[index].reshape(-1, width)[rows]
+
+    def close(self) -> None:
+        pass
+
+
+class _Unfolded:
+    """A tensor of sections, ready to decode and to score."""
+
+    def __init__(self, parts: Sequence[torch.Tensor], table: str) -> None:
+        self.table = table
+        listed = json.loads(table)
+        kinds = {i: kind for owner in (*listed["groups"], *listed["tensors"]) for kind, i in owner["sections"].items()}
+        reader = _TensorSections([kinds[i] for i in range(len(parts))], parts)
+        self._pack = HhtldPack(PackTable.from_json(listed, reader), reader)
+        (self.name,) = self._pack.keys()
+        self.tensor = self._pack.get_encoded(self.name)
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Made on the first product: embeddings do without."""
+        return self._pack.scorer(self.name)
+
+
+_UNFOLDED: Any = WeakTensorKeyDictionary()
+
+
+def _unfolded(parts: Sequence[torch.Tensor], table: str) -> _Unfolded:
+    """Return what was made of these sections before; the first is the tensor's own, shared ones come after."""
+    found: _Unfolded | None = _UNFOLDED.get(parts[0])
+    if found is None or found.table != table:
+        found = _UNFOLDED[parts[0]] = _Unfolded(parts, table)
+    return found
+
+
+def one_tensor_table(table: PackTable, record: TensorRecord) -> tuple[str, list[tuple[str, int]]]:
+    """Return the table of a pack that holds one encoded tensor of another, and the sections it needs.
+
+    Returns
+    -------
+    str
+        JSON, sections renumbered from 0; without what decoding does not need, so that equal tensors have equal tables.
+    list of (kind, number in `table`)
+        The tensor's own first, then its group's.
+    """
+    assert record.group is not None
+    group = table.groups[record.group]
+    sections = [*record.sections.items(), *group.sections.items()]
+    numbers = {kind: i for i, (kind, _) in enumerate(sections)}
+    own = {key: value for key, value in record.to_json().items() if key not in ("shard", "gates", "source_crc32")}
+    own |= {"name": "weight", "sections": {kind: numbers[kind] for kind in record.sections}, "group": 0}
+    shared = group.to_json() | {"sections": {kind: numbers[kind] for kind in group.sections}}
+    whole = {"profile": table.profile, "groups": [shared], "tensors": [own], "metadata": {}, "source": {}}
+    return json.dumps(whole, sort_keys=True), sections
+
+
+@functools.lru_cache(maxsize=4096)
+def _shape(table: str) -> tuple[int, int]:
+    n_rows, n_cols = json.loads(table)["tensors"][0]["shape"]
+    return n_rows, n_cols
+
+
+# ---- rows by id ----
+
+
+def _check_ids(ids: torch.Tensor) -> None:
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
+
+
+@torch.library.custom_op(
+    "hhtld::embedding",
+    mutates_args=(),
+    schema="(Tensor ids, Tensor[] parts, str table, ScalarType dtype) -> Tensor",
+)
+def embedding(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtype: torch.dtype) -> torch.Tensor:
+    """Return the rows of ids of any shape, (*ids.shape, n_cols) of `dtype`; an id that repeats is decoded once."""
+    _check_ids(ids)
+    n_rows, n_cols = _shape(table)
+    flat = ids.detach().reshape(-1).numpy()
+    if not flat.size:
+        return torch.empty((*ids.shape, n_cols), dtype=dtype)
+    if flat.size == 1:
+        unique, places = flat, None
+    else:
+        unique, places = np.unique(flat, return_inverse=True)
+    if unique[0] < 0 or unique[-1] >= n_rows:  # as nn.Embedding, which does not count from the end either
+        raise IndexError(f"ids must lie in 0..{n_rows - 1}, got {unique[0]}..{unique[-1]}")
+    rows = torch.from_numpy(_unfolded(parts, table).tensor.reconstruct_rows(unique)).to(dtype)
+    if places is not None:
+        rows = rows.index_select(0, torch.from_numpy(places.reshape(-1)))
+    return rows.view(*ids.shape, n_cols)
+
+
+@embedding.register_fake
+def _(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtype: torch.dtype) -> torch.Tensor:
+    _check_ids(ids)
+    return ids.new_empty((*ids.shape, _shape(table)[1]), dtype=dtype)
+
+
+# ---- products with rows ----
+
+
+def _check_input(x: torch.Tensor, table: str) -> None:
+    n_rows, n_cols = _shape(table)
+    if not x.is_floating_point():
+        raise TypeError(f"inputs must be floating-point numbers, got {x.dtype}")
+    if x.ndim == 0 or x.shape[-1] != n_cols:
+        raise ValueError(
+            f"inputs must have {n_cols} columns for a weight of ({n_rows}, {n_cols}), got {tuple(x.shape)}"
+        )
+
+
+@torch.library.custom_op(
+    "hhtld::linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] parts, str table, ScalarType dtype, Tensor? bias, int scored_rows) -> Tensor",
+)
+def linear(
+    x: torch.Tensor,
+    parts: Sequence[torch.Tensor],
+    table: str,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None,
+    scored_rows: int,
+) -> torch.Tensor:
+    """Return ``x @ weight.T + bias``, (*x.shape[:-1], n_rows) of `dtype`, summed in float32 (float64 for float64 x).
+
+    Up to `scored_rows` rows of finite float inputs are scored on the slots; more are multiplied with the weight as
+    it decodes, block by block.
+    """
+    _check_input(x, table)
+    n_rows, n_cols = _shape(table)
+    held = _unfolded(parts, table)
+    precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = x.detach().reshape(-1, n_cols).to(precise)
+    scored = 0 < len(rows) <= scored_rows and precise == torch.float32 and n_cols <= _score.MAX_COLS
+    # Scores are for finite numbers; infinities and NaN spread through the product as nn.Linear's do.
+    if scored and bool(torch.isfinite(rows).all()):
+        out = torch.from_numpy(held.scorer.scores(rows.contiguous().numpy()))
+    else:
+        out = torch.empty((len(rows), n_rows), dtype=precise)
+        for start, stop in row_ranges(n_rows, 4 * n_cols):
+            block = torch.from_numpy(held.tensor.reconstruct_rows(slice(start, stop))).to(precise)
+            torch.mm(rows, block.t(), out=out[:, start:stop])
+    if bias is not None:
+        out += bias.detach()
+    return out.to(dtype).view(*x.shape[:-1], n_rows)
+
+
+@linear.register_fake
+def _(
+    x: torch.Tensor,
+    parts: Sequence[torch.Tensor],
+    table: str,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None,
+    scored_rows: int,
+) -> torch.Tensor:
+    _check_input(x, table)
+    return x.new_empty((*x.shape[:-1], _shape(table)[0]), dtype=dtype)
+
+
+# ---- gradients ----
+
+
+def _no_gradients(*_: Any) -> Any:
+    """Stop training where it would begin to go wrong, with what to do."""
+    raise RuntimeError(
+        "packed weights pass no gradients on: for training, adapters included, make it an ordinary model first, with "
+        "model.dequantize() (transformers) or hhtld.integrations.torch.dequantize(model)"
+    )
+
+
+linear.register_autograd(_no_gradients)

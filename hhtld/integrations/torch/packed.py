@@ -1,0 +1,250 @@
+"""`PackedWeight`: one tensor of a pack, packed, standing where a module has its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from hhtld.errors import shown
+from hhtld.integrations.torch.ops import SCORED_ROWS, one_tensor_table
+from hhtld.integrations.torch.tensors import checked_dtype, torch_dtype
+from hhtld.pack.pack import HhtldPack
+
+__all__ = ["HOW_TO_DECODE", "PackedWeight", "PackedWeightError"]
+
+HOW_TO_DECODE = (
+    "make it an ordinary model first, with model.dequantize() (transformers) or "
+    "hhtld.integrations.torch.dequantize(model)"
+)
+
+# Sections by pack and number, while a weight holds them: what tensors of a group share is held once.
+_SECTIONS: WeakKeyDictionary[HhtldPack, WeakValueDictionary[int, torch.Tensor]] = WeakKeyDictionary()
+
+
+def _section(pack: HhtldPack, number: int) -> torch.Tensor:
+    held = _SECTIONS.setdefault(pack, WeakValueDictionary())
+    found = held.get(number)
+    if found is None:
+        found = held[number] = torch.from_numpy(np.array(pack.sections.whole(number)))
+    return found
+
+
+class PackedWeightError(TypeError, AttributeError):
+    """What was asked of a packed weight needs its numbers, which it does not hold.
+
+    A TypeError to who reads it; also an AttributeError, so that code which looks whether a weight has an attribute of
+    tensors goes on as with any object that lacks it.
+    """
+
+
+class PackedWeight(nn.Module):  # a module, so that buffers move, copy and export with the one that holds it
+    """An encoded matrix of a pack, held as its packed bytes.
+
+    It stands where a module has its ``weight`` and answers what models ask a weight without computing with it:
+    shape, dtype, device. ``F.linear(x, weight)`` and ``F.embedding(ids, weight)`` work; every other torch function,
+    operator and method of tensors raises `PackedWeightError`, a TypeError, because it would have to decode the whole.
+    `decoded` does that when asked.
+
+    The bytes are copied from the pack, which may be closed afterwards. They are buffers, and the pack is where they
+    are kept: ``state_dict()`` raises ValueError, since without them it would be part of a model and look like one.
+    Two modules with the same `PackedWeight` are tied, as two with one Parameter.
+
+    Parameters
+    ----------
+    pack : HhtldPack
+    name : str
+        An encoded tensor of two axes.
+    dtype : torch.dtype or str, optional
+        Of what it gives, the source's by default; ``.to(dtype)`` changes it. The packed bytes stay what they are.
+
+    Raises
+    ------
+    KeyError, ValueError, FormatError
+        For a name the pack has not, a tensor that is kept or no matrix, and bad bytes.
+    """
+
+    requires_grad = False
+    like: torch.Tensor
+
+    def __init__(self, pack: HhtldPack, name: str, dtype: torch.dtype | str | None = None) -> None:
+        super().__init__()
+        record = pack.info(name)
+        if record.codec == "keep" or len(record.info.shape) != 2:
+            state = "kept as it came" if record.codec == "keep" else "encoded"
+            raise ValueError(
+                f"tensor {shown(name)}, {list(record.info.shape)}, is {state}; packed weights are "
+                f"encoded matrices (n_rows, n_cols)"
+            )
+        self.name = record.name
+        self.shape = torch.Size(record.info.shape)
+        self.table, sections = one_tensor_table(pack.table, record)
+        self._kinds = [kind for kind, _ in sections]
+        for kind, number in sections:
+            self.register_buffer(kind, _section(pack, number), persistent=False)
+        given = checked_dtype(dtype) or torch_dtype(record.info.dtype, name)
+        # Empty: what `.to(dtype)` and `.half()` change, and all they change.
+        self.register_buffer("like", torch.empty(0, dtype=given, device="cpu"), persistent=False)
+
+    # ---- what is asked of a weight ----
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the rows and products it gives."""
+        return self.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return self.like.device
+
+    @property
+    def ndim(self) -> int:
+        """Two."""
+        return 2
+
+    def size(self, axis: int | None = None) -> Any:
+        """Return the shape, or the length of an axis."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def dim(self) -> int:
+        """Return two."""
+        return 2
+
+    def numel(self) -> int:
+        """Return the number of weights."""
+        return int(self.shape.numel())
+
+    @property
+    def nbytes(self) -> int:
+        """Packed bytes held, those that a group shares included."""
+        return sum(part.nbytes for part in self.parts())
+
+    def parts(self) -> list[torch.Tensor]:
+        """Return the sections, uint8, the tensor's own first."""
+        return [getattr(self, kind) for kind in self._kinds]
+
+    # ---- what it computes ----
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of ids of any shape, int64 or int32: (*ids.shape, n_cols)."""
+        found: torch.Tensor = torch.ops.hhtld.embedding(ids, self.parts(), self.table, self.dtype)
+        return found
+
+    def product(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, scored_rows: int = SCORED_ROWS
+    ) -> torch.Tensor:
+        """Return ``x @ weight.T + bias`` for floats (..., n_cols): (..., n_rows); see `HhtlLinear`."""
+        found: torch.Tensor = torch.ops.hhtld.linear(x, self.parts(), self.table, self.dtype, bias, scored_rows)
+        return found
+
+    def decoded(self) -> torch.Tensor:
+        """Return the dense weight (n_rows, n_cols), made anew at every call: ``numel() * dtype.itemsize`` bytes."""
+        return self.rows(torch.arange(self.shape[0]))
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if function is nn.functional.linear:
+            return _packed_linear(*args, **given)
+        if function is nn.functional.embedding:
+            return _packed_embedding(*args, **given)
+        packed = [value for value in (*args, *given.values()) if isinstance(value, PackedWeight)]
+        raise _refusal(str(getattr(function, "__name__", function)), packed[0].name if packed else None)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if not name.startswith("_") and hasattr(torch.Tensor, name) and "name" in self.__dict__:
+                raise _refusal(name, self.name) from None
+            raise
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if keep_vars and torch.compiler.is_compiling():  # torch.export takes buffers by themselves
+            return
+        raise ValueError(
+            f"{shown(prefix.removesuffix('.') or self.name)} is packed, and a state dict would lack it without a word: "
+            f"keep the pack, or {HOW_TO_DECODE}; torch.save(model), pickle and copy.deepcopy take packed weights along"
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        # Only `like` follows: `to_empty` would overwrite the bytes, and no other device decodes them.
+        like = fn(self.like)
+        if like.device.type != "cpu":
+            raise ValueError(
+                f"packed weights decode on the CPU and cannot move to {like.device}; load tensor {shown(self.name)} "
+                f"decoded for it (load_state_dict(..., device={str(like.device)!r}))"
+            )
+        self.like = like
+        return self
+
+    def __bool__(self) -> bool:  # whether there is one, not what is in it; Python would ask for its length
+        return True
+
+    def extra_repr(self) -> str:
+        """Return name, shape, type and size."""
+        return f"{self.name!r}, {tuple(self.shape)}, {self.dtype}, {self.nbytes} bytes"
+
+
+def _refusal(what: str, name: str | None) -> PackedWeightError:
+    module = "..." if name is None else name.removesuffix(".weight").rpartition(".")[2]
+    of = "" if name is None else f", {shown(name)},"
+    return PackedWeightError(
+        f"{what} needs the numbers of a packed weight{of} which holds none: load the module that it belongs to "
+        f"decoded, from_pretrained(..., modules_to_not_convert=[{module!r}]) or replace_modules(..., names=...), or "
+        f"{HOW_TO_DECODE}; weight.decoded() gives the numbers"
+    )
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def refuse(self: PackedWeight, *_: Any) -> Any:
+        raise _refusal(name.strip("_"), self.name)
+
+    refuse.__name__ = name
+    return refuse
+
+
+# Python looks for operators on the type, past __getattr__. What objects have anyway (==, hash) stays theirs.
+for _name in ("matmul", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
+        setattr(PackedWeight, _form, _operator(_form))
+for _name in (
+    "neg",
+    "pos",
+    "abs",
+    "invert",
+    "getitem",
+    "setitem",
+    "len",
+    "iter",
+    "float",
+    "int",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+):
+    setattr(PackedWeight, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def _packed_linear(input: Any, weight: Any, bias: Any = None) -> torch.Tensor:
+    if not isinstance(weight, PackedWeight) or isinstance(input, PackedWeight) or isinstance(bias, PackedWeight):
+        raise TypeError("linear takes a packed weight as its weight only")
+    return weight.product(input, bias)
+
+
+def _packed_embedding(
+    input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+) -> torch.Tensor:
+    if not isinstance(weight, PackedWeight) or isinstance(input, PackedWeight):
+        raise TypeError("embedding takes a packed weight as its weight only")
+    if max_norm is not None:
+        raise TypeError("embedding with max_norm changes its weight, and a packed one does not change")
+    return weight.rows(input)

@@ -1,0 +1,307 @@
+"""`replace_modules`: a model's embeddings and linears held packed, everything else loaded; `dequantize`: back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hhtld.errors import shown
+from hhtld.integrations.torch.modules import HhtlEmbedding, HhtlLinear
+from hhtld.integrations.torch.packed import PackedWeight
+from hhtld.integrations.torch.tensors import PackOrPath, fill, opened, selected, torch_shape
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.table import TensorRecord
+
+__all__ = ["PackedCounts", "dequantize", "packed_counts", "replace_modules", "replaced"]
+
+
+@dataclass(frozen=True)
+class PackedCounts:
+    """What of a model is packed.
+
+    Attributes
+    ----------
+    n_embeddings, n_linears : int
+        Modules that hold a packed weight.
+    n_weights : int
+        Packed weights; tied modules share one.
+    nbytes : int
+        Packed bytes held, what weights share counted once.
+    n_values : int
+        Numbers they stand for.
+    """
+
+    n_embeddings: int
+    n_linears: int
+    n_weights: int
+    nbytes: int
+    n_values: int
+
+
+def packed_counts(model: nn.Module) -> PackedCounts:
+    """Count a model's packed modules, weights and bytes."""
+    modules = [m for m in model.modules() if isinstance(getattr(m, "weight", None), PackedWeight)]
+    weights = [m for m in model.modules() if isinstance(m, PackedWeight)]  # each once, however many modules hold it
+    parts = {id(part): part.nbytes for weight in weights for part in weight.parts()}
+    return PackedCounts(
+        len([m for m in modules if isinstance(m, HhtlEmbedding)]),
+        len([m for m in modules if isinstance(m, HhtlLinear)]),
+        len(weights),
+        sum(parts.values()),
+        sum(weight.numel() for weight in weights),
+    )
+
+
+@dataclass
+class _Slot:
+    """A parameter or persistent buffer of the model, under all its names and in all its modules."""
+
+    tensor: torch.Tensor
+    names: list[str] = field(default_factory=list)
+    owners: list[tuple[nn.Module, str]] = field(default_factory=list)
+    record: TensorRecord | None = None
+
+
+def replace_modules(
+    model: nn.Module,
+    pack: PackOrPath,
+    *,
+    names: Iterable[str] | str | None = None,
+    strict: bool = True,
+) -> nn.Module:
+    """Hold a model's embeddings and linears packed, and load everything else from the pack, in place.
+
+    Every `nn.Embedding` and `nn.Linear` whose weight the pack encodes becomes a `HhtlEmbedding` or `HhtlLinear`
+    with the output type its weight had; biases stay and are loaded. All other parameters and persistent buffers are
+    loaded as `nn.Module.load_state_dict` would, decoded where the pack encodes them; a `UserWarning` names the
+    encoded tensors that had to be. Those are the weights of subclasses, which may do more than their base (scaled
+    embeddings, the projections of `nn.MultiheadAttention`), of `nn.Embedding` with `max_norm`, of convolutions and of
+    GPT-2's Conv1D, which holds its weights transposed.
+
+    What shares a Parameter shares a `PackedWeight` afterwards. Names, shapes and ties are checked before anything is
+    changed. The model may lie on the meta device: what is loaded is then made on the CPU. Keep the pack: ``state_dict``
+    and transformers' ``save_pretrained`` raise until `dequantize` has made an ordinary model of it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    pack : HhtldPack or path
+        May be closed afterwards.
+    names : str or iterable of str, optional
+        Names or globs of the encoded tensors to hold packed, all by default; others are decoded.
+    strict : bool
+        Whether names missing on either side, and buffers left on the meta device, are errors.
+
+    Returns
+    -------
+    nn.Module
+        `model`, or its replacement where it is an embedding or a linear itself. `packed_counts` counts.
+
+    Raises
+    ------
+    KeyError
+        Strict and names are missing on either side, or `names` picks nothing.
+    ValueError
+        When shapes differ, tied parameters are different tensors in the pack, or a weight to be packed is on another
+        device than the CPU.
+    FormatError
+        For a bad file.
+    """
+    with opened(pack) as source:
+        tie = getattr(model, "tie_weights", None)
+        if callable(tie) and any(parameter.is_meta for parameter in model.parameters()):
+            tie()  # accelerate.init_empty_weights makes two parameters of a shared one, and ties them again so
+        slots = _slots(model)
+        wanted = {source.info(name).name for name in selected(_encoded(source), names, "encoded tensor of the pack")}
+        _match(slots, source, strict, {name for name, _ in model.named_buffers(remove_duplicate=False)})
+        if strict:
+            _check_meta(model, slots)
+        packed = {id(slot) for slot in slots if _packable(slot, wanted)}
+        _warn_of_decoded([slot for slot in slots if id(slot) not in packed and _was_wanted(slot, wanted)])
+        replaced: dict[int, nn.Module] = {}
+        for slot in slots:
+            if id(slot) in packed:
+                _pack(slot, source, replaced)
+        for slot in slots:
+            if id(slot) not in packed and slot.record is not None:
+                _load(slot, source, slot.record, replaced)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if id(child) in replaced:
+                parent._modules[name] = replaced[id(child)]
+    return replaced.get(id(model), model)
+
+
+def _encoded(source: HhtldPack) -> list[str]:
+    return [name for name in source if source.info(name).codec != "keep"]
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and persistent buffers of a module itself."""
+    yield from ((key, tensor) for key, tensor in module._parameters.items() if tensor is not None)
+    for key, buffer in module._buffers.items():
+        if buffer is not None and key not in module._non_persistent_buffers_set:
+            yield key, buffer
+
+
+def _slots(model: nn.Module) -> list[_Slot]:
+    slots: dict[int, _Slot] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in _held(module):
+            slot = slots.setdefault(id(tensor), _Slot(tensor))
+            slot.names.append(f"{path}.{key}" if path else key)
+            if not any(owner is module and own == key for owner, own in slot.owners):
+                slot.owners.append((module, key))
+    return list(slots.values())
+
+
+def _match(slots: list[_Slot], source: HhtldPack, strict: bool, buffers: set[str]) -> None:
+    """Find every slot's tensor, or say everything that does not fit.
+
+    Old checkpoints hold buffers that models make themselves by now (BERT's position_ids): nobody misses those.
+    """
+    used: set[str] = set()
+    wrong: list[str] = []
+    for slot in slots:
+        found = {source.info(name).name: source.info(name) for name in slot.names if name in source}
+        if len(found) > 1:
+            shared = " and ".join(shown(name) for name in slot.names if name in source)
+            wrong.append(f"{shared} are one tensor of the model and different ones of the pack")
+        slot.record = next(iter(found.values()), None)
+        used.update(found)
+        if slot.record is not None and torch_shape(slot.record) != tuple(slot.tensor.shape):
+            ours, theirs = list(slot.tensor.shape), list(slot.record.info.shape)
+            wrong.append(f"{shown(slot.names[0])} is {ours} in the model and {theirs} in the pack")
+    if wrong:
+        raise ValueError(_listed("the pack is of another model", wrong))
+    if strict:
+        missing = [f"{shown(slot.names[0])} (not in the pack)" for slot in slots if slot.record is None]
+        left = [name for name in source if source.info(name).name not in used and name not in buffers]
+        unknown = [f"{shown(name)} (not in the model)" for name in left]
+        if missing or unknown:
+            raise KeyError(_listed("names do not match; strict=False leaves them as they are", missing + unknown))
+
+
+def _check_meta(model: nn.Module, slots: list[_Slot]) -> None:
+    loadable = {id(slot.tensor) for slot in slots}
+    left = [name for name, buffer in model.named_buffers() if buffer.is_meta and id(buffer) not in loadable]
+    if left:
+        raise ValueError(
+            _listed(
+                "buffers on the meta device that no checkpoint holds; build the model with them real "
+                "(accelerate.init_empty_weights(include_buffers=False))",
+                [shown(name) for name in left],
+            )
+        )
+
+
+def _listed(what: str, items: list[str], limit: int = 20) -> str:
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return f"{what}: {', '.join(items[:limit])}{rest}"
+
+
+def _was_wanted(slot: _Slot, wanted: set[str]) -> bool:
+    return slot.record is not None and slot.record.codec != "keep" and slot.record.name in wanted
+
+
+def _packable(slot: _Slot, wanted: set[str]) -> bool:
+    if not _was_wanted(slot, wanted):
+        return False
+    for module, key in slot.owners:
+        exact = type(module) is nn.Linear or (type(module) is nn.Embedding and module.max_norm is None)
+        if not exact or key != "weight":
+            return False
+    if slot.tensor.device.type not in ("cpu", "meta"):
+        raise ValueError(
+            f"{shown(slot.names[0])} is on {slot.tensor.device}; packed weights decode on the CPU: move the model, "
+            f"or leave the tensor out with names="
+        )
+    return True
+
+
+def _warn_of_decoded(slots: list[_Slot]) -> None:
+    if slots:
+        items = [f"{shown(slot.names[0])} ({type(slot.owners[0][0]).__name__})" for slot in slots]
+        warnings.warn(
+            _listed(f"{len(items)} encoded tensors are held decoded, their modules have no packed form", items),
+            stacklevel=3,
+        )
+
+
+def _pack(slot: _Slot, source: HhtldPack, replaced: dict[int, nn.Module]) -> None:
+    assert slot.record is not None
+    weight = PackedWeight(source, slot.record.name, slot.tensor.dtype)
+    for module, _ in slot.owners:
+        new: nn.Module
+        if isinstance(module, nn.Embedding):
+            new = HhtlEmbedding.of_weight(weight, module.padding_idx)
+        else:
+            assert isinstance(module, nn.Linear)
+            new = HhtlLinear.of_weight(weight, module.bias)
+        replaced[id(module)] = new.train(module.training)
+
+
+def _load(slot: _Slot, source: HhtldPack, record: TensorRecord, replaced: dict[int, nn.Module]) -> None:
+    if not slot.tensor.is_meta:
+        fill(slot.tensor.detach(), source, record)
+        return
+    made = torch.empty(slot.tensor.shape, dtype=slot.tensor.dtype, device="cpu")
+    fill(made, source, record)
+    if isinstance(slot.tensor, nn.Parameter):
+        made = nn.Parameter(made, slot.tensor.requires_grad)
+    for module, key in slot.owners:
+        setattr(replaced.get(id(module), module), key, made)  # a bias by now belongs to the module's replacement
+
+
+def replaced(model: nn.Module, made: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """Put what `made` gives for a module, where it gives something, into the module's place."""
+    found: dict[int, nn.Module | None] = {}
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is None:
+                continue
+            if id(child) not in found:
+                found[id(child)] = made(child)
+            new = found[id(child)]
+            if new is not None:
+                parent._modules[key] = new.train(child.training)
+    return model
+
+
+def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make a model's packed embeddings and linears ordinary ones, in place; tied ones stay tied.
+
+    Parameters
+    ----------
+    model : nn.Module
+    dtype : torch.dtype, optional
+        Of the decoded weights, that of what they give by default. They take ``4 * numel`` bytes in float32.
+
+    Returns
+    -------
+    nn.Module
+        `model`, or its replacement where it is a packed embedding or linear itself.
+    """
+    weights: dict[PackedWeight, nn.Parameter] = {}
+
+    def unpacked(module: nn.Module) -> nn.Module | None:
+        packed = module._modules.get("weight")
+        if not isinstance(packed, PackedWeight):
+            return None
+        if packed not in weights:
+            weights[packed] = nn.Parameter(packed.decoded().to(dtype or packed.dtype), requires_grad=False)
+        n_rows, n_cols = packed.shape
+        if isinstance(module, HhtlEmbedding):
+            new: Any = nn.Embedding(n_rows, n_cols, padding_idx=module.padding_idx, device="meta")
+        else:
+            new = nn.Linear(n_cols, n_rows, bias=False, device="meta")
+            new.bias = module._parameters.get("bias")
+        new.weight = weights[packed]
+        return new
+
+    return unpacked(model) or replaced(model, unpacked)

@@ -1,0 +1,463 @@
+"""The `.hhtld` container: header, sections, table, trailer. SPEC.md beside this file is the law."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.errors import (
+    BadMagicError,
+    ChecksumError,
+    ClosedError,
+    FormatError,
+    HeaderError,
+    TruncatedError,
+    UnsupportedVersionError,
+    shown,
+)
+from hhtld.formats.base import lookalike
+from hhtld.pack.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, SectionSink, as_bytes
+from hhtld.sizes import align_up
+from hhtld.storage.atomic import AtomicFile
+from hhtld.storage.crc import Crc32Runs, crc32_combine
+from hhtld.storage.reading import PositionalFile, RegularFile
+from hhtld.storage.urls import Location, open_location
+
+__all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader", "ContainerWriter", "SectionRecord"]
+
+MAGIC = b"\x89HHTLD\r\n"
+END_MAGIC = b"\x89HHTLE\r\n"
+MAJOR_VERSIONS = (1, 2)
+MINOR = 0
+ALIGNMENT = 64
+MAX_TABLE_NBYTES = 100_000_000
+_EXACT_DIGITS = 300  # integers of no more are below float64's largest
+_VERIFIED_NBYTES = 4 << 20  # read at once: a section may be larger than memory
+REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
+
+_HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
+_TRAILER = struct.Struct("<QQIIQ24x8s")  # 64 bytes
+assert _HEADER.size == _TRAILER.size == ALIGNMENT
+UNFINISHED = bytes(_HEADER.size)  # where the header will be
+
+
+@dataclass(frozen=True)
+class SectionRecord:
+    """Where a section lies and what its checksum is."""
+
+    kind: str
+    offset: int
+    nbytes: int
+    crc32: int
+
+
+def _section_crc(index: int, kind: str, nbytes: int) -> int:
+    """The checksum before the first byte: what the section is counts too, so that two cannot be swapped."""
+    return zlib.crc32(struct.pack("<IIQ", SECTION_KINDS[kind].code, index, nbytes))
+
+
+@dataclass
+class _Begun:
+    """A section being written; its place is known before its bytes."""
+
+    kind: str
+    offset: int
+    nbytes: int
+    written: Crc32Runs = field(default_factory=Crc32Runs)
+
+
+class ContainerWriter(SectionSink):
+    """Writes sections, their blocks in any order, then the table and the trailer."""
+
+    def __init__(self, file: AtomicFile) -> None:
+        self._file = file
+        self._sections: list[_Begun] = []
+        file.write_at(0, UNFINISHED)
+
+    def __len__(self) -> int:
+        return len(self._sections)
+
+    @property
+    def _end(self) -> int:
+        return self._sections[-1].offset + self._sections[-1].nbytes if self._sections else _HEADER.size
+
+    def reserve(self, kind: str, nbytes: int) -> int:
+        end = self._end
+        offset = align_up(end, ALIGNMENT)
+        self._file.write_at(end, bytes(offset - end))
+        self._sections.append(_Begun(kind, offset, nbytes))
+        return len(self._sections) - 1
+
+    def write_at(self, index: int, offset: int, block: Buffer | NDArray[Any], crc: int | None = None) -> None:
+        section, view = self._sections[index], as_bytes(block)
+        self._check_inside(section, offset, len(view))
+        self._file.write_at(section.offset + offset, view)
+        section.written.add(offset, len(view), zlib.crc32(view) if crc is None else crc)
+
+    def recall(self, blocks: Iterable[tuple[int, int, int, int]]) -> list[NDArray[np.uint8]] | None:
+        held, asked = [], list(blocks)
+        for index, offset, nbytes, crc in asked:
+            section = self._sections[index]
+            self._check_inside(section, offset, nbytes)
+            found = self._file.read_at(section.offset + offset, nbytes)
+            if len(found) != nbytes or zlib.crc32(found) != crc:
+                return None
+            held.append(np.frombuffer(found, np.uint8))
+        for index, offset, nbytes, crc in asked:
+            self._sections[index].written.add(offset, nbytes, crc)
+        return held
+
+    def rewind(self, count: int) -> None:
+        del self._sections[count:]  # the bytes are written over, or cut off at the end
+
+    def _check_inside(self, section: _Begun, offset: int, nbytes: int) -> None:
+        if not 0 <= offset <= offset + nbytes <= section.nbytes:
+            raise ValueError(
+                f"section {section.kind!r} was declared {section.nbytes} bytes long and got "
+                f"bytes [{offset}, {offset + nbytes})"
+            )
+
+    def _records(self) -> list[SectionRecord]:
+        records = []
+        for index, section in enumerate(self._sections):
+            crc = section.written.whole(section.nbytes)
+            if crc is None:
+                got = section.written.covered()
+                raise ValueError(f"section {section.kind!r} was declared {section.nbytes} bytes long and got {got}")
+            whole = crc32_combine(_section_crc(index, section.kind, section.nbytes), crc, section.nbytes)
+            records.append(SectionRecord(section.kind, section.offset, section.nbytes, whole))
+        return records
+
+    def finish(self, table: dict[str, Any]) -> None:
+        """Write table, trailer and, last, the header that makes the file one."""
+        sections = self._records()
+        records = [{"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": r.crc32} for r in sections]
+        text = json.dumps(
+            table | {"sections": records}, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+        ).encode("ascii")
+        if len(text) > MAX_TABLE_NBYTES:
+            raise ValueError(f"the table would be {len(text)} bytes long, the limit is {MAX_TABLE_NBYTES}")
+        end = self._end
+        offset = align_up(end, ALIGNMENT)
+        after = align_up(offset + len(text), ALIGNMENT)
+        self._file.truncate(end)  # whatever an earlier run may have left behind
+        self._file.write_at(end, bytes(offset - end))
+        self._file.write_at(offset, text + bytes(after - offset - len(text)))
+        crc = zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, len(text))))
+        size = after + _TRAILER.size
+        head = _TRAILER.pack(offset, len(text), crc, 0, size, END_MAGIC)
+        self._file.write_at(after, _TRAILER.pack(offset, len(text), crc, zlib.crc32(head), size, END_MAGIC))
+        major = max((SECTION_KINDS[r.kind].major for r in sections), default=1)
+        required = 0
+        for record in sections:
+            feature = SECTION_KINDS[record.kind].feature
+            required |= 0 if feature is None else 1 << feature
+        header = _HEADER.pack(MAGIC, major, MINOR, _HEADER.size, required, 0, 0)
+        self._file.write_at(0, header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
+
+
+class ContainerReader:
+    """A container's sections; a `SectionReader`. Reads are positional and safe from many threads."""
+
+    def __init__(
+        self,
+        file: PositionalFile,
+        path: Location,
+        records: list[SectionRecord],
+        table: dict[str, Any] | None = None,
+        *,
+        mapped: bool = False,
+    ) -> None:
+        self._file = file
+        self.path = path
+        self.records = records
+        self.table = table or {}
+        self.major = 0
+        self.minor = 0
+        self._verified: set[int] = set()
+        self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+        if mapped and isinstance(file, RegularFile):  # nothing else can be mapped
+            self._map = file.map()
+
+    @classmethod
+    def open(cls, path: Location, *, mapped: bool = True) -> Self:
+        """Open a file and check its structure: header, trailer, table, and where every section lies.
+
+        Raises
+        ------
+        FormatError
+            For every malformation; section bytes are checked when they are first read whole.
+        """
+        file = open_location(path)
+        try:
+            major, minor, required = _read_header(file, path)
+            table, records = _read_table(file, path)
+            needed = max((SECTION_KINDS[r.kind].major for r in records if r.kind in SECTION_KINDS), default=1)
+            if needed > major:
+                raise HeaderError(f"{path}: a version {major} file holds sections of version {needed}")
+            for index, record in enumerate(records):
+                feature = SECTION_KINDS[record.kind].feature if record.kind in SECTION_KINDS else None
+                if feature is not None and not required >> feature & 1:
+                    raise HeaderError(f"{path}: section {index} ({record.kind}) needs feature bit {feature}, not set")
+            reader = cls(file, path, records, table, mapped=mapped)
+        except BaseException:
+            file.close()
+            raise
+        reader.major, reader.minor = major, minor
+        return reader
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.path}: an open file cannot be copied or pickled; open it again where it is needed")
+
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of the sections' own checksums and places, which tells a file from others."""
+        return zlib.crc32(repr([(r.kind, r.offset, r.nbytes, r.crc32) for r in self.records]).encode())
+
+    def kinds(self) -> list[str]:
+        return [record.kind for record in self.records]
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes of the whole file when it was opened."""
+        return self._file.size
+
+    def nbytes(self, index: int) -> int:
+        return self.records[index].nbytes
+
+    def whole(self, index: int) -> NDArray[np.uint8]:
+        record = self.records[index]
+        data = self._read(record.offset, record.nbytes)
+        if index not in self._verified:
+            self._check(index, [data])
+        return data
+
+    def check(self, index: int) -> None:
+        if index not in self._verified:
+            self._check(index, self._blocks(self.records[index]))
+
+    def _check(self, index: int, blocks: Iterable[NDArray[np.uint8]]) -> None:
+        record = self.records[index]
+        crc = _section_crc(index, record.kind, record.nbytes)
+        for block in blocks:
+            crc = zlib.crc32(block.data, crc)
+        if crc != record.crc32:
+            raise ChecksumError(
+                f"{self.path}: section {index} ({record.kind}) at offset {record.offset}: "
+                f"checksum {crc:08x}, expected {record.crc32:08x}; the file is damaged"
+            )
+        with self._lock:
+            self._verified.add(index)
+
+    def _blocks(self, record: SectionRecord) -> Iterator[NDArray[np.uint8]]:
+        for offset in range(0, record.nbytes, _VERIFIED_NBYTES):
+            yield self._read(record.offset + offset, min(_VERIFIED_NBYTES, record.nbytes - offset))
+
+    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
+        record = self.records[index]
+        n_rows = record.nbytes // width
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(n_rows)
+            if step == 1:
+                stop = max(start, stop)
+                return self._read(record.offset + start * width, (stop - start) * width).reshape(-1, width)
+            rows = np.arange(start, stop, step)
+        if self._map is not None:
+            return self._read(record.offset, record.nbytes).reshape(n_rows, width)[rows]
+        if self._file.gap:  # each range is a question to a far store
+            different, places = np.unique(rows, return_inverse=True)
+            return self._picked(record.offset, width, different)[places]
+        return self._picked(record.offset, width, np.asarray(rows))
+
+    def _picked(self, offset: int, width: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return rows of what lies at `offset`; runs of neighbours, or of near ones, are read at once."""
+        out = np.empty((len(rows), width), np.uint8)
+        steps = np.diff(rows)
+        breaks = np.flatnonzero((steps < 1) | (steps > 1 + self._file.gap // max(width, 1))) + 1
+        for begin, end in pairwise([0, *breaks.tolist(), len(rows)] if len(rows) else []):
+            first, last = int(rows[begin]), int(rows[end - 1])
+            if last + 1 - first == end - begin:
+                self._fill(out[begin:end], offset + first * width)
+            else:
+                held = self._read(offset + first * width, (last + 1 - first) * width).reshape(-1, width)
+                out[begin:end] = held[rows[begin:end] - first]
+        return out
+
+    def verify(self) -> None:
+        """Check the bytes of every section and the padding between them."""
+        end = _HEADER.size
+        for index, record in enumerate(self.records):
+            self._check_zero(end, record.offset)
+            if record.kind in SECTION_KINDS:
+                self._check(index, self._blocks(record))
+            end = record.offset + record.nbytes
+        self._check_zero(end, align_up(end, ALIGNMENT))  # where the table begins
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file was released."""
+        return self._file.closed
+
+    def close(self) -> None:
+        self._file.close()
+        self._map = None  # arrays given out keep the mapping alive
+
+    def _check_zero(self, start: int, stop: int) -> None:
+        if self._read(start, stop - start).any():
+            raise ChecksumError(f"{self.path}: padding at offset {start} is not zero; the file is damaged")
+
+    def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        mapped = self._map  # held here: another thread may close the pack meanwhile
+        if mapped is not None and not self._file.closed:
+            return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
+        out = np.empty(nbytes, np.uint8)
+        self._fill(out, offset)
+        return out
+
+    def _fill(self, out: NDArray[np.uint8], offset: int) -> None:
+        if self._file.closed:
+            raise ClosedError(f"{self.path}: the pack is closed")
+        self._file.fill(out.reshape(-1).data, offset)
+
+
+def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
+    size = file.size
+    head = file.read(0, min(size, _HEADER.size))
+    if head[:8] != MAGIC:
+        if head[1:6] == b"HHTLD" or head[:5] == b"HHTLD":
+            raise BadMagicError(
+                f"{path}: the magic bytes were altered, as a transfer in text mode does; copy it as binary"
+            )
+        if MAGIC.startswith(head[:8]) and len(head) < 8:
+            raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
+        if head[8:9] == b"{":
+            hint = f"this is safetensors: hhtld.convert({str(path)!r}, 'model.hhtld') makes a pack of it"
+        else:
+            hint = lookalike(bytes(head)) or f"it begins with {bytes(head[:8])!r}"
+        raise BadMagicError(f"{path}: not a .hhtld file ({hint})")
+    if size < _HEADER.size + _TRAILER.size or len(head) < _HEADER.size:
+        raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
+    _, major, minor, header_nbytes, required, _optional, crc = _HEADER.unpack(head)
+    if zlib.crc32(head[:-4]) != crc:
+        raise ChecksumError(
+            f"{path}: the header at offset 0 is damaged (checksum {zlib.crc32(head[:-4]):08x}, expected {crc:08x})"
+        )
+    if major not in MAJOR_VERSIONS:
+        known = " and ".join(map(str, MAJOR_VERSIONS))
+        raise UnsupportedVersionError(f"{path}: format version {major}.{minor}; this hhtld reads versions {known}")
+    unknown = required & ~REQUIRED_FEATURES
+    if unknown:
+        bit = (unknown & -unknown).bit_length() - 1
+        raise UnsupportedVersionError(
+            f"{path}: needs feature bit {bit}, which this hhtld does not know; a newer one may"
+        )
+    if header_nbytes != _HEADER.size:
+        raise HeaderError(f"{path}: header length {header_nbytes}, expected {_HEADER.size}")
+    if any(head[32:60]):
+        raise HeaderError(f"{path}: reserved header bytes at offset 32 are not zero")
+    return major, minor, required
+
+
+def _read_table(file: PositionalFile, path: Location) -> tuple[dict[str, Any], list[SectionRecord]]:
+    size = file.size
+    trailer = file.read(size - _TRAILER.size, _TRAILER.size)
+    offset, nbytes, crc, own_crc, end, magic = _TRAILER.unpack(trailer)
+    if magic != END_MAGIC:
+        raise TruncatedError(f"{path}: no trailer at offset {size - _TRAILER.size}: the file was cut short or added to")
+    plain = trailer[:20] + bytes(4) + trailer[24:]
+    if zlib.crc32(plain) != own_crc or any(trailer[32:56]):
+        raise ChecksumError(f"{path}: the trailer at offset {size - _TRAILER.size} is damaged")
+    if end != size:
+        raise TruncatedError(f"{path}: declares {end} bytes and has {size}")
+    if nbytes > MAX_TABLE_NBYTES or offset % ALIGNMENT or not _HEADER.size <= offset <= size:
+        raise HeaderError(f"{path}: table of {nbytes} bytes at offset {offset} cannot be")
+    if align_up(offset + nbytes, ALIGNMENT) != size - _TRAILER.size:
+        raise HeaderError(f"{path}: the table does not end at the trailer")
+    padded = bytes(file.read(offset, size - _TRAILER.size - offset))
+    text = padded[:nbytes]
+    if zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, nbytes))) != crc or any(padded[nbytes:]):
+        raise ChecksumError(f"{path}: the table at offset {offset} is damaged")
+    table = _parse(path, text)
+    return table, _section_records(path, table.pop("sections", None), offset)
+
+
+def _parse(path: Location, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise HeaderError(f"{path}: the table repeats a key")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise HeaderError(f"{path}: the table holds {constant}")
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise HeaderError(f"{path}: the table holds {shown(number, 40)}, which no float64 does")
+        return value
+
+    def bounded(number: str) -> int:
+        if len(number) > _EXACT_DIGITS:
+            finite(number)
+        return int(number)
+
+    try:
+        # Decoded here, because json guesses UTF-16 and UTF-32 from bytes.
+        table = json.loads(
+            text.decode("ascii"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite, parse_int=bounded
+        )
+        if b"\\u" in text:  # only an escape can spell half of a surrogate pair, which is no character
+            json.dumps(table, ensure_ascii=False).encode()
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise HeaderError(f"{path}: the table is not JSON: {str(error)[:120]}") from None
+    if not isinstance(table, dict):
+        raise HeaderError(f"{path}: the table is not an object")
+    return table
+
+
+def _section_records(path: Location, items: object, table_offset: int) -> list[SectionRecord]:
+    if not isinstance(items, list):
+        raise HeaderError(f"{path}: the table lists no sections")
+    records: list[SectionRecord] = []
+    end = _HEADER.size
+    for index, item in enumerate(items):
+        if not isinstance(item, dict) or not {"kind", "offset", "nbytes", "crc32"} <= set(item):
+            raise HeaderError(f"{path}: section {index} needs kind, offset, nbytes and crc32")
+        kind, offset, nbytes, crc = item["kind"], item["offset"], item["nbytes"], item["crc32"]
+        if not isinstance(kind, str) or any(type(n) is not int or n < 0 for n in (offset, nbytes, crc)):
+            raise HeaderError(f"{path}: section {index} ({shown(str(kind), 40)}) has values of a wrong type")
+        if crc >= 1 << 32:
+            raise HeaderError(f"{path}: section {index} ({shown(kind, 40)}) has a checksum of more than 32 bits")
+        expected = align_up(end, ALIGNMENT)
+        if offset != expected:
+            raise HeaderError(
+                f"{path}: section {index} ({shown(kind, 40)}) lies at offset {offset}, expected {expected}"
+            )
+        end = offset + nbytes
+        if end > table_offset:
+            raise HeaderError(f"{path}: section {index} ({shown(kind, 40)}) runs into the table")
+        records.append(SectionRecord(kind, offset, nbytes, crc))
+    if align_up(end, ALIGNMENT) != table_offset:
+        raise HeaderError(f"{path}: the sections end at {end}, the table begins at {table_offset}")
+    unknown = [index for index, record in enumerate(records) if record.kind not in SECTION_KINDS]
+    if unknown:  # one warning, however many a hostile file holds
+        first = f"section {unknown[0]} of unknown kind {shown(records[unknown[0]].kind, 40)}"
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        warnings.warn(f"{path}: {first}{more} is ignored; a newer hhtld wrote it", stacklevel=4)
+    return records

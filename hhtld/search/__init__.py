@@ -1,0 +1,1 @@
+"""Exact search over decoded rows by a proved bound."""
