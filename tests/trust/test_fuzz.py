@@ -135,7 +135,7 @@ def test_nearly_sound_files_are_read_or_refused(reader: str) -> None:
 
 def test_a_reader_that_stumbles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search itself is looked at: an error of another kind is a finding, with the input kept."""
-    from hhtld.formats.hhtld import container
+    from hhtld.pack import container
 
     def stumbling(*_: Any) -> Any:
         raise KeyError("x")
