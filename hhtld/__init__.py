@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from hhtld.api.files import open as open
     from hhtld.api.files import save as save
     from hhtld.api.files import save_file as save_file
-    from hhtld.codecs.group import PaletteGroupKey as PaletteGroupKey
-    from hhtld.codecs.group import SharedPaletteGroup as SharedPaletteGroup
-    from hhtld.codecs.group import build_group_with_fisher_z as build_group_with_fisher_z
-    from hhtld.codecs.group import build_group_with_leaf as build_group_with_leaf
-    from hhtld.codecs.tensors import HhtlDTensor as HhtlDTensor
-    from hhtld.codecs.tensors import HhtlF32Tensor as HhtlF32Tensor
-    from hhtld.codecs.trellis_tensor import HhtlTTensor as HhtlTTensor
+    from hhtld.codecs.lookup import HhtlDTensor as HhtlDTensor
+    from hhtld.codecs.lookup import SharedPaletteGroup as SharedPaletteGroup
+    from hhtld.codecs.lookup import build_group_with_fisher_z as build_group_with_fisher_z
+    from hhtld.codecs.lookup import build_group_with_leaf as build_group_with_leaf
+    from hhtld.codecs.palette import HhtlF32Tensor as HhtlF32Tensor
+    from hhtld.codecs.trellis import HhtlTTensor as HhtlTTensor
     from hhtld.encoding.encoder import encode as encode
     from hhtld.errors import BudgetError as BudgetError
     from hhtld.errors import ChecksumError as ChecksumError
@@ -41,12 +40,13 @@ if TYPE_CHECKING:
     from hhtld.errors import QuantizedError as QuantizedError
     from hhtld.errors import RangeError as RangeError
     from hhtld.errors import UnknownFormatError as UnknownFormatError
+    from hhtld.identity import PaletteGroupKey as PaletteGroupKey
+    from hhtld.identity import classify_component as classify_component
+    from hhtld.identity import classify_role as classify_role
+    from hhtld.identity import effective_shape as effective_shape
+    from hhtld.identity import is_encodable as is_encodable
+    from hhtld.identity import should_use_leaf as should_use_leaf
     from hhtld.pack.pack import HhtldPack as HhtldPack
-    from hhtld.roles import classify_component as classify_component
-    from hhtld.roles import classify_role as classify_role
-    from hhtld.roles import effective_shape as effective_shape
-    from hhtld.roles import is_encodable as is_encodable
-    from hhtld.roles import should_use_leaf as should_use_leaf
     from hhtld.slots.base17 import Base17 as Base17
     from hhtld.slots.basis import SvdBasis as SvdBasis
     from hhtld.slots.entries import HeelBasin as HeelBasin
@@ -70,37 +70,37 @@ _HOMES = {
     "HeelBasin": "slots.entries",
     "HhtlCache": "slots.palette",
     "HhtlDEntry": "slots.entries",
-    "HhtlDTensor": "codecs.tensors",
-    "HhtlF32Tensor": "codecs.tensors",
-    "HhtlTTensor": "codecs.trellis_tensor",
+    "HhtlDTensor": "codecs.lookup",
+    "HhtlF32Tensor": "codecs.palette",
+    "HhtlTTensor": "codecs.trellis",
     "HhtldError": "errors",
     "HhtldPack": "pack.pack",
     "MAX_PALETTE_K": "slots.palette",
     "MissingExtraError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
-    "PaletteGroupKey": "codecs.group",
+    "PaletteGroupKey": "identity",
     "QuantizedError": "errors",
     "RangeError": "errors",
     "RouteAction": "slots.palette",
-    "SharedPaletteGroup": "codecs.group",
+    "SharedPaletteGroup": "codecs.lookup",
     "SvdBasis": "slots.basis",
     "TensorSource": "sources.contract",
     "UnknownFormatError": "errors",
-    "build_group_with_fisher_z": "codecs.group",
-    "build_group_with_leaf": "codecs.group",
+    "build_group_with_fisher_z": "codecs.lookup",
+    "build_group_with_leaf": "codecs.lookup",
     "build_hip_families": "slots.palette",
-    "classify_component": "roles",
-    "classify_role": "roles",
+    "classify_component": "identity",
+    "classify_role": "identity",
     "convert": "api.convert",
-    "effective_shape": "roles",
+    "effective_shape": "identity",
     "encode": "encoding.encoder",
-    "is_encodable": "roles",
+    "is_encodable": "identity",
     "load_file": "api.files",
     "open": "api.files",
     "save": "api.files",
     "save_file": "api.files",
-    "should_use_leaf": "roles",
+    "should_use_leaf": "identity",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -21,6 +21,8 @@ __all__ = [
     "DTYPES",
     "FLOAT32",
     "DType",
+    "bf16_bits",
+    "bf16_values",
     "dtype_named",
     "dtype_of",
     "first_beyond_float32",
@@ -188,3 +190,17 @@ def narrow(values: NDArray[np.float32], dtype: DType) -> NDArray[np.uint8]:
 def rounded(values: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
     """Return float32 values as they are once given back in a weight type: `narrow`, then `widen`."""
     return values if dtype.nbits >= 32 else widen(narrow(values, dtype), dtype).reshape(values.shape)
+
+
+def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return bfloat16 bits as float32 of the same shape."""
+    out = np.empty(bits.shape, np.float32)
+    _cast.widen_bf16(np.require(bits, np.uint16, ["C", "A"]).reshape(-1), out.reshape(-1))
+    return out
+
+
+def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return float32 values of any shape as bfloat16 bits, rounded to nearest even."""
+    bits = np.empty(values.shape, np.uint16)
+    _cast.narrow_f32_bf16(np.ascontiguousarray(values).reshape(-1), bits.reshape(-1))
+    return bits

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.codecs import codec_ids
 from hhtld.encoding.encoder import compared_rows
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, note, plot, put, storable, text
 from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
@@ -31,7 +32,6 @@ from hhtld.storage.atomic import replacing
 __all__ = ["SCHEMA", "export_pack"]
 
 SCHEMA = "hhtld.hdf5/1"
-_CODECS = {"keep": 0, "hhtl_d": 1, "hhtl_f32": 2, "hhtl_t": 3}
 _MOST_JSON_NBYTES = 1 << 18
 _REGIMES = {"none": 0, "argmax": 1, "index": 2}
 
@@ -221,8 +221,7 @@ class _Export:
         text(entry, "tensor_names", names, "names of the tensors, by their number in summary")
         summary = self._summary(names)
         put(entry, Field("summary", summary, "one row a tensor: what it was, what it became, how well it came back"))
-        own = [self.pack.table.tensors[name].alias_of is None for name in names]
-        encoded = np.flatnonzero((summary["codec"] != _CODECS["keep"]) & np.array(own, bool)).astype(np.int32)
+        encoded = np.flatnonzero([self.pack.table.tensors[name].is_encoded for name in names]).astype(np.int32)
         number = Field("tensor", encoded, "number of the tensor in summary", "1", "tensor number (see summary)")
         shown = summary[encoded]
         if not len(encoded):
@@ -249,7 +248,8 @@ class _Export:
         plot(entry, "rates", "Bits a weight by tensor, without what its group shares", bits, [number])
 
     def _summary(self, names: list[str]) -> NDArray[Any]:
-        codec, kind = (h5py.enum_dtype(table, np.uint8) for table in (_CODECS, _REGIMES))
+        codecs = {name: number for number, name in enumerate(codec_ids())}
+        codec, kind = (h5py.enum_dtype(table, np.uint8) for table in (codecs, _REGIMES))
         layout = [
             ("name", h5py.string_dtype()),
             ("source_dtype", h5py.string_dtype()),
@@ -264,7 +264,7 @@ class _Export:
             record, info = self.pack.info(name), self.pack.table.tensors[name].info
             nbytes, elements = self.pack.nbytes(record.name), max(1, info.n_rows * info.n_cols)
             line["name"], line["source_dtype"] = storable(name), info.dtype.name
-            line["codec"] = _CODECS[record.codec]
+            line["codec"] = codecs[record.codec]
             line["regime"] = _REGIMES[self.pack.table.regime(name) or "none"]
             line["n_rows"], line["n_cols"], line["nbytes"] = info.n_rows, info.n_cols, nbytes
             line["bits_per_weight"] = 8 * nbytes / elements
@@ -345,7 +345,7 @@ class _Export:
         return made
 
     def _write_tensor(self, parent: h5py.Group, record: TensorRecord, rows: range) -> None:
-        kept = record.codec == "keep"
+        kept = not record.is_encoded
         made = self._tensor_group(parent, record, "kept byte for byte" if kept else "one encoded tensor")
         describe(made, row_stride=rows.step, n_rows_exported=len(rows))
         for index in record.sections.values():

@@ -141,11 +141,11 @@ def _chosen(pack: HhtldPack, globs: Sequence[str]) -> list[str]:
 
 
 def _fixed_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bool) -> int:
-    if record.codec == "keep":
+    if not record.is_encoded:
         points = min(record.info.n_cols, MAX_POINTS)
         return 0 if record.info.has_rows else points * (4 + max(4, record.info.dtype.nbits // 8))
     nbytes = _ENCODED_NBYTES + 8 * MAX_PALETTE_K + (_TRIPLE_NBYTES if triple else 0)
-    nbytes += 4 * MAX_PALETTE_K * record.info.n_cols if record.codec == "hhtl_f32" else 0
+    nbytes += 4 * MAX_PALETTE_K * record.info.n_cols if "palette_f32" in record.sections else 0
     nbytes += 4 * record.info.n_cols if "column_scale" in record.sections else 0
     if codes:
         nbytes += sum(min(IMAGE_ROWS, IMAGE_ASPECT * width) * width for width in _code_nbytes(pack, record))
@@ -170,11 +170,11 @@ def _code_nbytes(pack: HhtldPack, record: TensorRecord) -> list[int]:
 
 
 def _sample_nbytes(record: TensorRecord, triple: bool) -> int:
-    return 4 * record.info.n_cols * (3 if triple and record.codec != "keep" else 1)
+    return 4 * record.info.n_cols * (3 if triple and record.is_encoded else 1)
 
 
 def _row_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bool) -> int:
-    if record.codec == "keep":
+    if not record.is_encoded:
         return 0
     sections = record.sections
     nbytes = 8 + 24 + (4 if triple else 0)  # its number, its entry, its cosine

@@ -8,8 +8,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.tensors import HhtlDTensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.codecs.view import TensorView
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, plot, put, text
 from hhtld.pack.pack import HhtldPack
 from hhtld.slots.basis import SvdBasis
@@ -44,17 +43,15 @@ def write_group(parent: h5py.Group, pack: HhtldPack, number: int, names: list[st
     describe(made, component=key.component, role=key.role, n_rows=key.shape[0], n_cols=key.shape[1])
     text(made, "tensor_names", names, "the tensors of this group")
     tensor = pack.get_encoded(names[0], [])  # no row of it, all that is shared
-    if isinstance(tensor, HhtlDTensor):
-        _write_palette(made, pack, names, tensor.cache, tensor.fisher_z)
-        basis = tensor.svd_basis
-    elif isinstance(tensor, HhtlTTensor):
-        made.attrs["seed"] = np.uint64(tensor.shared.rotation.seed)
-        _write_codes(made, tensor.shared)
-        basis = tensor.shared.basis
-    else:
-        basis = tensor.svd_basis
-    if basis is not None:
-        _write_basis(made, basis)
+    view = tensor.view()
+    if view.cache is not None:
+        _write_palette(made, pack, names, view.cache, view.fisher_z)
+    if view.seed is not None:
+        made.attrs["seed"] = np.uint64(view.seed)
+    if view.trellises:
+        _write_codes(made, view)
+    if view.basis is not None:
+        _write_basis(made, view.basis)
 
 
 def _heatmap(parent: h5py.Group, name: str, title: str, values: NDArray[Any], what: str) -> None:
@@ -100,10 +97,11 @@ def _usage(pack: HhtldPack, names: list[str], cache: HhtlCache) -> tuple[NDArray
     counts, furthest = np.zeros(cache.k, np.int64), np.zeros(cache.k, np.float32)
     for name in names:
         for start, stop in row_ranges(pack.table.tensors[name].info.n_rows, 16):
-            tensor = pack.get_encoded(name, slice(start, stop))
-            assert isinstance(tensor, HhtlDTensor)
+            tensor = pack.get_encoded(name, slice(start, stop)).view()
+            assert tensor.twigs is not None
+            assert tensor.magnitudes is not None
             counts += np.bincount(tensor.twigs, minlength=cache.k)
-            np.maximum.at(furthest, tensor.twigs, residual(tensor.entries["slot_v"]))
+            np.maximum.at(furthest, tensor.twigs, residual(np.ascontiguousarray(tensor.magnitudes)))
     size = np.abs(cache.palette.entries.dims.astype(np.int64)).sum(axis=1)
     return counts.astype(np.uint32), furthest * np.maximum(size, 1).astype(np.float32)
 
@@ -118,17 +116,15 @@ def _write_basis(made: h5py.Group, basis: SvdBasis) -> None:
     made.attrs.setdefault("default", "basis")
 
 
-def _write_codes(made: h5py.Group, shared: TrellisShared) -> None:
+def _write_codes(made: h5py.Group, view: TensorView) -> None:
     made.attrs["default"] = "codebook"
-    for suffix, code in (("", shared.trellis), ("_2", shared.second)):
-        if code is None:
-            continue
+    for suffix, code in view.trellises.items():
         made.attrs[f"rate{suffix}_bits"] = code.rate / 16
         made.attrs[f"n_states{suffix}"] = len(code.levels)
         state = index_axis("state", len(code.levels), "state of the trellis, a window of the code")
         levels = Field("level", code.levels, "what a weight of that state is, times the row's gain")
         plot(made, f"codebook{suffix}", f"Codebook of Slot T at {code.rate / 16:g} bits", levels, [state])
-    if shared.centroid_bits is not None:
-        centroids = Field("centroids", shared.centroids, "centroids, decoded from bfloat16")
-        axes = [entry_axis(len(shared.centroids), "twig", "centroid"), column_axis(shared.n_cols)]
+    if view.centroids is not None:
+        centroids = Field("centroids", view.centroids, "centroids, decoded from bfloat16")
+        axes = [entry_axis(len(view.centroids), "twig", "centroid"), column_axis(view.centroids.shape[1])]
         plot(made, "centroids", "Centroids: what a row's twig stands for", centroids, axes, interpretation="image")

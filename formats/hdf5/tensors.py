@@ -9,14 +9,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor, bf16_values
-from hhtld.dtypes import widen
+from hhtld.codecs.view import TensorView
+from hhtld.dtypes import bf16_values, widen
 from hhtld.formats.hdf5.nexus import Field, empty, group, index_axis, plot, put
 from hhtld.formats.hdf5.selection import IMAGE_ASPECT, IMAGE_ROWS, MAX_POINTS
 from hhtld.formats.hdf5.shared import column_axis, entry_axis
 from hhtld.gates import CosineSummary, is_live
-from hhtld.pack.pack import EncodedTensor, HhtldPack
+from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
 from hhtld.slots.entries import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
 from hhtld.slots.trellis import gain_values
@@ -100,9 +99,9 @@ class TensorWriter:
         """Write an encoded tensor; `cosines` of all its rows where they were measured."""
         if self.rows:
             self._write_slots(codes)
-        nothing = self.pack.get_encoded(self.record.name, [])  # no row of it, all that is shared
-        self._write_shared(nothing)
-        self._write_twig_usage(nothing)
+        shared = self.pack.get_encoded(self.record.name, []).view()  # no row of it, all that is shared
+        self._write_shared(shared)
+        self._write_twig_usage(shared.n_entries)
         if self.sample:
             self._write_sample()
         if found is not None and found.n_live_rows:
@@ -114,23 +113,23 @@ class TensorWriter:
         if cosines is not None and len(cosines):
             self._write_cosines(cosines)
 
-    def _blocks(self, rows: range) -> Iterator[tuple[int, EncodedTensor]]:
+    def _blocks(self, rows: range) -> Iterator[tuple[int, TensorView]]:
         """Slots of the rows, block by block, with the place of the first."""
         for start in range(0, len(rows), self._step):
             self._check()
             picked = rows[start : start + self._step]
             index: Any = slice(picked.start, picked.stop, picked.step) if picked.step > 0 else np.asarray(picked)
-            yield start, self.pack.get_encoded(self.record.name, index)
+            yield start, self.pack.get_encoded(self.record.name, index).view()
 
     def _write_slots(self, codes: bool) -> None:
         numbers = np.asarray(self.rows, np.int64).astype(_index_dtype(self.record.info.n_rows))
         held = group(self.made, "rows", "NXcollection", "slots of the exported rows, one dataset a slot")
         row = Field("row", put(held, Field("row", numbers, "number of the row in the tensor")))
         slots: dict[str, h5py.Dataset] = {}
-        for start, tensor in self._blocks(self.rows):
+        for start, view in self._blocks(self.rows):
             block = numbers[start : start + self._step]
-            entries = Field("entries", _entries(tensor, block), "one line a row: its slots, taken apart")
-            for field in [entries, *_slots(tensor, codes)]:
+            entries = Field("entries", _entries(view, block), "one line a row: its slots, taken apart")
+            for field in [entries, *_slots(view, codes)]:
                 if field.name not in slots:
                     slots[field.name] = empty(self.made if field is entries else held, field, len(self.rows))
                 slots[field.name][start : start + len(block)] = field.values
@@ -157,30 +156,28 @@ class TensorWriter:
         put(held, Field("row", numbers[::step], "number of the row in the tensor"))
         return held
 
-    def _write_shared(self, tensor: EncodedTensor) -> None:
-        if isinstance(tensor, HhtlF32Tensor):
-            palette = Field("palette", tensor.palette_f32, "the tensor's palette of real rows, decoded from bfloat16")
-            axes = [entry_axis(len(tensor.palette_f32)), column_axis(self.record.info.n_cols)]
+    def _write_shared(self, view: TensorView) -> None:
+        n_cols = self.record.info.n_cols
+        if view.palette is not None:
+            palette = Field("palette", view.palette, "the tensor's palette of real rows, decoded from bfloat16")
+            axes = [entry_axis(len(view.palette)), column_axis(n_cols)]
             plot(self.made, "palette", "Palette of real rows", palette, axes, interpretation="image")
-        if isinstance(tensor, HhtlTTensor):
-            for suffix, code in (("", tensor.shared.trellis), ("_2", tensor.shared.second)):
-                if code is not None:
-                    self.made.attrs[f"rate{suffix}_bits"] = code.rate / 16
-                    self.made.attrs[f"row{suffix}_nbytes"] = code.row_nbytes(self.record.info.n_cols)
-            if tensor.column_scale is not None:
-                scale = Field("scale", bf16_values(tensor.column_scale), "what a column was multiplied with")
-                plot(self.made, "column_scale", "Column scale", scale, [column_axis(self.record.info.n_cols)])
+        for suffix, trellis in view.trellises.items():
+            self.made.attrs[f"rate{suffix}_bits"] = trellis.rate / 16
+            self.made.attrs[f"row{suffix}_nbytes"] = trellis.row_nbytes(n_cols)
+        if view.column_scale is not None:
+            scale = Field("scale", bf16_values(view.column_scale), "what a column was multiplied with")
+            plot(self.made, "column_scale", "Column scale", scale, [column_axis(n_cols)])
 
-    def _write_twig_usage(self, nothing: EncodedTensor) -> None:
-        k = _n_entries(nothing)
-        if k is None or not self.record.info.n_rows:
+    def _write_twig_usage(self, n_entries: int | None) -> None:
+        if n_entries is None or not self.record.info.n_rows:
             return
-        counts = np.zeros(k, np.int64)
-        for _, tensor in self._blocks(range(self.record.info.n_rows)):
-            assert tensor.twigs is not None
-            counts += np.bincount(tensor.twigs, minlength=k)
+        counts = np.zeros(n_entries, np.int64)
+        for _, view in self._blocks(range(self.record.info.n_rows)):
+            assert view.twigs is not None
+            counts += np.bincount(view.twigs, minlength=n_entries)
         rows = Field("count", counts.astype(np.uint32), "rows on the entry, of all rows", "row")
-        plot(self.made, "twig_usage", "Rows on every palette entry", rows, [entry_axis(k, "twig")])
+        plot(self.made, "twig_usage", "Rows on every palette entry", rows, [entry_axis(n_entries, "twig")])
 
     def _write_sample(self) -> None:
         decoded = self.pack.get_rows(self.record.name, self.sample)
@@ -233,50 +230,38 @@ def _index_dtype(n: int) -> Any:
     return np.int32 if n < 2**31 else np.int64
 
 
-def _n_entries(tensor: EncodedTensor) -> int | None:
-    if isinstance(tensor, HhtlDTensor):
-        return tensor.cache.k
-    if isinstance(tensor, HhtlF32Tensor):
-        return len(tensor.palette_bits)
-    return None if tensor.twigs is None else len(tensor.shared.centroids)
-
-
-def _slots(tensor: EncodedTensor, codes: bool) -> list[Field]:
+def _slots(view: TensorView, codes: bool) -> list[Field]:
     """The slots that are plotted, as arrays of one line a row."""
     fields = []
-    if tensor.slot_l is not None:
-        fields.append(Field("slot_l", tensor.slot_l, "8 int8 on the group's basis; times scale is a coefficient"))
-    if isinstance(tensor, HhtlTTensor):
-        fields.append(Field("gain", gain_values(tensor.slot_v), "what a level is multiplied with"))
-        if tensor.slot_v_2 is not None:
-            fields.append(Field("gain_2", gain_values(tensor.slot_v_2), "the same of the second level"))
-        for name, held in (("slot_t", tensor.slot_t), ("slot_t_2", tensor.slot_t_2)):
-            if codes and held is not None:
-                fields.append(Field(name, held, "the row's code, a little-endian bit stream", "byte"))
+    if view.slot_l is not None:
+        fields.append(Field("slot_l", view.slot_l, "8 int8 on the group's basis; times scale is a coefficient"))
+    for kind, gains in view.gains.items():
+        second = kind.endswith("_2")
+        what = "the same of the second level" if second else "what a level is multiplied with"
+        fields.append(Field("gain_2" if second else "gain", gain_values(gains), what))
+    if codes:
+        what = "the row's code, a little-endian bit stream"
+        fields += [Field(kind, held, what, "byte") for kind, held in view.codes.items()]
     return fields
 
 
-def _entries(tensor: EncodedTensor, numbers: NDArray[Any]) -> NDArray[Any]:
+def _entries(view: TensorView, numbers: NDArray[Any]) -> NDArray[Any]:
     columns: list[tuple[str, Any, NDArray[Any]]] = [("row", numbers.dtype, numbers)]
-    if isinstance(tensor, HhtlDTensor):
-        slot_d, slot_v = tensor.entries["slot_d"], tensor.entries["slot_v"]
+    if view.slot_d is not None and view.magnitudes is not None:
         columns += [
-            ("basin", _BASIN, heel_basin(slot_d)),
-            ("family", np.uint8, hip_family(slot_d)),
-            ("twig", np.uint8, twig(slot_d)),
-            ("polarity", np.bool_, polarity(slot_d)),
-            ("residual", np.float32, residual(np.ascontiguousarray(slot_v))),
-            ("slot_d", np.uint16, slot_d),
-            ("slot_v", np.uint16, slot_v),
+            ("basin", _BASIN, heel_basin(view.slot_d)),
+            ("family", np.uint8, hip_family(view.slot_d)),
+            ("twig", np.uint8, twig(view.slot_d)),
+            ("polarity", np.bool_, polarity(view.slot_d)),
+            ("residual", np.float32, residual(np.ascontiguousarray(view.magnitudes))),
+            ("slot_d", np.uint16, view.slot_d),
+            ("slot_v", np.uint16, view.magnitudes),
         ]
-    elif isinstance(tensor, HhtlF32Tensor):
-        columns.append(("twig", np.uint8, tensor.twigs))
-    else:
-        if tensor.twigs is not None:
-            columns.append(("twig", np.uint8, tensor.twigs))
-        for suffix, bits in (("", tensor.slot_v), ("_2", tensor.slot_v_2)):
-            if bits is not None:
-                columns += [(f"gain{suffix}", np.float32, gain_values(bits)), (f"slot_v{suffix}", np.uint16, bits)]
+    elif view.twigs is not None:
+        columns.append(("twig", np.uint8, view.twigs))
+    for kind, bits in view.gains.items():
+        suffix = kind.removeprefix("slot_v")
+        columns += [(f"gain{suffix}", np.float32, gain_values(bits)), (kind, np.uint16, bits)]
     table = np.empty(len(numbers), np.dtype([(name, dtype) for name, dtype, _ in columns]))
     for name, _, values in columns:
         table[name] = values

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hhtld.codecs.section_kinds import SECTION_KINDS
 from hhtld.encoding.encoder import Work, check_memory, encode_source
 from hhtld.encoding.fingerprint import JOURNAL_VERSION, plan_facts
 from hhtld.encoding.plan import Plan
@@ -19,7 +20,6 @@ from hhtld.formats.model_config import CONFIG, config_object
 from hhtld.gates import GateReport
 from hhtld.pack.container import MAGIC, UNFINISHED, ContainerReader, ContainerWriter
 from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack, PackSource
-from hhtld.pack.sections import SECTION_KINDS
 from hhtld.pack.table import PackTable
 from hhtld.storage.atomic import replacing
 from hhtld.storage.journal import resumable

@@ -18,9 +18,9 @@ Types that no array has are kept as what they are made of: integers of 4 and 2 b
 bytes and complex128 as their packed bytes, sparse tensors as ``name/values`` and ``name/indices``. `description` tells
 their types and shapes. Strings are left out, which a note says.
 
-What operators do with a weight tells whether its rows are looked up (`hhtld.formats.onnx.uses`, `hhtld.regimes`).
-What the graph uses as quantized weights, scales and zero points is told by `quantized` (`hhtld.formats.onnx.quantized`)
-and never coded.
+What operators do with a weight tells whether its rows are looked up (`hhtld.formats.onnx.uses`,
+`hhtld.sources.regimes`). What the graph uses as quantized weights, scales and zero points is told by `quantized`
+(`hhtld.formats.onnx.quantized`) and never coded.
 
 Refused, each by name: values outside their type, data whose length is not the shape's, names that are missing, not
 UTF-8 or given twice within a body. The location of external data must be a plain relative path below the model's

@@ -16,10 +16,11 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from hhtld.codecs import KEEP, parse_profile
 from hhtld.encoding.calibration import Calibration
 from hhtld.encoding.encoder import DEFAULT_MEMORY, Work
 from hhtld.encoding.fingerprint import content_digest, source_facts
-from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, Profile, TensorPlan, check_quantized, make_plan
+from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, TensorPlan, check_quantized, make_plan
 from hhtld.encoding.prediction import predict_pack
 from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError, shown
 from hhtld.evaluation.calibration_file import calibrated
@@ -307,7 +308,7 @@ def convert(
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
     roles : sequence of (glob, "index" or "argmax")
         The first whose glob matches a tensor's name decides whether each of its rows must keep its identity, as those
-        of tables and heads must, and what gates ask of it; see `hhtld.regimes`.
+        of tables and heads must, and what gates ask of it; see `hhtld.sources.regimes`.
     gates : mapping of "argmax" and "index" to Threshold, optional
         Cosines that rows under "gates" and "parity" must reach instead of `hhtld.gates.THRESHOLDS` and
         `hhtld.encoding.plan.PARITY_THRESHOLD`.
@@ -380,7 +381,7 @@ def convert(
     """
     started = time.perf_counter()
     if profile is not None:
-        Profile.parse(profile)  # before anything is opened
+        parse_profile(profile)  # before anything is opened
     if calibration is not None:
         if calibrate is not None:
             raise ValueError("calibration and calibrate say the same: give one")
@@ -683,7 +684,7 @@ def tell_as_stored(report: ConversionReport, source: TensorSource) -> None:
 
 def _count(report: ConversionReport, source: TensorSource, target: Path) -> None:
     for info in source.infos().values():
-        report.tensors.append(TensorOutcome(info, "keep", info.nbytes))
+        report.tensors.append(TensorOutcome(info, KEEP.id, info.nbytes))
         report.source_nbytes += info.nbytes
         report.bf16_nbytes += as_bf16_nbytes(info)
     report.target_nbytes = report.source_nbytes if report.dry_run else _written_nbytes(target)
@@ -691,14 +692,14 @@ def _count(report: ConversionReport, source: TensorSource, target: Path) -> None
 
 def _count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
     with open_pack(target) as pack:
-        records = {name: (pack.table.tensors[name].codec, pack.nbytes(name)) for name in pack}
+        records = {name: (pack.table.tensors[name], pack.nbytes(name)) for name in pack}
     report.target_nbytes = _written_nbytes(target)
     for name, tensor in plan.tensors.items():
-        codec, nbytes = records[name]
-        told = (None, None) if codec == "keep" else _regime(tensor)
+        record, nbytes = records[name]
+        told = _regime(tensor) if record.is_encoded else (None, None)
         cosines = report.gates.tensors.get(name)
         unreached = report.gates.unreached.get(name)
-        outcome = TensorOutcome(tensor.info, codec, nbytes, *told, tensor.alias_of, cosines, unreached=unreached)
+        outcome = TensorOutcome(tensor.info, record.codec, nbytes, *told, tensor.alias_of, cosines, unreached=unreached)
         report.tensors.append(outcome)
         _add_source(report, tensor)
     report.tensors = tied_too(report.tensors)
@@ -740,7 +741,7 @@ def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, wo
                 missed = tensor.group.regime
                 report.gates.unreached[name] = Unreached(missed, plan.threshold(tensor.profile, missed))
             unreached = report.gates.unreached.get(name)
-            outcome = TensorOutcome(tensor.info, "keep", nbytes, alias_of=tensor.alias_of, unreached=unreached)
+            outcome = TensorOutcome(tensor.info, KEEP.id, nbytes, alias_of=tensor.alias_of, unreached=unreached)
         else:
             told = _regime(tensor)
             outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, *told, predicted_median=own.median)

@@ -95,7 +95,7 @@ def verify(
         pack.sections.verify()
         pack.check_groups()
         for name, record in pack.table.tensors.items():
-            if record.codec != "keep":
+            if record.is_encoded:
                 pack.get_encoded(name)  # refuses twigs outside their palette, reserved bits, bad bases
         report = VerifyReport(spelled(path), len(pack.sections.records), len(pack), pack.sections.file_nbytes)
         if src is not None:
@@ -120,7 +120,7 @@ def _compare(
             )
         elif (shared := pack.table.tensors[name].alias_of) is not None and not _equal_in_source(source, shared, name):
             report.differences.append(f"tensor {name!r} shares the bytes of {shared!r}, in the source the two differ")
-        elif pack.info(name).codec == "keep" and not _same_bytes(pack, source, name):
+        elif not pack.info(name).is_encoded and not _same_bytes(pack, source, name):
             report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")
     theirs = source.files()  # none where the source is a lone file
     for name in pack.files() if theirs else ():

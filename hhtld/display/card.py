@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.padding import Padding
 from rich.text import Text
 
+from hhtld.codecs import codec
 from hhtld.display.tables import FactGrid, Table, print_titled
 from hhtld.display.terminal import (
     column_chart,
@@ -31,12 +32,6 @@ __all__ = ["print_tensor"]
 
 Facts = Mapping[str, Any]
 
-_CODECS = {
-    "keep": "as it came, byte for byte",
-    "hhtl_d": "tree address and magnitude (Slots D and V)",
-    "hhtl_f32": "palette of the tensor's own rows",
-    "hhtl_t": "gain and trellis codes (Slots V and T)",
-}
 _DISTRIBUTIONS = {
     "slot_v": "Slot V: gains, which scale the levels of Slot T",
     "slot_v_2": "Slot V of the second level: gains",
@@ -77,7 +72,7 @@ def _tensor_facts(tensor: Facts, facts: Facts, ascii_only: bool) -> Iterator[tup
     if "codec" not in tensor:
         yield "bytes", human_nbytes(tensor["nbytes"])
         return
-    yield "codec", f"{tensor['codec']}: {_CODECS[tensor['codec']]}"
+    yield "codec", f"{tensor['codec']}: {codec(tensor['codec']).summary}"
     if "group" in tensor:
         yield from _group_of(tensor, facts["groups"][tensor["group"]], ascii_only)
     yield (

@@ -163,8 +163,8 @@ def _regime_text(found: Facts, ascii_only: bool) -> Text:
 def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tuple[str, Table]]:
     tensors = {tensor["name"]: tensor for tensor in facts["tensors"]}
     tied = [name for name, t in tensors.items() if "alias_of" in t]
-    encoded = [name for name, t in tensors.items() if t.get("codec", "keep") != "keep"]
-    kept = [name for name, t in tensors.items() if "alias_of" not in t and t.get("codec", "keep") == "keep"]
+    encoded = [name for name, t in tensors.items() if "group" in t]
+    kept = [name for name, t in tensors.items() if "alias_of" not in t and "group" not in t]
     unreached = [name for name in kept if "unreached" in tensors[name]]
     kept = [name for name in kept if "unreached" not in tensors[name]]
     if encoded:

@@ -23,33 +23,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hhtld.codecs.group import PaletteGroupKey
-from hhtld.codecs.trellis_tensor import bf16_bits, bf16_values
-from hhtld.dtypes import FLOAT32, DType, rounded
-from hhtld.encoding.coders import (
-    Coded,
-    ColumnCode,
-    GroupCode,
-    LookupGroup,
-    PaletteGroup,
-    TrellisGroup,
-    code_rows,
-    found_nbytes,
-    found_palette,
-    peak_of_rows,
-    result_nbytes,
-    span_rows,
-    task_nbytes,
-)
-from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, Profile, make_plan
+from hhtld.codecs import KEEP
+from hhtld.codecs.base import Codec, GroupCode, GroupRequest, Profile
+from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
+from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, make_plan
+from hhtld.encoding.tasks import Coded, code_rows, peak_of_rows
 from hhtld.errors import BudgetError, RangeError, shown
 from hhtld.gates import GateReport, GroupCosines, Threshold, Unreached, judged_cosines
+from hhtld.identity import PaletteGroupKey
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.sections import MemorySections, SectionSink, as_bytes
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
 from hhtld.progress import Progress, silent
 from hhtld.slots.entries import leaf_scale
-from hhtld.slots.feedback import feedback_matrix, feedback_nbytes
+from hhtld.slots.feedback import feedback_nbytes
 from hhtld.sources.contract import ArraySource, ChecksummedRows, SourceRows, TensorInfo, TensorSource
 from hhtld.sources.rows import Rows, map_rows, row_ranges
 from hhtld.sources.schedule import Call, Crew, completed
@@ -72,8 +59,6 @@ _NO_LIMIT = 1 << 62  # what is encoded in memory stays there
 _TENSOR_NBYTES, _FEW = 10_000, 1_000  # what the source, plan, report and table know of one; few are not counted
 # Why a group is kept: its bytes would not be fewer, no rate reaches what is asked, float32 does not suffice to code it.
 _NO_SMALLER, _UNREACHED, _OUT_OF_RANGE = "keep", "unreached", "range"
-_STRUCTURE = ("palette", "fisher_z", "centroids", "basis")  # what Slot L's scale depends on
-_PALETTE = ("palette_f32", "twigs")
 
 
 @dataclass(frozen=True)
@@ -108,7 +93,7 @@ class _Group:
     names: list[str]
 
     @property
-    def codec(self) -> str:
+    def codec(self) -> Codec:
         return self.profile.codec
 
 
@@ -118,7 +103,7 @@ class _Tensor:
 
     Attributes
     ----------
-    own : Any
+    code : Any
         What its coder needs beside the group's code.
     widths : dict of kind to bytes a row
         Of the sections that its rows fill.
@@ -128,7 +113,7 @@ class _Tensor:
 
     name: str
     rows: Rows
-    own: Any
+    code: Any
     has_leaf: bool
     sections: dict[str, int]
     widths: dict[str, int]
@@ -143,8 +128,8 @@ class _Attempt:
     Attributes
     ----------
     structure, identity : int
-        Checksums of the shared sections without the codes of Slot T, and with them: rows that an earlier run coded
-        count only with the very same.
+        Checksums of the shared sections that Slot L's scale depends on, and of all and the numbers beside them: what an
+        earlier run found and coded counts only with the very same.
     """
 
     group: _Group
@@ -179,16 +164,12 @@ class _Encoder:
 
     def _finding(self, group: _Group) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The call that finds what a group shares."""
-        first = SourceRows(self.source, group.names[0])
-        if group.codec == "hhtl_d":
-            return LookupGroup.found, (group.key, first)
-        if group.codec == "hhtl_f32":
-            return PaletteGroup.found, (group.key, first)
         rows = [SourceRows(self.source, name) for name in group.names]
-        scales = self._scales(group)
         dtype = self.infos[group.names[0]].dtype  # of one, to predict; every row is measured in its own
-        seed, threshold = self.plan.seed, self._threshold(group)
-        return TrellisGroup.decided, (group.key, rows, scales, group.profile, threshold, seed, dtype)
+        request = GroupRequest(
+            group.key, rows, group.profile, self._threshold(group), self.plan.seed, self._scales(group), dtype
+        )
+        return group.codec.find(request)
 
     def _look_ahead(self, following: list[_Group]) -> None:
         """Let the crew find what later groups share while a group's rows are coded."""
@@ -205,7 +186,7 @@ class _Encoder:
             future.cancel()
 
     def _threshold(self, group: _Group) -> Threshold | None:
-        judged = group.codec == "hhtl_t" and group.profile.rate is None
+        judged = group.codec.chooses_rates and group.profile.rate is None
         return self.plan.threshold(group.profile, group.key.regime) if judged else None
 
     def _found(self, group: _Group) -> GroupCode | str:
@@ -215,7 +196,7 @@ class _Encoder:
         try:
             found: GroupCode | None = self.crew.run(function, *args) if ahead is None else ahead.result()
         except RangeError:  # weights near the end of float32's range are kept as they came
-            if group.codec != "hhtl_t":
+            if group.codec.is_specified:
                 raise
             return _OUT_OF_RANGE
         return self._worthwhile(group, found)
@@ -223,19 +204,21 @@ class _Encoder:
     def _worthwhile(self, group: _Group, code: GroupCode | None) -> GroupCode | str:
         if code is None:
             return _UNREACHED
-        if not isinstance(code, TrellisGroup):
+        own = code.nbytes(len(group.names))
+        if own is None:
             return code
         before = sum(self.infos[name].nbytes for name in group.names)
-        return code if code.nbytes(self._scales(group)) < before else _NO_SMALLER
+        scales = sum(scale.nbytes for scale in self._scales(group) if scale is not None)
+        return code if own + scales < before else _NO_SMALLER
 
     def _begun(self, group: _Group, code: GroupCode, restored: dict[str, int] | None = None) -> _Attempt:
         """Write what a group shares, and down that it is, unless an earlier run has."""
         shared = code.sections()
-        structure = zlib.crc32(b"".join(shared.get(kind, b"") for kind in _STRUCTURE))
-        identity = zlib.crc32(repr(code.numbers).encode(), zlib.crc32(b"".join(shared.values())))
+        structure = zlib.crc32(b"".join(code.structure().values()))
+        identity = zlib.crc32(repr(sorted(code.numbers.items())).encode(), zlib.crc32(b"".join(shared.values())))
         if restored is None:
             restored = {kind: self.sink.add(kind, len(data), [data]) for kind, data in shared.items()}
-            facts = {"rate": code.numbers[0], "sections": [[k, len(d), zlib.crc32(d)] for k, d in shared.items()]}
+            facts = {"numbers": code.numbers, "sections": [[k, len(d), zlib.crc32(d)] for k, d in shared.items()]}
             self.journal.put("group", group.number, value=facts)
         return _Attempt(group, code, restored, structure, identity, GroupCosines(self._threshold(group)))
 
@@ -249,13 +232,7 @@ class _Encoder:
             self.sink.rewind(mark)
             return None
         held = {kind: data.tobytes() for kind, data in zip(sections, found, strict=True)}
-        code: GroupCode
-        if group.codec == "hhtl_d":
-            code = LookupGroup.restored(group.key, held)
-        elif group.codec == "hhtl_f32":
-            code = PaletteGroup.restored(group.key, held)
-        else:
-            code = TrellisGroup.restored(group.key, held, facts["rate"], group.profile, self.plan.seed)
+        code = group.codec.read_group(group.key, held, facts["numbers"]).ready(group.profile)
         return self._begun(group, code, sections)
 
     # ---- a group ----
@@ -281,7 +258,6 @@ class _Encoder:
             self.sink.rewind(mark)
             for name, nbytes in attempt.nbytes.items():
                 self.work.progress("again", name, nbytes)
-            assert isinstance(attempt.code, TrellisGroup)  # no other code is asked for cosines
             code = self._worthwhile(group, attempt.code.richer()) if attempt.tensors else _OUT_OF_RANGE
             why, attempt = (code, None) if isinstance(code, str) else (None, self._begun(group, code))
         assert why is not None
@@ -301,7 +277,7 @@ class _Encoder:
         try:
             self._code(attempt)
         except RangeError:  # no rate helps weights near the end of float32's range
-            if attempt.group.codec != "hhtl_t":
+            if attempt.group.codec.is_specified:
                 raise
             attempt.tensors.clear()
             return False
@@ -309,15 +285,15 @@ class _Encoder:
 
     def _record(self, attempt: _Attempt) -> None:
         group = attempt.group
-        self.groups.append(GroupRecord(group.key, attempt.sections, *attempt.code.numbers))
+        self.groups.append(GroupRecord(group.key, attempt.sections, attempt.code.numbers))
         for tensor in attempt.tensors:
             planned = self.plan.tensors[tensor.name]
             crc = None
-            if self.source.is_stored and planned.codec == "hhtl_t":  # the bytes of the lookup grades are specified
+            if self.source.is_stored and not planned.codec.is_specified:
                 crc = tensor.read.whole(4 * tensor.rows.n_rows * tensor.rows.n_cols)
             self.records[tensor.name] = TensorRecord(
                 planned.info,
-                planned.codec,
+                planned.codec.id,
                 tensor.sections,
                 len(self.groups) - 1,
                 tensor.scale,
@@ -328,7 +304,7 @@ class _Encoder:
 
     def _code(self, attempt: _Attempt) -> None:
         """Code all rows of a group's tensors into sections behind the shared ones."""
-        if isinstance(attempt.code, PaletteGroup):  # a palette is found in all rows at once: one tensor after the other
+        if attempt.group.codec.reads_whole_tensors:  # one tensor after the other
             batches = [[name] for name in attempt.group.names]
         else:
             batches = [attempt.group.names]
@@ -343,12 +319,9 @@ class _Encoder:
 
     def _tensor(self, attempt: _Attempt, name: str) -> _Tensor:
         """Reserve a tensor's sections and write those that are known whole."""
-        rows, own = SourceRows(self.source, name), None
-        if isinstance(attempt.code, PaletteGroup):
-            own = self._palette(attempt, name, rows)
-        elif isinstance(attempt.code, TrellisGroup):
-            own = self._columns(attempt.code, name)
-        coder = attempt.code.coder(own)
+        rows = SourceRows(self.source, name)
+        tensor_code = self._tensor_code(attempt, name, rows)
+        coder = attempt.code.coder(tensor_code)
         sections, widths = {}, {}
         for kind, part in coder.layout().items():
             if isinstance(part, int):
@@ -356,50 +329,50 @@ class _Encoder:
                 sections[kind] = self.sink.reserve(kind, part * rows.n_rows)
             else:
                 sections[kind] = self.sink.add(kind, part.nbytes, [np.ascontiguousarray(part)])
-        if isinstance(own, ColumnCode) and own.feedback is not None:
-            own = self.crew.share(own)  # as large as a task's rows, and needed by all of them
-        return _Tensor(name, rows, own, coder.has_leaf, sections, widths)
+        if attempt.code.is_large(tensor_code):
+            tensor_code = self.crew.share(tensor_code)
+        return _Tensor(name, rows, tensor_code, coder.has_leaf, sections, widths)
 
-    def _columns(self, code: TrellisGroup, name: str) -> ColumnCode:
-        """What is known of a tensor's columns."""
-        scale, moments = self.plan.column_scales.get(name), self.plan.moments.get(name)
-        bits = None if scale is None else bf16_bits(scale)
-        if moments is None:
-            return ColumnCode(bits)
-        values = np.ones(len(moments), np.float32) if bits is None else bf16_values(bits)
-        return ColumnCode(bits, self.crew.run(feedback_matrix, moments, code.shared.rotation, values))
-
-    def _palette(self, attempt: _Attempt, name: str, rows: Rows) -> Any:
-        """A tensor's own palette and twigs; an earlier run's where they still stand."""
+    def _tensor_code(self, attempt: _Attempt, name: str, rows: Rows) -> Any:
+        """What a tensor has of its own; if all rows were read to find it, an earlier run's where it still stands."""
+        if not attempt.group.codec.reads_whole_tensors:
+            scale = self.plan.column_scales.get(name)
+            bits = None if scale is None else bf16_bits(scale)
+            return attempt.code.tensor_code(rows, bits, self.plan.moments.get(name), self.crew.run)
         mark, facts = len(self.sink), self._decided("palette", attempt.group.number, name)
         if facts is not None:
             sections = [self.sink.reserve(kind, nbytes) for kind, nbytes, _ in facts]
             blocks = [(index, 0, nbytes, crc) for index, (_, nbytes, crc) in zip(sections, facts, strict=True)]
-            found = self.sink.recall(blocks)
+            recalled = self.sink.recall(blocks)
             self.sink.rewind(mark)
-            if found is not None:
-                palette, twigs = (np.array(data) for data in found)
-                return palette.view("<u2").reshape(-1, rows.n_cols), twigs
-        own = self.crew.run(found_palette, attempt.code.role, rows)
-        facts = [[kind, part.nbytes, zlib.crc32(as_bytes(part))] for kind, part in zip(_PALETTE, own, strict=True)]
+            if recalled is not None:
+                whole = {kind: np.array(data) for (kind, _, _), data in zip(facts, recalled, strict=True)}
+                return attempt.code.recalled_tensor_code(whole)
+        tensor_code = attempt.code.tensor_code(rows, None, None, self.crew.run)
+        layout = attempt.code.coder(tensor_code).layout()
+        facts = [
+            [kind, part.nbytes, zlib.crc32(as_bytes(part))]
+            for kind, part in layout.items()
+            if not isinstance(part, int)
+        ]
         self.journal.put("palette", attempt.group.number, name, value=facts)
-        return own
+        return tensor_code
 
     # ---- rows ----
 
     def _spans(self, group: _Group, rows: Rows) -> Iterator[tuple[int, int]]:
-        step = span_rows(group.codec, rows.n_cols)
+        step = group.codec.span_rows(rows.n_cols)
         for start in range(0, rows.n_rows, step):
             yield start, min(start + step, rows.n_rows)
 
     def _find_scales(self, attempt: _Attempt, shared: Any, tensors: list[_Tensor]) -> None:
         """Give tensors with Slot L their scale: what the largest coefficient of all rows asks for."""
-        number, structure = attempt.group.number, attempt.structure
+        number, structure, codec = attempt.group.number, attempt.structure, attempt.group.codec
         peaks = {tensor.name: self._decided("peak", number, structure, tensor.name) for tensor in tensors}
         unknown = [tensor for tensor in tensors if peaks[tensor.name] is None]
         missing = {tensor.name: len(list(self._spans(attempt.group, tensor.rows))) for tensor in unknown}
         calls = (
-            (tensor.name, peak_of_rows, (shared, tensor.own, tensor.rows, start, stop))
+            (tensor.name, peak_of_rows, (shared, tensor.code, codec, tensor.rows, start, stop))
             for tensor in unknown
             for start, stop in self._spans(attempt.group, tensor.rows)
         )
@@ -420,7 +393,7 @@ class _Encoder:
             for start, stop in self._spans(attempt.group, tensor.rows):
                 if not self._recalled(attempt, tensor, start, stop):
                     dtype = self.infos[tensor.name].dtype
-                    args = (shared, tensor.own, tensor.rows, start, stop, tensor.scale, dtype)
+                    args = (shared, tensor.code, attempt.group.codec, tensor.rows, start, stop, tensor.scale, dtype)
                     yield (tensor, start, stop), code_rows, args
 
     def _place(self, attempt: _Attempt, tensor: _Tensor, start: int, stop: int, coded: Coded) -> None:
@@ -497,7 +470,7 @@ class _Encoder:
                 self.sink.write_at(index, offset, block, crc)
                 self.journal.put("raw", name, start, value=crc)
             self.work.progress(stage, name, nbytes)
-        self.records[name] = TensorRecord(info, "keep", {"raw": index})
+        self.records[name] = TensorRecord(info, KEEP.id, {"raw": index})
 
     def add_file(self, name: str) -> int:
         """Store a side file."""
@@ -516,8 +489,8 @@ def _rows_crc(rows: Rows, start: int, stop: int) -> int:
 def _local_task_nbytes(crew: Crew, profile: Profile, key: PaletteGroupKey, info: TensorInfo) -> int:
     """Bytes that a task takes here: all of them, or its result where other machines do the work."""
     if crew.remote:
-        return 2 * result_nbytes(profile.codec, *key.shape)
-    return task_nbytes(profile, *key.shape, info.row_nbytes)
+        return 2 * profile.codec.result_nbytes(*key.shape)
+    return profile.codec.task_nbytes(profile, *key.shape, info.row_nbytes)
 
 
 def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
@@ -537,12 +510,12 @@ def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
     for (key, profile), names in plan.groups().items():
         # Cosines of the tensors whose tasks are under way, NumPy's copies of them, and the histogram.
         counted = max(counted, 4 * 8 * key.shape[0] + (8 << 20))
-        own = 0 if work.crew.remote else found_nbytes(profile.codec, key, len(names))
+        own = 0 if work.crew.remote else profile.codec.finding_nbytes(key, len(names))
         found = max(found, own)
         one = _local_task_nbytes(work.crew, profile, key, infos[names[0]])
         needs(4 * 8 * key.shape[0] + (8 << 20) + max(own, one), names[0], f"group {key}")
         fed = [name for name in names if name in plan.moments]
-        if fed and profile.codec == "hhtl_t":
+        if fed:
             found = max(found, own, feedback_nbytes(key.shape[1]))
             needs(one + feedback_nbytes(key.shape[1]), fed[0], "feedback")
     for name in plan.kept():
@@ -568,7 +541,7 @@ def expected_nbytes(source: TensorSource, plan: Plan, work: Work) -> int:
     fixed, infos, most = check_memory(source, plan, work), source.infos(), 0
     for (key, profile), names in plan.groups().items():
         one = _local_task_nbytes(work.crew, profile, key, infos[names[0]])
-        spans = len(names) * -(-key.shape[0] // span_rows(profile.codec, key.shape[1]))
+        spans = len(names) * -(-key.shape[0] // profile.codec.span_rows(key.shape[1]))
         most = max(most, one * min(2 * work.crew.jobs, spans))
     return min(work.memory, (fixed + most) * 9 // 8)
 
@@ -603,14 +576,14 @@ def encode_source(
     try:
         for group in groups:
             # A tensor's own palette takes the memory that looking ahead would.
-            encoder.add_group(group, [] if group.codec == "hhtl_f32" else groups[group.number + 1 :])
+            encoder.add_group(group, [] if group.codec.reads_whole_tensors else groups[group.number + 1 :])
     finally:
         encoder.cancel()
     for name in plan.kept():
         encoder.keep(name)
     for name, tensor in plan.tensors.items():
         if tensor.alias_of is not None:
-            encoder.records[name] = TensorRecord(tensor.info, "keep", alias_of=tensor.alias_of)
+            encoder.records[name] = TensorRecord(tensor.info, KEEP.id, alias_of=tensor.alias_of)
     files = {name: encoder.add_file(name) for name in plan.files}
     source.check_unchanged()
     records = dict(sorted(encoder.records.items()))
@@ -652,7 +625,7 @@ def measure(
     """
     crcs: dict[str, int | None] = {}
     for name, record in pack.table.tensors.items():
-        if record.codec == "keep" or record.group is None:
+        if record.group is None:
             continue
         rows = ChecksummedRows(SourceRows(source, name, record.info.n_cols))
         cosines = compared_rows(rows, partial(pack.get_rows, name), executor, record.info.dtype)

@@ -12,121 +12,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hhtld.codecs.group import PaletteGroupKey
+from hhtld.codecs import KEEP, parse_profile
+from hhtld.codecs.base import Codec, Profile
 from hhtld.dtypes import first_beyond_float32, view
 from hhtld.encoding.arithmetic import warn_if_unusual
 from hhtld.errors import NonFiniteError, QuantizedError, shown
 from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
-from hhtld.matrix import is_vector
-from hhtld.regimes import RegimeChoice, choose_regimes
-from hhtld.roles import INDEX_ROLES, classify_role, group_key, is_encodable
+from hhtld.identity import INDEX_ROLES, PaletteGroupKey, classify_role, group_key
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
-from hhtld.slots.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE
 from hhtld.sources.contract import ADDS, SourceRows, TensorInfo, TensorSource
 from hhtld.sources.integers import holds_integers
 from hhtld.sources.quantized import quantized_tensors, refusal
+from hhtld.sources.regimes import RegimeChoice, choose_regimes
 from hhtld.sources.rows import row_ranges
 
 __all__ = [
-    "CODECS",
     "DEFAULT_PROFILE",
-    "PARITY_STATE_BITS",
-    "PARITY_THRESHOLD",
     "Plan",
-    "Profile",
     "TensorPlan",
     "check_quantized",
     "make_plan",
     "thresholds_of",
 ]
 
-# Codec ids are permanent: they stand in files. A profile is what a user asks for.
-CODECS = ("keep", "hhtl_d", "hhtl_f32", "hhtl_t")
-_CODEC_OF = {
-    "keep": "keep",
-    "lookup": "hhtl_d",
-    "f32": "hhtl_f32",
-    "gates": "hhtl_t",
-    "parity": "hhtl_t",
-    "bits": "hhtl_t",
-}
-
 DEFAULT_PROFILE = "parity"
-
-# Of profile parity where no model was run: every group at the smallest rate at which its rows lose this little, about
-# 5.5 bits a weight. What that is worth to a model is not known before gate-parity has measured it.
-PARITY_THRESHOLD = Threshold(0.9997, 0.999)
-# 4096 states save .18 bits a weight against 1024 at 5.25 bits (.18 above the Gaussian bound instead of .36), and take
-# four times as long to encode.
-PARITY_STATE_BITS = 12
-
-
-def _sixteenths(text: str) -> int | None:
-    """Bits as sixteenths, or None where they are no rate."""
-    try:
-        rate = float(text) * 16
-    except ValueError:
-        return None
-    return int(rate) if MIN_RATE <= rate <= MAX_RATE and rate == int(rate) else None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A parsed profile: "lookup", "f32", "gates", "keep", "bits:B", or "bits:B+C" for two levels.
-
-    Attributes
-    ----------
-    text : str
-    rate : int or None
-        Sixteenths of a bit, for "bits:B".
-    rate_2 : int or None
-        Of the second level, for "bits:B+C".
-    state_bits : int
-        log2 of the states of Slot T's codes.
-    """
-
-    text: str
-    rate: int | None = None
-    rate_2: int | None = None
-    state_bits: int = DEFAULT_STATE_BITS
-
-    @classmethod
-    def parse(cls, text: str, keep: bool = False) -> Profile:
-        """Parse a profile; `keep` allows "keep", which only a rule may ask for."""
-        if not isinstance(text, str):
-            raise TypeError(f"a profile is text such as 'gates' or 'bits:2', got {type(text).__name__}")
-        kind, colon, bits = text.partition(":")
-        if kind not in _CODEC_OF or (kind == "bits") != bool(colon) or (kind == "keep" and not keep):
-            known = ", ".join(["lookup", "f32", "gates", "parity", "bits:B", *(["keep"] if keep else [])])
-            raise ValueError(f"no profile {text!r}; available: {known}")
-        if kind != "bits":
-            return cls(text, state_bits=PARITY_STATE_BITS if kind == "parity" else DEFAULT_STATE_BITS)
-        first, _, second = bits.partition("+")
-        rate, rate_2 = _sixteenths(first), _sixteenths(second)
-        if rate is None or (rate_2 is None and "+" in bits):
-            raise ValueError(f"bits:B and bits:B+C need 1 to 6 bits in steps of 1/16, got {bits!r}")
-        return cls(text, rate, rate_2)
-
-    @property
-    def judged(self) -> bool:
-        """Whether rates are chosen so that rows reach cosines, which a conversion must then reach."""
-        return self.text in ("gates", "parity")
-
-    @property
-    def thresholds(self) -> Mapping[str, Threshold]:
-        """The cosines that rows of each regime must reach unless others are asked for."""
-        return dict.fromkeys(THRESHOLDS, PARITY_THRESHOLD) if self.text == "parity" else THRESHOLDS
-
-    @property
-    def codec(self) -> str:
-        """The codec that encodes it."""
-        return _CODEC_OF[self.text.partition(":")[0]]
 
 
 def thresholds_of(profile: str) -> Mapping[str, Threshold]:
     """Return what a pack's profile asks of each regime where no one asked for anything else; any text is a profile."""
     try:
-        return Profile.parse(profile).thresholds
+        return parse_profile(profile).thresholds
     except ValueError:
         return THRESHOLDS
 
@@ -152,7 +67,7 @@ class TensorPlan:
     regime_reason: str = ""
 
     @property
-    def codec(self) -> str:
+    def codec(self) -> Codec:
         """The codec it is planned for; the encoder may still keep it as it came."""
         return self.profile.codec
 
@@ -207,7 +122,7 @@ class Plan:
 
     def kept(self) -> list[str]:
         """Return the names stored as they came."""
-        return [name for name, plan in self.tensors.items() if plan.codec == "keep" and plan.alias_of is None]
+        return [name for name, plan in self.tensors.items() if plan.group is None and plan.alias_of is None]
 
 
 def make_plan(
@@ -235,8 +150,8 @@ def make_plan(
         The first whose glob matches a name decides for it, and for names that share its bytes and have no rule; "keep"
         keeps the tensor as it is.
     roles : sequence of (glob, "index" or "argmax")
-        The first whose glob matches a name decides for the regime of its rows, see `hhtld.regimes`. Not for profiles
-        "lookup" and "f32", whose specification goes by names.
+        The first whose glob matches a name decides for the regime of its rows, see `hhtld.sources.regimes`. Not for
+        profiles "lookup" and "f32", whose specification goes by names.
     thresholds : mapping of regime to Threshold, optional
         Cosines that rows under "gates" and "parity" must reach instead of `THRESHOLDS` and `PARITY_THRESHOLD`.
     nonfinite : {"refuse", "keep"}
@@ -265,7 +180,7 @@ def make_plan(
         For a model whose weights are quantized already, unless `quantized` is "keep".
     """
     warn_if_unusual()  # before anything is encoded, whichever door it came through
-    chosen = Profile.parse(profile)
+    chosen = parse_profile(profile)
     parsed = _parsed(rules)
     if nonfinite not in ("refuse", "keep"):
         raise ValueError(f"nonfinite must be 'refuse' or 'keep', got {nonfinite!r}")
@@ -292,13 +207,13 @@ def make_plan(
     plan.notes = notes
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
     plan.moments = {name: _moments(infos, name, found) for name, found in (moments or {}).items()}
-    keep, beyond = Profile("keep"), []
+    keep, beyond = Profile("keep", KEEP), []
     for name in sorted(infos):
         info = infos[name]
         family = [name, *families.get(name, ())]
         own = next((found for each in family if (found := ruled.get(each)) is not None), chosen)
         if own is chosen and rates and name in rates:
-            own = Profile(f"bits:{rates[name] / 16:g}", rates[name], state_bits=PARITY_STATE_BITS)
+            own = chosen.at_rate(rates[name])
         if name in tied:
             plan.tensors[name] = TensorPlan(info, keep, alias_of=tied[name])
         elif name in companions or not _takes(own, info):
@@ -308,11 +223,11 @@ def make_plan(
             beyond.append(f"row {row} of {shown(name)}")
         elif nonfinite == "keep" and not _finite(source, name):
             plan.tensors[name] = TensorPlan(info, keep)
-        elif own.codec == "hhtl_t" and holds_integers(source, name):
+        elif not own.codec.is_specified and holds_integers(source, name):
             plan.tensors[name] = TensorPlan(info, keep)
             whole.append(name)
         else:
-            if own.codec != "hhtl_t":
+            if own.codec.is_specified:
                 _refuse_roles(own, family, roles)
             plan.tensors[name] = _grouped(info, own, family, choices[name])
     if whole:
@@ -333,7 +248,7 @@ def _parsed(rules: Any) -> list[tuple[str, Profile]]:
     """Rules with their profiles parsed."""
     if isinstance(rules, str) or not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules):
         raise TypeError(f"rules are pairs of a glob and a profile, got {rules!r:.80}")
-    return [(glob, Profile.parse(text, keep=True)) for glob, text in rules]
+    return [(glob, parse_profile(text, keep=True)) for glob, text in rules]
 
 
 def _families(tied: Mapping[str, str]) -> dict[str, list[str]]:
@@ -351,7 +266,9 @@ def _grouped(info: TensorInfo, profile: Profile, family: Sequence[str], choice: 
     """
     named = next((name for name in family if classify_role(name) in INDEX_ROLES), family[0])
     key = group_key(named, info.shape)
-    if profile.codec != "hhtl_t" or choice.regime == key.regime:  # the role tells it, as it does whoever reads the pack
+    if (
+        profile.codec.is_specified or choice.regime == key.regime
+    ):  # the role tells it, as it does whoever reads the pack
         return TensorPlan(info, profile, key, regime_reason=f"role: {key.role}")
     return TensorPlan(info, profile, replace(key, regime=choice.regime), regime_reason=choice.reason)
 
@@ -398,7 +315,7 @@ def _quantized(
 
 
 def _keeps(profile: Profile | None) -> bool:
-    return profile is not None and profile.codec == "keep"
+    return profile is not None and profile.codec is KEEP
 
 
 def _scale(infos: Mapping[str, TensorInfo], name: str, scale: ArrayLike) -> NDArray[np.float32]:
@@ -425,9 +342,7 @@ def _takes(profile: Profile, info: TensorInfo) -> bool:
     """Whether a profile encodes a tensor: the lookup grades large matrices, Slot T any weight with rows but vectors."""
     if not info.dtype.is_weight or not info.has_rows or info.n_rows * info.n_cols == 0:
         return False
-    if profile.codec in ("hhtl_d", "hhtl_f32"):
-        return is_encodable(info.shape, info.nbytes)
-    return profile.codec == "hhtl_t" and not is_vector(info.shape)
+    return profile.codec.takes(info.shape, info.nbytes)
 
 
 def _finite(source: TensorSource, name: str) -> bool:

@@ -11,16 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hhtld.codecs.group import PaletteGroupKey
-from hhtld.codecs.trellis_tensor import TrellisShared
+from hhtld.codecs.base import Profile
+from hhtld.codecs.trellis import TrellisShared
+from hhtld.codecs.trellis_rate import PREDICTION_ROWS, Estimate, estimate_group
 from hhtld.encoding.encoder import Work, expected_nbytes
-from hhtld.encoding.plan import Plan, Profile, TensorPlan
-from hhtld.encoding.rate import PREDICTION_ROWS, Estimate, estimate_group
+from hhtld.encoding.plan import Plan
 from hhtld.errors import RangeError
-from hhtld.roles import should_use_leaf
-from hhtld.slots.base17 import BASE17_NBYTES
-from hhtld.slots.entries import ENTRY_DTYPE, SLOT_L_LANES
-from hhtld.slots.palette import MAX_PALETTE_K
+from hhtld.identity import PaletteGroupKey
 from hhtld.slots.rotation import Rotation
 from hhtld.slots.trellis import Trellis
 from hhtld.sources.contract import SourceRows, TensorSource
@@ -75,11 +72,11 @@ def predict_pack(source: TensorSource, plan: Plan, work: Work) -> PredictedPack:
     n_sampled = n_coded = 0
     for group, names in plan.groups().items():
         key, profile = group
-        if profile.codec != "hhtl_t":
+        if not profile.codec.chooses_rates:
             all_timed = False
-            found.shared_nbytes += _lookup_shared_nbytes(plan.tensors[names[0]])
-            for name in names:
-                found.tensors[name] = PredictedTensor(profile.codec, _lookup_nbytes(plan.tensors[name]))
+            own, shared = profile.codec.predicted_nbytes(key)
+            found.shared_nbytes += shared
+            found.tensors.update(dict.fromkeys(names, PredictedTensor(profile.codec.id, own)))
             continue
         n_weights = key.shape[0] * key.shape[1] * len(names)
         n_coded += n_weights
@@ -98,7 +95,7 @@ def predict_pack(source: TensorSource, plan: Plan, work: Work) -> PredictedPack:
         coding += (n_weights + at_rates) * told.seconds
         found.shared_nbytes += coded.shared_nbytes()
         median = told.prediction.median if group in sampled else None
-        found.tensors.update(dict.fromkeys(names, PredictedTensor("hhtl_t", own, median)))
+        found.tensors.update(dict.fromkeys(names, PredictedTensor(profile.codec.id, own, median)))
     if all_timed and coding:
         found.expected = {
             "seconds": round(coding / work.crew.jobs, 1),
@@ -114,7 +111,7 @@ def _sampled(source: TensorSource, plan: Plan) -> tuple[dict[_Group, Estimate | 
 
     Groups that time did not allow are in neither.
     """
-    groups = {group: names for group, names in plan.groups().items() if group[1].codec == "hhtl_t"}
+    groups = {group: names for group, names in plan.groups().items() if group[1].codec.chooses_rates}
     until = time.perf_counter() + _SECONDS
     n_weights = max(_LEAST, min(_MOST, _WEIGHTS // max(1, len(groups))))
     found: dict[_Group, Estimate | None] = {}
@@ -149,22 +146,3 @@ def _most_alike(group: _Group, sampled: Mapping[_Group, Estimate | None], seed: 
         return None
     told = min(others, key=lambda found: found[:2])[2]
     return replace(told, shared=TrellisShared(told.shared.trellis, Rotation(key.shape[1], seed)))
-
-
-def _lookup_nbytes(tensor: TensorPlan) -> int:
-    """Return the bytes that the own sections of a tensor of a lookup grade will take."""
-    assert tensor.group is not None
-    n_rows, n_cols = tensor.group.shape
-    leaf = SLOT_L_LANES if should_use_leaf(tensor.group.role) else 0
-    if tensor.codec == "hhtl_d":
-        return n_rows * (ENTRY_DTYPE.itemsize + leaf)
-    return n_rows * (1 + leaf) + 2 * min(MAX_PALETTE_K, n_rows) * n_cols
-
-
-def _lookup_shared_nbytes(tensor: TensorPlan) -> int:
-    """Return the bytes that the sections shared by a tensor's group will take."""
-    assert tensor.group is not None
-    n_rows, n_cols = tensor.group.shape
-    k, vectors = min(MAX_PALETTE_K, n_rows), min(SLOT_L_LANES, n_rows, n_cols)
-    palette = BASE17_NBYTES * k + 8 + k * k if tensor.codec == "hhtl_d" else 0
-    return palette + (8 + vectors * (4 + 2 * n_cols) if should_use_leaf(tensor.group.role) else 0)

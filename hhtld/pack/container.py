@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld.codecs.section_kinds import SECTION_KINDS, SLOT_T
 from hhtld.errors import (
     BadMagicError,
     ChecksumError,
@@ -28,7 +29,7 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.formats.base import lookalike
-from hhtld.pack.sections import SECTION_KINDS, SLOT_T, Buffer, RowSelection, SectionSink, as_bytes
+from hhtld.pack.sections import Buffer, RowSelection, SectionSink, as_bytes
 from hhtld.sizes import align_up
 from hhtld.storage.atomic import AtomicFile
 from hhtld.storage.crc import Crc32Runs, crc32_combine

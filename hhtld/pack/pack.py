@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
@@ -12,26 +11,19 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor, RowIndex, selected_rows
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.codecs import codec
+from hhtld.codecs.base import EncodedTensor, GroupCode
+from hhtld.codecs.rows import RowIndex, selected_rows
 from hhtld.dtypes import narrow, view, widen
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
 from hhtld.pack.notebook import card
 from hhtld.pack.sections import SectionReader
-from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
+from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.search.scorer import PlainRows, Scorer
-from hhtld.slots.base17 import BASE17_NBYTES, Base17
-from hhtld.slots.basis import SvdBasis
-from hhtld.slots.entries import ENTRY_DTYPE, SLOT_L_LANES, entries_from_bytes
-from hhtld.slots.fisher_z import FisherZTable
-from hhtld.slots.palette import HhtlCache, Palette
-from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import Trellis
 from hhtld.sources.contract import ADDS, TensorInfo, TensorSource
 
 __all__ = ["HhtldPack", "PackSlice", "PackSource"]
 
-EncodedTensor = HhtlDTensor | HhtlF32Tensor | HhtlTTensor
 DEFAULT_BUDGET = 64 << 30
 
 
@@ -54,7 +46,7 @@ class HhtldPack:
         self.table = table
         self.sections = sections
         self.budget = budget
-        self._shared: dict[int, _Shared] = {}
+        self._codes: dict[tuple[int, str], GroupCode] = {}
         self.reopen: Callable[[], HhtldPack] | None = None  # what another process calls for a pack that is sent to it
         path = getattr(sections, "path", None)
         self._place = "" if path is None else f"{path}: "  # what errors of content begin with, as those of structure
@@ -178,7 +170,7 @@ class HhtldPack:
     def get_encoded(self, name: str, rows: RowIndex = None) -> EncodedTensor:
         """Return an encoded tensor's slots: all rows, checksums verified, or the given rows alone."""
         record = self.table.resolved(name)
-        if record.codec == "keep":
+        if not record.is_encoded:
             raise ValueError(f"tensor {shown(name)} is kept as it came; use get_tensor")
         return self._encoded(record, None if rows is None else selected_rows(record.info.n_rows, rows))
 
@@ -196,7 +188,7 @@ class HhtldPack:
         record = self.table.resolved(name)
         if record.info.n_cols == 0:
             raise ValueError(f"tensor {shown(name)}, {list(record.info.shape)}, has no columns to search")
-        if record.codec != "keep":
+        if record.is_encoded:
             self._afford(record, 1, n_palettes=3)  # the palette's rows as float32, and in float64
             return Scorer(self.get_encoded(name), record.gates, record.name, levels)
         if not (record.info.has_rows and record.info.dtype.is_weight):
@@ -212,38 +204,39 @@ class HhtldPack:
         ------
         FormatError
         """
-        for number in range(len(self.table.groups)):
+        for number, group in enumerate(self.table.groups):
             try:
-                self._group(number)
+                for owner in group.codecs:
+                    self._code(number, owner)
             except HeaderError as error:
                 raise HeaderError(f"{self._place}{error}") from error
 
     # ---- decoding ----
 
     def _afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:
-        if record.codec == "keep" or record.group is None:
+        if record.group is None:
             return
         needed = n_rows * record.info.n_cols * max(4, record.info.dtype.nbits // 8)
-        if record.codec == "hhtl_d":  # the palette is unfolded to the row's width first
-            k = self.sections.nbytes(self.table.groups[record.group].sections["palette"]) // BASE17_NBYTES
-            needed += 4 * k * record.info.n_cols * n_palettes
+        shared = {kind: self.sections.nbytes(i) for kind, i in self.table.groups[record.group].sections.items()}
+        needed += n_palettes * codec(record.codec).decoding_nbytes(shared, record.info.n_cols)
         if needed > self.budget:
             raise HeaderError(
                 f"{self._place}tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
                 f"the budget is {self.budget}; read fewer rows, or in Python raise it with hhtld.open(path, budget=...)"
             )
 
-    def _make_room(self, cache: HhtlCache, n_cols: int) -> None:
-        """Let go of other palettes' rows where they and this one's would pass the budget together."""
-        caches = [shared.cache for shared in list(self._shared.values())]
-        held = [other for other in caches if other is not None and other is not cache]
-        if sum(other.unfolded_nbytes for other in held) + 4 * cache.k * n_cols > self.budget:
-            for other in held:
-                other.forget_unfolded()
+    def _make_room(self, code: GroupCode) -> None:
+        """Let go of what other groups hold if they and this one's part of it would pass the budget together."""
+        if not code.decoding_nbytes:
+            return
+        holders = [other for other in list(self._codes.values()) if other is not code and other.held_nbytes]
+        if sum(other.held_nbytes for other in holders) + code.decoding_nbytes > self.budget:
+            for other in holders:
+                other.forget()
 
     def _decoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> NDArray[Any]:
         """Rows as float32 for an encoded tensor, as bytes for a kept one."""
-        if record.codec != "keep":
+        if record.is_encoded:
             return self._encoded(record, rows, levels).reconstruct_rows()
         index = record.sections["raw"]
         if rows is None or record.info.row_nbytes == 0:
@@ -255,7 +248,7 @@ class HhtldPack:
         if dtype not in ("float32", "source"):
             raise ValueError(f"dtype must be 'float32' or 'source', got {dtype!r}")
         kind = record.info.dtype
-        if record.codec == "keep":
+        if not record.is_encoded:
             if dtype == "float32" and kind.is_weight:
                 return widen(decoded, kind)
             return view(np.ascontiguousarray(decoded), kind, (-1,))
@@ -275,119 +268,25 @@ class HhtldPack:
 
     def _assembled(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int) -> EncodedTensor:
         def part(kind: str, width: int) -> NDArray[np.uint8]:
-            if rows is None:
+            if rows is None or width == 0:
                 return self.sections.whole(record.sections[kind])
             found = self.sections.rows(record.sections[kind], width, rows)
             return (found if found.flags.c_contiguous else np.ascontiguousarray(found)).reshape(-1)
 
         assert record.group is not None
-        shared = self._group(record.group)
-        leaf: dict[str, Any] = {}
-        if record.slot_l_scale is not None:
-            leaf = {
-                "slot_l": part("slot_l", SLOT_L_LANES).view(np.int8).reshape(-1, SLOT_L_LANES),
-                "slot_l_scale": record.slot_l_scale,
-                "svd_basis": shared.basis,
-            }
-        if record.codec == "hhtl_d":
-            assert shared.cache is not None
-            if not shared.cache.unfolded_nbytes:
-                self._make_room(shared.cache, record.info.n_cols)
-            entries = entries_from_bytes(part("entries", ENTRY_DTYPE.itemsize))
-            shape = (len(entries), record.info.n_cols)
-            return HhtlDTensor(shared.role, shared.cache, entries, shape, shared.fisher_z, **leaf, budget=self.budget)
-        if record.codec == "hhtl_t":
-            return self._trellis_tensor(record, shared.trellis_shared, shared.role, part, leaf, levels)
-        palette = shared.palette_f32(record)
-        twigs = part("twigs", 1)
-        shape = (len(twigs), record.info.n_cols)
-        return HhtlF32Tensor(shared.role, palette, twigs, shape, **leaf, budget=self.budget)
+        code = self._codes.get((record.group, record.codec)) or self._code(record.group, record.codec)
+        self._make_room(code)
+        return code.tensor(part, record.slot_l_scale, record.sections, self.budget, levels)
 
-    def _trellis_tensor(
-        self,
-        record: TensorRecord,
-        code: TrellisShared,
-        role: str,
-        part: Callable[[str, int], NDArray[np.uint8]],
-        leaf: dict[str, Any],
-        levels: int,
-    ) -> HhtlTTensor:
-        n_cols = record.info.n_cols
-        if levels == 1:
-            code = replace(code, second=None)
-
-        def level(code: Trellis, suffix: str) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-            gains = part(f"slot_v{suffix}", 2).view("<u2")
-            gains = gains if gains.flags.aligned else gains.copy()
-            width = code.row_nbytes(n_cols)
-            return gains, part(f"slot_t{suffix}", width).reshape(len(gains), width)
-
-        slot_v, slot_t = level(code.trellis, "")
-        slot_v_2, slot_t_2 = (None, None) if code.second is None else level(code.second, "_2")
-        twigs = part("twigs", 1) if "twigs" in record.sections else None
-        scale = None
-        if "column_scale" in record.sections:
-            scale = np.require(self.sections.whole(record.sections["column_scale"]).view("<u2"), requirements="A")
-        return HhtlTTensor(
-            role,
-            code,
-            slot_v,
-            slot_t,
-            (len(slot_v), n_cols),
-            twigs,
-            leaf.get("slot_l"),
-            leaf.get("slot_l_scale"),
-            scale,
-            slot_v_2,
-            slot_t_2,
-            self.budget,
-        )
-
-    def _group(self, number: int) -> _Shared:
-        if number not in self._shared:
-            self._shared[number] = _Shared(self.table.groups[number], self.sections)
-        return self._shared[number]
-
-
-class _Shared:
-    """What a group's tensors share, read once. Two threads may both read it; they read the same."""
-
-    def __init__(self, group: GroupRecord, sections: SectionReader) -> None:
-        self._sections = sections
-        self._palettes: dict[str, NDArray[np.uint16]] = {}
-        self.role = f"{group.key.component}_{group.key.role}"
-        with _as_header_error(f"group {group.key}"):
-            self.basis = SvdBasis.from_bytes(self._bytes(group, "basis")) if "basis" in group.sections else None
-            if self.basis is not None and self.basis.n_cols != group.key.shape[1]:
-                raise HeaderError(f"group {group.key}: the basis has {self.basis.n_cols} columns")
-            self.cache: HhtlCache | None = None
-            if "palette" in group.sections:
-                self.cache = HhtlCache(Palette(Base17.from_bytes(self._bytes(group, "palette"))))
-                self.fisher_z = FisherZTable.from_bytes(self._bytes(group, "fisher_z"), self.cache.k)
-            if group.rate is not None and group.seed is not None:
-                levels = np.frombuffer(self._bytes(group, "codebook"), np.int8)
-                centroids = None
-                if "centroids" in group.sections:
-                    bits = np.require(self._sections.whole(group.sections["centroids"]).view("<u2"), requirements="A")
-                    if (bits & 0x7F80 == 0x7F80).any():
-                        raise HeaderError(f"group {group.key}: centroids must be finite")
-                    centroids = bits.reshape(-1, group.key.shape[1])
-                rotation = Rotation(group.key.shape[1], group.seed)
-                second = None
-                if group.rate_2 is not None:
-                    second = Trellis(group.rate_2, np.frombuffer(self._bytes(group, "codebook_2"), np.int8))
-                code = Trellis(group.rate, levels)
-                self.trellis_shared = TrellisShared(code, rotation, centroids, self.basis, second)
-
-    def _bytes(self, group: GroupRecord, kind: str) -> memoryview:
-        return self._sections.whole(group.sections[kind]).data
-
-    def palette_f32(self, record: TensorRecord) -> NDArray[np.uint16]:
-        """A tensor's own float32 palette, kept so that reading single rows does not read it again."""
-        if record.name not in self._palettes:
-            raw = self._sections.whole(record.sections["palette_f32"])
-            self._palettes[record.name] = np.require(raw.view("<u2"), requirements="A").reshape(-1, record.info.n_cols)
-        return self._palettes[record.name]
+    def _code(self, number: int, owner: str) -> GroupCode:
+        """What a group's tensors of one codec share, read once. Two threads may both read it; they read the same."""
+        code = self._codes.get((number, owner))
+        if code is None:
+            group = self.table.groups[number]
+            with _as_header_error(f"group {group.key}"):
+                shared = {kind: self.sections.whole(index).data for kind, index in group.sections.items()}
+                code = self._codes[number, owner] = codec(owner).read_group(group.key, shared, group.numbers)
+        return code
 
 
 @contextlib.contextmanager

@@ -9,64 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SECTION_KINDS", "MemorySections", "RowSelection", "SectionKind", "SectionReader", "SectionSink", "as_bytes"]
+__all__ = ["MemorySections", "RowSelection", "SectionReader", "SectionSink", "as_bytes"]
 
 Buffer = bytes | bytearray | memoryview
 RowSelection = NDArray[np.intp] | slice
-
-
-@dataclass(frozen=True)
-class SectionKind:
-    """What a section holds.
-
-    Attributes
-    ----------
-    name : str
-        As in the table of a file.
-    code : int
-        As in a section's checksum.
-    major : int
-        The lowest file version that has it.
-    feature : int or None
-        The required-feature bit that it sets.
-    """
-
-    name: str
-    code: int
-    major: int = 1
-    feature: int | None = None
-
-
-SLOT_T = 0  # required-feature bit
-
-SECTION_KINDS = {
-    kind.name: kind
-    for kind in (
-        SectionKind("raw", 1),
-        SectionKind("palette", 2),
-        SectionKind("fisher_z", 3),
-        SectionKind("entries", 4),
-        SectionKind("palette_f32", 5),
-        SectionKind("twigs", 6),
-        SectionKind("basis", 7, major=2),
-        SectionKind("slot_l", 8, major=2),
-        SectionKind("codebook", 9, feature=SLOT_T),
-        SectionKind("slot_v", 10, feature=SLOT_T),
-        SectionKind("slot_t", 11, feature=SLOT_T),
-        SectionKind("centroids", 12, feature=SLOT_T),
-        SectionKind("column_scale", 13, feature=SLOT_T),
-        SectionKind("codebook_2", 14, feature=SLOT_T),
-        SectionKind("slot_v_2", 15, feature=SLOT_T),
-        SectionKind("slot_t_2", 16, feature=SLOT_T),
-        SectionKind("file", 17),
-    )
-}
 
 
 def as_bytes(block: Buffer | NDArray[Any]) -> memoryview:

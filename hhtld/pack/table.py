@@ -14,25 +14,21 @@ from typing import Any, Self
 
 import numpy as np
 
-from hhtld.codecs.group import PaletteGroupKey
+from hhtld.codecs import KEEP, codec, codec_ids
+from hhtld.codecs.base import RecordCheck, check_basis
+from hhtld.codecs.section_kinds import SECTION_KINDS, group_codecs
 from hhtld.dtypes import DType, dtype_named
-from hhtld.encoding.plan import CODECS
 from hhtld.errors import HeaderError, no_such_tensor, shown
 from hhtld.gates import CosineSummary, Unreached
+from hhtld.identity import REGIMES, SLOT_L_LANES, PaletteGroupKey
 from hhtld.pack.notebook import card
-from hhtld.pack.sections import SECTION_KINDS, SectionReader
-from hhtld.regimes import REGIMES
+from hhtld.pack.sections import SectionReader
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
-from hhtld.slots.base17 import BASE17_NBYTES
-from hhtld.slots.entries import ENTRY_DTYPE, SLOT_L_LANES
-from hhtld.slots.palette import MAX_PALETTE_K
-from hhtld.slots.trellis import MAX_RATE, MIN_RATE, STATE_BITS
 from hhtld.sources.contract import TensorInfo, checked_name
 from hhtld.storage.side_files import check_together, checked_file_name
 
 __all__ = ["GroupRecord", "PackTable", "TensorRecord"]
 
-_GROUP_KINDS = {"palette", "fisher_z", "basis", "codebook", "centroids", "codebook_2"}
 _CODEC_KEYS = {
     "codec",
     "sections",
@@ -52,19 +48,19 @@ class GroupRecord:
     ----------
     key : PaletteGroupKey
     sections : mapping of kind to section number
-    rate : int or None
-        Of Slot T, in sixteenths of a bit.
-    seed : int or None
-        Of Slot T's rotation.
-    rate_2 : int or None
-        Of Slot T's second level.
+    numbers : mapping of str to int
+        What its codec needs beside sections: of Slot T "rate" and "rate_2", in sixteenths of a bit, and the rotation's
+        "seed".
     """
 
     key: PaletteGroupKey
     sections: Mapping[str, int]
-    rate: int | None = None
-    seed: int | None = None
-    rate_2: int | None = None
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def codecs(self) -> list[str]:
+        """The ids of the codecs that its sections and numbers belong to."""
+        return group_codecs(self.sections, self.numbers)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table's object."""
@@ -77,9 +73,7 @@ class GroupRecord:
         }
         if key.regime != key.implied_regime:  # absent where the role says it, so that such tables are what they were
             record["regime"] = key.regime
-        if self.rate is not None:
-            record |= {"rate": self.rate, "seed": self.seed}
-        return record if self.rate_2 is None else record | {"rate_2": self.rate_2}
+        return record | dict(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ class TensorRecord:
     ----------
     info : TensorInfo
     codec : str
-        "keep", "hhtl_d", "hhtl_f32" or "hhtl_t".
+        The id of its codec, as `hhtld.codecs` knows it.
     sections : mapping of kind to section number
     group : int or None
     slot_l_scale : float or None
@@ -122,6 +116,11 @@ class TensorRecord:
     def name(self) -> str:
         """The tensor's name."""
         return self.info.name
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether it was encoded; False for a tensor that is kept as it came, and for an alias."""
+        return self.group is not None
 
     def _repr_html_(self) -> str:
         facts: dict[str, object] = {"type": self.info.dtype.name, "shape": list(self.info.shape), "codec": self.codec}
@@ -336,52 +335,19 @@ class _Checked:
         shape = checked_shape(record["shape"], where)
         if not isinstance(component, str) or not isinstance(role, str) or len(shape) != 2:
             raise HeaderError(f"{where}: needs a component, a role and a shape of two sizes")
-        sections = self._claim(
-            where, record, set(), {"palette", "fisher_z", "basis", "codebook", "centroids", "codebook_2"}
-        )
-        if "palette" in sections:
-            k, rest = divmod(self._sections.nbytes(sections["palette"]), BASE17_NBYTES)
-            if rest or not 1 <= k <= MAX_PALETTE_K:
-                raise HeaderError(f"{where}: palette must hold 1..{MAX_PALETTE_K} entries of {BASE17_NBYTES} bytes")
-            if "fisher_z" not in sections:
-                raise HeaderError(f"{where}: a palette comes with its fisher_z table")
-            self._size(where, sections["fisher_z"], 8 + k * k)
-        elif "fisher_z" in sections:
-            raise HeaderError(f"{where}: fisher_z without a palette")
+        sections = self._claim(where, record, set(), {name for name, kind in SECTION_KINDS.items() if kind.in_group})
+        nbytes = {kind: self._sections.nbytes(index) for kind, index in sections.items()}
+        check = RecordCheck(where, nbytes, record, 0, shape[1])
+        numbers: dict[str, int] = {}
+        for owner in group_codecs(sections, record):
+            numbers |= codec(owner).check_group(check)
         if "basis" in sections:
-            nbytes = self._sections.nbytes(sections["basis"])
-            if nbytes not in {8 + c * (4 + 2 * shape[1]) for c in range(1, SLOT_L_LANES + 1)}:
-                raise HeaderError(f"{where}: basis of {nbytes} bytes does not hold vectors of {shape[1]} columns")
+            check_basis(check)
         regime = record.get("regime", "")
         if regime not in ("", *REGIMES) or ("regime" in record and not regime):
             raise HeaderError(f"{where}: regime must be {' or '.join(REGIMES)}, got {shown(str(regime), 40)}")
         key = PaletteGroupKey(component, role, (shape[0], shape[1]), regime)
-        if "codebook" not in sections:
-            if {"centroids", "codebook_2"} & set(sections):
-                raise HeaderError(f"{where}: centroids or codebook_2 without a codebook")
-            if {"rate", "seed", "rate_2"} & set(record):
-                raise HeaderError(f"{where}: rate, seed or rate_2 without a codebook")
-            return GroupRecord(key, sections)
-        seed = record.get("seed")
-        rate = self._rate(where, record, "rate", sections["codebook"])
-        rate_2 = self._rate(where, record, "rate_2", sections["codebook_2"]) if "codebook_2" in sections else None
-        if type(seed) is not int or not 0 <= seed < 2**64:
-            raise HeaderError(f"{where}: seed must lie in 0..2^64 - 1")
-        if "rate_2" in record and rate_2 is None:
-            raise HeaderError(f"{where}: rate_2 without codebook_2")
-        if "centroids" in sections:
-            k, rest = divmod(self._sections.nbytes(sections["centroids"]), max(1, 2 * shape[1]))
-            if shape[1] == 0 or rest or not 1 <= k <= MAX_PALETTE_K:
-                raise HeaderError(f"{where}: centroids must be 1..{MAX_PALETTE_K} rows of {shape[1]} columns")
-        return GroupRecord(key, sections, rate, seed, rate_2)
-
-    def _rate(self, where: str, record: Mapping[str, Any], key: str, codebook: int) -> int:
-        rate, levels = record.get(key), self._sections.nbytes(codebook)
-        if type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE:
-            raise HeaderError(f"{where}: {key} must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rate!r}")
-        if levels not in {1 << n_bits for n_bits in STATE_BITS}:
-            raise HeaderError(f"{where}: a codebook has 256, 1024 or 4096 levels, got {levels}")
-        return rate
+        return GroupRecord(key, sections, numbers)
 
     def _tensor(self, item: object, groups: tuple[GroupRecord, ...]) -> TensorRecord:
         record = _object(item, "tensor", {"name", "dtype", "shape"})
@@ -401,9 +367,9 @@ class _Checked:
         if "alias_of" in record:
             if not isinstance(record["alias_of"], str) or of_codec:
                 raise HeaderError(f"{where}: an alias names another tensor and holds nothing itself")
-            return TensorRecord(info, "keep", alias_of=record["alias_of"])
-        codec = record.get("codec")
-        if codec == "keep":
+            return TensorRecord(info, KEEP.id, alias_of=record["alias_of"])
+        named = record.get("codec")
+        if named == KEEP.id:
             if of_codec - {"codec", "sections"}:
                 raise HeaderError(f"{where}: a kept tensor has no {min(of_codec - {'codec', 'sections'})}")
             sections = self._claim(where, record, {"raw"}, set())
@@ -412,39 +378,26 @@ class _Checked:
                 unreached = Unreached.from_json(record["unreached"]) if "unreached" in record else None
             except ValueError as error:
                 raise HeaderError(f"{where}: {error}") from None
-            return TensorRecord(info, "keep", sections, unreached=unreached)
-        if codec not in CODECS:
-            raise HeaderError(f"{where}: unknown codec {shown(str(codec), 40)}; known: {', '.join(CODECS)}")
-        return self._encoded(where, record, info, str(codec), groups)
+            return TensorRecord(info, KEEP.id, sections, unreached=unreached)
+        if named not in codec_ids():
+            raise HeaderError(f"{where}: unknown codec {shown(str(named), 40)}; known: {', '.join(codec_ids())}")
+        return self._encoded(where, record, info, str(named), groups)
 
     def _encoded(
-        self, where: str, record: Mapping[str, Any], info: TensorInfo, codec: str, groups: tuple[GroupRecord, ...]
+        self, where: str, record: Mapping[str, Any], info: TensorInfo, named: str, groups: tuple[GroupRecord, ...]
     ) -> TensorRecord:
         number = record.get("group")
         if type(number) is not int or not 0 <= number < len(groups):
             raise HeaderError(f"{where}: group {number!r} does not exist; there are {len(groups)}")
         group = groups[number]
         _require_weight(where, info.dtype)
-        row_axes = _row_axes(info, codec, group.key.shape)
+        used = codec(named)
+        row_axes = _row_axes(info, used.row_axes(len(info.shape)), group.key.shape)
         if row_axes is None:
             raise HeaderError(f"{where}: shape {list(info.shape)} does not fit group {group.key}")
         info = replace(info, row_axes=row_axes)
-        if codec == "hhtl_t":
-            own, optional = {"slot_v", "slot_t"}, {"slot_l", "twigs", "column_scale", "slot_v_2", "slot_t_2"}
-        else:
-            own, optional = {"entries"} if codec == "hhtl_d" else {"twigs", "palette_f32"}, {"slot_l"}
-        sections = self._claim(where, record, own, optional)
-        if codec == "hhtl_d":
-            if "palette" not in group.sections:
-                raise HeaderError(f"{where}: group {number} has no palette")
-            self._size(where, sections["entries"], info.n_rows * ENTRY_DTYPE.itemsize)
-        elif codec == "hhtl_t":
-            self._check_trellis(where, info, sections, group)
-        else:
-            self._size(where, sections["twigs"], info.n_rows)
-            k, rest = divmod(self._sections.nbytes(sections["palette_f32"]), 2 * info.n_cols)
-            if rest or not 1 <= k <= MAX_PALETTE_K:
-                raise HeaderError(f"{where}: palette_f32 must hold 1..{MAX_PALETTE_K} rows of {info.n_cols} columns")
+        sections = self._claim(where, record, set(used.required), set(used.optional))
+        used.check_tensor(self._check(where, sections, record, info), self._group_check(number, group))
         scale = record.get("slot_l_scale")
         if ("slot_l" in sections) != (scale is not None):
             raise HeaderError(f"{where}: slot_l and slot_l_scale come together")
@@ -469,32 +422,17 @@ class _Checked:
         reason = record.get("regime_reason")
         if reason is not None and not isinstance(reason, str):
             raise HeaderError(f"{where}: regime_reason must be text")
-        return TensorRecord(info, codec, sections, number, None if scale is None else float(scale), gates, crc, reason)
+        return TensorRecord(info, named, sections, number, None if scale is None else float(scale), gates, crc, reason)
 
-    def _check_trellis(self, where: str, info: TensorInfo, sections: Mapping[str, int], group: GroupRecord) -> None:
-        if group.rate is None:
-            raise HeaderError(f"{where}: its group has no codebook")
-        if info.n_rows == 0:
-            raise HeaderError(f"{where}: a tensor without rows cannot have been encoded")
-        for suffix, rate in (("", group.rate), ("_2", group.rate_2)):
-            if rate is None:
-                if {"slot_t_2", "slot_v_2"} & set(sections):
-                    raise HeaderError(f"{where}: a second level without the group's codebook_2")
-                continue
-            if not {f"slot_t{suffix}", f"slot_v{suffix}"} <= set(sections):
-                raise HeaderError(f"{where}: its group has codebook_2, so it needs slot_v_2 and slot_t_2")
-            n_bits = self._sections.nbytes(group.sections[f"codebook{suffix}"]).bit_length() - 1
-            row_nbytes = ((info.n_cols - 1) * rate // 16 + n_bits + 7) // 8
-            self._size(where, sections[f"slot_t{suffix}"], info.n_rows * row_nbytes)
-            self._size(where, sections[f"slot_v{suffix}"], 2 * info.n_rows)
-        if ("twigs" in sections) != ("centroids" in group.sections):
-            raise HeaderError(f"{where}: twigs and the group's centroids come together")
-        if ("slot_l" in sections) != ("basis" in group.sections):
-            raise HeaderError(f"{where}: slot_l and the group's basis come together")
-        if "twigs" in sections:
-            self._size(where, sections["twigs"], info.n_rows)
-        if "column_scale" in sections:
-            self._size(where, sections["column_scale"], 2 * info.n_cols)
+    def _check(
+        self, where: str, sections: Mapping[str, int], record: Mapping[str, Any], info: TensorInfo
+    ) -> RecordCheck:
+        nbytes = {kind: self._sections.nbytes(index) for kind, index in sections.items()}
+        return RecordCheck(where, nbytes, record, info.n_rows, info.n_cols)
+
+    def _group_check(self, number: int, group: GroupRecord) -> RecordCheck:
+        nbytes = {kind: self._sections.nbytes(index) for kind, index in group.sections.items()}
+        return RecordCheck(f"group {number}", nbytes, group.numbers, *group.key.shape)
 
     def _check_alias(self, record: TensorRecord, tensors: Mapping[str, TensorRecord]) -> None:
         if record.alias_of is None:
@@ -521,12 +459,11 @@ def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
     return value
 
 
-def _row_axes(info: TensorInfo, codec: str, matrix: tuple[int, int]) -> int | None:
-    """Return how many leading axes count an encoded tensor's rows, or None where its group's rows are none of it.
+def _row_axes(info: TensorInfo, candidates: range, matrix: tuple[int, int]) -> int | None:
+    """Return how many leading axes count an encoded tensor's rows, or None if its group's rows are none of it.
 
-    The lookup grades count the first; Slot T did so in every file before rows were `hhtld.matrix`'s.
+    The lookup and palette codecs count the first; Slot T did so in every file before rows were `hhtld.matrix`'s.
     """
-    candidates = range(1, 2 if codec != "hhtl_t" else len(info.shape))
     fits = [n for n in candidates if (math.prod(info.shape[:n]), math.prod(info.shape[n:])) == matrix and matrix[1]]
     return info.row_axes if info.row_axes in fits else next(iter(fits), None)
 

@@ -1,6 +1,6 @@
 """Searching a tensor's rows without decoding them: scores, arg-max and top-k on the slots.
 
-A row decodes to ``w = (centroid + L.B + R^T t) / c`` with ``t = gain * level`` (see `hhtld.codecs.trellis_tensor`), so
+A row decodes to ``w = (centroid + L.B + R^T t) / c`` with ``t = gain * level`` (see `hhtld.codecs.trellis`), so
 its score is ``<w, q> = <centroid, y> + <L, B y> + <t, R y>`` with ``y = q / c``: a table of one number a centroid, 8
 numbers a query, and the rotated query against int8 levels, which `score.h` sums in integers while it decodes them in
 registers. A query reads the file's bytes, not the matrix's.
@@ -40,13 +40,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld._kernels import _dot, _score, _screen
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor, bf16_values
+from hhtld.codecs.base import EncodedTensor, SearchTerms, TrellisLevel
+from hhtld.codecs.rows import RowIndex
 from hhtld.dtypes import first_beyond_float32
 from hhtld.errors import NonFiniteError, shown
 from hhtld.gates import CosineSummary
 from hhtld.slots.base17 import Base17
-from hhtld.slots.basis import SvdBasis
 from hhtld.slots.palette import RouteAction
 from hhtld.slots.trellis import Trellis, gain_values
 from hhtld.sources.contract import SourceRows, TensorSource
@@ -144,7 +143,7 @@ class _Bounds:
     gain: float
 
 
-class PlainRows:
+class PlainRows(EncodedTensor):
     """A tensor whose rows are scored as they decode, block by block: one that a pack keeps as it came.
 
     Parameters
@@ -154,11 +153,15 @@ class PlainRows:
         Rows, as an index or slice, to float32 (n, n_cols).
     """
 
-    twigs = slot_l = slot_l_scale = svd_basis = None
-
     def __init__(self, shape: tuple[int, int], read: Callable[[Any], Array32]) -> None:
         self.original_shape = shape
-        self.reconstruct_rows = read
+        self._read = read
+
+    def reconstruct_rows(self, rows: RowIndex = None) -> Array32:
+        return self._read(rows)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        return {}
 
 
 class Scorer:
@@ -168,7 +171,7 @@ class Scorer:
 
     Parameters
     ----------
-    tensor : HhtlDTensor, HhtlF32Tensor, HhtlTTensor or PlainRows
+    tensor : EncodedTensor
         Rows of Slot T with more than 65,536 columns, which integers cannot sum, are scored as they decode.
     cosines : CosineSummary, optional
         Recorded for the tensor; rescoring wants them.
@@ -184,7 +187,7 @@ class Scorer:
 
     def __init__(
         self,
-        tensor: HhtlDTensor | HhtlF32Tensor | HhtlTTensor | PlainRows,
+        tensor: EncodedTensor,
         cosines: CosineSummary | None = None,
         name: str = "",
         levels: int = 2,
@@ -196,56 +199,38 @@ class Scorer:
         if self.n_cols == 0:
             raise ValueError(f"tensor {shown(name)} has no columns to search")
         self._cosines, self._n_levels = cosines, levels
-        self._column_scale: Array64 | None = None
-        self._basis: SvdBasis | None
-        centroids: Array32 | None
-        coded: list[tuple[Trellis, NDArray[np.uint16], NDArray[np.uint8]]] = []
-        self._plain = isinstance(tensor, PlainRows) or (
-            isinstance(tensor, HhtlTTensor) and self.n_cols > _score.MAX_COLS
-        )
-        if self._plain:
-            centroids, self._basis = None, None
-        elif isinstance(tensor, HhtlTTensor):
-            centroids = None if tensor.twigs is None else tensor.shared.centroids
-            self._basis = tensor.shared.basis
-            coded.append((tensor.shared.trellis, tensor.slot_v, tensor.slot_t))
-            if tensor.shared.second is not None and tensor.slot_v_2 is not None and tensor.slot_t_2 is not None:
-                coded.append((tensor.shared.second, tensor.slot_v_2, tensor.slot_t_2))
-            if tensor.column_scale is not None:
-                self._column_scale = bf16_values(tensor.column_scale).astype(np.float64)
-        else:
-            assert not isinstance(tensor, PlainRows)
-            centroids = tensor.cache.unfolded(self.n_cols) if isinstance(tensor, HhtlDTensor) else tensor.palette_f32
-            self._basis = tensor.svd_basis
-        self._twigs = None if centroids is None or tensor.twigs is None else np.ascontiguousarray(tensor.twigs)
-        self._set_unit(centroids, coded[:levels])
+        terms = tensor.search_terms(levels)
+        self._plain = terms is None
+        self._terms = SearchTerms() if terms is None else terms
+        scale, twigs = self._terms.column_scale, self._terms.twigs
+        self._column_scale = None if scale is None else scale.astype(np.float64)
+        self._twigs = None if self._terms.centroids is None or twigs is None else np.ascontiguousarray(twigs)
+        self._set_unit()
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"<Scorer of {name}{self.n_rows:,} rows of {self.n_cols:,}>"
 
-    def _set_unit(
-        self, centroids: Array32 | None, coded: list[tuple[Trellis, NDArray[np.uint16], NDArray[np.uint8]]]
-    ) -> None:
+    def _set_unit(self) -> None:
         """Measure lengths in a power of two near the longest row's: float32 estimates neither overflow nor fade."""
-        lengths = [np.zeros(1)]
-        if centroids is not None:
-            lengths.append(_row_lengths(centroids))
-        if self.tensor.slot_l is not None and self.tensor.slot_l_scale is not None and self._basis is not None:
-            lengths.append(np.array([127 * self.tensor.slot_l_scale * _row_lengths(self._basis.vectors).sum()]))
+        lengths, terms = [np.zeros(1)], self._terms
+        if terms.centroids is not None:
+            lengths.append(_row_lengths(terms.centroids))
+        if terms.slot_l is not None and terms.slot_l_scale is not None and terms.basis is not None:
+            lengths.append(np.array([127 * terms.slot_l_scale * _row_lengths(terms.basis.vectors).sum()]))
         if self._plain:
             lengths.append(self._lengths())
             self._refuse_nonfinite(lengths[-1])
-        norms = [self._level_norms(*level) for level in coded]
+        norms = [self._level_norms(level) for level in terms.levels]
         self._longest = sum(float(own.max(initial=0.0)) for own in (*lengths, *norms))
         if not self._plain and not self._surely_finite():
             self._refuse_nonfinite(self._lengths())
         self._unit = 2.0 ** -math.frexp(self._longest)[1] if self._longest else 1.0
         self._longest *= self._unit
-        self._centroids = None if centroids is None else centroids.astype(np.float64) * self._unit
+        self._centroids = None if terms.centroids is None else terms.centroids.astype(np.float64) * self._unit
         self._levels = [
             _Level(code, codes, (gain_values(slot_v).astype(np.float64) * self._unit).astype(np.float32))
-            for code, slot_v, codes in coded
+            for code, slot_v, codes in terms.levels
         ]
         spread = sum(norms, np.zeros(self.n_rows)) * self._unit
         self._spreads = np.nextafter(spread.astype(np.float32), np.float32(np.inf))
@@ -256,8 +241,8 @@ class Scorer:
         On its way a row's sums grow by at most sqrt(n_cols) before the rotation divides them again.
         """
         reach = 4 * self._longest * math.sqrt(max(1, self.n_cols))
-        if self.tensor.slot_l_scale is not None:
-            reach = max(reach, 127 * self.tensor.slot_l_scale)
+        if self._terms.slot_l_scale is not None:
+            reach = max(reach, 127 * self._terms.slot_l_scale)
         if self._column_scale is not None:
             reach = max(reach, reach / float(self._column_scale.min(initial=1.0)))
         return reach < float(np.finfo(np.float32).max)
@@ -267,10 +252,10 @@ class Scorer:
             row = int((~np.isfinite(lengths)).argmax())
             raise NonFiniteError(f"row {row} of tensor {shown(self.name)} holds a value that is not finite")
 
-    def _level_norms(self, code: Trellis, slot_v: NDArray[np.uint16], codes: NDArray[np.uint8]) -> Array64:
+    def _level_norms(self, level: TrellisLevel) -> Array64:
         energies = np.empty(self.n_rows, np.int32)
-        _score.trellis_energies(codes, code.levels, code.rate, self.n_cols, energies)
-        norms: Array64 = np.abs(gain_values(slot_v).astype(np.float64)) * np.sqrt(energies)
+        _score.trellis_energies(level.slot_t, level.trellis.levels, level.trellis.rate, self.n_cols, energies)
+        norms: Array64 = np.abs(gain_values(level.slot_v).astype(np.float64)) * np.sqrt(energies)
         return norms
 
     @property
@@ -353,9 +338,9 @@ class Scorer:
         It is what the design calls a first stage: rows on entries whose route is SKIP need not be looked at.
         No exact search follows from it; `hhtld probe` shows what it would save and cost.
         """
-        if not isinstance(self.tensor, HhtlDTensor):
+        cache, twigs = self._terms.routes, self._terms.twigs
+        if cache is None or twigs is None:
             raise TypeError(f"only the lookup grade has routes; tensor {shown(self.name)} has none")
-        cache, twigs = self.tensor.cache, self.tensor.twigs
         entry = int(cache.nearest(Base17.fold(self._batch(query)[0][:1]))[0][0])
         routes = cache.routes[entry][twigs]
         counts = np.bincount(routes, minlength=len(RouteAction))
@@ -395,14 +380,14 @@ class Scorer:
         tables = lanes = None
         if self._centroids is not None:
             tables = (y @ self._centroids.T).astype(np.float32)
-        if self._basis is not None and self.tensor.slot_l_scale is not None:
-            projected = y @ self._basis.vectors.T.astype(np.float64)
-            lanes = (projected * (self.tensor.slot_l_scale * self._unit)).astype(np.float32)
+        if self._terms.basis is not None and self._terms.slot_l_scale is not None:
+            projected = y @ self._terms.basis.vectors.T.astype(np.float64)
+            lanes = (projected * (self._terms.slot_l_scale * self._unit)).astype(np.float32)
         planes: list[tuple[NDArray[np.int8], Array32]] = []
         lost = np.zeros(len(batch))
-        if isinstance(self.tensor, HhtlTTensor) and not self._plain:
+        if self._terms.rotate is not None:
             rotated = y.astype(np.float32)
-            self.tensor.shared.rotation.rotate(rotated)
+            self._terms.rotate(rotated)
             rest = rotated.astype(np.float64)
             for _ in range(n_planes):
                 scale = (np.abs(rest).max(axis=1, initial=0.0) / 127).astype(np.float32)
@@ -440,10 +425,8 @@ class Scorer:
         spread = float(np.sqrt((self._noise_lengths()[rows] ** 2).mean())) or 1.0
         ratio = float(np.sqrt((lengths**2).mean())) / spread
         omitted = 0.0
-        if self._n_levels == 1 and isinstance(self.tensor, HhtlTTensor) and self.tensor.shared.second is not None:
-            assert self.tensor.slot_v_2 is not None
-            assert self.tensor.slot_t_2 is not None
-            second = self._level_norms(self.tensor.shared.second, self.tensor.slot_v_2, self.tensor.slot_t_2)
+        if self._terms.omitted is not None:
+            second = self._level_norms(self._terms.omitted)
             omitted = float(np.sqrt(((second[rows] * self._unit) ** 2).mean())) / spread
 
         def tangent(cosine: float) -> float:
@@ -493,7 +476,7 @@ class Scorer:
             return np.concatenate(dense, axis=1).astype(np.float32)
         out = np.empty((len(held.plain), n), np.float32)
         twigs = None if self._twigs is None else self._twigs[rows]
-        slot_l = None if self.tensor.slot_l is None else np.ascontiguousarray(self.tensor.slot_l[rows])
+        slot_l = None if self._terms.slot_l is None else np.ascontiguousarray(self._terms.slot_l[rows])
         _screen.estimate(twigs, held.tables, slot_l, held.lanes, out)
         if self._levels:
             dots = np.empty(out.shape, np.int32)
@@ -573,9 +556,7 @@ class Scorer:
 
     def decoded(self, rows: NDArray[np.int64] | slice) -> Array32:
         """Return rows as the scorer scores them, decoded, float32 (n, n_cols)."""
-        if isinstance(self.tensor, HhtlTTensor):
-            return self.tensor.reconstruct_rows(rows, self._n_levels)
-        return self.tensor.reconstruct_rows(rows)
+        return self.tensor.reconstruct_rows(rows) if self._n_levels == 2 else self.tensor.first_level_rows(rows)
 
     def _source_rows(self, given: Any) -> Rows:
         if isinstance(given, TensorSource):

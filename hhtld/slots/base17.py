@@ -35,12 +35,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld._kernels import _fold
+from hhtld.identity import BASE17_NBYTES
 from hhtld.sources.rows import Rows, as_rows, map_rows
 
 __all__ = ["BASE17_NBYTES", "N_DIMS", "Base17"]
 
 N_DIMS = 17
-BASE17_NBYTES = 2 * N_DIMS
 # Dim 0 carries the sign-like mean of the row's first residue class, 1..6 the coarse shape.
 _WEIGHTS = np.array([20] + [3] * 6 + [1] * 10, np.int64)
 

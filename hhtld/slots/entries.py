@@ -41,8 +41,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from hhtld._kernels import _cast, _leaf
 from hhtld.errors import RangeError
+from hhtld.identity import SLOT_L_LANES
 from hhtld.slots.base17 import Base17
-from hhtld.slots.basis import N_LANES, SvdBasis
+from hhtld.slots.basis import SvdBasis
 from hhtld.slots.palette import HhtlCache
 from hhtld.sources.rows import Rows, as_rows, map_rows
 
@@ -66,7 +67,6 @@ __all__ = [
     "twig",
 ]
 
-SLOT_L_LANES = N_LANES
 ENTRY_DTYPE = np.dtype([("slot_d", "<u2"), ("slot_v", "<u2")])
 
 Entries = NDArray[np.void]

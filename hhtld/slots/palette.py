@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _search
+from hhtld.identity import MAX_PALETTE_K
 from hhtld.slots.base17 import N_DIMS, Base17
 
 __all__ = ["MAX_PALETTE_K", "HhtlCache", "Palette", "RouteAction", "build_hip_families", "checked_palette_k"]
 
-MAX_PALETTE_K = 256
 _HIP_DEPTH = 4
 
 

@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _cast, _trellis
+from hhtld.identity import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE, STATE_BITS
 
 __all__ = [
     "DEFAULT_STATE_BITS",
@@ -49,9 +50,6 @@ __all__ = [
     "search_cols",
 ]
 
-MIN_RATE, MAX_RATE = _trellis.MIN_RATE, _trellis.MAX_RATE  # sixteenths of a bit
-STATE_BITS = (8, 10, 12)
-DEFAULT_STATE_BITS = 10
 _TRAINED = {8: range(16, 97), 10: range(16, 97), 12: range(16, 97, 2)}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from hhtld.codecs.tensors import HhtlF32Tensor
+from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.slots.base17 import Base17
 from hhtld.slots.basis import SvdBasis
 from hhtld.slots.entries import (

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.codecs.group import PaletteGroupKey, SharedPaletteGroup, build_group_with_leaf
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.lookup import HhtlDTensor, SharedPaletteGroup, build_group_with_leaf
+from hhtld.codecs.palette import HhtlF32Tensor
+from hhtld.identity import PaletteGroupKey
 from hhtld.slots.base17 import Base17
 from hhtld.slots.basis import SvdBasis
 from hhtld.slots.entries import decode_rows, encode_rows

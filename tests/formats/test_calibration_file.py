@@ -64,7 +64,7 @@ def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibratio
         for name in (HEAD, QUERY):
             number = pack.info(name).group
             assert number is not None
-            assert pack.table.groups[number].rate == rates[name]
+            assert pack.table.groups[number].numbers["rate"] == rates[name]
         assert "column_scale" in pack.info(QUERY).sections
         assert "column_scale" not in pack.info(HEAD).sections
     assert f"rates about {level:g} bits" in report.notes[-1]

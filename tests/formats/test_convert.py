@@ -525,7 +525,7 @@ def test_bits_rules_and_gates(snapshot: Path, tmp_path: Path) -> None:
         "norm.weight": "keep",
     }
     with hhtld.open(target) as pack:
-        groups = {group.key.role: group.rate for group in pack.table.groups}
+        groups = {group.key.role: group.numbers.get("rate") for group in pack.table.groups}
     assert groups == {"lm_head": 64, "up": None}
     lenient = {"index": Threshold(0.8, 0.7), "argmax": Threshold(0.8, 0.7)}
     small = hhtld.convert(snapshot, target, gates=lenient, profile="gates")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import hhtld
-import hhtld.encoding.coders
+import hhtld.codecs.base
 import hhtld.sources.rows
 from hhtld.commands.verify import verify
 from hhtld.dtypes import DTYPES
@@ -120,8 +120,8 @@ def test_encoding_again_gives_the_same_bytes(
 ) -> None:
     if threads > 1:  # these tensors are smaller than one block
         monkeypatch.setattr(hhtld.sources.rows, "BLOCK_NBYTES", 9_000)
-        monkeypatch.setattr(hhtld.encoding.coders, "BLOCK_NBYTES", 9_000)
-        monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", 20_000)
+        monkeypatch.setattr(hhtld.codecs.base, "BLOCK_NBYTES", 9_000)
+        monkeypatch.setattr(hhtld.codecs.base, "SPAN_NBYTES", 20_000)
     again = tmp_path / name
     with ThreadPoolExecutor(threads) as executor:
         hhtld.save(GOLDENS[name].encode(executor if threads > 1 else None), again)

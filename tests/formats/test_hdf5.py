@@ -17,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.codecs.lookup import HhtlDTensor
+from hhtld.codecs.palette import HhtlF32Tensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.encoding.encoder import compared_rows
 from hhtld.errors import FormatError
 from hhtld.formats.hdf5 import selection

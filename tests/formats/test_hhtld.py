@@ -23,7 +23,6 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.codecs.group import PaletteGroupKey
 from hhtld.commands.verify import verify
 from hhtld.dtypes import DTYPES
 from hhtld.errors import (
@@ -38,6 +37,7 @@ from hhtld.errors import (
 )
 from hhtld.formats.hhtld import open_pack, save_pack
 from hhtld.gates import CosineSummary
+from hhtld.identity import PaletteGroupKey
 from hhtld.pack.container import ContainerReader, ContainerWriter
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord

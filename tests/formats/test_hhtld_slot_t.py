@@ -86,9 +86,9 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
         for size in (0, 1, 255, 257, 512, 8192)
     },
     "no codebook": (shared(codebook=ABSENT), HeaderError, "without a codebook"),
-    "centroids empty": (section(2, b""), HeaderError, "centroids must be"),
-    "centroids cut": (section(2, lambda b: b[:-1]), HeaderError, "centroids must be"),
-    "257 centroids": (section(2, bytes(257 * 2 * N_COLS)), HeaderError, "centroids must be"),
+    "centroids empty": (section(2, b""), HeaderError, "centroids must hold"),
+    "centroids cut": (section(2, lambda b: b[:-1]), HeaderError, "centroids must hold"),
+    "257 centroids": (section(2, bytes(257 * 2 * N_COLS)), HeaderError, "centroids must hold"),
     "centroid NaN": (section(2, first_word(0x7FC0)), HeaderError, "centroids must be finite"),
     "centroid infinite": (section(2, first_word(0xFF80)), HeaderError, "centroids must be finite"),
     "twig beyond the centroids": (section(7, b"\0\2\1"), HeaderError, "twig"),
@@ -169,7 +169,7 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
             ),
         ),
         HeaderError,
-        "group 1: centroids must be",
+        "group 1: centroids must hold",
     ),
     "no slot_v": (both(sections(slot_v=ABSENT), section(5, b"x", "moss")), HeaderError, "needs sections"),
     "no rows": (

@@ -20,13 +20,14 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import hhtld
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor, bf16_values
+from hhtld.codecs.lookup import HhtlDTensor
+from hhtld.codecs.palette import HhtlF32Tensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.commands.inspect import describe, print_description
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
 from hhtld.commands.main import main
 from hhtld.display.terminal import column_chart, cosine, merged, safe, shortened, sparkline
-from hhtld.dtypes import dtype_named
+from hhtld.dtypes import bf16_values, dtype_named
 from hhtld.formats import open_source
 from hhtld.slots.entries import residual
 from hhtld.slots.trellis import gain_values

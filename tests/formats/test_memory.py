@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import hhtld
-import hhtld.encoding.coders
+import hhtld.codecs.base
 from hhtld.commands.main import main
 from hhtld.encoding.encoder import Work, check_memory, expected_nbytes
 from hhtld.encoding.plan import make_plan

@@ -31,7 +31,7 @@ from hhtld.errors import (
 )
 from hhtld.formats import get_format, open_source
 from hhtld.formats.onnx import OnnxFile
-from hhtld.regimes import choose_regimes
+from hhtld.sources.regimes import choose_regimes
 from tests.conftest import low_rank
 
 onnx = pytest.importorskip("onnx", reason="needs the package of the extra 'onnx'")

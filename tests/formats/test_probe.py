@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import hhtld
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.lookup import HhtlDTensor
+from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.commands.main import BAD_INPUT, DONE, USAGE, main
 from hhtld.commands.probe import probe
 from hhtld.commands.probe.ground_truth import exact_rows, perturbed_rows

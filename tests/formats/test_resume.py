@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import hhtld
-import hhtld.encoding.coders
+import hhtld.codecs.base
 import hhtld.formats.hhtld
 from hhtld.api.convert import GATES_NOTE
 from hhtld.commands.main import main
@@ -32,8 +32,8 @@ SPAN = 40_000  # bytes of float32 rows a task, so that a small model takes many
 
 @pytest.fixture(autouse=True)
 def _small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", SPAN)
-    monkeypatch.setattr(hhtld.encoding.coders, "BLOCK_NBYTES", SPAN)
+    monkeypatch.setattr(hhtld.codecs.base, "SPAN_NBYTES", SPAN)
+    monkeypatch.setattr(hhtld.codecs.base, "BLOCK_NBYTES", SPAN)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def names(folder: Path) -> list[str]:
 
 
 CHILD = """
-import sys, hhtld, hhtld.encoding.coders
-hhtld.encoding.coders.SPAN_NBYTES = hhtld.encoding.coders.BLOCK_NBYTES = {span}
+import sys, hhtld, hhtld.codecs.base
+hhtld.codecs.base.SPAN_NBYTES = hhtld.codecs.base.BLOCK_NBYTES = {span}
 def tell(stage, name, nbytes): print(stage, nbytes, flush=True)
 hhtld.convert({source!r}, {target!r}, profile={profile!r}, resume={resume}, jobs=2, progress=tell)
 """
@@ -145,9 +145,9 @@ def test_finished_work_is_not_repeated(source: Path, tmp_path: Path, expected: C
     (tmp_path / "x.hhtld").unlink()
     done = stopped(source, target, int(0.9 * total), "bits:2")
     decided: list[int] = []
-    plain = hhtld.encoding.coders.decide_group
+    plain = hhtld.codecs.trellis_rate.decide_group
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hhtld.encoding.coders, "decide_group", lambda *args: decided.append(1) or plain(*args))
+        patch.setattr(hhtld.codecs.trellis_rate, "decide_group", lambda *args: decided.append(1) or plain(*args))
         events = Events()
         hhtld.convert(source, target, profile="bits:2", resume=True, progress=events)
     assert events.nbytes["resume"] == done["encode"]

@@ -18,11 +18,11 @@ from hhtld.errors import MissingExtraError
 SCRIPT = """
 import os, signal, sys
 import distributed
-import hhtld, hhtld.encoding.coders, hhtld.integrations.dask
+import hhtld, hhtld.codecs.base, hhtld.integrations.dask
 from hhtld.errors import HhtldError
 
 source, folder = sys.argv[1:]
-hhtld.encoding.coders.SPAN_NBYTES = hhtld.encoding.coders.BLOCK_NBYTES = 20_000
+hhtld.codecs.base.SPAN_NBYTES = hhtld.codecs.base.BLOCK_NBYTES = 20_000
 
 def main():
     hhtld.convert(source, f"{folder}/local.hhtld", profile="gates", executor="dask:local", jobs=1)

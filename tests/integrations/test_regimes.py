@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hhtld.dtypes import DTYPES
-from hhtld.regimes import choose_regimes
 from hhtld.sources.contract import ArraySource, TensorInfo
+from hhtld.sources.regimes import choose_regimes
 
 torch = pytest.importorskip("torch", reason="needs the package of the extra 'torch'")
 transformers = pytest.importorskip("transformers", reason="needs the package of the extra 'transformers'")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import hhtld
+from hhtld.codecs.trellis import PARITY_THRESHOLD
 from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, column_scale
-from hhtld.encoding.plan import PARITY_THRESHOLD, make_plan
+from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError
 from hhtld.gates import row_cosines
 from hhtld.sources.contract import ArraySource
@@ -103,7 +104,8 @@ def source() -> ArraySource:
 def test_rates_become_the_groups(source: ArraySource) -> None:
     pack = hhtld.encode(source, "parity", rates={"lm_head.weight": 81})
     groups = [
-        pack.table.groups[pack.info(name).group or 0].rate for name in ("lm_head.weight", "layers.0.q_proj.weight")
+        pack.table.groups[pack.info(name).group or 0].numbers["rate"]
+        for name in ("lm_head.weight", "layers.0.q_proj.weight")
     ]
     assert groups[0] == 81
     assert pack.info("layers.0.q_proj.weight").gates is not None
@@ -116,7 +118,7 @@ def test_rates_become_the_groups(source: ArraySource) -> None:
 
 def test_rules_come_before_rates(source: ArraySource) -> None:
     plan = make_plan(source, "parity", rules=[("lm_head*", "keep")], rates={"lm_head.weight": 81})
-    assert plan.tensors["lm_head.weight"].codec == "keep"
+    assert plan.tensors["lm_head.weight"].codec.id == "keep"
 
 
 def test_rates_are_for_parity(source: ArraySource) -> None:

@@ -8,7 +8,6 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.codecs.group import PaletteGroupKey
 from hhtld.encoding.encoder import encode, measure
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import NonFiniteError
@@ -21,8 +20,16 @@ from hhtld.gates import (
     row_cosines,
     summarize,
 )
+from hhtld.identity import (
+    PaletteGroupKey,
+    classify_component,
+    classify_role,
+    effective_shape,
+    group_key,
+    is_encodable,
+    regime,
+)
 from hhtld.pack.pack import PackSource
-from hhtld.roles import classify_component, classify_role, effective_shape, group_key, is_encodable, regime
 from hhtld.sources.contract import ArraySource
 
 

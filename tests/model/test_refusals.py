@@ -50,7 +50,7 @@ def test_conversions_refuse_what_cannot_be_meant(model: Path, given: dict[str, A
 def test_a_seed_of_numpy_is_a_seed(model: Path) -> None:
     hhtld.convert(model, model.with_suffix(".hhtld"), profile="gates", seed=np.uint64(7))  # type: ignore[arg-type]
     with hhtld.open(model.with_suffix(".hhtld")) as pack:
-        assert pack.table.groups[0].seed == 7
+        assert pack.table.groups[0].numbers["seed"] == 7
 
 
 @pytest.mark.parametrize(

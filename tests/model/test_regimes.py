@@ -20,8 +20,8 @@ from hhtld.encoding.plan import make_plan
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS
 from hhtld.pack.table import PackTable
-from hhtld.regimes import choose_regimes, regime_of
 from hhtld.sources.contract import ArraySource, TensorInfo
+from hhtld.sources.regimes import choose_regimes, regime_of
 
 # Of every architecture what its own library calls its tensors, with shapes of a published model: rows looked up by
 # index or scored as a vocabulary's, "index", and matrices of layers, convolutions and classifiers, "argmax".
@@ -737,7 +737,7 @@ def test_a_rule_for_one_of_tied_names_decides_for_both() -> None:
         ([("model.*", "keep"), ("lm_head.*", "bits:2")], "hhtl_t"),
     ):
         plan = make_plan(source, "bits:3", rules=rules)
-        assert plan.tensors["lm_head.weight"].codec == codec
+        assert plan.tensors["lm_head.weight"].codec.id == codec
         assert plan.tensors["model.embed_tokens.weight"].alias_of == "lm_head.weight"
 
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
-import hhtld.roles
+import hhtld.identity
 import hhtld.sources.contract
+from hhtld.codecs import parse_profile
 from hhtld.commands.diff import diff
 from hhtld.commands.verify import verify
 from hhtld.dtypes import DTYPES
-from hhtld.encoding.coders import task_nbytes
 from hhtld.encoding.encoder import Work, check_memory
-from hhtld.encoding.plan import Profile, make_plan
+from hhtld.encoding.plan import make_plan
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import open_pack
@@ -219,7 +219,7 @@ def whole_numbers() -> dict[str, Array]:
 def test_masks_and_integers_in_float_types_are_kept_and_told() -> None:
     source = ArraySource(whole_numbers())
     plan = make_plan(source, "gates")
-    assert {plan.tensors[name].codec for name in source.infos()} == {"keep"}
+    assert {plan.tensors[name].codec.id for name in source.infos()} == {"keep"}
     (note,) = plan.notes
     assert note.startswith("9 tensors hold whole numbers only, as masks do, and are kept byte for byte: 'causal', ")
     pack = hhtld.encode(source, "gates")
@@ -244,13 +244,13 @@ def test_what_only_looks_like_whole_numbers_is_coded() -> None:
         "sinusoids": np.sin(np.arange(4096).reshape(64, 64) / 50).astype(np.float32),
     }
     plan = make_plan(ArraySource(tensors), "bits:3")
-    assert {name for name in tensors if plan.tensors[name].codec == "hhtl_t"} == set(tensors)
+    assert {name for name in tensors if plan.tensors[name].codec.id == "hhtl_t"} == set(tensors)
     assert plan.notes == ()
 
 
 def test_lookup_grades_code_whole_numbers_as_they_did() -> None:
     plan = make_plan(ArraySource({"w": np.arange(600 * 64, dtype=np.float32).reshape(600, 64) % 5}), "lookup")
-    assert plan.tensors["w"].codec == "hhtl_d"
+    assert plan.tensors["w"].codec.id == "hhtl_d"
 
 
 # ---- memory ----
@@ -281,7 +281,8 @@ def test_few_wide_rows_are_coded_in_pieces_and_as_well() -> None:
     assert narrow is not None
     assert found.n_rows == 2
     assert abs(found.median - narrow.median) < 1e-3
-    assert task_nbytes(Profile.parse("bits:3"), 2, 1 << 20, 4 << 20) < 64 << 20
+    profile = parse_profile("bits:3")
+    assert profile.codec.task_nbytes(profile, 2, 1 << 20, 4 << 20) < 64 << 20
 
 
 # ---- files ----
@@ -302,7 +303,7 @@ def model(tmp_path: Path) -> Path:
 def of_first_axes(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file as writers made it when rows were the first axis of any rank."""
     with monkeypatch.context() as patched:
-        for module in (hhtld.sources.contract, hhtld.roles):
+        for module in (hhtld.sources.contract, hhtld.identity):
             patched.setattr(module, "row_axes", lambda shape: 1)
         hhtld.convert(model, model.with_name("old.hhtld"), profile="bits:3", min_ratio=0)
     return model.with_name("old.hhtld")
@@ -353,7 +354,7 @@ def test_files_of_matrices_and_convolutions_are_what_they_were(tmp_path: Path, m
     shapes = ((64, 80), (32, 16, 3, 3), (48, 24, 5), (64, 32, 1, 1), (40, 3, 2, 8, 8), (33, 1, 31), (3, 32, 9, 9))
     save_file({f"w{i}": laplace(*shape) for i, shape in enumerate(shapes)}, tmp_path / "m.safetensors")
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "new.hhtld", profile="bits:3", min_ratio=0)
-    for module in (hhtld.sources.contract, hhtld.roles):
+    for module in (hhtld.sources.contract, hhtld.identity):
         monkeypatch.setattr(module, "row_axes", lambda shape: 1)
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "old.hhtld", profile="bits:3", min_ratio=0)
     assert (tmp_path / "new.hhtld").read_bytes() == (tmp_path / "old.hhtld").read_bytes()

@@ -16,14 +16,19 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-import hhtld.encoding.coders
+import hhtld.codecs.base
 import hhtld.sources.rows
-from hhtld.codecs.group import PaletteGroupKey
-from hhtld.encoding.coders import LookupGroup, PaletteGroup, TrellisGroup, code_rows
+from hhtld.codecs import parse_profile
+from hhtld.codecs.base import GroupCode, GroupRequest
+from hhtld.codecs.lookup import LookupGroup
+from hhtld.codecs.palette import PaletteGroup
+from hhtld.codecs.trellis_rate import sample_rows, sample_size
+from hhtld.dtypes import FLOAT32
 from hhtld.encoding.encoder import Work, encode_source
-from hhtld.encoding.plan import Profile, make_plan
-from hhtld.encoding.rate import sample_rows, sample_size
+from hhtld.encoding.plan import make_plan
+from hhtld.encoding.tasks import code_rows
 from hhtld.gates import GroupCosines, Threshold, summarize
+from hhtld.identity import PaletteGroupKey
 from hhtld.pack.container import ContainerWriter
 from hhtld.pack.sections import MemorySections
 from hhtld.sources.contract import ArraySource
@@ -209,18 +214,21 @@ def test_tasks_and_what_they_need_can_be_pickled(profile: str) -> None:
     rows = ArrayRows(model()["embed.weight"])
     key = PaletteGroupKey("other", "embed", (1400, 64))
     own: Any = None
-    code: LookupGroup | PaletteGroup | TrellisGroup | None
+    code: GroupCode | None
     if profile == "lookup":
         code = LookupGroup.found(key, rows)
     elif profile == "f32":
-        code, own = PaletteGroup.found(key, rows), hhtld.encoding.coders.found_palette("other_embed", rows)
+        code, own = PaletteGroup.found(key, rows), hhtld.codecs.palette.find_palette("other_embed", rows)
     else:
-        code = TrellisGroup.decided(key, [rows], [None], Profile.parse("gates"), Threshold(0.98, 0.95), 0)
+        request = GroupRequest(key, [rows], parse_profile("gates"), Threshold(0.98, 0.95), 0, [None], FLOAT32)
+        find, arguments = request.profile.codec.find(request)
+        code = find(*arguments)
     assert code is not None
     scale = 0.125 if code.coder(own).has_leaf else None
-    here = code_rows(code, own, rows, 100, 300, scale)
+    codec = parse_profile(profile).codec
+    here = code_rows(code, own, codec, rows, 100, 300, scale)
     small = len(pickle.dumps(code))
-    function, args = pickle.loads(pickle.dumps((code_rows, (code, own, rows, 100, 300, scale))))
+    function, args = pickle.loads(pickle.dumps((code_rows, (code, own, codec, rows, 100, 300, scale))))
     there = function(*args)
     assert len(pickle.dumps(code)) == small, "what was computed from it does not travel"
     assert there.crcs == here.crcs == {kind: zlib.crc32(part.tobytes()) for kind, part in there.parts.items()}
@@ -271,8 +279,8 @@ def test_bytes_do_not_depend_on_who_works_how(profile: str, tmp_path: Path, monk
     assert (tmp_path / "saved").read_bytes() == expected
     for block, span in ((4_000, 9_000), (20_000, 20_000), (1 << 20, 50_000)):
         monkeypatch.setattr(hhtld.sources.rows, "BLOCK_NBYTES", block)
-        monkeypatch.setattr(hhtld.encoding.coders, "BLOCK_NBYTES", block)
-        monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", span)
+        monkeypatch.setattr(hhtld.codecs.base, "BLOCK_NBYTES", block)
+        monkeypatch.setattr(hhtld.codecs.base, "SPAN_NBYTES", span)
         with ThreadPoolExecutor(3) as threads:
             for crew in (Crew(), Crew(threads, 3), Crew(Backwards(), 7)):
                 assert written(tmp_path / "b", profile, Work(crew)) == expected
@@ -334,7 +342,7 @@ def test_workers_read_the_same_model_or_none(changed: str, message: str, tmp_pat
 
 
 def test_errors_of_workers_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hhtld.encoding.coders, "SPAN_NBYTES", 9_000)
+    monkeypatch.setattr(hhtld.codecs.base, "SPAN_NBYTES", 9_000)
     bad = model()
     bad["layers.0.up_proj.weight"][599, 71] = np.nan
     source = ArraySource(bad)

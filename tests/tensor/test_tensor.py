@@ -9,15 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.codecs.group import (
-    PaletteGroupKey,
-    SharedPaletteGroup,
-    build_group_with_fisher_z,
-    build_group_with_leaf,
-    sample_basis,
-)
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
+from hhtld.codecs.leaf import sample_basis
+from hhtld.codecs.lookup import HhtlDTensor, SharedPaletteGroup, build_group_with_fisher_z, build_group_with_leaf
+from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.errors import RangeError
+from hhtld.identity import PaletteGroupKey
 from hhtld.slots.basis import SvdBasis
 from hhtld.slots.entries import ENTRY_DTYPE
 from hhtld.sources.rows import ArrayRows

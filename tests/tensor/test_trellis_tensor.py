@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
-from hhtld.encoding.rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
+from hhtld.codecs.trellis import HhtlTTensor, TrellisShared
+from hhtld.codecs.trellis_rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
 from hhtld.errors import RangeError
 from hhtld.gates import THRESHOLDS, Threshold, row_cosines
 from hhtld.slots.basis import SvdBasis

@@ -13,7 +13,7 @@ import zlib
 from copy import deepcopy
 from typing import Any
 
-from hhtld.pack.sections import SECTION_KINDS
+from hhtld.codecs.section_kinds import SECTION_KINDS
 
 NUMBERS = [0, 1, 2, 7, 16, 63, 64, 255, 256, 257, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**47, 2**48, 2**48 + 1]
 NUMBERS += [2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**31), -(2**63)]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import hhtld
+from hhtld.codecs.section_kinds import SECTION_KINDS
 from hhtld.errors import UnsupportedVersionError
 from hhtld.pack.container import MAJOR_VERSIONS, ContainerReader
-from hhtld.pack.sections import SECTION_KINDS
 from tests.trust.damage import GOLDEN
 
 ROOT = Path(__file__).parent.parent.parent

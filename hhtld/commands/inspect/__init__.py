@@ -157,8 +157,9 @@ def _group_facts(pack: HhtldPack, members: list[TensorRecord], group: GroupRecor
         "shared_nbytes": shared,
         "bits_per_weight": round(_bits(own + shared, sum(_n_elements(record.info) for record in members)), 4),
     }
-    if group.rate is not None:
-        facts["bits"] = [rate / 16 for rate in (group.rate, group.rate_2) if rate is not None]
+    rates = [group.numbers[key] for key in ("rate", "rate_2") if key in group.numbers]
+    if rates:
+        facts["bits"] = [rate / 16 for rate in rates]
         facts["states"] = [sizes[kind] for kind in ("codebook", "codebook_2") if kind in sizes]
     for kind, width in (("palette", BASE17_NBYTES), ("centroids", 2 * group.key.shape[1])):
         if kind in sizes:
@@ -169,7 +170,7 @@ def _group_facts(pack: HhtldPack, members: list[TensorRecord], group: GroupRecor
 def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the whole; tied tensors count once, as in what `convert` reports."""
     records = [record for record in pack.table.tensors.values() if record.alias_of is None]
-    encoded = [record for record in records if record.codec != "keep"]
+    encoded = [record for record in records if record.is_encoded]
     elements, n_encoded = (sum(_n_elements(r.info) for r in some) for some in (records, encoded))
     shared = sum(group["shared_nbytes"] for group in facts["groups"])
     own = sum(pack.nbytes(record.name) for record in encoded)
@@ -193,7 +194,7 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
         "nbytes": nbytes,
         "encoded_nbytes": own,
         "shared_nbytes": shared,
-        "kept_nbytes": sum(pack.nbytes(record.name) for record in records if record.codec == "keep"),
+        "kept_nbytes": sum(pack.nbytes(record.name) for record in records if not record.is_encoded),
         "files_nbytes": files,
         "table_nbytes": nbytes - held,
         "table_share": _share(nbytes - held, nbytes),
@@ -236,7 +237,7 @@ def _content(pack: HhtldPack, facts: Mapping[str, Any], name: str) -> dict[str, 
         target = next(tensor for tensor in facts["tensors"] if tensor["name"] == record.alias_of)
         return {"target": target | _content(pack, facts, record.alias_of)}
     found: dict[str, Any] = {"stored": _stored(pack, facts, record)}
-    if record.codec != "keep":
+    if record.is_encoded:
         found["slots"] = slot_statistics(pack.get_encoded(name))
     elif record.info.dtype.is_weight:
         raw = pack.sections.whole(record.sections["raw"])

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor, bf16_values
-from hhtld.dtypes import DType, widen
+from hhtld.codecs.base import EncodedTensor
+from hhtld.dtypes import DType, bf16_values, widen
 from hhtld.gates import N_QUANTILES
-from hhtld.pack.pack import EncodedTensor
 from hhtld.slots.basis import SvdBasis
-from hhtld.slots.entries import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
+from hhtld.slots.entries import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual
 from hhtld.slots.trellis import gain_values
 
 __all__ = ["slot_statistics", "value_statistics", "weight_blocks"]
@@ -42,18 +40,26 @@ def slot_statistics(tensor: EncodedTensor) -> dict[str, Any]:
         "column_scale" (quantiles and histogram), "twigs" (usage) with "twig_counts", "basins",
         "hip_families" and "polarity" (rows), "slot_l" (scale and lanes), "singular_values" with "energy".
     """
-    if isinstance(tensor, HhtlDTensor):
-        facts = _lookup_statistics(tensor)
-    elif isinstance(tensor, HhtlF32Tensor):
-        shapes = {"twigs": tensor.twigs.shape, "palette_f32": tensor.palette_bits.shape}
-        facts = {"shapes": shapes} | _usage(_counts(tensor.twigs, 256), len(tensor.palette_bits))
-    else:
-        facts = _trellis_statistics(tensor)
-    basis = tensor.shared.basis if isinstance(tensor, HhtlTTensor) else tensor.svd_basis
-    if tensor.slot_l is not None and tensor.slot_l_scale is not None and basis is not None:
-        facts["shapes"] |= {"slot_l": tensor.slot_l.shape, "basis": basis.bits.shape}
-        facts["slot_l"] = {"scale": tensor.slot_l_scale, "lanes": _lanes(tensor.slot_l, tensor.slot_l_scale)}
-        facts |= _basis_statistics(basis)
+    view = tensor.view()
+    facts: dict[str, Any] = {"shapes": dict(view.shapes)}
+    for suffix, trellis in view.trellises.items():
+        codes = view.codes[f"slot_t{suffix}"]
+        facts[f"slot_t{suffix}"] = {
+            "bits": trellis.rate / 16,
+            "row_nbytes": codes.shape[1],
+            "states": len(trellis.levels),
+        }
+    for kind, gains in view.gains.items():
+        facts[kind] = _distribution(gain_values(_ALL_U16), _counts(gains, 1 << 16))
+    if view.column_scale is not None:
+        facts["column_scale"] = _distribution(bf16_values(_ALL_U16), _counts(view.column_scale, 1 << 16))
+    if view.slot_d is not None and view.magnitudes is not None:
+        facts |= _address_statistics(view.slot_d, view.magnitudes)
+    if view.twigs is not None and view.n_entries is not None:
+        facts |= _usage(_counts(view.twigs, 256), view.n_entries)
+    if view.slot_l is not None and view.slot_l_scale is not None and view.basis is not None:
+        facts["slot_l"] = {"scale": view.slot_l_scale, "lanes": _lanes(view.slot_l, view.slot_l_scale)}
+        facts |= _basis_statistics(view.basis)
     facts["shapes"] = {kind: list(map(int, shape)) for kind, shape in facts["shapes"].items()}
     return facts
 
@@ -104,45 +110,19 @@ def _counts(codes: NDArray[Any], n_codes: int) -> Counts:
     return counts
 
 
-def _trellis_statistics(tensor: HhtlTTensor) -> dict[str, Any]:
-    shared = tensor.shared
-    group = {"codebook": shared.trellis.levels, "centroids": shared.centroid_bits}
-    if shared.second is not None:
-        group["codebook_2"] = shared.second.levels
-    held = tensor.parts() | {kind: array for kind, array in group.items() if array is not None}
-    facts: dict[str, Any] = {"shapes": {kind: array.shape for kind, array in held.items()}}
-    for suffix, code in (("", shared.trellis), ("_2", shared.second)):
-        if code is not None:
-            size = {"row_nbytes": code.row_nbytes(shared.n_cols), "states": len(code.levels)}
-            facts[f"slot_t{suffix}"] = {"bits": code.rate / 16} | size
-    for kind, gains in (("slot_v", tensor.slot_v), ("slot_v_2", tensor.slot_v_2)):
-        if gains is not None:
-            facts[kind] = _distribution(gain_values(_ALL_U16), _counts(gains, 1 << 16))
-    if tensor.column_scale is not None:
-        facts["column_scale"] = _distribution(bf16_values(_ALL_U16), _counts(tensor.column_scale, 1 << 16))
-    if tensor.twigs is not None:
-        facts |= _usage(_counts(tensor.twigs, 256), len(shared.centroids))
-    return facts
-
-
-def _lookup_statistics(tensor: HhtlDTensor) -> dict[str, Any]:
-    k = tensor.cache.k
-    shapes: dict[str, tuple[int, ...]] = {"entries": tensor.entries.shape, "palette": (k, 17)}
-    if tensor.fisher_z is not None:
-        shapes["fisher_z"] = (k, k)
-    slot_d = _counts(tensor.entries["slot_d"], 1 << 16)
+def _address_statistics(slot_d: NDArray[np.uint16], magnitudes: NDArray[np.uint16]) -> dict[str, Any]:
+    counted = _counts(slot_d, 1 << 16)
 
     def rows_by(field: NDArray[Any], n: int) -> Counts:
-        return np.bincount(field, slot_d, n).astype(np.int64)
+        return np.bincount(field, counted, n).astype(np.int64)
 
     signs = rows_by(polarity(_ALL_U16), 2)
     return {
-        "shapes": shapes,
-        "slot_v": _distribution(residual(_ALL_U16), _counts(tensor.entries["slot_v"], 1 << 16)),
+        "slot_v": _distribution(residual(_ALL_U16), _counts(magnitudes, 1 << 16)),
         "basins": {basin.name: int(n) for basin, n in zip(HeelBasin, rows_by(heel_basin(_ALL_U16), 4), strict=True)},
         "hip_families": rows_by(hip_family(_ALL_U16), 16).tolist(),
         "polarity": {"positive": int(signs[1]), "negative": int(signs[0])},
-    } | _usage(rows_by(twig(_ALL_U16), 256), k)
+    }
 
 
 def _usage(counts: Counts, k: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def chosen_tensors(pack: HhtldPack, globs: Sequence[str] = ()) -> list[str]:
         When there is none.
     """
     wanted = list(dict.fromkeys(pack.info(name).name for name in matching(pack, globs)))
-    encoded = [name for name in wanted if pack.info(name).codec != "keep" and pack.info(name).info.n_rows]
+    encoded = [name for name in wanted if pack.info(name).is_encoded and pack.info(name).info.n_rows]
     if globs and not encoded:
         raise ValueError(f"tensor {shown(wanted[0])} is kept as it came; only encoded tensors are searched")
     chosen = encoded if globs else [name for name in encoded if pack.table.regime(name) == "index"]

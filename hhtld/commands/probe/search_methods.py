@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -18,17 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from hhtld.codecs.tensors import HhtlDTensor, HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.codecs import parse_profile
+from hhtld.codecs.view import TensorView
 from hhtld.commands.probe.report import CascadeProbe, NotEncodable, SearchResult
 from hhtld.encoding.encoder import encode
-from hhtld.encoding.plan import Profile
+from hhtld.identity import BASE17_NBYTES, ENTRY_NBYTES, MIN_NBYTES, MIN_ROWS, SLOT_L_LANES
 from hhtld.pack.pack import HhtldPack
-from hhtld.roles import MIN_NBYTES, MIN_ROWS
 from hhtld.search.scorer import Scorer
-from hhtld.slots.base17 import BASE17_NBYTES, Base17
-from hhtld.slots.entries import ENTRY_DTYPE, SLOT_L_LANES
-from hhtld.slots.palette import RouteAction
+from hhtld.slots.base17 import Base17
+from hhtld.slots.palette import HhtlCache, RouteAction
 from hhtld.sources.contract import TensorSource
 
 __all__ = ["SearchCase", "best_rows", "measured_methods"]
@@ -128,10 +126,10 @@ def _dense(case: SearchCase) -> _Method:
 
 def _encoded(case: SearchCase, profile: str) -> HhtldPack | NotEncodable:
     """The file itself where it holds the tensor so, else an encoding of this tensor alone."""
-    if case.pack.info(case.name).codec == Profile.parse(profile).codec:
+    if case.pack.info(case.name).codec == parse_profile(profile).codec.id:
         return case.pack
     made = encode({case.name: case.source.read_tensor(case.name)}, profile)
-    return NotEncodable(profile, _TOO_SMALL) if made.info(case.name).codec == "keep" else made
+    return made if made.info(case.name).is_encoded else NotEncodable(profile, _TOO_SMALL)
 
 
 def _section_nbytes(pack: HhtldPack, name: str, without: Sequence[str] = ()) -> int:
@@ -163,10 +161,12 @@ def _rescored(case: SearchCase, name: str, levels: int = 2) -> _Method:
     return _Method(f"{name}, rescored", find, _by_scorer(case, case.pack, name, levels).nbytes, held=True)
 
 
-def _slots_name(tensor: HhtlDTensor | HhtlF32Tensor) -> str:
-    if isinstance(tensor, HhtlDTensor):
-        return "lookup, Slot D" if tensor.slot_l is None else "lookup, Slots D and L"
-    return "f32, twig" if tensor.slot_l is None else "f32, twig and L"
+def _slots_name(view: TensorView) -> str:
+    if view.slot_d is not None:
+        return "lookup, Slot D" if view.slot_l is None else "lookup, Slots D and L"
+    if view.palette is not None:
+        return "f32, twig" if view.slot_l is None else "f32, twig and L"
+    return "rows"
 
 
 def _grade_methods(case: SearchCase, profile: str, pack: HhtldPack | NotEncodable) -> Iterator[_Method | NotEncodable]:
@@ -174,34 +174,36 @@ def _grade_methods(case: SearchCase, profile: str, pack: HhtldPack | NotEncodabl
     if isinstance(pack, NotEncodable):
         yield from (NotEncodable(name, pack.reason) for name in (_TABLES[profile], profile))
         return
-    tensor = pack.get_encoded(case.name)
-    assert not isinstance(tensor, HhtlTTensor)
-    held = pack is case.pack
-    yield _by_fisher_z(case, tensor, held) if isinstance(tensor, HhtlDTensor) else _by_cosine_table(case, tensor, held)
-    yield _by_scorer(case, pack, _slots_name(tensor))
+    view, held = pack.get_encoded(case.name).view(), pack is case.pack
+    yield _by_cosine_table(case, view, held) if view.cache is None else _by_fisher_z(case, view, view.cache, held)
+    yield _by_scorer(case, pack, _slots_name(view))
 
 
-def _entry(tensor: HhtlDTensor, query: Array32) -> int:
+def _entry(cache: HhtlCache, query: Array32) -> int:
     """The palette entry nearest to a query, as the design finds it."""
-    return int(tensor.cache.nearest(Base17.fold(query[None]))[0][0])
+    return int(cache.nearest(Base17.fold(query[None]))[0][0])
 
 
-def _by_fisher_z(case: SearchCase, tensor: HhtlDTensor, held: bool) -> _Method:
+def _by_fisher_z(case: SearchCase, view: TensorView, cache: HhtlCache, held: bool) -> _Method:
     """The query's nearest entry, and what the table says of that entry and every row's."""
-    assert tensor.fisher_z is not None
-    cosines, k = tensor.fisher_z.cosines(tensor.fisher_z.codes), tensor.cache.k
-    find = _by_entry(case, cosines, tensor.twigs, lambda query: _entry(tensor, query))
-    return _Method(_TABLES["lookup"], find, tensor.entries.nbytes + BASE17_NBYTES * k + 8 + k, held)
+    assert view.fisher_z is not None
+    assert view.twigs is not None
+    cosines, k = view.fisher_z.cosines(view.fisher_z.codes), cache.k
+    find = _by_entry(case, cosines, view.twigs, lambda query: _entry(cache, query))
+    entries_nbytes = len(view.twigs) * ENTRY_NBYTES
+    return _Method(_TABLES["lookup"], find, entries_nbytes + BASE17_NBYTES * k + 8 + k, held)
 
 
-def _by_cosine_table(case: SearchCase, tensor: HhtlF32Tensor, held: bool) -> _Method:
+def _by_cosine_table(case: SearchCase, view: TensorView, held: bool) -> _Method:
     """The query's nearest entry by cosine, and that entry's cosine with every row's."""
-    entries = tensor.palette_f32.astype(np.float64)
+    assert view.palette is not None
+    assert view.twigs is not None
+    entries = view.palette.astype(np.float64)
     lengths = np.linalg.norm(entries, axis=1, keepdims=True)
     unit = np.divide(entries, lengths, out=np.zeros_like(entries), where=lengths > 0)
-    cosines, plain, twigs = (unit @ unit.T).astype(np.float32), unit.astype(np.float32), tensor.twigs
+    cosines, plain, twigs = (unit @ unit.T).astype(np.float32), unit.astype(np.float32), view.twigs
     find = _by_entry(case, cosines, twigs, lambda query: int((plain @ query).argmax()))
-    return _Method(_TABLES["f32"], find, twigs.nbytes + tensor.palette_bits.nbytes + cosines[0].nbytes, held)
+    return _Method(_TABLES["f32"], find, twigs.nbytes + view.palette.nbytes // 2 + cosines[0].nbytes, held)
 
 
 def _by_entry(
@@ -214,11 +216,11 @@ def _by_entry(
 
 def _held_methods(case: SearchCase) -> Iterator[_Method]:
     """The tensor as the file holds it; lookup grades are measured without rescoring before."""
-    tensor = case.pack.get_encoded(case.name)
-    if not isinstance(tensor, HhtlTTensor):
-        yield _rescored(case, _slots_name(tensor))
+    view = case.pack.get_encoded(case.name).view()
+    if not view.trellises:
+        yield _rescored(case, _slots_name(view))
         return
-    two = tensor.shared.second is not None
+    two = len(view.trellises) == 2
     for levels, name in ((1, "Slot T, level 1"), (2, "Slot T, both levels")) if two else ((2, "Slot T"),):
         yield _by_scorer(case, case.pack, name, levels)
         yield _rescored(case, name, levels)
@@ -229,17 +231,18 @@ def _held_methods(case: SearchCase) -> Iterator[_Method]:
 
 def _cascade(case: SearchCase, pack: HhtldPack, results: Sequence[SearchResult | NotEncodable]) -> CascadeProbe:
     scorer = pack.scorer(case.name)
-    tensor = scorer.tensor
-    assert isinstance(tensor, HhtlDTensor)
+    view = scorer.tensor.view()
+    assert view.cache is not None
+    cache = view.cache
     cascades = [scorer.cascade(query) for query in case.queries]
-    route = _Method("routing", lambda query: _Found(np.array([_entry(tensor, query)])), 0)
+    route = _Method("routing", lambda query: _Found(np.array([_entry(cache, query)])), 0)
     routing = _measured(case, route).milliseconds
     shared: Counter[RouteAction] = Counter()
     for one in cascades:
         shared.update(one.counts)
     routed = scorer.n_rows * len(cascades)
-    found, times = _after_cascade(case, tensor, [one.entry for one in cascades])
-    row_nbytes = ENTRY_DTYPE.itemsize + (0 if tensor.slot_l is None else SLOT_L_LANES)
+    found, times = _after_cascade(case, pack, cache, [one.entry for one in cascades])
+    row_nbytes = ENTRY_NBYTES + (0 if view.slot_l is None else SLOT_L_LANES)
     saved = round(shared[RouteAction.SKIP] / len(cascades) * row_nbytes)
     nbytes, held = _section_nbytes(pack, case.name, ["fisher_z"]) - saved, pack is case.pack
     return CascadeProbe(
@@ -251,27 +254,25 @@ def _cascade(case: SearchCase, pack: HhtldPack, results: Sequence[SearchResult |
     )
 
 
-def _after_cascade(case: SearchCase, tensor: HhtlDTensor, entries: Sequence[int]) -> tuple[list[_Found], list[float]]:
+def _after_cascade(
+    case: SearchCase, pack: HhtldPack, cache: HhtlCache, entries: Sequence[int]
+) -> tuple[list[_Found], list[float]]:
     """Search what an entry's routes leave; only routing and searching are timed, not laying those rows out."""
+    twigs = pack.get_encoded(case.name).view().twigs
+    assert twigs is not None
     found, times = [_Found(np.empty(0, np.int64))] * len(entries), [0.0] * len(entries)
     for entry in dict.fromkeys(entries):
-        left = np.flatnonzero(tensor.cache.routes[entry][tensor.twigs] != RouteAction.SKIP)
-        scorer = Scorer(_rows_of(tensor, left)) if len(left) else None
+        left = np.flatnonzero(cache.routes[entry][twigs] != RouteAction.SKIP)
+        scorer = Scorer(pack.get_encoded(case.name, left)) if len(left) else None
         own = [number for number, other in enumerate(entries) if other == entry]
         for number in (own[0], *own):  # the first of an entry is made twice, and counted once
             started = time.perf_counter()
-            _entry(tensor, case.queries[number])
+            _entry(cache, case.queries[number])
             if scorer is not None:
                 best = scorer.topk(case.queries[number], min(case.k, len(left))).rows
                 found[number] = _Found(left[best])
             times[number] = (time.perf_counter() - started) * 1e3
     return found, times
-
-
-def _rows_of(tensor: HhtlDTensor, rows: NDArray[np.intp]) -> HhtlDTensor:
-    shape = (len(rows), tensor.original_shape[1])
-    slot_l = None if tensor.slot_l is None else tensor.slot_l[rows]
-    return replace(tensor, entries=tensor.entries[rows], original_shape=shape, slot_l=slot_l)
 
 
 # ---- ranking ----

@@ -180,7 +180,7 @@ def check_made_from(pack: HhtldPack, folder: Path) -> None:
 
 def _other_values(pack: HhtldPack, source: TensorSource, name: str) -> Iterator[str]:
     record = pack.info(name)
-    if record.codec == "keep":
+    if not record.is_encoded:
         ours, theirs = pack.get_tensor(name, "source"), source.read_tensor(name)
         if ours.dtype == theirs.dtype and ours.tobytes() != theirs.tobytes():
             yield f"tensor {shown(name)} is kept, and its bytes differ"

@@ -160,7 +160,7 @@ class Voice:
                     f"{where}: not made from {self.path.name}: tensor {shown(name, 60)} is "
                     f"{packed.dtype.name} {list(packed.shape)} in the pack, {info.dtype.name} {list(info.shape)} there"
                 )
-            if record.codec == "keep" and pack.get_tensor(name, "source").tobytes() != self._kept(name):
+            if not record.is_encoded and pack.get_tensor(name, "source").tobytes() != self._kept(name):
                 # Voices of one size have the same names and shapes; what is kept tells them apart.
                 raise HeaderError(
                     f"{where}: not made from {self.path.name}: tensor {shown(name, 60)}, "

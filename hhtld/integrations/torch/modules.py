@@ -19,7 +19,7 @@ __all__ = ["HhtlEmbedding", "HhtlLinear", "weight_of"]
 def weight_of(pack: HhtldPack, name: str, dtype: torch.dtype | str | None) -> PackedWeight | nn.Parameter:
     """Return a matrix packed if the pack encodes it, else as a Parameter."""
     record = pack.info(name)
-    if record.codec != "keep":
+    if record.is_encoded:
         return PackedWeight(pack, name, dtype)
     if len(record.info.shape) != 2 or not record.info.dtype.is_weight:
         kind = f"{record.info.dtype.name} {list(record.info.shape)}"

@@ -74,8 +74,8 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
     def __init__(self, pack: HhtldPack, name: str, dtype: torch.dtype | str | None = None) -> None:
         super().__init__()
         record = pack.info(name)
-        if record.codec == "keep" or len(record.info.shape) != 2:
-            state = "kept as it came" if record.codec == "keep" else "encoded"
+        if not record.is_encoded or len(record.info.shape) != 2:
+            state = "encoded" if record.is_encoded else "kept as it came"
             raise ValueError(
                 f"tensor {shown(name)}, {list(record.info.shape)}, is {state}; packed weights are "
                 f"encoded matrices (n_rows, n_cols)"

@@ -138,7 +138,7 @@ def replace_modules(
 
 
 def _encoded(source: HhtldPack) -> list[str]:
-    return [name for name in source if source.info(name).codec != "keep"]
+    return [name for name in source if source.info(name).is_encoded]
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -206,7 +206,7 @@ def _listed(what: str, items: list[str], limit: int = 20) -> str:
 
 
 def _was_wanted(slot: _Slot, wanted: set[str]) -> bool:
-    return slot.record is not None and slot.record.codec != "keep" and slot.record.name in wanted
+    return slot.record is not None and slot.record.is_encoded and slot.record.name in wanted
 
 
 def _packable(slot: _Slot, wanted: set[str]) -> bool:

@@ -139,11 +139,11 @@ def fill(out: torch.Tensor, pack: HhtldPack, record: TensorRecord) -> None:
     native = torch_dtype(record.info.dtype, record.name)
     as_bytes = out.dtype == native  # torch moves the bytes of every type, but not the values of every type
     flat = out.view(-1).view(torch.uint8) if as_bytes else out.view(-1)
-    blocks = _kept_blocks(pack, record) if record.codec == "keep" else _decoded_blocks(pack, record, as_bytes)
+    blocks = _decoded_blocks(pack, record, as_bytes) if record.is_encoded else _kept_blocks(pack, record)
     start = 0
     for array in blocks:
         block = torch.from_numpy(array)
-        if record.codec == "keep" and not as_bytes:
+        if not record.is_encoded and not as_bytes:
             block = block.view(native)
         flat[start : start + len(block)].copy_(block)
         start += len(block)
@@ -175,7 +175,7 @@ def loaded(
     if torch.device(device).type == "meta":
         return torch.empty(shape, dtype=kind, device=device)
     nbytes = math.prod(shape) * kind.itemsize
-    if record.codec != "keep" and nbytes > pack.budget:
+    if record.is_encoded and nbytes > pack.budget:
         raise HeaderError(
             f"tensor {shown(record.name)} takes {nbytes} bytes to decode, the budget is {pack.budget}; "
             f"raise it with hhtld.open(path, budget=...) and pass the pack"

@@ -202,7 +202,7 @@ class HhtldQuantizer(HfQuantizer):
         record = self._pack.info(_text(name))
         wanted = dtype or torch.get_default_dtype()
         shape = torch.Size(record.info.shape)
-        takes = self._packed and record.codec != "keep" and len(shape) == 2
+        takes = self._packed and record.is_encoded and len(shape) == 2
         if not takes or not all(self._takes_packed(model, own, shape) for own in tied_places(model, place)):
             return self.decoded(name, dtype)
         if (record.name, wanted) not in self._weights:

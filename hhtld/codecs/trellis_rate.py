@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _dot, _search
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared, bf16_bits
-from hhtld.dtypes import FLOAT32, DType, rounded
+from hhtld.codecs.trellis import HhtlTTensor, TrellisShared
+from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
 from hhtld.gates import Threshold, is_live, judged_cosines
+from hhtld.identity import DEFAULT_STATE_BITS, MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES
 from hhtld.slots.basis import SvdBasis, basis_nbytes
-from hhtld.slots.entries import SLOT_L_LANES
-from hhtld.slots.palette import MAX_PALETTE_K
 from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE, Trellis
+from hhtld.slots.trellis import Trellis
 from hhtld.sources.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
 
 __all__ = [

@@ -1,20 +1,31 @@
-"""Who a tensor is, from its name and shape, as the codec's specification has it: role, component, regime, group.
+"""Words and numbers that stand in files, and who a tensor is by its name and shape: role, component, regime, group.
 
 A tensor whose rows are looked up by index (an embedding, an lm_head) is in the index regime and must
 keep row identity; everything else ends in an argmax somewhere and is in the argmax regime. What a role implies is
-what profiles "lookup" and "f32" go by; the others ask `hhtld.regimes`, which looks at more than a part of a name.
+what profiles "lookup" and "f32" go by; the others ask `hhtld.sources.regimes`, which looks at more than a part of a
+name.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hhtld.codecs.group import INDEX_ROLES, PaletteGroupKey
 from hhtld.matrix import row_axes
 
 __all__ = [
+    "BASE17_NBYTES",
+    "DEFAULT_STATE_BITS",
+    "ENTRY_NBYTES",
     "INDEX_ROLES",
+    "MAX_PALETTE_K",
+    "MAX_RATE",
+    "MIN_RATE",
+    "REGIMES",
+    "SLOT_L_LANES",
+    "STATE_BITS",
+    "PaletteGroupKey",
     "classify_component",
     "classify_role",
     "effective_shape",
@@ -23,6 +34,16 @@ __all__ = [
     "regime",
     "should_use_leaf",
 ]
+
+MAX_PALETTE_K = 256  # a twig is one u8
+SLOT_L_LANES = 8
+BASE17_NBYTES = 34
+ENTRY_NBYTES = 4  # Slot D and Slot V of the lookup codec
+MIN_RATE, MAX_RATE = 16, 96  # of Slot T, in sixteenths of a bit
+STATE_BITS = (8, 10, 12)  # log2 of the levels of a codebook
+DEFAULT_STATE_BITS = 10
+REGIMES = ("argmax", "index")
+INDEX_ROLES = frozenset({"embed", "lm_head"})  # rows are looked up by index, so that each must keep its identity
 
 # The second spelling of each is llama.cpp's, in GGUF files; its head is called just "output.weight".
 _ROLES = (
@@ -38,6 +59,38 @@ _ROLES = (
 _COMPONENTS = ("code_predictor", "talker", "speaker_encoder")
 MIN_ROWS = 512
 MIN_NBYTES = 100_000
+
+
+@dataclass(frozen=True, order=True)
+class PaletteGroupKey:
+    """What tensors must agree in to share a group.
+
+    Attributes
+    ----------
+    component, role : str
+    shape : (int, int)
+        Rows and columns.
+    regime : str
+        "index" or "argmax"; what the role implies, where none is given.
+    """
+
+    component: str
+    role: str
+    shape: tuple[int, int]
+    regime: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.regime:
+            object.__setattr__(self, "regime", self.implied_regime)
+
+    @property
+    def implied_regime(self) -> str:
+        """The regime that the role implies."""
+        return "index" if self.role in INDEX_ROLES else "argmax"
+
+    def __str__(self) -> str:
+        text = f"{self.component}/{self.role} {self.shape[0]} x {self.shape[1]}"
+        return text if self.regime == self.implied_regime else f"{text}, {self.regime}"
 
 
 def classify_role(name: str) -> str:

@@ -9,8 +9,8 @@ act together. What decides, in this order:
 3. What is known of its name, by whole components: ``wte`` is a table, ``patch_embed.proj`` a convolution.
 4. Its shape: as many rows as a vocabulary of the model, or so many that nothing else has them.
 
-Of names that share one tensor's bytes, the one in the index regime decides. Roles (`hhtld.roles`) are another matter:
-they are parts of names as the codec's specification lists them, and profiles "lookup" and "f32" go by them.
+Of names that share one tensor's bytes, the one in the index regime decides. Roles (`hhtld.identity`) are another
+matter: they are parts of names as the codec's specification lists them, and profiles "lookup" and "f32" go by them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from hhtld.errors import shown
+from hhtld.identity import REGIMES
 from hhtld.sources.contract import TensorInfo, TensorSource
 
-__all__ = ["REGIMES", "ModelFacts", "RegimeChoice", "choose_regimes", "model_facts", "regime_of"]
-
-REGIMES = ("argmax", "index")
+__all__ = ["ModelFacts", "RegimeChoice", "choose_regimes", "model_facts", "regime_of"]
 
 
 class RegimeChoice(NamedTuple):

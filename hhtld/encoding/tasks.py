@@ -1,0 +1,80 @@
+"""The tasks that code rows, here or in other processes and on other machines.
+
+A task gives the bytes of its rows, their checksums, and the cosines of the rows with what those bytes decode to.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.codecs.base import Codec, GroupCode
+from hhtld.dtypes import FLOAT32, DType, rounded
+from hhtld.gates import judged_cosines
+from hhtld.pack.sections import as_bytes
+from hhtld.sources.rows import Rows
+
+__all__ = ["Coded", "code_rows", "peak_of_rows"]
+
+
+class Coded(NamedTuple):
+    """What coding a run of rows gave.
+
+    Attributes
+    ----------
+    parts : dict of kind to bytes as an array
+    crcs : dict of kind to CRC-32 of these bytes
+    cosines : ndarray of float64, shape (n_rows,)
+        Of every row with what the bytes decode to, in the type of the source.
+    source_crc : int
+        CRC-32 of the rows that were read, as float32.
+    """
+
+    parts: dict[str, NDArray[Any]]
+    crcs: dict[str, int]
+    cosines: NDArray[np.float64]
+    source_crc: int
+
+
+def _blocks(codec: Codec, rows: Rows, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    step = codec.block_rows(rows.n_cols)
+    for first in range(start, stop, step):
+        yield first, rows.read(first, min(first + step, stop))
+
+
+def peak_of_rows(code: GroupCode, tensor_code: Any, codec: Codec, rows: Rows, start: int, stop: int) -> float:
+    """Return the largest magnitude that Slot L must hold for rows [start, stop)."""
+    coder = code.coder(tensor_code)
+    peaks = [coder.peak(block, first) for first, block in _blocks(codec, rows, start, stop)]
+    return float(np.max(peaks, initial=0))
+
+
+def code_rows(
+    code: GroupCode,
+    tensor_code: Any,
+    codec: Codec,
+    rows: Rows,
+    start: int,
+    stop: int,
+    leaf_scale: float | None,
+    dtype: DType = FLOAT32,
+) -> Coded:
+    """Code rows [start, stop) and measure what is given back of them in the source's type."""
+    coder = code.coder(tensor_code)
+    kinds = [kind for kind, width in coder.layout().items() if isinstance(width, int)]
+    parts: dict[str, list[NDArray[Any]]] = {kind: [] for kind in kinds}
+    cosines, source_crc = [], 0
+    for first, block in _blocks(codec, rows, start, stop):
+        source_crc = zlib.crc32(as_bytes(block), source_crc)
+        tensor = coder.encode(block, first, leaf_scale)
+        arrays = tensor.parts()
+        for kind in kinds:
+            parts[kind].append(arrays[kind])
+        cosines.append(judged_cosines(block, rounded(tensor.reconstruct_rows(), dtype)))
+    whole = {kind: np.concatenate(blocks) for kind, blocks in parts.items()}
+    crcs = {kind: zlib.crc32(as_bytes(array)) for kind, array in whole.items()}
+    return Coded(whole, crcs, np.concatenate(cosines), source_crc)
