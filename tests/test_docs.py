@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -17,9 +19,13 @@ from typing import Any
 
 import pytest
 
+import hhtld
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PROSE = [*PAGES, *([CONTRIBUTING] if CONTRIBUTING.exists() else [])]  # it does not lie beside an installed copy
 # What depends on the machine: "0.65 ms", "13 rows read". Shares and words must be the same.
 MEASURED = re.compile(r"\d[\d,.]*(?= (?:µs|ms|MB|rows read))")
 BLOCK = re.compile(
@@ -27,6 +33,8 @@ BLOCK = re.compile(
     r"(?:\n```text\n(?P<shown>.*?)^```\n)?",
     re.DOTALL | re.MULTILINE,
 )
+NAME = re.compile(r"`(hhtld(?:\.\w+)+)(?:\([^`]*\))?`")
+FILE = re.compile(r"`((?:hhtld|formats|tests|benchmarks|docs)/[\w./-]*)`")
 COMMANDS = {"first command", "test command", "integrations command"}  # .ci/run runs these in a fresh clone
 # How many blocks of each page do not run: raise one only with a reason in the page.
 NOT_RUN = {
@@ -37,6 +45,7 @@ NOT_RUN = {
     "profiles.md": 1,
     "search.md": 2,
     "sources.md": 1,
+    "tables.md": 1,
 }
 
 
@@ -91,10 +100,29 @@ def run_python(block: Block, names: dict[str, Any]) -> None:
     assert MEASURED.sub("#", out.getvalue()) == MEASURED.sub("#", block.shown), f"{block.page.name}:{block.line}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))], ids=lambda p: p.stem)
-def test_blocks_run_and_print_what_is_shown(
+def named(page: Path) -> str:
+    """Return a page's name for the report of a test."""
+    return page.relative_to(ROOT).with_suffix("").as_posix()
+
+
+RUNNING = [page for page in PAGES if any(block.runs for block in blocks(page))]
+OF_THE_DEMO = [page for page in RUNNING if any("demo:" in block.code for block in blocks(page) if block.runs)]
+
+
+@pytest.mark.parametrize("page", OF_THE_DEMO, ids=named)
+def test_blocks_with_the_demo_model_print_what_is_shown(
     page: Path, minilm_to_encode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_blocks(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("page", [page for page in RUNNING if page not in OF_THE_DEMO], ids=named)
+def test_blocks_print_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_blocks(page, tmp_path, monkeypatch)
+
+
+def run_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a page's blocks one after the other in an empty folder."""
     if page.stem == "sources":
         pytest.importorskip("fsspec")
     monkeypatch.chdir(tmp_path)
@@ -110,7 +138,7 @@ def test_blocks_run_and_print_what_is_shown(
             names["pack"].close()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_python_blocks_compile(page: Path) -> None:
     for block in blocks(page):
         if block.language == "python":
@@ -148,7 +176,7 @@ def anchor(heading: str) -> str:
 
 
 # Installed copies are tested beside README.md, docs/ and tests/ alone: what else is linked is looked for in a checkout.
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PROSE, ids=named)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     in_checkout = (ROOT / "setup.py").exists()
@@ -163,6 +191,49 @@ def test_links_lead_somewhere(page: Path) -> None:
         if fragment and path.exists():
             headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
             assert fragment in map(anchor, headings), f"{page.name}: {target}"
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for n_module in range(len(parts), 0, -1):
+        with contextlib.suppress(ModuleNotFoundError, hhtld.MissingExtraError):
+            found: Any = importlib.import_module(".".join(parts[:n_module]))
+            for part in parts[n_module:]:
+                if not hasattr(found, part):
+                    return False
+                found = getattr(found, part)
+            return True
+    return False
+
+
+@pytest.mark.parametrize("page", PROSE, ids=named)
+def test_names_and_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    without_extras = {name for name in NAME.findall(text) if not name.startswith("hhtld.integrations.")}
+    assert [name for name in sorted(without_extras) if not exists(name)] == []
+    if (ROOT / "setup.py").exists():
+        assert [name for name in sorted(set(FILE.findall(text))) if not (ROOT / name).exists()] == []
+
+
+def test_sizes_of_rows_are_those_of_the_kernel() -> None:
+    from hhtld._kernels._trellis import row_nbytes
+
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    lines = re.findall(
+        r"^\| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", text, re.MULTILINE
+    )
+    assert len(lines) == 4
+    for line in lines:
+        n_cols, bfloat16, *sizes = (int(number.replace(",", "")) for number in line)
+        assert bfloat16 == 2 * n_cols
+        assert sizes == [2 + row_nbytes(n_cols, rate, bits) for rate, bits in ((32, 10), (48, 10), (64, 10), (88, 12))]
+
+
+def test_the_picture_of_a_row_is_what_its_script_draws(tmp_path: Path) -> None:
+    names = runpy.run_path(str(ROOT / "docs" / "plots" / "row.py"))
+    names["draw"](tmp_path / "row.svg")
+    assert (tmp_path / "row.svg").read_bytes() == (ROOT / "docs" / "plots" / "row.svg").read_bytes()
 
 
 def test_no_decimal_lacks_its_zero() -> None:
