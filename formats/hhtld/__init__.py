@@ -20,7 +20,7 @@ from hhtld.formats.model_config import CONFIG, config_object
 from hhtld.gates import GateReport
 from hhtld.pack.container import MAGIC, UNFINISHED, ContainerReader, ContainerWriter
 from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack, PackSource
-from hhtld.pack.table import PackTable
+from hhtld.pack.schema import read_table
 from hhtld.storage.atomic import replacing
 from hhtld.storage.journal import resumable
 from hhtld.storage.urls import Location, Url, open_location
@@ -72,7 +72,7 @@ def open_pack(src: str | os.PathLike[str] | Url, *, mmap: bool = True, budget: i
         path = path / PACK_NAME
     reader = ContainerReader.open(path, mapped=mmap)
     try:
-        table = PackTable.from_json(reader.table, reader)
+        table = read_table(reader.table, reader)
     except HeaderError as error:
         reader.close()
         raise HeaderError(f"{path}: {error}") from None

@@ -21,7 +21,7 @@ from hhtld.formats import format_for_output, open_source
 from hhtld.formats.hf import NAMES_FILE
 from hhtld.formats.hhtld import is_packed_folder
 from hhtld.pack.pack import PackSource
-from hhtld.pack.table import PackTable
+from hhtld.pack.schema import read_table
 from hhtld.storage.side_files import SIDE_FILE_LIMIT, checked_file_name
 from tests.conftest import low_rank
 
@@ -174,7 +174,7 @@ def test_names_that_lead_elsewhere_are_refused(name: Any) -> None:
     index = pack.sections.add("file", 1, [b"x"])  # type: ignore[attr-defined]  # a reader that also writes
     table = pack.table.to_json() | {"files": [{"name": name, "section": index}]}
     with pytest.raises(hhtld.FormatError, match="file"):
-        PackTable.from_json(table, pack.sections)
+        read_table(table, pack.sections)
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def test_bad_lists_of_files_are_refused(change: Callable[[Any], Any], message: s
     pack = hhtld.encode({"w": low_rank(8, 16)}, "bits:3")
     numbers = [pack.sections.add("file", 1, [b"x"]) for _ in range(2)]  # type: ignore[attr-defined]  # as above
     files = [{"name": name, "section": index} for name, index in zip(("a.txt", "b.txt"), numbers, strict=True)]
-    assert set(PackTable.from_json(pack.table.to_json() | {"files": files}, pack.sections).files) == {"a.txt", "b.txt"}
+    assert set(read_table(pack.table.to_json() | {"files": files}, pack.sections).files) == {"a.txt", "b.txt"}
     with pytest.raises(hhtld.FormatError, match=message):
-        PackTable.from_json(pack.table.to_json() | {"files": change(files)}, pack.sections)
+        read_table(pack.table.to_json() | {"files": change(files)}, pack.sections)
 
 
 # ---- decoded folders ----
@@ -355,7 +355,7 @@ def test_a_pack_cannot_name_shards_elsewhere(shard: str, tmp_path: Path) -> None
     pack = hhtld.encode({"w": low_rank(8, 16)}, "bits:3")
     table = pack.table.to_json()
     table["tensors"][0]["shard"] = shard
-    hostile = hhtld.HhtldPack(PackTable.from_json(table, pack.sections), pack.sections)
+    hostile = hhtld.HhtldPack(read_table(table, pack.sections), pack.sections)
     with pytest.raises(hhtld.FormatError, match="shard"):
         format_for_output("x/").write_source(PackSource(hostile), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -584,7 +584,7 @@ def test_names_that_collide_on_some_systems_are_refused(names: list[str], messag
     numbers = [pack.sections.add("file", 1, [b"x"]) for _ in names]  # type: ignore[attr-defined]  # as above
     files = [{"name": name, "section": index} for name, index in zip(sorted(names), numbers, strict=True)]
     with pytest.raises(hhtld.FormatError, match=message):
-        PackTable.from_json(pack.table.to_json() | {"files": files}, pack.sections)
+        read_table(pack.table.to_json() | {"files": files}, pack.sections)
 
 
 def test_of_names_that_collide_on_some_systems_one_comes_along(tmp_path: Path) -> None:
@@ -669,7 +669,7 @@ def test_a_sharded_folder_of_diffusers_comes_back_under_its_own_names(tmp_path: 
 def test_a_pack_cannot_name_an_entrance_elsewhere(name: Any, tmp_path: Path) -> None:
     pack = hhtld.encode({"w": low_rank(8, 16)}, "bits:3")
     table = pack.table.to_json() | {"source": {"entrance": name}}
-    hostile = hhtld.HhtldPack(PackTable.from_json(table, pack.sections), pack.sections)
+    hostile = hhtld.HhtldPack(read_table(table, pack.sections), pack.sections)
     with pytest.raises(hhtld.FormatError, match="the source: shard"):
         format_for_output("x/").write_source(PackSource(hostile), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from hhtld.encoding.fingerprint import plan_facts
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS
-from hhtld.pack.table import PackTable
+from hhtld.pack.schema import read_table
 from hhtld.sources.contract import ArraySource, TensorInfo
 from hhtld.sources.regimes import choose_regimes, regime_of
 
@@ -777,4 +777,4 @@ def test_a_regime_that_is_none_is_refused(gpt2: dict[str, NDArray[np.float32]]) 
         table = pack.table.to_json()
         table[place][1][key] = value
         with pytest.raises(HeaderError, match=message):
-            PackTable.from_json(table, pack.sections)
+            read_table(table, pack.sections)

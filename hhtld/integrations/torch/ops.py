@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hhtld._kernels import _score
 from hhtld.pack.pack import HhtldPack
+from hhtld.pack.schema import read_table
 from hhtld.pack.sections import RowSelection
 from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.search.scorer import Scorer
@@ -69,7 +70,7 @@ class _Unfolded:
         listed = json.loads(table)
         kinds = {i: kind for owner in (*listed["groups"], *listed["tensors"]) for kind, i in owner["sections"].items()}
         reader = _TensorSections([kinds[i] for i in range(len(parts))], parts)
-        self._pack = HhtldPack(PackTable.from_json(listed, reader), reader)
+        self._pack = HhtldPack(read_table(listed, reader), reader)
         (self.name,) = self._pack.keys()
         self.tensor = self._pack.get_encoded(self.name)
 
