@@ -88,11 +88,10 @@ __all__ = [
     "scaled_rows",
 ]
 
-# Of profile parity if no model was run: every group at the smallest rate at which its rows lose this little, about
-# 5.5 bits a weight. What that is worth to a model is not known before gate-parity has measured it.
+# What profile parity asks of every group if no model was run. It promises nothing about the model's answers; see
+# docs/decisions/gates-and-answers.md.
 PARITY_THRESHOLD = Threshold(0.9997, 0.999)
-# 4096 states save .18 bits a weight against 1024 at 5.25 bits (.18 above the Gaussian bound instead of .36), and take
-# four times as long to encode.
+# More states lose less and take longer to encode: docs/decisions/trellis-states.md.
 PARITY_STATE_BITS = 12
 _LANES = 32  # rows that the trellis search takes at once
 

@@ -1,14 +1,14 @@
 """What running a model told about its tensors, and the rates that follow for a next-token agreement.
 
 A tensor's column scale comes from the mean square h of what its columns are multiplied by: s = (h / sum of squares of
-the column's weights) ** (1/4), which makes the error of the products least where rounding noise is alike in all
-columns of what is coded. On SmolLM2-135M it halves the KL divergence at 4 bits (.39 to .17; h ** (1/4) gives .19).
+the column's weights) ** (1/4), which makes the error of the products least if the rounding noise is alike in
+all columns of what is coded (docs/decisions/column-scales.md).
 
-A sensitive tensor gets more bits. What a set of tensors costs was measured: the KL divergence of the model with only
-that set coded, `TRIAL_RATE` sixteenths of a bit each. An error's KL falls by 4 a bit, so the least sum of KL for a
-number of bits gives every set ``level + log2(KL a weight) / 2`` bits, relative to the mean. The share of positions
-whose next token differs falls with the root of KL, by nearly 2 a bit: `Calibration.level_for` draws that line through
-the levels that were measured.
+A sensitive tensor gets more bits. What a set of tensors costs is measured: it is the KL divergence of the model with
+only that set coded, at `TRIAL_RATE` sixteenths of a bit a weight. The divergence falls by a factor of 4 for each bit.
+Its sum is therefore least if every set gets ``level + log2(KL a weight) / 2`` bits, relative to the mean. The share of
+next tokens that differ falls with the root of the divergence, by a factor of nearly 2 for each bit:
+`Calibration.level_for` draws that line through the measured levels (docs/decisions/sensitivities.md).
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ measured at two levels of rates, and at the level that the line between them giv
 ``transformers``. Held are the model in float32, what the encoder makes of it, and one set twice; logits wait in a
 temporary file, as for gate-parity.
 
-Cost: `BANDS` runs over `SET_TOKENS` tokens for each kind of matrix and four over the second half; SmolLM2-135M took
-eight minutes on two threads of a busy machine.
+Cost: `BANDS` runs over `SET_TOKENS` tokens for each kind of matrix, and four runs over the second half.
 """
 
 from __future__ import annotations
