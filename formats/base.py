@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hhtld.encoding.encoder import Work
 from hhtld.encoding.plan import Plan
+from hhtld.encoding.work import Work
 from hhtld.gates import GateReport
 from hhtld.sources.contract import TensorInfo, TensorSource
 from hhtld.storage.urls import Location, Url

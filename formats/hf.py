@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hhtld.encoding.encoder import Work
 from hhtld.encoding.plan import Plan
+from hhtld.encoding.work import Work
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.folder import write_side_files

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld.codecs import codec_ids
-from hhtld.encoding.encoder import compared_rows
+from hhtld.encoding.measure import compared_rows
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, note, plot, put, storable, text
 from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
 from hhtld.formats.hdf5.shared import group_name, write_group

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hhtld.codecs.section_kinds import SECTION_KINDS
-from hhtld.encoding.encoder import Work, check_memory, encode_source
+from hhtld.encoding.encoder import encode_source
 from hhtld.encoding.fingerprint import JOURNAL_VERSION, plan_facts
+from hhtld.encoding.memory import check_memory
 from hhtld.encoding.plan import Plan
+from hhtld.encoding.work import Work
 from hhtld.errors import FormatError, HeaderError, OutputError
 from hhtld.formats.base import Format, TensorSource
 from hhtld.formats.locations import locate

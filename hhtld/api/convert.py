@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike
 
 from hhtld.codecs import KEEP, parse_profile
 from hhtld.encoding.calibration import Calibration
-from hhtld.encoding.encoder import DEFAULT_MEMORY, Work
 from hhtld.encoding.fingerprint import content_digest, source_facts
 from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, TensorPlan, check_quantized, make_plan
 from hhtld.encoding.prediction import predict_pack
+from hhtld.encoding.work import DEFAULT_MEMORY, Work
 from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError, shown
 from hhtld.evaluation.calibration_file import calibrated
 from hhtld.formats import format_for_output, open_source

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hhtld.api.convert import default_jobs, workers
-from hhtld.encoding.encoder import compared_rows, measure
+from hhtld.encoding.measure import compared_rows, measure
 from hhtld.encoding.plan import thresholds_of
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import open_pack

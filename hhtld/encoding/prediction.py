@@ -14,8 +14,9 @@ from typing import Any
 from hhtld.codecs.base import Profile
 from hhtld.codecs.trellis import TrellisShared
 from hhtld.codecs.trellis_rate import PREDICTION_ROWS, Estimate, estimate_group
-from hhtld.encoding.encoder import Work, expected_nbytes
+from hhtld.encoding.memory import expected_nbytes
 from hhtld.encoding.plan import Plan
+from hhtld.encoding.work import Work
 from hhtld.errors import RangeError
 from hhtld.identity import PaletteGroupKey
 from hhtld.slots.rotation import Rotation

@@ -80,6 +80,10 @@ class Journal:
             found = _parsed(os.pread(self._fd, place[1], place[0]))
         return None if found is None else found[1]
 
+    def trusted(self, *key: Any) -> Any:
+        """Return the same if the input is known to be what it was, else None: what depends on it is found again."""
+        return None if self.is_doubted else self.get(*key)
+
     def put(self, *key: Any, value: Any) -> None:
         """Write a fact down."""
         if self._fd is None:

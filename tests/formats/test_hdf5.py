@@ -20,7 +20,7 @@ import hhtld
 from hhtld.codecs.lookup import HhtlDTensor
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.codecs.trellis import HhtlTTensor
-from hhtld.encoding.encoder import compared_rows
+from hhtld.encoding.measure import compared_rows
 from hhtld.errors import FormatError
 from hhtld.formats.hdf5 import selection
 from hhtld.formats.hdf5.export import export_pack

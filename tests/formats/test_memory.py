@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 import hhtld
 import hhtld.codecs.base
 from hhtld.commands.main import main
-from hhtld.encoding.encoder import Work, check_memory, expected_nbytes
+from hhtld.encoding.memory import check_memory, expected_nbytes
 from hhtld.encoding.plan import make_plan
+from hhtld.encoding.work import Work
 from hhtld.formats import open_source
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.schedule import Crew

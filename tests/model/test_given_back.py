@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld.dtypes import DTYPES, dtype_of, narrow, rounded
-from hhtld.encoding.encoder import measure
+from hhtld.encoding.measure import measure
 from hhtld.gates import GateReport, judged_cosines, summarize
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows

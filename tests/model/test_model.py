@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.encoding.encoder import encode, measure
+from hhtld.encoding.encoder import encode
+from hhtld.encoding.measure import measure
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import NonFiniteError
 from hhtld.gates import (

@@ -21,8 +21,9 @@ from hhtld.codecs import parse_profile
 from hhtld.commands.diff import diff
 from hhtld.commands.verify import verify
 from hhtld.dtypes import DTYPES
-from hhtld.encoding.encoder import Work, check_memory
+from hhtld.encoding.memory import check_memory
 from hhtld.encoding.plan import make_plan
+from hhtld.encoding.work import Work
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import open_pack

@@ -24,9 +24,10 @@ from hhtld.codecs.lookup import LookupGroup
 from hhtld.codecs.palette import PaletteGroup
 from hhtld.codecs.trellis_rate import sample_rows, sample_size
 from hhtld.dtypes import FLOAT32
-from hhtld.encoding.encoder import Work, encode_source
+from hhtld.encoding.encoder import encode_source
 from hhtld.encoding.plan import make_plan
 from hhtld.encoding.tasks import code_rows
+from hhtld.encoding.work import Work
 from hhtld.gates import GroupCosines, Threshold, summarize
 from hhtld.identity import PaletteGroupKey
 from hhtld.pack.container import ContainerWriter

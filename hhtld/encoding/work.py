@@ -1,0 +1,35 @@
+"""What an encoding works with; nothing of it reaches the bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hhtld.progress import Progress, silent
+from hhtld.sources.schedule import Crew
+from hhtld.storage.journal import Journal
+
+__all__ = ["DEFAULT_MEMORY", "Work"]
+
+DEFAULT_MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a source is encoded.
+
+    Attributes
+    ----------
+    crew : Crew
+    memory : int
+        Bytes to stay below, beside what the interpreter and its modules take.
+    progress : Progress
+        Called with "encode" for rows that were coded, "resume" for rows that an earlier run had coded, and
+        "again" for rows that must be coded at a higher rate.
+    journal : Journal
+        What an earlier run finished, and where this one writes what it finished.
+    """
+
+    crew: Crew = field(default_factory=Crew)
+    memory: int = DEFAULT_MEMORY
+    progress: Progress = silent
+    journal: Journal = field(default_factory=Journal)
