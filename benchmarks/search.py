@@ -2,9 +2,10 @@
 
     python benchmarks/search.py [quality] [speed] [peers] [lookup] [--model FOLDER --queries STATES.npy]
 
-Without a model the rows are MiniLM's word embeddings (extra `demo`) and the queries are rows moved by .05 of their
-length; `--model` takes a snapshot whose tensor model.embed_tokens.weight is its tied head, `--queries` its final hidden
-states (benchmarks/hidden_states.py writes some). One thread; every ratio is of the same run. `peers` needs faiss-cpu.
+Without a model the rows are MiniLM's word embeddings (the demo model's package), and the queries are rows moved by 0.05
+of their length. `--model` takes a snapshot whose tensor model.embed_tokens.weight is its tied head, `--queries` its
+final hidden states (benchmarks/hidden_states.py writes some). One thread; every ratio is of the same run. `peers`
+needs faiss-cpu.
 """
 
 from __future__ import annotations
