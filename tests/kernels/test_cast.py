@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _cast, reference
+from hhtld._kernels import _cast
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 EVERY_U16 = np.arange(1 << 16, dtype=np.uint16)

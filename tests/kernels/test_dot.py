@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _dot, reference
+from hhtld._kernels import _dot
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _eigen, reference
+from hhtld._kernels import _eigen
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 Pairs = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _fold, reference
+from hhtld._kernels import _fold
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 DIM_OF_POSITION = {11 * i % 17: i for i in range(17)}

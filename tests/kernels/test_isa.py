@@ -24,8 +24,8 @@ from hhtld._kernels import (
     _screen,
     _search,
     _trellis,
-    reference,
 )
+from tests.kernels import reference
 
 DOORS = (_cast, _fold, _search, _leaf, _dot, _eigen, _cholesky, _rotate, _trellis, _score, _screen)
 ARITHMETIC = {"row_nbytes", "search_cols"}  # sizes, not kernels: nothing to choose a tier for

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _leaf, reference
+from hhtld._kernels import _leaf
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 Array = NDArray[Any]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _rotate, reference
+from hhtld._kernels import _rotate
 from hhtld.slots.rotation import Rotation
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 Array = NDArray[Any]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _score, _trellis, reference
+from hhtld._kernels import _score, _trellis
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _screen, reference
+from hhtld._kernels import _screen
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 ENTRY, LEAF = ("twigs", "tables"), ("slot_l", "lanes")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from hhtld._kernels import _search, reference
+from hhtld._kernels import _search
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 Rows = NDArray[np.float32]

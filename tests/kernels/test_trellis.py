@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _isa, _trellis, reference
+from hhtld._kernels import _isa, _trellis
 from hhtld.slots.rotation import Rotation
 from hhtld.slots.trellis import Trellis
+from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]
 Array = NDArray[Any]

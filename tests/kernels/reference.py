@@ -1,6 +1,6 @@
-"""A numpy twin of every kernel door: same names, same arguments less `isa`, obviously right. For tests only.
+"""A numpy twin of every kernel door: same names, same arguments less `isa`, obviously right.
 
-Nothing in the package imports this module. Every sum is taken in the order the headers specify, so a twin and
+Tests compare each kernel with its twin. Every sum is taken in the order the headers specify, so a twin and
 its kernel agree bit for bit on finite input: either one accumulator an output, fed in ascending order, or 16
 virtual lanes (element j goes to lane j % 16) folded by a fixed tree. The twins do not validate; the doors do.
 """
