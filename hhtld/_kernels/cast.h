@@ -34,8 +34,7 @@ HH_INLINE uint32_t hh_widen_f16_one(uint16_t half) {
     const uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
     const uint32_t exponent = (half >> 10) & 0x1Fu;
     uint32_t mantissa = half & 0x3FFu;
-    if (exponent == 31)
-        return sign | 0x7F800000u | (mantissa << 13) | (mantissa ? 0x00400000u : 0u);
+    if (exponent == 31) return sign | 0x7F800000u | (mantissa << 13) | (mantissa ? 0x00400000u : 0u);
     if (exponent) return sign | ((exponent + 112u) << 23) | (mantissa << 13);
     if (!mantissa) return sign;
     uint32_t shifted = 113; /* a subnormal half is a normal float */
@@ -106,15 +105,13 @@ HH_KERNEL ptrdiff_t hh_first_nonfinite_f32_scalar(const float *in, ptrdiff_t cou
 #if HH_X86
 HH_TARGET_AVX2_BEGIN
 HH_KERNEL void hh_widen_bf16_avx2(const uint16_t *in, float *out, ptrdiff_t count) {
-    const __m256i magnitude_i32x8 = _mm256_set1_epi32(0x7FFFFFFF),
-                  infinity_i32x8 = _mm256_set1_epi32(0x7F800000),
+    const __m256i magnitude_i32x8 = _mm256_set1_epi32(0x7FFFFFFF), infinity_i32x8 = _mm256_set1_epi32(0x7F800000),
                   quiet_i32x8 = _mm256_set1_epi32(0x00400000);
     ptrdiff_t i = 0;
     for (; i + 8 <= count; i += 8) {
-        const __m256i wide_i32x8 = _mm256_slli_epi32(
-            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(in + i))), 16);
-        const __m256i nan_i32x8 =
-            _mm256_cmpgt_epi32(_mm256_and_si256(wide_i32x8, magnitude_i32x8), infinity_i32x8);
+        const __m256i wide_i32x8 =
+            _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(in + i))), 16);
+        const __m256i nan_i32x8 = _mm256_cmpgt_epi32(_mm256_and_si256(wide_i32x8, magnitude_i32x8), infinity_i32x8);
         _mm256_storeu_si256((__m256i *)(out + i),
                             _mm256_or_si256(wide_i32x8, _mm256_and_si256(nan_i32x8, quiet_i32x8)));
     }
@@ -129,21 +126,18 @@ HH_KERNEL void hh_widen_f16_avx2(const uint16_t *in, float *out, ptrdiff_t count
 }
 
 HH_KERNEL void hh_narrow_f32_bf16_avx2(const float *in, uint16_t *out, ptrdiff_t count) {
-    const __m256i magnitude_i32x8 = _mm256_set1_epi32(0x7FFFFFFF),
-                  infinity_i32x8 = _mm256_set1_epi32(0x7F800000);
+    const __m256i magnitude_i32x8 = _mm256_set1_epi32(0x7FFFFFFF), infinity_i32x8 = _mm256_set1_epi32(0x7F800000);
     ptrdiff_t i = 0;
     for (; i + 8 <= count; i += 8) {
         const __m256i bits_i32x8 = _mm256_loadu_si256((const __m256i *)(in + i));
         const __m256i top_i32x8 = _mm256_srli_epi32(bits_i32x8, 16);
         const __m256i odd_i32x8 = _mm256_and_si256(top_i32x8, _mm256_set1_epi32(1));
-        const __m256i near_i32x8 = _mm256_srli_epi32(
-            _mm256_add_epi32(bits_i32x8, _mm256_add_epi32(odd_i32x8, _mm256_set1_epi32(0x7FFF))), 16);
-        const __m256i nan_i32x8 =
-            _mm256_cmpgt_epi32(_mm256_and_si256(bits_i32x8, magnitude_i32x8), infinity_i32x8);
+        const __m256i near_i32x8 =
+            _mm256_srli_epi32(_mm256_add_epi32(bits_i32x8, _mm256_add_epi32(odd_i32x8, _mm256_set1_epi32(0x7FFF))), 16);
+        const __m256i nan_i32x8 = _mm256_cmpgt_epi32(_mm256_and_si256(bits_i32x8, magnitude_i32x8), infinity_i32x8);
         const __m256i quiet_i32x8 = _mm256_or_si256(top_i32x8, _mm256_set1_epi32(0x40));
         const __m256i kept_i32x8 = _mm256_blendv_epi8(near_i32x8, quiet_i32x8, nan_i32x8);
-        const __m256i packed_i16x16 =
-            _mm256_permute4x64_epi64(_mm256_packus_epi32(kept_i32x8, kept_i32x8), 0x08);
+        const __m256i packed_i16x16 = _mm256_permute4x64_epi64(_mm256_packus_epi32(kept_i32x8, kept_i32x8), 0x08);
         _mm_storeu_si128((__m128i *)(out + i), _mm256_castsi256_si128(packed_i16x16));
     }
     hh_narrow_f32_bf16_scalar(in + i, out + i, count - i);
@@ -153,8 +147,7 @@ HH_KERNEL void hh_narrow_f32_f16_avx2(const float *in, uint16_t *out, ptrdiff_t 
     ptrdiff_t i = 0;
     for (; i + 8 <= count; i += 8)
         _mm_storeu_si128((__m128i *)(out + i),
-                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i),
-                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     hh_narrow_f32_f16_scalar(in + i, out + i, count - i);
 }
 
@@ -163,10 +156,8 @@ HH_KERNEL ptrdiff_t hh_first_nonfinite_f32_avx2(const float *in, ptrdiff_t count
     ptrdiff_t i = 0;
     for (; i + 8 <= count; i += 8) {
         const __m256i bits_i32x8 = _mm256_loadu_si256((const __m256i *)(in + i));
-        const __m256i bad_i32x8 =
-            _mm256_cmpeq_epi32(_mm256_and_si256(bits_i32x8, exponent_i32x8), exponent_i32x8);
-        if (!_mm256_testz_si256(bad_i32x8, bad_i32x8))
-            return i + hh_first_nonfinite_f32_scalar(in + i, 8);
+        const __m256i bad_i32x8 = _mm256_cmpeq_epi32(_mm256_and_si256(bits_i32x8, exponent_i32x8), exponent_i32x8);
+        if (!_mm256_testz_si256(bad_i32x8, bad_i32x8)) return i + hh_first_nonfinite_f32_scalar(in + i, 8);
     }
     const ptrdiff_t rest = hh_first_nonfinite_f32_scalar(in + i, count - i);
     return rest < 0 ? -1 : i + rest;
@@ -177,17 +168,14 @@ HH_TARGET_END
 
 HH_TARGET_AVX512_BEGIN
 HH_KERNEL void hh_widen_bf16_avx512(const uint16_t *in, float *out, ptrdiff_t count) {
-    const __m512i magnitude_i32x16 = _mm512_set1_epi32(0x7FFFFFFF),
-                  infinity_i32x16 = _mm512_set1_epi32(0x7F800000),
+    const __m512i magnitude_i32x16 = _mm512_set1_epi32(0x7FFFFFFF), infinity_i32x16 = _mm512_set1_epi32(0x7F800000),
                   quiet_i32x16 = _mm512_set1_epi32(0x00400000);
     ptrdiff_t i = 0;
     for (; i + 16 <= count; i += 16) {
-        const __m512i wide_i32x16 = _mm512_slli_epi32(
-            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(in + i))), 16);
-        const __mmask16 nan =
-            _mm512_cmpgt_epi32_mask(_mm512_and_si512(wide_i32x16, magnitude_i32x16), infinity_i32x16);
-        _mm512_storeu_si512(out + i,
-                            _mm512_mask_or_epi32(wide_i32x16, nan, wide_i32x16, quiet_i32x16));
+        const __m512i wide_i32x16 =
+            _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(in + i))), 16);
+        const __mmask16 nan = _mm512_cmpgt_epi32_mask(_mm512_and_si512(wide_i32x16, magnitude_i32x16), infinity_i32x16);
+        _mm512_storeu_si512(out + i, _mm512_mask_or_epi32(wide_i32x16, nan, wide_i32x16, quiet_i32x16));
     }
     hh_widen_bf16_scalar(in + i, out + i, count - i);
 }
@@ -217,8 +205,14 @@ HH_TARGET_END
 
 HH_KERNEL void hh_widen_bf16(int tier, const uint16_t *in, float *out, ptrdiff_t count) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_widen_bf16_avx512(in, out, count); return; }
-    if (tier >= HH_TIER_AVX2) { hh_widen_bf16_avx2(in, out, count); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_widen_bf16_avx512(in, out, count);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_widen_bf16_avx2(in, out, count);
+        return;
+    }
 #endif
     (void)tier;
     hh_widen_bf16_scalar(in, out, count);
@@ -226,8 +220,14 @@ HH_KERNEL void hh_widen_bf16(int tier, const uint16_t *in, float *out, ptrdiff_t
 
 HH_KERNEL void hh_widen_f16(int tier, const uint16_t *in, float *out, ptrdiff_t count) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_widen_f16_avx512(in, out, count); return; }
-    if (tier >= HH_TIER_AVX2) { hh_widen_f16_avx2(in, out, count); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_widen_f16_avx512(in, out, count);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_widen_f16_avx2(in, out, count);
+        return;
+    }
 #endif
     (void)tier;
     hh_widen_f16_scalar(in, out, count);
@@ -235,7 +235,10 @@ HH_KERNEL void hh_widen_f16(int tier, const uint16_t *in, float *out, ptrdiff_t 
 
 HH_KERNEL void hh_narrow_f32_bf16(int tier, const float *in, uint16_t *out, ptrdiff_t count) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX2) { hh_narrow_f32_bf16_avx2(in, out, count); return; }
+    if (tier >= HH_TIER_AVX2) {
+        hh_narrow_f32_bf16_avx2(in, out, count);
+        return;
+    }
 #endif
     (void)tier;
     hh_narrow_f32_bf16_scalar(in, out, count);
@@ -243,7 +246,10 @@ HH_KERNEL void hh_narrow_f32_bf16(int tier, const float *in, uint16_t *out, ptrd
 
 HH_KERNEL void hh_narrow_f32_f16(int tier, const float *in, uint16_t *out, ptrdiff_t count) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX2) { hh_narrow_f32_f16_avx2(in, out, count); return; }
+    if (tier >= HH_TIER_AVX2) {
+        hh_narrow_f32_f16_avx2(in, out, count);
+        return;
+    }
 #endif
     (void)tier;
     hh_narrow_f32_f16_scalar(in, out, count);

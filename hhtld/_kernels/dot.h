@@ -17,8 +17,7 @@ HH_INLINE void hh_gram_tile_scalar_(const float *x, ptrdiff_t n_rows, ptrdiff_t 
     for (ptrdiff_t a = a0; a < a1; a++)
         for (ptrdiff_t b = b0 > a ? b0 : a; b < b1; b++) {
             double sum = 0;
-            for (ptrdiff_t r = 0; r < n_rows; r++)
-                sum += (double)x[r * n_cols + a] * (double)x[r * n_cols + b];
+            for (ptrdiff_t r = 0; r < n_rows; r++) sum += (double)x[r * n_cols + a] * (double)x[r * n_cols + b];
             out[a * n_cols + b] = sum;
         }
 }
@@ -102,8 +101,14 @@ HH_TARGET_END
 
 HH_KERNEL void hh_gram(int tier, const float *x, ptrdiff_t n_rows, ptrdiff_t n_cols, double *out) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_gram_avx512(x, n_rows, n_cols, out); return; }
-    if (tier >= HH_TIER_AVX2) { hh_gram_avx2(x, n_rows, n_cols, out); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_gram_avx512(x, n_rows, n_cols, out);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_gram_avx2(x, n_rows, n_cols, out);
+        return;
+    }
 #endif
     (void)tier;
     hh_gram_scalar(x, n_rows, n_cols, out);
@@ -164,8 +169,10 @@ HH_KERNEL void hh_row_dots_avx512(const float *x, const float *y, ptrdiff_t n_ro
                 memcpy(tail_y, b, (size_t)(n_cols - j) * sizeof(float));
                 a = tail_x, b = tail_y;
             }
-            const __m512d a0_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(a)), a1_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(a + 8));
-            const __m512d b0_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(b)), b1_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(b + 8));
+            const __m512d a0_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(a)),
+                          a1_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(a + 8));
+            const __m512d b0_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(b)),
+                          b1_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(b + 8));
             xy0 = _mm512_fmadd_pd(a0_f64x8, b0_f64x8, xy0), xy1 = _mm512_fmadd_pd(a1_f64x8, b1_f64x8, xy1);
             xx0 = _mm512_fmadd_pd(a0_f64x8, a0_f64x8, xx0), xx1 = _mm512_fmadd_pd(a1_f64x8, a1_f64x8, xx1);
             yy0 = _mm512_fmadd_pd(b0_f64x8, b0_f64x8, yy0), yy1 = _mm512_fmadd_pd(b1_f64x8, b1_f64x8, yy1);
@@ -180,8 +187,14 @@ HH_TARGET_END
 
 HH_KERNEL void hh_row_dots(int tier, const float *x, const float *y, ptrdiff_t n_rows, ptrdiff_t n_cols, double *out) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_row_dots_avx512(x, y, n_rows, n_cols, out); return; }
-    if (tier >= HH_TIER_AVX2) { hh_row_dots_avx2(x, y, n_rows, n_cols, out); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_row_dots_avx512(x, y, n_rows, n_cols, out);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_row_dots_avx2(x, y, n_rows, n_cols, out);
+        return;
+    }
 #endif
     (void)tier;
     hh_row_dots_scalar(x, y, n_rows, n_cols, out);

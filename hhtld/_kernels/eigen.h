@@ -1,17 +1,18 @@
 /* The largest eigenvalues of a symmetric matrix and their vectors, in float64 and in a fixed order.
  *
- * Householder: step k takes the reflection I - tau v v^T of columns k + 1 on that leaves row k with d[k] and e[k] alone,
- * v[k + 1] being 1, and turns the rest by it, A -= v w^T + w v^T with w = tau A v - (tau^2 v.A v / 2) v. What is stored of A
- * are the rows from the 16 columns on that hold the diagonal (a tile), in rows of a multiple of 16 columns; beyond the
- * matrix, and where v and w are not yet, there are zeros. One pass over the rest subtracts what the step before found
- * and multiplies by the new v:
+ * Householder: step k takes the reflection I - tau v v^T of columns k + 1 on that leaves row k with d[k] and e[k]
+ * alone, v[k + 1] being 1, and turns the rest by it, A -= v w^T + w v^T with w = tau A v - (tau^2 v.A v / 2) v. What is
+ * stored of A are the rows from the 16 columns on that hold the diagonal (a tile), in rows of a multiple of 16 columns;
+ * beyond the matrix, and where v and w are not yet, there are zeros. One pass over the rest subtracts what the step
+ * before found and multiplies by the new v:
  *     a = A[i][j] - (v[i] * w[j] + w[i] * v[j])    stored; columns ascending from the tile on
  *     product[i] += a * next[j]                    over 16 virtual lanes (isa.h), column j in lane j % 16
  *     product[j] += a * next[i]                    where column j lies beyond the tile; rows ascending
  * Eigenvalues of the tridiagonal matrix are bisected (Sturm counts); vectors come from inverse iteration (LU with
  * partial pivoting) of numbers that a fixed generator gives, made orthogonal to those before them, so that equal
- * eigenvalues get vectors too: which, is for this order of operations to say, and no processor's. Reflections turn
- * them back. Entries are multiplied by a power of two first, so that the largest is .5 or more and below 1. Every operation is rounded on its own; bodies differ in how many they do at once.
+ * eigenvalues get vectors too: which, is for this order of operations to say, and no processor's. Reflections turn them
+ * back. Entries are multiplied by a power of two first, so that the largest is 0.5 or more and below 1. Every operation
+ * is rounded on its own; bodies differ in how many they do at once.
  *
  * Source: Golub and Van Loan, Matrix Computations, 8.3 and 8.4; LAPACK's dsytd2, dstebz and dstein.
  */
@@ -102,8 +103,14 @@ HH_INLINE double hh_dot_f64(int tier, const double *x, const double *y, ptrdiff_
 
 HH_INLINE void hh_subtract_f64(int tier, double *y, const double *x, double factor, ptrdiff_t count) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_subtract_f64_avx512(y, x, factor, count); return; }
-    if (tier >= HH_TIER_AVX2) { hh_subtract_f64_avx2(y, x, factor, count); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_subtract_f64_avx512(y, x, factor, count);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_subtract_f64_avx2(y, x, factor, count);
+        return;
+    }
 #endif
     (void)tier;
     hh_subtract_f64_scalar(y, x, factor, count);
@@ -112,8 +119,14 @@ HH_INLINE void hh_subtract_f64(int tier, double *y, const double *x, double fact
 HH_INLINE void hh_reflect(int tier, double *a, ptrdiff_t first, ptrdiff_t n, ptrdiff_t n_padded, const double *v,
                           const double *w, const double *next, double *product) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_reflect_avx512(a, first, n, n_padded, v, w, next, product); return; }
-    if (tier >= HH_TIER_AVX2) { hh_reflect_avx2(a, first, n, n_padded, v, w, next, product); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_reflect_avx512(a, first, n, n_padded, v, w, next, product);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_reflect_avx2(a, first, n, n_padded, v, w, next, product);
+        return;
+    }
 #endif
     (void)tier;
     hh_reflect_scalar(a, first, n, n_padded, v, w, next, product);
@@ -121,10 +134,10 @@ HH_INLINE void hh_reflect(int tier, double *a, ptrdiff_t first, ptrdiff_t n, ptr
 
 /* ---- to a tridiagonal matrix ---- */
 
-/* Leave d and e (n each, e[n - 1] = 0), in row k of `a` from column k + 1 on the vector of reflection k and zeros before
- * it, and tau[k]. `work` holds 4 * n_padded doubles. */
-HH_KERNEL void hh_tridiagonalize(int tier, double *a, ptrdiff_t n, ptrdiff_t n_padded, double *d, double *e, double *tau,
-                                 double *work) {
+/* Leave d and e (n each, e[n - 1] = 0), in row k of `a` from column k + 1 on the vector of reflection k and zeros
+ * before it, and tau[k]. `work` holds 4 * n_padded doubles. */
+HH_KERNEL void hh_tridiagonalize(int tier, double *a, ptrdiff_t n, ptrdiff_t n_padded, double *d, double *e,
+                                 double *tau, double *work) {
     double *v = work, *w = work + n_padded, *next = work + 2 * n_padded, *product = work + 3 * n_padded;
     memset(work, 0, 4 * (size_t)n_padded * sizeof(double));
     for (ptrdiff_t k = 0; k < n; k++) {
@@ -197,8 +210,8 @@ HH_INLINE double hh_start_(uint64_t k) {
 
 /* Turn vector number j (of those before it in `vectors`, rows of n_padded) to the eigenvector of `value`; `work` holds
  * 5 * n_padded doubles. */
-HH_KERNEL void hh_inverse_iteration(int tier, const double *d, const double *e, ptrdiff_t n, ptrdiff_t n_padded, ptrdiff_t j,
-                                    double value, double least, double *vectors, double *work) {
+HH_KERNEL void hh_inverse_iteration(int tier, const double *d, const double *e, ptrdiff_t n, ptrdiff_t n_padded,
+                                    ptrdiff_t j, double value, double least, double *vectors, double *work) {
     double *const diagonal = work, *const above = work + n_padded, *const twice = work + 2 * n_padded;
     double *const factor = work + 3 * n_padded, *const swapped = work + 4 * n_padded, *const y = vectors + j * n_padded;
     double a = d[0] - value, b = e[0];

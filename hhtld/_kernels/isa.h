@@ -49,6 +49,7 @@ enum {
 };
 
 /* clang spells a target region as a pushed attribute, GCC as pushed options; MSVC needs none. */
+/* clang-format off */
 #if HH_X86 && defined(__clang__)
 #define HH_TARGET_AVX2_BEGIN                                                                     \
     _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,bmi,bmi2\"))), apply_to = function)")
@@ -73,6 +74,7 @@ enum {
 #define HH_TARGET_AVX512VNNI_BEGIN
 #define HH_TARGET_END
 #endif
+/* clang-format on */
 
 /* A header's kernels are not all used by every module that includes it. */
 #if defined(__GNUC__)
@@ -122,8 +124,7 @@ HH_KERNEL int hh_detect_tier(void) {
     const int bmi1 = (ebx7 >> 3) & 1, avx2 = (ebx7 >> 5) & 1, bmi2 = (ebx7 >> 8) & 1;
     if (!(fma && f16c && bmi1 && avx2 && bmi2)) return HH_TIER_SCALAR;
     if ((state & 0xE6) != 0xE6) return HH_TIER_AVX2; /* opmask and ZMM */
-    const int f = (ebx7 >> 16) & 1, dq = (ebx7 >> 17) & 1, bw = (ebx7 >> 30) & 1,
-              vl = (ebx7 >> 31) & 1;
+    const int f = (ebx7 >> 16) & 1, dq = (ebx7 >> 17) & 1, bw = (ebx7 >> 30) & 1, vl = (ebx7 >> 31) & 1;
     if (!(f && dq && bw && vl)) return HH_TIER_AVX2;
     const int vbmi = (ecx7 >> 1) & 1, vnni = (ecx7 >> 11) & 1;
     return vbmi && vnni ? HH_TIER_AVX512VNNI : HH_TIER_AVX512;
@@ -145,8 +146,7 @@ HH_KERNEL double hh_tree16_f64(double lane[16]) {
 HH_TARGET_AVX2_BEGIN
 HH_INLINE double hh_tree16_f64_avx2(__m256d a, __m256d b, __m256d c, __m256d d) {
     const __m256d four_f64x4 = _mm256_add_pd(_mm256_add_pd(a, c), _mm256_add_pd(b, d));
-    const __m128d two_f64x2 =
-        _mm_add_pd(_mm256_castpd256_pd128(four_f64x4), _mm256_extractf128_pd(four_f64x4, 1));
+    const __m128d two_f64x2 = _mm_add_pd(_mm256_castpd256_pd128(four_f64x4), _mm256_extractf128_pd(four_f64x4, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two_f64x2, _mm_unpackhi_pd(two_f64x2, two_f64x2)));
 }
 HH_TARGET_END
@@ -154,10 +154,9 @@ HH_TARGET_END
 HH_TARGET_AVX512_BEGIN
 HH_INLINE double hh_tree16_f64_avx512(__m512d low, __m512d high) {
     const __m512d eight_f64x8 = _mm512_add_pd(low, high);
-    const __m256d four_f64x4 = _mm256_add_pd(_mm512_castpd512_pd256(eight_f64x8),
-                                             _mm512_extractf64x4_pd(eight_f64x8, 1));
-    const __m128d two_f64x2 =
-        _mm_add_pd(_mm256_castpd256_pd128(four_f64x4), _mm256_extractf128_pd(four_f64x4, 1));
+    const __m256d four_f64x4 =
+        _mm256_add_pd(_mm512_castpd512_pd256(eight_f64x8), _mm512_extractf64x4_pd(eight_f64x8, 1));
+    const __m128d two_f64x2 = _mm_add_pd(_mm256_castpd256_pd128(four_f64x4), _mm256_extractf128_pd(four_f64x4, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two_f64x2, _mm_unpackhi_pd(two_f64x2, two_f64x2)));
 }
 HH_TARGET_END

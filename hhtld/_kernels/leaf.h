@@ -54,7 +54,8 @@ HH_INLINE void hh_project_rows_avx2_(const float *rows, ptrdiff_t first, int cou
             const float *const entry = hh_entry_(entries, twigs, first + q, n_cols) + start;
             ptrdiff_t j = 0;
             for (; j + 4 <= run; j += 4)
-                _mm256_storeu_pd(residual[q] + j, _mm256_cvtps_pd(_mm_sub_ps(_mm_loadu_ps(row + j), _mm_loadu_ps(entry + j))));
+                _mm256_storeu_pd(residual[q] + j,
+                                 _mm256_cvtps_pd(_mm_sub_ps(_mm_loadu_ps(row + j), _mm_loadu_ps(entry + j))));
             for (; j < run; j++) residual[q][j] = (double)(row[j] - entry[j]);
         }
         for (ptrdiff_t j = 0; j < run; j++) {
@@ -126,8 +127,14 @@ HH_TARGET_END
 HH_KERNEL void hh_project(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const float *entries,
                           const uint8_t *twigs, const double *basis, float *coefficients) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_project_avx512(rows, n_rows, n_cols, entries, twigs, basis, coefficients); return; }
-    if (tier >= HH_TIER_AVX2) { hh_project_avx2(rows, n_rows, n_cols, entries, twigs, basis, coefficients); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_project_avx512(rows, n_rows, n_cols, entries, twigs, basis, coefficients);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_project_avx2(rows, n_rows, n_cols, entries, twigs, basis, coefficients);
+        return;
+    }
 #endif
     (void)tier;
     hh_project_scalar(rows, n_rows, n_cols, entries, twigs, basis, coefficients);
@@ -180,7 +187,8 @@ HH_KERNEL void hh_reconstruct_avx2(const float *entries, const uint8_t *twigs, p
             __m256 sum_f32x8 = _mm256_loadu_ps(entry + j);
 #pragma GCC unroll 8
             for (int i = 0; i < HH_LANES; i++)
-                sum_f32x8 = _mm256_add_ps(sum_f32x8, _mm256_mul_ps(coefficient_f32x8[i], _mm256_loadu_ps(basis + i * n_cols + j)));
+                sum_f32x8 = _mm256_add_ps(sum_f32x8,
+                                          _mm256_mul_ps(coefficient_f32x8[i], _mm256_loadu_ps(basis + i * n_cols + j)));
             _mm256_storeu_ps(row + j, sum_f32x8);
         }
         for (; j < n_cols; j++) {
@@ -206,8 +214,9 @@ HH_KERNEL void hh_reconstruct_avx512(const float *entries, const uint8_t *twigs,
             __m512 sum_f32x16 = _mm512_maskz_loadu_ps(live, entry + j);
 #pragma GCC unroll 8
             for (int i = 0; i < HH_LANES; i++)
-                sum_f32x16 = _mm512_add_ps(
-                    sum_f32x16, _mm512_mul_ps(coefficient_f32x16[i], _mm512_maskz_loadu_ps(live, basis + i * n_cols + j)));
+                sum_f32x16 =
+                    _mm512_add_ps(sum_f32x16, _mm512_mul_ps(coefficient_f32x16[i],
+                                                            _mm512_maskz_loadu_ps(live, basis + i * n_cols + j)));
             _mm512_mask_storeu_ps(row + j, live, sum_f32x16);
         }
     }
@@ -224,8 +233,14 @@ HH_KERNEL void hh_reconstruct(int tier, const float *entries, const uint8_t *twi
         return;
     }
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_reconstruct_avx512(entries, twigs, n_rows, n_cols, codes, scale, basis, out); return; }
-    if (tier >= HH_TIER_AVX2) { hh_reconstruct_avx2(entries, twigs, n_rows, n_cols, codes, scale, basis, out); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_reconstruct_avx512(entries, twigs, n_rows, n_cols, codes, scale, basis, out);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_reconstruct_avx2(entries, twigs, n_rows, n_cols, codes, scale, basis, out);
+        return;
+    }
 #endif
     (void)tier;
     hh_reconstruct_scalar(entries, twigs, n_rows, n_cols, codes, scale, basis, out);

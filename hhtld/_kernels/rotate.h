@@ -46,9 +46,12 @@ HH_KERNEL void hh_hadamard_f32_scalar(float *x, ptrdiff_t block, const float *be
 #if HH_X86
 HH_TARGET_AVX2_BEGIN
 HH_INLINE __m256 hh_stage8_avx2_(__m256 x_f32x8) {
-    const __m256 odd1_f32x8 = _mm256_castsi256_ps(_mm256_setr_epi32(0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN));
-    const __m256 odd2_f32x8 = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, INT32_MIN, INT32_MIN, 0, 0, INT32_MIN, INT32_MIN));
-    const __m256 odd4_f32x8 = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, 0, 0, INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN));
+    const __m256 odd1_f32x8 =
+        _mm256_castsi256_ps(_mm256_setr_epi32(0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN));
+    const __m256 odd2_f32x8 =
+        _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, INT32_MIN, INT32_MIN, 0, 0, INT32_MIN, INT32_MIN));
+    const __m256 odd4_f32x8 =
+        _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, 0, 0, INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN));
     x_f32x8 = _mm256_add_ps(_mm256_permute_ps(x_f32x8, 0xB1), _mm256_xor_ps(x_f32x8, odd1_f32x8));
     x_f32x8 = _mm256_add_ps(_mm256_permute_ps(x_f32x8, 0x4E), _mm256_xor_ps(x_f32x8, odd2_f32x8));
     return _mm256_add_ps(_mm256_permute2f128_ps(x_f32x8, x_f32x8, 0x01), _mm256_xor_ps(x_f32x8, odd4_f32x8));
@@ -76,7 +79,9 @@ HH_TARGET_END
 HH_TARGET_AVX512_BEGIN
 HH_INLINE __m512 hh_stage16_avx512_(__m512 x_f32x16) {
     const __m512i sign_i32x16 = _mm512_set1_epi32(INT32_MIN);
-#define HH_FLIP(mask) _mm512_castsi512_ps(_mm512_mask_xor_epi32(_mm512_castps_si512(x_f32x16), mask, _mm512_castps_si512(x_f32x16), sign_i32x16))
+#define HH_FLIP(mask)    \
+    _mm512_castsi512_ps( \
+        _mm512_mask_xor_epi32(_mm512_castps_si512(x_f32x16), mask, _mm512_castps_si512(x_f32x16), sign_i32x16))
     x_f32x16 = _mm512_add_ps(_mm512_permute_ps(x_f32x16, 0xB1), HH_FLIP(0xAAAA));
     x_f32x16 = _mm512_add_ps(_mm512_permute_ps(x_f32x16, 0x4E), HH_FLIP(0xCCCC));
     x_f32x16 = _mm512_add_ps(_mm512_shuffle_f32x4(x_f32x16, x_f32x16, 0xB1), HH_FLIP(0xF0F0));
@@ -106,8 +111,14 @@ HH_TARGET_END
 
 HH_INLINE void hh_hadamard_f32(int tier, float *x, ptrdiff_t block, const float *before, const float *after) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_hadamard_f32_avx512(x, block, before, after); return; }
-    if (tier >= HH_TIER_AVX2) { hh_hadamard_f32_avx2(x, block, before, after); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_hadamard_f32_avx512(x, block, before, after);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_hadamard_f32_avx2(x, block, before, after);
+        return;
+    }
 #endif
     (void)tier;
     hh_hadamard_f32_scalar(x, block, before, after);

@@ -44,14 +44,15 @@ typedef struct {
 
 /* ---- scalar ---- */
 
-HH_KERNEL int32_t hh_trellis_dot_scalar(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits, const int8_t *table,
-                                        const int8_t *query) {
+HH_KERNEL int32_t hh_trellis_dot_scalar(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits,
+                                        const int8_t *table, const int8_t *query) {
     int32_t sum = 0;
     for (ptrdiff_t t = 0; t < n_cols; t++) sum += (int32_t)table[hh_window_(codes, t, rate, n_bits)] * query[t];
     return sum;
 }
 
-HH_KERNEL int32_t hh_trellis_energy_scalar(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits, const int8_t *table) {
+HH_KERNEL int32_t hh_trellis_energy_scalar(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits,
+                                           const int8_t *table) {
     int32_t sum = 0;
     for (ptrdiff_t t = 0; t < n_cols; t++) {
         const int32_t level = table[hh_window_(codes, t, rate, n_bits)];
@@ -99,8 +100,9 @@ HH_INLINE int32_t hh_sum_i32x8_avx2_(__m256i sum_i32x8) {
 
 /* Of rows either the products with the `halves` of a query, by spans of 32, or, where `keep` says so, the levels,
  * HH_SCORE_COLS apart. `keep` is constant where this is inlined. */
-HH_INLINE void hh_score_read8_avx2_(int keep, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                    const int16_t *halves, int32_t bias, int32_t *out, uint8_t *levels) {
+HH_INLINE void hh_score_read8_avx2_(int keep, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
+                                    ptrdiff_t n_cols, const int16_t *halves, int32_t bias, int32_t *out,
+                                    uint8_t *levels) {
     const uint8_t *const table = rows->scratch.table;
     const ptrdiff_t row_nbytes = rows->row_nbytes;
     const int rate = rows->rate;
@@ -116,50 +118,68 @@ HH_INLINE void hh_score_read8_avx2_(int keep, const hh_score_rows *rows, const u
                     continue;
                 }
                 const int16_t *const factors = halves + t + 32 * pair;
-                even_sum_i32x8 = _mm256_add_epi32(even_sum_i32x8, _mm256_madd_epi16(_mm256_and_si256(level_i8x32, low_i16x16), _mm256_loadu_si256((const __m256i *)factors)));
-                odd_sum_i32x8 = _mm256_add_epi32(odd_sum_i32x8, _mm256_madd_epi16(_mm256_srli_epi16(level_i8x32, 8), _mm256_loadu_si256((const __m256i *)(factors + 16))));
+                even_sum_i32x8 =
+                    _mm256_add_epi32(even_sum_i32x8, _mm256_madd_epi16(_mm256_and_si256(level_i8x32, low_i16x16),
+                                                                       _mm256_loadu_si256((const __m256i *)factors)));
+                odd_sum_i32x8 = _mm256_add_epi32(
+                    odd_sum_i32x8, _mm256_madd_epi16(_mm256_srli_epi16(level_i8x32, 8),
+                                                     _mm256_loadu_si256((const __m256i *)(factors + 16))));
             }
         if (!keep) out[r] = hh_less_(hh_sum_i32x8_avx2_(_mm256_add_epi32(even_sum_i32x8, odd_sum_i32x8)), bias);
     }
 }
 
 /* The same for larger tables: windows in 32-bit lanes, levels gathered. 16 weights take exactly `rate` bits. */
-HH_INLINE void hh_score_read_wide_avx2_(int keep, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                        const int8_t *query, int32_t bias, int32_t *out, uint8_t *levels) {
+HH_INLINE void hh_score_read_wide_avx2_(int keep, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
+                                        ptrdiff_t n_cols, const int8_t *query, int32_t bias, int32_t *out,
+                                        uint8_t *levels) {
     const int32_t *const wide = rows->scratch.wide;
     const ptrdiff_t row_nbytes = rows->row_nbytes;
     const int rate = rows->rate;
     const __m256i mask_i32x8 = _mm256_set1_epi32((1 << rows->n_bits) - 1);
     int32_t offsets[16];
     for (int t = 0; t < 16; t++) offsets[t] = (int32_t)hh_bit_offset(t, rate);
-    const __m256i low_i32x8 = _mm256_loadu_si256((const __m256i *)offsets), high_i32x8 = _mm256_loadu_si256((const __m256i *)(offsets + 8));
+    const __m256i low_i32x8 = _mm256_loadu_si256((const __m256i *)offsets),
+                  high_i32x8 = _mm256_loadu_si256((const __m256i *)(offsets + 8));
     for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, levels += keep ? HH_SCORE_COLS : 0) {
         __m256i sum_i32x8 = _mm256_setzero_si256(), other_i32x8 = _mm256_setzero_si256();
         ptrdiff_t bit = 0;
         for (ptrdiff_t t = 0; t < n_cols; t += 16, bit += rate) {
-            const __m256i bytes_i8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(codes + (bit >> 3))));
+            const __m256i bytes_i8x32 =
+                _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(codes + (bit >> 3))));
             const __m256i at_i32x8 = _mm256_set1_epi32((int)(bit & 7));
-            const __m256i first_i32x8 = _mm256_i32gather_epi32(wide, hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(low_i32x8, at_i32x8), mask_i32x8), 4);
-            const __m256i second_i32x8 = _mm256_i32gather_epi32(wide, hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(high_i32x8, at_i32x8), mask_i32x8), 4);
+            const __m256i first_i32x8 = _mm256_i32gather_epi32(
+                wide, hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(low_i32x8, at_i32x8), mask_i32x8), 4);
+            const __m256i second_i32x8 = _mm256_i32gather_epi32(
+                wide, hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(high_i32x8, at_i32x8), mask_i32x8), 4);
             if (keep) {
-                const __m256i level_i16x16 = _mm256_permute4x64_epi64(_mm256_packus_epi32(first_i32x8, second_i32x8), 0xD8);
-                _mm_storeu_si128((__m128i *)(levels + t), _mm_packus_epi16(_mm256_castsi256_si128(level_i16x16), _mm256_extracti128_si256(level_i16x16, 1)));
+                const __m256i level_i16x16 =
+                    _mm256_permute4x64_epi64(_mm256_packus_epi32(first_i32x8, second_i32x8), 0xD8);
+                _mm_storeu_si128((__m128i *)(levels + t), _mm_packus_epi16(_mm256_castsi256_si128(level_i16x16),
+                                                                           _mm256_extracti128_si256(level_i16x16, 1)));
                 continue;
             }
-            sum_i32x8 = _mm256_add_epi32(sum_i32x8, _mm256_madd_epi16(first_i32x8, _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(query + t)))));
-            other_i32x8 = _mm256_add_epi32(other_i32x8, _mm256_madd_epi16(second_i32x8, _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(query + t + 8)))));
+            sum_i32x8 = _mm256_add_epi32(
+                sum_i32x8,
+                _mm256_madd_epi16(first_i32x8, _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(query + t)))));
+            other_i32x8 =
+                _mm256_add_epi32(other_i32x8, _mm256_madd_epi16(second_i32x8, _mm256_cvtepi8_epi32(_mm_loadl_epi64(
+                                                                                  (const __m128i *)(query + t + 8)))));
         }
         if (!keep) out[r] = hh_less_(hh_sum_i32x8_avx2_(_mm256_add_epi32(sum_i32x8, other_i32x8)), bias);
     }
 }
 
-HH_KERNEL void hh_score_dots_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *out) {
+HH_KERNEL void hh_score_dots_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                  int32_t *out) {
     const hh_score_scratch *const scratch = &rows->scratch;
-    if (rows->n_bits <= 8) hh_score_read8_avx2_(0, rows, codes, n_rows, n_cols, scratch->halves, *scratch->bias, out, NULL);
+    if (rows->n_bits <= 8)
+        hh_score_read8_avx2_(0, rows, codes, n_rows, n_cols, scratch->halves, *scratch->bias, out, NULL);
     else hh_score_read_wide_avx2_(0, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
 }
 
-HH_KERNEL void hh_score_levels_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, uint8_t *levels) {
+HH_KERNEL void hh_score_levels_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                    uint8_t *levels) {
     if (rows->n_bits <= 8) hh_score_read8_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
     else hh_score_read_wide_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
 }
@@ -168,34 +188,40 @@ HH_KERNEL void hh_score_levels_avx2(const hh_score_rows *rows, const uint8_t *co
 HH_KERNEL int32_t hh_energy_avx2(const uint8_t *levels, ptrdiff_t n_cols) {
     __m256i sum_i32x8 = _mm256_setzero_si256();
     for (ptrdiff_t t = 0; t < n_cols; t += 16) {
-        const __m256i level_i16x16 = _mm256_sub_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(levels + t))), _mm256_set1_epi16(128));
+        const __m256i level_i16x16 = _mm256_sub_epi16(
+            _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(levels + t))), _mm256_set1_epi16(128));
         sum_i32x8 = _mm256_add_epi32(sum_i32x8, _mm256_madd_epi16(level_i16x16, level_i16x16));
     }
     return hh_sum_i32x8_avx2_(sum_i32x8);
 }
 
-/* Rows of levels to a panel. Lanes of 128 bits are filled by loads, so that two rounds of shuffles remain; in 512 bits it
- * took 0.54 ns for 64 levels and not 0.62, of 11 with 64 queries. */
+/* Rows of levels to a panel. Lanes of 128 bits are filled by loads, so that two rounds of shuffles remain; in 512 bits
+ * it took 0.54 ns for 64 levels and not 0.62, of 11 with 64 queries. */
 HH_KERNEL void hh_panel_avx2(const uint8_t *levels, ptrdiff_t n_cols, uint8_t *panel) {
     for (ptrdiff_t t = 0; t < n_cols; t += 16, panel += 16 * HH_SCORE_PANEL)
         for (int half = 0; half < 2; half++) {
             const uint8_t *const rows = levels + 8 * half * HH_SCORE_COLS + t;
             __m256i row_i32x8[4];
             for (int r = 0; r < 4; r++)
-                row_i32x8[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows + r * HH_SCORE_COLS))),
-                                                       _mm_loadu_si128((const __m128i *)(rows + (r + 4) * HH_SCORE_COLS)), 1);
+                row_i32x8[r] = _mm256_inserti128_si256(
+                    _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows + r * HH_SCORE_COLS))),
+                    _mm_loadu_si128((const __m128i *)(rows + (r + 4) * HH_SCORE_COLS)), 1);
             for (int pair = 0; pair < 2; pair++) {
-                const __m256i first_i32x8 = pair ? _mm256_unpackhi_epi32(row_i32x8[0], row_i32x8[1]) : _mm256_unpacklo_epi32(row_i32x8[0], row_i32x8[1]);
-                const __m256i second_i32x8 = pair ? _mm256_unpackhi_epi32(row_i32x8[2], row_i32x8[3]) : _mm256_unpacklo_epi32(row_i32x8[2], row_i32x8[3]);
-                _mm256_storeu_si256((__m256i *)(panel + 128 * pair + 32 * half), _mm256_unpacklo_epi64(first_i32x8, second_i32x8));
-                _mm256_storeu_si256((__m256i *)(panel + 128 * pair + 64 + 32 * half), _mm256_unpackhi_epi64(first_i32x8, second_i32x8));
+                const __m256i first_i32x8 = pair ? _mm256_unpackhi_epi32(row_i32x8[0], row_i32x8[1])
+                                                 : _mm256_unpacklo_epi32(row_i32x8[0], row_i32x8[1]);
+                const __m256i second_i32x8 = pair ? _mm256_unpackhi_epi32(row_i32x8[2], row_i32x8[3])
+                                                  : _mm256_unpacklo_epi32(row_i32x8[2], row_i32x8[3]);
+                _mm256_storeu_si256((__m256i *)(panel + 128 * pair + 32 * half),
+                                    _mm256_unpacklo_epi64(first_i32x8, second_i32x8));
+                _mm256_storeu_si256((__m256i *)(panel + 128 * pair + 64 + 32 * half),
+                                    _mm256_unpackhi_epi64(first_i32x8, second_i32x8));
             }
         }
 }
 
 /* A panel and `count` queries, which is constant where this is inlined. */
-HH_INLINE void hh_products_avx2_(int count, const uint8_t *panel, ptrdiff_t n_cols, const int16_t *halves, const int32_t *bias,
-                                 int more, ptrdiff_t stride, int32_t *out) {
+HH_INLINE void hh_products_avx2_(int count, const uint8_t *panel, ptrdiff_t n_cols, const int16_t *halves,
+                                 const int32_t *bias, int more, ptrdiff_t stride, int32_t *out) {
     __m256i sum_i32x8[6][2];
     for (int q = 0; q < count; q++)
         for (int v = 0; v < 2; v++) sum_i32x8[q][v] = _mm256_setzero_si256();
@@ -204,14 +230,16 @@ HH_INLINE void hh_products_avx2_(int count, const uint8_t *panel, ptrdiff_t n_co
             __m256i level_i16x16[2];
             for (int v = 0; v < 2; v++) {
                 const __m256i level_i8x32 = _mm256_loadu_si256((const __m256i *)(panel + 32 * v));
-                level_i16x16[v] = odd ? _mm256_srli_epi16(level_i8x32, 8) : _mm256_and_si256(level_i8x32, _mm256_set1_epi16(0xFF));
+                level_i16x16[v] =
+                    odd ? _mm256_srli_epi16(level_i8x32, 8) : _mm256_and_si256(level_i8x32, _mm256_set1_epi16(0xFF));
             }
             for (int q = 0; q < count; q++) {
                 int32_t two;
                 memcpy(&two, halves + q * HH_SCORE_COLS + 2 * odd, 4);
                 const __m256i factor_i16x16 = _mm256_set1_epi32(two);
                 for (int v = 0; v < 2; v++) {
-                    sum_i32x8[q][v] = _mm256_add_epi32(sum_i32x8[q][v], _mm256_madd_epi16(level_i16x16[v], factor_i16x16));
+                    sum_i32x8[q][v] =
+                        _mm256_add_epi32(sum_i32x8[q][v], _mm256_madd_epi16(level_i16x16[v], factor_i16x16));
                     HH_HOLD(sum_i32x8[q][v]);
                 }
             }
@@ -224,14 +252,16 @@ HH_INLINE void hh_products_avx2_(int count, const uint8_t *panel, ptrdiff_t n_co
         }
 }
 
-HH_KERNEL void hh_products_avx2(const uint8_t *tile, ptrdiff_t n_cols, const int16_t *halves, const int32_t *bias, ptrdiff_t n_queries,
-                                int more, ptrdiff_t stride, int32_t *out) {
+HH_KERNEL void hh_products_avx2(const uint8_t *tile, ptrdiff_t n_cols, const int16_t *halves, const int32_t *bias,
+                                ptrdiff_t n_queries, int more, ptrdiff_t stride, int32_t *out) {
     for (int p = 0; p < HH_SCORE_TILE; p += HH_SCORE_PANEL)
-        for (ptrdiff_t q = 0; q < n_queries; q += 6)
-            switch (n_queries - q) {
-#define HH_CASE(count) case count: hh_products_avx2_(count, tile + p * HH_SCORE_COLS, n_cols, halves + q * HH_SCORE_COLS, bias + q, more, stride, out + q * stride + p); break;
-                HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5)
-                default: HH_CASE(6)
+        for (ptrdiff_t q = 0; q < n_queries; q += 6) switch (n_queries - q) {
+#define HH_CASE(count)                                                                                                 \
+    case count:                                                                                                        \
+        hh_products_avx2_(count, tile + p * HH_SCORE_COLS, n_cols, halves + q * HH_SCORE_COLS, bias + q, more, stride, \
+                          out + q * stride + p);                                                                       \
+        break;
+                HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) default : HH_CASE(6)
 #undef HH_CASE
             }
 }
@@ -239,25 +269,32 @@ HH_TARGET_END
 
 HH_TARGET_AVX512VNNI_BEGIN
 /* As hh_score_read8_avx2_; n_bits is 8, 10 or 12 and constant. */
-HH_INLINE void hh_score_read_avx512vnni_(int keep, int n_bits, const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                         const int8_t *query, int32_t bias, int32_t *out, uint8_t *levels) {
+HH_INLINE void hh_score_read_avx512vnni_(int keep, int n_bits, const hh_score_rows *rows, const uint8_t *codes,
+                                         ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *query, int32_t bias,
+                                         int32_t *out, uint8_t *levels) {
     const hh_block_plan_avx512vnni *const plan = &rows->plan_avx512vnni;
     const uint8_t *const table = rows->scratch.table;
     const ptrdiff_t row_nbytes = rows->row_nbytes;
     const int rate = rows->rate;
-    const __m512i spread0_i8x64 = plan->spread_i8x64[0], shift0_i8x64 = plan->shift_i8x64[0], above0_i8x64 = plan->above_i8x64[0];
-    const __m512i spread1_i8x64 = plan->spread_i8x64[1], shift1_i8x64 = plan->shift_i8x64[1], above1_i8x64 = plan->above_i8x64[1];
+    const __m512i spread0_i8x64 = plan->spread_i8x64[0], shift0_i8x64 = plan->shift_i8x64[0],
+                  above0_i8x64 = plan->above_i8x64[0];
+    const __m512i spread1_i8x64 = plan->spread_i8x64[1], shift1_i8x64 = plan->shift_i8x64[1],
+                  above1_i8x64 = plan->above_i8x64[1];
     const ptrdiff_t second = plan->second;
     for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, levels += keep ? HH_SCORE_COLS : 0) {
         const uint8_t *block = codes;
         __m512i sum0_i32x16 = _mm512_setzero_si512(), sum1_i32x16 = _mm512_setzero_si512();
         for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, block += rate) {
-            if (!keep) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0); /* rows that no cache holds: 86 weights a ns, not 62 */
-            const __m512i level0_i8x64 = hh_levels64_avx512vnni_(block, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64);
+            if (!keep)
+                _mm_prefetch((const char *)(block + 4096),
+                             _MM_HINT_T0); /* rows that no cache holds: 86 weights a ns, not 62 */
+            const __m512i level0_i8x64 =
+                hh_levels64_avx512vnni_(block, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64);
             if (keep) _mm512_storeu_si512(levels + t, level0_i8x64);
             else sum0_i32x16 = _mm512_dpbusd_epi32(sum0_i32x16, level0_i8x64, _mm512_loadu_si512(query + t));
             if (t + 64 >= n_cols) break; /* no second half */
-            const __m512i level1_i8x64 = hh_levels64_avx512vnni_(block + second, n_bits, table, spread1_i8x64, shift1_i8x64, above1_i8x64);
+            const __m512i level1_i8x64 =
+                hh_levels64_avx512vnni_(block + second, n_bits, table, spread1_i8x64, shift1_i8x64, above1_i8x64);
             if (keep) _mm512_storeu_si512(levels + t + 64, level1_i8x64);
             else sum1_i32x16 = _mm512_dpbusd_epi32(sum1_i32x16, level1_i8x64, _mm512_loadu_si512(query + t + 64));
         }
@@ -265,14 +302,18 @@ HH_INLINE void hh_score_read_avx512vnni_(int keep, int n_bits, const hh_score_ro
     }
 }
 
-HH_KERNEL void hh_score_dots_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *out) {
+HH_KERNEL void hh_score_dots_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
+                                        ptrdiff_t n_cols, int32_t *out) {
     const hh_score_scratch *const scratch = &rows->scratch;
-    if (rows->n_bits <= 8) hh_score_read_avx512vnni_(0, 8, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
-    else if (rows->n_bits <= 10) hh_score_read_avx512vnni_(0, 10, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
+    if (rows->n_bits <= 8)
+        hh_score_read_avx512vnni_(0, 8, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
+    else if (rows->n_bits <= 10)
+        hh_score_read_avx512vnni_(0, 10, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
     else hh_score_read_avx512vnni_(0, 12, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
 }
 
-HH_KERNEL void hh_score_levels_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, uint8_t *levels) {
+HH_KERNEL void hh_score_levels_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
+                                          ptrdiff_t n_cols, uint8_t *levels) {
     if (rows->n_bits <= 8) hh_score_read_avx512vnni_(1, 8, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
     else if (rows->n_bits <= 10) hh_score_read_avx512vnni_(1, 10, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
     else hh_score_read_avx512vnni_(1, 12, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
@@ -282,15 +323,16 @@ HH_KERNEL void hh_score_levels_avx512vnni(const hh_score_rows *rows, const uint8
 HH_KERNEL int32_t hh_energy_avx512vnni(const uint8_t *levels, ptrdiff_t n_cols) {
     __m512i sum_i32x16 = _mm512_setzero_si512();
     for (ptrdiff_t t = 0; t < n_cols; t += 64) {
-        const __m512i size_i8x64 = _mm512_abs_epi8(_mm512_xor_si512(_mm512_loadu_si512(levels + t), _mm512_set1_epi8(-128)));
+        const __m512i size_i8x64 =
+            _mm512_abs_epi8(_mm512_xor_si512(_mm512_loadu_si512(levels + t), _mm512_set1_epi8(-128)));
         sum_i32x16 = _mm512_dpbusd_epi32(sum_i32x16, size_i8x64, _mm512_sub_epi8(_mm512_setzero_si512(), size_i8x64));
     }
     return -_mm512_reduce_add_epi32(sum_i32x16);
 }
 
 /* A tile of three panels and `count` queries, which is constant where this is inlined. */
-HH_INLINE void hh_products_avx512vnni_(int count, const uint8_t *tile, ptrdiff_t n_cols, const int8_t *queries, const int32_t *bias,
-                                       int more, ptrdiff_t stride, int32_t *out) {
+HH_INLINE void hh_products_avx512vnni_(int count, const uint8_t *tile, ptrdiff_t n_cols, const int8_t *queries,
+                                       const int32_t *bias, int more, ptrdiff_t stride, int32_t *out) {
     __m512i sum_i32x16[8][3];
     for (int q = 0; q < count; q++)
         for (int p = 0; p < 3; p++) {
@@ -313,17 +355,20 @@ HH_INLINE void hh_products_avx512vnni_(int count, const uint8_t *tile, ptrdiff_t
     for (int q = 0; q < count; q++, out += stride)
         for (int p = 0; p < 3; p++) {
             const __m512i found_i32x16 = _mm512_sub_epi32(sum_i32x16[q][p], _mm512_set1_epi32(bias[q]));
-            _mm512_storeu_si512(out + 16 * p, more ? _mm512_add_epi32(found_i32x16, _mm512_loadu_si512(out + 16 * p)) : found_i32x16);
+            _mm512_storeu_si512(out + 16 * p,
+                                more ? _mm512_add_epi32(found_i32x16, _mm512_loadu_si512(out + 16 * p)) : found_i32x16);
         }
 }
 
-HH_KERNEL void hh_products_avx512vnni(const uint8_t *tile, ptrdiff_t n_cols, const int8_t *queries, const int32_t *bias, ptrdiff_t n_queries,
-                                      int more, ptrdiff_t stride, int32_t *out) {
-    for (ptrdiff_t q = 0; q < n_queries; q += 8)
-        switch (n_queries - q) {
-#define HH_CASE(count) case count: hh_products_avx512vnni_(count, tile, n_cols, queries + q * HH_SCORE_COLS, bias + q, more, stride, out + q * stride); break;
-            HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) HH_CASE(6) HH_CASE(7)
-            default: HH_CASE(8)
+HH_KERNEL void hh_products_avx512vnni(const uint8_t *tile, ptrdiff_t n_cols, const int8_t *queries, const int32_t *bias,
+                                      ptrdiff_t n_queries, int more, ptrdiff_t stride, int32_t *out) {
+    for (ptrdiff_t q = 0; q < n_queries; q += 8) switch (n_queries - q) {
+#define HH_CASE(count)                                                                                    \
+    case count:                                                                                           \
+        hh_products_avx512vnni_(count, tile, n_cols, queries + q * HH_SCORE_COLS, bias + q, more, stride, \
+                                out + q * stride);                                                        \
+        break;
+            HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) HH_CASE(6) HH_CASE(7) default : HH_CASE(8)
 #undef HH_CASE
         }
 }
@@ -331,8 +376,8 @@ HH_TARGET_END
 
 /* ---- rows ---- */
 
-HH_KERNEL void hh_score_open_(hh_score_rows *rows, int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                              const int8_t *table, hh_score_scratch scratch) {
+HH_KERNEL void hh_score_open_(hh_score_rows *rows, int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                              int rate, int n_bits, const int8_t *table, hh_score_scratch scratch) {
     rows->tier = tier, rows->rate = rate, rows->n_bits = n_bits, rows->codes = codes, rows->scratch = scratch;
     rows->row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     rows->n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
@@ -353,8 +398,10 @@ HH_INLINE ptrdiff_t hh_score_some_(const hh_score_rows *rows, ptrdiff_t from, pt
     return 1;
 }
 
-/* Levels of n_cols columns from column `first` on, which is a multiple of HH_TRELLIS_BLOCK, of up to HH_SCORE_PANEL rows. */
-HH_KERNEL void hh_score_levels_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t n_rows, ptrdiff_t first, ptrdiff_t n_cols) {
+/* Levels of n_cols columns from column `first` on, which is a multiple of HH_TRELLIS_BLOCK, of up to HH_SCORE_PANEL
+ * rows. */
+HH_KERNEL void hh_score_levels_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t n_rows, ptrdiff_t first,
+                                ptrdiff_t n_cols) {
     for (ptrdiff_t r = 0, some; r < n_rows; r += some) {
         const uint8_t *codes;
         some = hh_score_some_(rows, from + r, n_rows - r, &codes);
@@ -366,8 +413,8 @@ HH_KERNEL void hh_score_levels_(const hh_score_rows *rows, ptrdiff_t from, ptrdi
 }
 
 /* Columns of queries to scratch, filled up with zeros to n_padded of them and `apart` from each other. */
-HH_KERNEL void hh_score_queries_(const hh_score_rows *rows, const int8_t *queries, ptrdiff_t n_queries, ptrdiff_t stride, ptrdiff_t n_cols,
-                                 ptrdiff_t n_padded, ptrdiff_t apart, int span) {
+HH_KERNEL void hh_score_queries_(const hh_score_rows *rows, const int8_t *queries, ptrdiff_t n_queries,
+                                 ptrdiff_t stride, ptrdiff_t n_cols, ptrdiff_t n_padded, ptrdiff_t apart, int span) {
     for (ptrdiff_t q = 0; q < n_queries; q++) {
         int8_t *const query = rows->scratch.query + q * apart;
         int32_t sum = 0;
@@ -379,7 +426,8 @@ HH_KERNEL void hh_score_queries_(const hh_score_rows *rows, const int8_t *querie
     }
 }
 
-HH_KERNEL void hh_trellis_dots_one_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *query, int32_t *out) {
+HH_KERNEL void hh_trellis_dots_one_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *query,
+                                    int32_t *out) {
     hh_score_queries_(rows, query, 1, 0, n_cols, hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK, 0, 32);
     for (ptrdiff_t r = 0, some; r < n_rows; r += some) {
         const uint8_t *codes;
@@ -390,8 +438,8 @@ HH_KERNEL void hh_trellis_dots_one_(const hh_score_rows *rows, ptrdiff_t n_rows,
 }
 
 /* A tile of the n_left rows from `from` on, n_cols columns from `first` on, and the queries in scratch. */
-HH_KERNEL void hh_score_tile_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t n_left, ptrdiff_t first, ptrdiff_t n_cols,
-                              ptrdiff_t n_queries, ptrdiff_t stride, int32_t *out) {
+HH_KERNEL void hh_score_tile_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t n_left, ptrdiff_t first,
+                              ptrdiff_t n_cols, ptrdiff_t n_queries, ptrdiff_t stride, int32_t *out) {
     const hh_score_scratch *const scratch = &rows->scratch;
     const ptrdiff_t n_rows = hh_least_(n_left, HH_SCORE_TILE), n_next = hh_least_(n_left - n_rows, HH_SCORE_TILE);
     for (ptrdiff_t r = 0; r < n_rows; r += HH_SCORE_PANEL) {
@@ -399,7 +447,8 @@ HH_KERNEL void hh_score_tile_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff
         hh_panel_avx2(scratch->levels, n_cols, scratch->tile + r * HH_SCORE_COLS);
     }
     /* The next tile comes from memory while this one is multiplied: 320 products a ns and not 255, 64 queries. */
-    const uint8_t *const next = rows->codes + (from + n_rows) * rows->row_nbytes + first / HH_TRELLIS_BLOCK * rows->rate;
+    const uint8_t *const next =
+        rows->codes + (from + n_rows) * rows->row_nbytes + first / HH_TRELLIS_BLOCK * rows->rate;
     for (ptrdiff_t r = 0; r < n_next; r++)
         for (ptrdiff_t byte = 0; byte < hh_trellis_blocks(n_cols) * rows->rate; byte += 64)
             _mm_prefetch((const char *)(next + r * rows->row_nbytes + byte), _MM_HINT_T0);
@@ -412,14 +461,13 @@ HH_KERNEL void hh_score_tile_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff
         for (ptrdiff_t q = 0; q < n_queries; q++) memcpy(sums + q * apart, out + q * stride, nbytes);
     if (rows->tier >= HH_TIER_AVX512VNNI)
         hh_products_avx512vnni(scratch->tile, n_cols, scratch->query, scratch->bias, n_queries, first > 0, apart, sums);
-    else
-        hh_products_avx2(scratch->tile, n_cols, scratch->halves, scratch->bias, n_queries, first > 0, apart, sums);
+    else hh_products_avx2(scratch->tile, n_cols, scratch->halves, scratch->bias, n_queries, first > 0, apart, sums);
     if (!whole)
         for (ptrdiff_t q = 0; q < n_queries; q++) memcpy(out + q * stride, sums + q * apart, nbytes);
 }
 
-HH_KERNEL void hh_trellis_dots_many_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *queries,
-                                     ptrdiff_t n_queries, int32_t *out) {
+HH_KERNEL void hh_trellis_dots_many_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                     const int8_t *queries, ptrdiff_t n_queries, int32_t *out) {
     const ptrdiff_t n_parts = (n_cols + HH_SCORE_COLS - 1) / HH_SCORE_COLS;
     const ptrdiff_t part = hh_trellis_blocks((n_cols + n_parts - 1) / n_parts) * HH_TRELLIS_BLOCK;
     const ptrdiff_t visit = n_parts == 1 ? n_rows : HH_SCORE_ROWS; /* queries stay in scratch where there is one part */
@@ -428,7 +476,8 @@ HH_KERNEL void hh_trellis_dots_many_(const hh_score_rows *rows, ptrdiff_t n_rows
             for (ptrdiff_t t = 0; t < n_cols; t += part) {
                 const ptrdiff_t end = hh_least_(from + visit, n_rows), width = hh_least_(part, n_cols - t);
                 const ptrdiff_t count = hh_least_(HH_SCORE_QUERIES, n_queries - q);
-                hh_score_queries_(rows, queries + q * n_cols + t, count, n_cols, width, (width + 3) / 4 * 4, HH_SCORE_COLS, 4);
+                hh_score_queries_(rows, queries + q * n_cols + t, count, n_cols, width, (width + 3) / 4 * 4,
+                                  HH_SCORE_COLS, 4);
                 for (ptrdiff_t r = from; r < end; r += HH_SCORE_TILE)
                     hh_score_tile_(rows, r, end - r, t, width, count, n_rows, out + q * n_rows + r);
             }
@@ -437,7 +486,8 @@ HH_KERNEL void hh_trellis_dots_many_(const hh_score_rows *rows, ptrdiff_t n_rows
 
 /* Scores of rows against queries. */
 HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                               const int8_t *table, const int8_t *queries, ptrdiff_t n_queries, hh_score_scratch scratch, int32_t *out) {
+                               const int8_t *table, const int8_t *queries, ptrdiff_t n_queries,
+                               hh_score_scratch scratch, int32_t *out) {
 #if HH_X86
     if (tier >= HH_TIER_AVX2) {
         hh_score_rows rows;
@@ -451,12 +501,13 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     for (ptrdiff_t q = 0; q < n_queries; q++)
         for (ptrdiff_t r = 0; r < n_rows; r++)
-            out[q * n_rows + r] = hh_trellis_dot_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table, queries + q * n_cols);
+            out[q * n_rows + r] =
+                hh_trellis_dot_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table, queries + q * n_cols);
 }
 
 /* Squared lengths of rows, in levels. */
-HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                   const int8_t *table, hh_score_scratch scratch, int32_t *out) {
+HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                   int n_bits, const int8_t *table, hh_score_scratch scratch, int32_t *out) {
 #if HH_X86
     if (tier >= HH_TIER_AVX2) {
         hh_score_rows rows;
@@ -469,7 +520,8 @@ HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_r
                 for (ptrdiff_t r = 0; r < count; r++) {
                     uint8_t *const levels = scratch.levels + r * HH_SCORE_COLS;
                     memset(levels + width, 128, (size_t)(n_padded - width)); /* levels of 0 */
-                    const int32_t part = tier >= HH_TIER_AVX512VNNI ? hh_energy_avx512vnni(levels, n_padded) : hh_energy_avx2(levels, n_padded);
+                    const int32_t part = tier >= HH_TIER_AVX512VNNI ? hh_energy_avx512vnni(levels, n_padded)
+                                                                    : hh_energy_avx2(levels, n_padded);
                     out[from + r] = t ? out[from + r] + part : part;
                 }
             }

@@ -23,7 +23,8 @@ HH_INLINE void hh_estimate_entries_(const uint8_t *twigs, const float *table, pt
 HH_INLINE void hh_estimate_leaf_(const int8_t *slot_l, const float *lanes, ptrdiff_t n, float *out) {
     for (ptrdiff_t r = 0; r < n; r++) {
         float sum = 0;
-        for (int lane = 0; lane < HH_SCREEN_LANES; lane++) sum += lanes[lane] * (float)slot_l[r * HH_SCREEN_LANES + lane];
+        for (int lane = 0; lane < HH_SCREEN_LANES; lane++)
+            sum += lanes[lane] * (float)slot_l[r * HH_SCREEN_LANES + lane];
         out[r] += sum;
     }
 }
@@ -39,7 +40,8 @@ HH_INLINE ptrdiff_t hh_collect_(const float *estimates, const float *spreads, fl
     for (ptrdiff_t start = 0; start < n; start += HH_SCREEN_BLOCK) {
         const ptrdiff_t count = n - start < HH_SCREEN_BLOCK ? n - start : HH_SCREEN_BLOCK;
         int any = 0;
-        for (ptrdiff_t i = 0; i < count; i++) any |= estimates[start + i] + (factor * spreads[start + i] + slack) >= floor;
+        for (ptrdiff_t i = 0; i < count; i++)
+            any |= estimates[start + i] + (factor * spreads[start + i] + slack) >= floor;
         for (ptrdiff_t i = 0; any && i < count; i++) /* few blocks of 64 hold one */
             if (estimates[start + i] + (factor * spreads[start + i] + slack) >= floor) {
                 if (found < room) rows[found] = (int32_t)(start + i);
@@ -49,19 +51,20 @@ HH_INLINE ptrdiff_t hh_collect_(const float *estimates, const float *spreads, fl
     return found;
 }
 
-#define HH_SCREEN_BODIES(tier)                                                                                         \
-    HH_KERNEL void hh_estimate_entries_##tier(const uint8_t *t, const float *table, ptrdiff_t n, float *out) {         \
-        hh_estimate_entries_(t, table, n, out);                                                                        \
-    }                                                                                                                  \
-    HH_KERNEL void hh_estimate_leaf_##tier(const int8_t *l, const float *lanes, ptrdiff_t n, float *out) {             \
-        hh_estimate_leaf_(l, lanes, n, out);                                                                           \
-    }                                                                                                                  \
-    HH_KERNEL void hh_estimate_dots_##tier(const int32_t *d, const float *gains, float scale, ptrdiff_t n, float *out) {\
-        hh_estimate_dots_(d, gains, scale, n, out);                                                                    \
-    }                                                                                                                  \
-    HH_KERNEL ptrdiff_t hh_collect_##tier(const float *e, const float *spreads, float factor, float slack, float floor,\
-                                          ptrdiff_t n, ptrdiff_t room, int32_t *rows) {                                \
-        return hh_collect_(e, spreads, factor, slack, floor, n, room, rows);                                           \
+#define HH_SCREEN_BODIES(tier)                                                                                 \
+    HH_KERNEL void hh_estimate_entries_##tier(const uint8_t *t, const float *table, ptrdiff_t n, float *out) { \
+        hh_estimate_entries_(t, table, n, out);                                                                \
+    }                                                                                                          \
+    HH_KERNEL void hh_estimate_leaf_##tier(const int8_t *l, const float *lanes, ptrdiff_t n, float *out) {     \
+        hh_estimate_leaf_(l, lanes, n, out);                                                                   \
+    }                                                                                                          \
+    HH_KERNEL void hh_estimate_dots_##tier(const int32_t *d, const float *gains, float scale, ptrdiff_t n,     \
+                                           float *out) {                                                       \
+        hh_estimate_dots_(d, gains, scale, n, out);                                                            \
+    }                                                                                                          \
+    HH_KERNEL ptrdiff_t hh_collect_##tier(const float *e, const float *spreads, float factor, float slack,     \
+                                          float floor, ptrdiff_t n, ptrdiff_t room, int32_t *rows) {           \
+        return hh_collect_(e, spreads, factor, slack, floor, n, room, rows);                                   \
     }
 
 HH_SCREEN_BODIES(scalar)
@@ -75,17 +78,18 @@ HH_TARGET_END
 #endif
 
 #if HH_X86
-#define HH_SCREEN_CALL(name, ...)                                         \
-    (tier >= HH_TIER_AVX512 ? hh_##name##_avx512(__VA_ARGS__)             \
-     : tier >= HH_TIER_AVX2 ? hh_##name##_avx2(__VA_ARGS__)               \
+#define HH_SCREEN_CALL(name, ...)                             \
+    (tier >= HH_TIER_AVX512 ? hh_##name##_avx512(__VA_ARGS__) \
+     : tier >= HH_TIER_AVX2 ? hh_##name##_avx2(__VA_ARGS__)   \
                             : hh_##name##_scalar(__VA_ARGS__))
 #else
 #define HH_SCREEN_CALL(name, ...) hh_##name##_scalar(__VA_ARGS__)
 #endif
 
 /* out (n_queries, n_rows) from what is not NULL: tables (n_queries, k) with twigs, lanes (n_queries, 8) with slot_l. */
-HH_KERNEL void hh_screen_estimate(int tier, const uint8_t *twigs, const float *tables, ptrdiff_t k, const int8_t *slot_l,
-                                  const float *lanes, ptrdiff_t n_queries, ptrdiff_t n_rows, float *out) {
+HH_KERNEL void hh_screen_estimate(int tier, const uint8_t *twigs, const float *tables, ptrdiff_t k,
+                                  const int8_t *slot_l, const float *lanes, ptrdiff_t n_queries, ptrdiff_t n_rows,
+                                  float *out) {
     (void)tier;
     for (ptrdiff_t q = 0; q < n_queries; q++, out += n_rows) {
         if (twigs) HH_SCREEN_CALL(estimate_entries, twigs, tables + q * k, n_rows, out);
@@ -111,7 +115,8 @@ HH_KERNEL ptrdiff_t hh_screen_collect(int tier, const float *estimates, const fl
     for (ptrdiff_t q = 0; q < n_queries; q++, estimates += n_rows) {
         const ptrdiff_t left = total < room ? room - total : 0;
         int32_t *const next = rows + (total < room ? total : room);
-        const ptrdiff_t found = HH_SCREEN_CALL(collect, estimates, spreads, factors[q], slacks[q], floors[q], n_rows, left, next);
+        const ptrdiff_t found =
+            HH_SCREEN_CALL(collect, estimates, spreads, factors[q], slacks[q], floors[q], n_rows, left, next);
         for (ptrdiff_t i = 0; i < found && i < left; i++) queries[total + i] = (int32_t)q;
         total += found;
     }

@@ -26,8 +26,7 @@
 
 enum { HH_PALETTE_MAX = 256 };
 
-HH_INLINE uint32_t hh_l1_base17_(const int16_t *columns, ptrdiff_t stride, ptrdiff_t row,
-                                 const int16_t *dims) {
+HH_INLINE uint32_t hh_l1_base17_(const int16_t *columns, ptrdiff_t stride, ptrdiff_t row, const int16_t *dims) {
     uint32_t sum = 0;
     for (int i = 0; i < HH_BASE17; i++) {
         const int32_t difference = (int32_t)columns[i * stride + row] - dims[i];
@@ -38,9 +37,8 @@ HH_INLINE uint32_t hh_l1_base17_(const int16_t *columns, ptrdiff_t stride, ptrdi
 
 /* Lower nearest_distance[row] to the distance from `dims` where that is smaller and note `pick`;
  * return the LAST row of the largest nearest_distance. Rows start..n_rows, running best given. */
-HH_INLINE ptrdiff_t hh_relax_l1_from_(const int16_t *columns, ptrdiff_t stride, ptrdiff_t start,
-                                      ptrdiff_t n_rows, const int16_t *dims, int32_t pick,
-                                      uint32_t *nearest_distance, int32_t *nearest,
+HH_INLINE ptrdiff_t hh_relax_l1_from_(const int16_t *columns, ptrdiff_t stride, ptrdiff_t start, ptrdiff_t n_rows,
+                                      const int16_t *dims, int32_t pick, uint32_t *nearest_distance, int32_t *nearest,
                                       uint32_t best, ptrdiff_t best_row) {
     for (ptrdiff_t row = start; row < n_rows; row++) {
         const uint32_t distance = hh_l1_base17_(columns, stride, row, dims);
@@ -50,15 +48,14 @@ HH_INLINE ptrdiff_t hh_relax_l1_from_(const int16_t *columns, ptrdiff_t stride, 
     return best_row;
 }
 
-HH_KERNEL ptrdiff_t hh_relax_l1_scalar(const int16_t *columns, ptrdiff_t n_rows,
-                                       const int16_t *dims, int32_t pick,
+HH_KERNEL ptrdiff_t hh_relax_l1_scalar(const int16_t *columns, ptrdiff_t n_rows, const int16_t *dims, int32_t pick,
                                        uint32_t *nearest_distance, int32_t *nearest) {
     return hh_relax_l1_from_(columns, n_rows, 0, n_rows, dims, pick, nearest_distance, nearest, 0, 0);
 }
 
 /* Nearest of k entries (first wins a tie) for each row. `entries` is [17][256], column-major. */
-HH_KERNEL void hh_nearest_l1_scalar(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries,
-                                    int k, uint8_t *nearest, uint32_t *distances) {
+HH_KERNEL void hh_nearest_l1_scalar(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries, int k,
+                                    uint8_t *nearest, uint32_t *distances) {
     for (ptrdiff_t r = 0; r < n_rows; r++, rows += HH_BASE17) {
         uint32_t best = UINT32_MAX;
         int winner = 0;
@@ -75,15 +72,15 @@ HH_KERNEL void hh_nearest_l1_scalar(const int16_t *rows, ptrdiff_t n_rows, const
 HH_TARGET_AVX2_BEGIN
 /* |a - b| of int16 fits uint16: max - min modulo 2^16. Sums of 17 need 32 bits. `low` holds lanes
  * 0-3 and 8-11, `high` 4-7 and 12-15 of the 16, as unpacking leaves them. */
-HH_INLINE void hh_l1_sum16_avx2_(const int16_t *columns, ptrdiff_t stride, const int16_t *dims,
-                                 __m256i *low, __m256i *high) {
+HH_INLINE void hh_l1_sum16_avx2_(const int16_t *columns, ptrdiff_t stride, const int16_t *dims, __m256i *low,
+                                 __m256i *high) {
     const __m256i zero_i16x16 = _mm256_setzero_si256();
     __m256i low_u32x8 = zero_i16x16, high_u32x8 = zero_i16x16;
     for (int i = 0; i < HH_BASE17; i++) {
         const __m256i a_i16x16 = _mm256_loadu_si256((const __m256i *)(columns + i * stride));
         const __m256i b_i16x16 = _mm256_set1_epi16(dims[i]);
-        const __m256i apart_u16x16 = _mm256_sub_epi16(_mm256_max_epi16(a_i16x16, b_i16x16),
-                                                      _mm256_min_epi16(a_i16x16, b_i16x16));
+        const __m256i apart_u16x16 =
+            _mm256_sub_epi16(_mm256_max_epi16(a_i16x16, b_i16x16), _mm256_min_epi16(a_i16x16, b_i16x16));
         low_u32x8 = _mm256_add_epi32(low_u32x8, _mm256_unpacklo_epi16(apart_u16x16, zero_i16x16));
         high_u32x8 = _mm256_add_epi32(high_u32x8, _mm256_unpackhi_epi16(apart_u16x16, zero_i16x16));
     }
@@ -91,8 +88,8 @@ HH_INLINE void hh_l1_sum16_avx2_(const int16_t *columns, ptrdiff_t stride, const
     *high = _mm256_permute2x128_si256(low_u32x8, high_u32x8, 0x31);
 }
 
-HH_KERNEL ptrdiff_t hh_relax_l1_avx2(const int16_t *columns, ptrdiff_t n_rows, const int16_t *dims,
-                                     int32_t pick, uint32_t *nearest_distance, int32_t *nearest) {
+HH_KERNEL ptrdiff_t hh_relax_l1_avx2(const int16_t *columns, ptrdiff_t n_rows, const int16_t *dims, int32_t pick,
+                                     uint32_t *nearest_distance, int32_t *nearest) {
     const __m256i pick_i32x8 = _mm256_set1_epi32(pick);
     __m256i best_u32x8 = _mm256_setzero_si256(), best_row_i32x8 = _mm256_set1_epi32(-1);
     __m256i row_i32x8 = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -107,8 +104,7 @@ HH_KERNEL ptrdiff_t hh_relax_l1_avx2(const int16_t *columns, ptrdiff_t n_rows, c
             const __m256i new_u32x8 = _mm256_min_epu32(old_u32x8, distance_u32x8[half]);
             const __m256i same_i32x8 = _mm256_cmpeq_epi32(old_u32x8, new_u32x8);
             _mm256_storeu_si256(old, new_u32x8);
-            _mm256_storeu_si256(who,
-                                _mm256_blendv_epi8(pick_i32x8, _mm256_loadu_si256(who), same_i32x8));
+            _mm256_storeu_si256(who, _mm256_blendv_epi8(pick_i32x8, _mm256_loadu_si256(who), same_i32x8));
             const __m256i top_u32x8 = _mm256_max_epu32(best_u32x8, new_u32x8);
             const __m256i wins_i32x8 = _mm256_cmpeq_epi32(top_u32x8, new_u32x8);
             best_row_i32x8 = _mm256_blendv_epi8(best_row_i32x8, row_i32x8, wins_i32x8);
@@ -123,23 +119,20 @@ HH_KERNEL ptrdiff_t hh_relax_l1_avx2(const int16_t *columns, ptrdiff_t n_rows, c
     uint32_t best = 0;
     ptrdiff_t best_row = 0;
     for (int lane = 0; lane < 8; lane++)
-        if (lane_row[lane] >= 0 && (lane_best[lane] > best ||
-                                    (lane_best[lane] == best && lane_row[lane] > best_row)))
+        if (lane_row[lane] >= 0 && (lane_best[lane] > best || (lane_best[lane] == best && lane_row[lane] > best_row)))
             best = lane_best[lane], best_row = lane_row[lane];
-    return hh_relax_l1_from_(columns, n_rows, row, n_rows, dims, pick, nearest_distance, nearest,
-                             best, best_row);
+    return hh_relax_l1_from_(columns, n_rows, row, n_rows, dims, pick, nearest_distance, nearest, best, best_row);
 }
 
-HH_KERNEL void hh_nearest_l1_avx2(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries,
-                                  int k, uint8_t *nearest, uint32_t *distances) {
+HH_KERNEL void hh_nearest_l1_avx2(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries, int k,
+                                  uint8_t *nearest, uint32_t *distances) {
     const int full = k & ~15;
     for (ptrdiff_t r = 0; r < n_rows; r++, rows += HH_BASE17) {
         __m256i best_u32x8 = _mm256_set1_epi32(-1), winner_i32x8 = _mm256_setzero_si256();
         __m256i entry_i32x8 = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         for (int entry = 0; entry < full; entry += 16) {
             __m256i distance_u32x8[2];
-            hh_l1_sum16_avx2_(entries + entry, HH_PALETTE_MAX, rows, &distance_u32x8[0],
-                              &distance_u32x8[1]);
+            hh_l1_sum16_avx2_(entries + entry, HH_PALETTE_MAX, rows, &distance_u32x8[0], &distance_u32x8[1]);
             for (int half = 0; half < 2; half++) {
                 const __m256i less_u32x8 = _mm256_min_epu32(best_u32x8, distance_u32x8[half]);
                 const __m256i keep_i32x8 = _mm256_cmpeq_epi32(less_u32x8, best_u32x8);
@@ -166,18 +159,17 @@ HH_KERNEL void hh_nearest_l1_avx2(const int16_t *rows, ptrdiff_t n_rows, const i
 HH_TARGET_END
 
 HH_TARGET_AVX512_BEGIN
-HH_INLINE void hh_l1_sum32_avx512_(const int16_t *columns, ptrdiff_t stride, const int16_t *dims,
-                                   __m512i *low, __m512i *high) {
+HH_INLINE void hh_l1_sum32_avx512_(const int16_t *columns, ptrdiff_t stride, const int16_t *dims, __m512i *low,
+                                   __m512i *high) {
     const __m512i zero_i16x32 = _mm512_setzero_si512();
     __m512i low_u32x16 = zero_i16x32, high_u32x16 = zero_i16x32;
     for (int i = 0; i < HH_BASE17; i++) {
         const __m512i a_i16x32 = _mm512_loadu_si512(columns + i * stride);
         const __m512i b_i16x32 = _mm512_set1_epi16(dims[i]);
-        const __m512i apart_u16x32 = _mm512_sub_epi16(_mm512_max_epi16(a_i16x32, b_i16x32),
-                                                      _mm512_min_epi16(a_i16x32, b_i16x32));
+        const __m512i apart_u16x32 =
+            _mm512_sub_epi16(_mm512_max_epi16(a_i16x32, b_i16x32), _mm512_min_epi16(a_i16x32, b_i16x32));
         low_u32x16 = _mm512_add_epi32(low_u32x16, _mm512_unpacklo_epi16(apart_u16x32, zero_i16x32));
-        high_u32x16 =
-            _mm512_add_epi32(high_u32x16, _mm512_unpackhi_epi16(apart_u16x32, zero_i16x32));
+        high_u32x16 = _mm512_add_epi32(high_u32x16, _mm512_unpackhi_epi16(apart_u16x32, zero_i16x32));
     }
     const __m512i first_i64x8 = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i second_i64x8 = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
@@ -185,8 +177,7 @@ HH_INLINE void hh_l1_sum32_avx512_(const int16_t *columns, ptrdiff_t stride, con
     *high = _mm512_permutex2var_epi64(low_u32x16, second_i64x8, high_u32x16);
 }
 
-HH_KERNEL ptrdiff_t hh_relax_l1_avx512(const int16_t *columns, ptrdiff_t n_rows,
-                                       const int16_t *dims, int32_t pick,
+HH_KERNEL ptrdiff_t hh_relax_l1_avx512(const int16_t *columns, ptrdiff_t n_rows, const int16_t *dims, int32_t pick,
                                        uint32_t *nearest_distance, int32_t *nearest) {
     const __m512i pick_i32x16 = _mm512_set1_epi32(pick);
     __m512i best_u32x16 = _mm512_setzero_si512(), best_row_i32x16 = _mm512_set1_epi32(-1);
@@ -215,24 +206,20 @@ HH_KERNEL ptrdiff_t hh_relax_l1_avx512(const int16_t *columns, ptrdiff_t n_rows,
         const __mmask16 tops = _mm512_cmpeq_epi32_mask(best_u32x16, _mm512_set1_epi32((int)best));
         best_row = _mm512_mask_reduce_max_epi32(tops, best_row_i32x16);
     }
-    return hh_relax_l1_from_(columns, n_rows, row, n_rows, dims, pick, nearest_distance, nearest,
-                             best, best_row);
+    return hh_relax_l1_from_(columns, n_rows, row, n_rows, dims, pick, nearest_distance, nearest, best, best_row);
 }
 
-HH_KERNEL void hh_nearest_l1_avx512(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries,
-                                    int k, uint8_t *nearest, uint32_t *distances) {
+HH_KERNEL void hh_nearest_l1_avx512(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries, int k,
+                                    uint8_t *nearest, uint32_t *distances) {
     const int full = k & ~31;
     for (ptrdiff_t r = 0; r < n_rows; r++, rows += HH_BASE17) {
         __m512i best_u32x16 = _mm512_set1_epi32(-1), winner_i32x16 = _mm512_setzero_si512();
-        __m512i entry_i32x16 =
-            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        __m512i entry_i32x16 = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         for (int entry = 0; entry < full; entry += 32) {
             __m512i distance_u32x16[2];
-            hh_l1_sum32_avx512_(entries + entry, HH_PALETTE_MAX, rows, &distance_u32x16[0],
-                                &distance_u32x16[1]);
+            hh_l1_sum32_avx512_(entries + entry, HH_PALETTE_MAX, rows, &distance_u32x16[0], &distance_u32x16[1]);
             for (int half = 0; half < 2; half++) {
-                const __mmask16 closer =
-                    _mm512_cmplt_epu32_mask(distance_u32x16[half], best_u32x16);
+                const __mmask16 closer = _mm512_cmplt_epu32_mask(distance_u32x16[half], best_u32x16);
                 best_u32x16 = _mm512_min_epu32(best_u32x16, distance_u32x16[half]);
                 winner_i32x16 = _mm512_mask_mov_epi32(winner_i32x16, closer, entry_i32x16);
                 entry_i32x16 = _mm512_add_epi32(entry_i32x16, _mm512_set1_epi32(16));
@@ -242,8 +229,7 @@ HH_KERNEL void hh_nearest_l1_avx512(const int16_t *rows, ptrdiff_t n_rows, const
         int winner = 0;
         if (full) {
             best = _mm512_reduce_min_epu32(best_u32x16);
-            const __mmask16 tops =
-                _mm512_cmpeq_epi32_mask(best_u32x16, _mm512_set1_epi32((int)best));
+            const __mmask16 tops = _mm512_cmpeq_epi32_mask(best_u32x16, _mm512_set1_epi32((int)best));
             winner = _mm512_mask_reduce_min_epi32(tops, winner_i32x16);
         }
         for (int entry = full; entry < k; entry++) {
@@ -257,11 +243,17 @@ HH_KERNEL void hh_nearest_l1_avx512(const int16_t *rows, ptrdiff_t n_rows, const
 HH_TARGET_END
 #endif
 
-HH_KERNEL void hh_nearest_l1(int tier, const int16_t *rows, ptrdiff_t n_rows,
-                             const int16_t *entries, int k, uint8_t *nearest, uint32_t *distances) {
+HH_KERNEL void hh_nearest_l1(int tier, const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries, int k,
+                             uint8_t *nearest, uint32_t *distances) {
 #if HH_X86
-    if (tier >= HH_TIER_AVX512) { hh_nearest_l1_avx512(rows, n_rows, entries, k, nearest, distances); return; }
-    if (tier >= HH_TIER_AVX2) { hh_nearest_l1_avx2(rows, n_rows, entries, k, nearest, distances); return; }
+    if (tier >= HH_TIER_AVX512) {
+        hh_nearest_l1_avx512(rows, n_rows, entries, k, nearest, distances);
+        return;
+    }
+    if (tier >= HH_TIER_AVX2) {
+        hh_nearest_l1_avx2(rows, n_rows, entries, k, nearest, distances);
+        return;
+    }
 #endif
     (void)tier;
     hh_nearest_l1_scalar(rows, n_rows, entries, k, nearest, distances);
@@ -269,19 +261,16 @@ HH_KERNEL void hh_nearest_l1(int tier, const int16_t *rows, ptrdiff_t n_rows,
 
 /* Furthest-point sampling: picks[0] is given, each next pick is the LAST row of the largest
  * distance to its nearest pick. `columns` is [17][n_rows]. */
-HH_KERNEL void hh_furthest_l1(int tier, const int16_t *columns, ptrdiff_t n_rows, int k,
-                              int64_t *picks, uint32_t *nearest_distance, int32_t *nearest) {
-    for (ptrdiff_t row = 0; row < n_rows; row++)
-        nearest_distance[row] = UINT32_MAX, nearest[row] = 0;
+HH_KERNEL void hh_furthest_l1(int tier, const int16_t *columns, ptrdiff_t n_rows, int k, int64_t *picks,
+                              uint32_t *nearest_distance, int32_t *nearest) {
+    for (ptrdiff_t row = 0; row < n_rows; row++) nearest_distance[row] = UINT32_MAX, nearest[row] = 0;
     for (int pick = 0; pick < k; pick++) {
         int16_t dims[HH_BASE17];
         ptrdiff_t next;
         for (int i = 0; i < HH_BASE17; i++) dims[i] = columns[i * n_rows + picks[pick]];
 #if HH_X86
-        if (tier >= HH_TIER_AVX512)
-            next = hh_relax_l1_avx512(columns, n_rows, dims, pick, nearest_distance, nearest);
-        else if (tier >= HH_TIER_AVX2)
-            next = hh_relax_l1_avx2(columns, n_rows, dims, pick, nearest_distance, nearest);
+        if (tier >= HH_TIER_AVX512) next = hh_relax_l1_avx512(columns, n_rows, dims, pick, nearest_distance, nearest);
+        else if (tier >= HH_TIER_AVX2) next = hh_relax_l1_avx2(columns, n_rows, dims, pick, nearest_distance, nearest);
         else
 #endif
             next = hh_relax_l1_scalar(columns, n_rows, dims, pick, nearest_distance, nearest);
@@ -337,16 +326,20 @@ HH_KERNEL double hh_distance2_f32_avx512(const float *a, const float *b, ptrdiff
     __m512d low_f64x8 = _mm512_setzero_pd(), high_f64x8 = low_f64x8;
     ptrdiff_t j = 0;
     for (; j + 16 <= n_cols; j += 16) {
-        const __m512d first_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + j)), _mm512_cvtps_pd(_mm256_loadu_ps(b + j)));
-        const __m512d second_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + j + 8)), _mm512_cvtps_pd(_mm256_loadu_ps(b + j + 8)));
+        const __m512d first_f64x8 =
+            _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + j)), _mm512_cvtps_pd(_mm256_loadu_ps(b + j)));
+        const __m512d second_f64x8 =
+            _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + j + 8)), _mm512_cvtps_pd(_mm256_loadu_ps(b + j + 8)));
         low_f64x8 = _mm512_add_pd(low_f64x8, _mm512_mul_pd(first_f64x8, first_f64x8));
         high_f64x8 = _mm512_add_pd(high_f64x8, _mm512_mul_pd(second_f64x8, second_f64x8));
     }
     if (j < n_cols) { /* masked-off lanes are zero and add nothing */
         const __mmask16 live = (__mmask16)((1u << (n_cols - j)) - 1u);
         const __m512 a_f32x16 = _mm512_maskz_loadu_ps(live, a + j), b_f32x16 = _mm512_maskz_loadu_ps(live, b + j);
-        const __m512d first_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a_f32x16)), _mm512_cvtps_pd(_mm512_castps512_ps256(b_f32x16)));
-        const __m512d second_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a_f32x16, 1)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(b_f32x16, 1)));
+        const __m512d first_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a_f32x16)),
+                                                  _mm512_cvtps_pd(_mm512_castps512_ps256(b_f32x16)));
+        const __m512d second_f64x8 = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a_f32x16, 1)),
+                                                   _mm512_cvtps_pd(_mm512_extractf32x8_ps(b_f32x16, 1)));
         low_f64x8 = _mm512_add_pd(low_f64x8, _mm512_mul_pd(first_f64x8, first_f64x8));
         high_f64x8 = _mm512_add_pd(high_f64x8, _mm512_mul_pd(second_f64x8, second_f64x8));
     }
@@ -419,14 +412,13 @@ HH_INLINE double hh_distance2_lower(int tier, const float *a, const float *b, pt
 
 /* ---- brute force: the specification, and the scalar tier ---- */
 
-HH_KERNEL void hh_nearest_l2_scalar(const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                    const float *centroids, ptrdiff_t k, int32_t *nearest) {
+HH_KERNEL void hh_nearest_l2_scalar(const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const float *centroids,
+                                    ptrdiff_t k, int32_t *nearest) {
     for (ptrdiff_t r = 0; r < n_rows; r++) {
         double best = DBL_MAX;
         nearest[r] = 0;
         for (ptrdiff_t c = 0; c < k; c++) {
-            const double distance =
-                hh_distance2_f32_scalar(rows + r * n_cols, centroids + c * n_cols, n_cols);
+            const double distance = hh_distance2_f32_scalar(rows + r * n_cols, centroids + c * n_cols, n_cols);
             if (distance < best) best = distance, nearest[r] = (int32_t)c;
         }
     }
@@ -497,11 +489,14 @@ HH_KERNEL hh_code_f64 hh_code_row_avx2(const float *row, ptrdiff_t n_cols, int8_
         const __m256i code_i32x8 = _mm256_cvtps_epi32(_mm256_mul_ps(value_f32x8, inverse_f32x8));
         const __m256d v0_f64x4 = _mm256_cvtps_pd(_mm256_castps256_ps128(value_f32x8));
         const __m256d v1_f64x4 = _mm256_cvtps_pd(_mm256_extractf128_ps(value_f32x8, 1));
-        const __m256d e0_f64x4 = _mm256_fnmadd_pd(scale_f64x4, _mm256_cvtepi32_pd(_mm256_castsi256_si128(code_i32x8)), v0_f64x4);
-        const __m256d e1_f64x4 = _mm256_fnmadd_pd(scale_f64x4, _mm256_cvtepi32_pd(_mm256_extracti128_si256(code_i32x8, 1)), v1_f64x4);
+        const __m256d e0_f64x4 =
+            _mm256_fnmadd_pd(scale_f64x4, _mm256_cvtepi32_pd(_mm256_castsi256_si128(code_i32x8)), v0_f64x4);
+        const __m256d e1_f64x4 =
+            _mm256_fnmadd_pd(scale_f64x4, _mm256_cvtepi32_pd(_mm256_extracti128_si256(code_i32x8, 1)), v1_f64x4);
         norm_f64x4 = _mm256_fmadd_pd(v1_f64x4, v1_f64x4, _mm256_fmadd_pd(v0_f64x4, v0_f64x4, norm_f64x4));
         error_f64x4 = _mm256_fmadd_pd(e1_f64x4, e1_f64x4, _mm256_fmadd_pd(e0_f64x4, e0_f64x4, error_f64x4));
-        const __m128i code_i16x8 = _mm_packs_epi32(_mm256_castsi256_si128(code_i32x8), _mm256_extracti128_si256(code_i32x8, 1));
+        const __m128i code_i16x8 =
+            _mm_packs_epi32(_mm256_castsi256_si128(code_i32x8), _mm256_extracti128_si256(code_i32x8, 1));
         int8_t eight[8];
         _mm_storel_epi64((__m128i *)eight, _mm_packs_epi16(code_i16x8, code_i16x8));
         memcpy(codes + j, eight, (size_t)(depth - j < 8 ? depth - j : 8));
@@ -524,22 +519,27 @@ HH_KERNEL hh_code_f64 hh_code_row_avx512(const float *row, ptrdiff_t n_cols, int
     const __m512 inverse_f32x16 = _mm512_set1_ps(live ? 127.0f / largest : 0.0f);
     const double scale = live ? (double)(largest / 127.0f) : 0.0;
     const __m512d scale_f64x8 = _mm512_set1_pd(scale);
-    __m512d norm0_f64x8 = _mm512_setzero_pd(), norm1_f64x8 = norm0_f64x8, error0_f64x8 = norm0_f64x8, error1_f64x8 = norm0_f64x8;
+    __m512d norm0_f64x8 = _mm512_setzero_pd(), norm1_f64x8 = norm0_f64x8, error0_f64x8 = norm0_f64x8,
+            error1_f64x8 = norm0_f64x8;
     for (ptrdiff_t j = 0; j < n_cols; j += 16) {
         const float *const from = j < whole ? row + j : tail;
         const __m512i code_i32x16 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from), inverse_f32x16));
-        const __m512d v0_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(from)), v1_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(from + 8));
-        const __m512d e0_f64x8 = _mm512_fnmadd_pd(scale_f64x8, _mm512_cvtepi32_pd(_mm512_castsi512_si256(code_i32x16)), v0_f64x8);
-        const __m512d e1_f64x8 = _mm512_fnmadd_pd(scale_f64x8, _mm512_cvtepi32_pd(_mm512_extracti32x8_epi32(code_i32x16, 1)), v1_f64x8);
-        norm0_f64x8 = _mm512_fmadd_pd(v0_f64x8, v0_f64x8, norm0_f64x8), norm1_f64x8 = _mm512_fmadd_pd(v1_f64x8, v1_f64x8, norm1_f64x8);
-        error0_f64x8 = _mm512_fmadd_pd(e0_f64x8, e0_f64x8, error0_f64x8), error1_f64x8 = _mm512_fmadd_pd(e1_f64x8, e1_f64x8, error1_f64x8);
+        const __m512d v0_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(from)),
+                      v1_f64x8 = _mm512_cvtps_pd(_mm256_loadu_ps(from + 8));
+        const __m512d e0_f64x8 =
+            _mm512_fnmadd_pd(scale_f64x8, _mm512_cvtepi32_pd(_mm512_castsi512_si256(code_i32x16)), v0_f64x8);
+        const __m512d e1_f64x8 =
+            _mm512_fnmadd_pd(scale_f64x8, _mm512_cvtepi32_pd(_mm512_extracti32x8_epi32(code_i32x16, 1)), v1_f64x8);
+        norm0_f64x8 = _mm512_fmadd_pd(v0_f64x8, v0_f64x8, norm0_f64x8),
+        norm1_f64x8 = _mm512_fmadd_pd(v1_f64x8, v1_f64x8, norm1_f64x8);
+        error0_f64x8 = _mm512_fmadd_pd(e0_f64x8, e0_f64x8, error0_f64x8),
+        error1_f64x8 = _mm512_fmadd_pd(e1_f64x8, e1_f64x8, error1_f64x8);
         const __m128i code_i8x16 = _mm512_cvtepi32_epi8(code_i32x16);
-        if (depth - j >= 16)
-            _mm_storeu_si128((__m128i *)(codes + j), code_i8x16);
-        else
-            _mm_mask_storeu_epi8(codes + j, (__mmask16)((1u << (depth - j)) - 1u), code_i8x16);
+        if (depth - j >= 16) _mm_storeu_si128((__m128i *)(codes + j), code_i8x16);
+        else _mm_mask_storeu_epi8(codes + j, (__mmask16)((1u << (depth - j)) - 1u), code_i8x16);
     }
-    return hh_code_f64_(scale, hh_tree16_f64_avx512(norm0_f64x8, norm1_f64x8), hh_tree16_f64_avx512(error0_f64x8, error1_f64x8));
+    return hh_code_f64_(scale, hh_tree16_f64_avx512(norm0_f64x8, norm1_f64x8),
+                        hh_tree16_f64_avx512(error0_f64x8, error1_f64x8));
 }
 HH_TARGET_END
 
@@ -559,8 +559,10 @@ HH_INLINE void hh_dot16_i8_avx2_(const int8_t *query, const int8_t *block, ptrdi
         const __m256i query_i8x32 = _mm256_set1_epi32(four), size_u8x32 = _mm256_abs_epi8(query_i8x32);
         const __m256i b0_i8x32 = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)block), query_i8x32);
         const __m256i b1_i8x32 = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)(block + 32)), query_i8x32);
-        low_i32x8 = _mm256_add_epi32(low_i32x8, _mm256_madd_epi16(_mm256_maddubs_epi16(size_u8x32, b0_i8x32), one_i16x16));
-        high_i32x8 = _mm256_add_epi32(high_i32x8, _mm256_madd_epi16(_mm256_maddubs_epi16(size_u8x32, b1_i8x32), one_i16x16));
+        low_i32x8 =
+            _mm256_add_epi32(low_i32x8, _mm256_madd_epi16(_mm256_maddubs_epi16(size_u8x32, b0_i8x32), one_i16x16));
+        high_i32x8 =
+            _mm256_add_epi32(high_i32x8, _mm256_madd_epi16(_mm256_maddubs_epi16(size_u8x32, b1_i8x32), one_i16x16));
     }
     _mm256_storeu_si256((__m256i *)dots, low_i32x8);
     _mm256_storeu_si256((__m256i *)(dots + 8), high_i32x8);
@@ -607,13 +609,13 @@ HH_KERNEL void hh_dot_tile_6x4_avx512vnni(const int8_t *queries, ptrdiff_t query
         const __m512i c0_i8x64 = _mm512_loadu_si512(codes), c1_i8x64 = _mm512_loadu_si512(codes + block_nbytes),
                       c2_i8x64 = _mm512_loadu_si512(codes + 2 * block_nbytes),
                       c3_i8x64 = _mm512_loadu_si512(codes + 3 * block_nbytes);
-#define HH_STEP(q)                                                                     \
-    do {                                                                               \
+#define HH_STEP(q)                                                                         \
+    do {                                                                                   \
         const __m512i query_u8x64 = hh_query4_avx512vnni_(queries + q * query_stride + j); \
-        s##q##0 = _mm512_dpbusd_epi32(s##q##0, query_u8x64, c0_i8x64);                 \
-        s##q##1 = _mm512_dpbusd_epi32(s##q##1, query_u8x64, c1_i8x64);                 \
-        s##q##2 = _mm512_dpbusd_epi32(s##q##2, query_u8x64, c2_i8x64);                 \
-        s##q##3 = _mm512_dpbusd_epi32(s##q##3, query_u8x64, c3_i8x64);                 \
+        s##q##0 = _mm512_dpbusd_epi32(s##q##0, query_u8x64, c0_i8x64);                     \
+        s##q##1 = _mm512_dpbusd_epi32(s##q##1, query_u8x64, c1_i8x64);                     \
+        s##q##2 = _mm512_dpbusd_epi32(s##q##2, query_u8x64, c2_i8x64);                     \
+        s##q##3 = _mm512_dpbusd_epi32(s##q##3, query_u8x64, c3_i8x64);                     \
     } while (0)
         HH_STEP(0);
         HH_STEP(1);
@@ -623,8 +625,8 @@ HH_KERNEL void hh_dot_tile_6x4_avx512vnni(const int8_t *queries, ptrdiff_t query
         HH_STEP(5);
     }
     const int32_t *const code_sums = panel->code_sums + 16 * block;
-#define HH_STORE(q, b)                                                 \
-    _mm512_storeu_si512(dots + q * dots_stride + 16 * b,               \
+#define HH_STORE(q, b)                                   \
+    _mm512_storeu_si512(dots + q * dots_stride + 16 * b, \
                         _mm512_sub_epi32(s##q##b, _mm512_slli_epi32(_mm512_loadu_si512(code_sums + 16 * b), 7)))
 #define HH_STORE4(q) HH_STORE(q, 0), HH_STORE(q, 1), HH_STORE(q, 2), HH_STORE(q, 3)
     HH_STORE4(0);
@@ -671,11 +673,13 @@ HH_KERNEL void hh_panel_dots_avx512vnni(const int8_t *queries, ptrdiff_t n_queri
             hh_dot_tile_6x4_avx512vnni(queries + q * query_stride, query_stride, panel, first_block + b,
                                        dots + q * dots_stride + 16 * b, dots_stride);
         for (; q < n_queries; q++)
-            hh_dot_row_avx512vnni_(queries + q * query_stride, panel, first_block + b, 4, dots + q * dots_stride + 16 * b);
+            hh_dot_row_avx512vnni_(queries + q * query_stride, panel, first_block + b, 4,
+                                   dots + q * dots_stride + 16 * b);
     }
     for (; b < n_blocks; b++)
         for (ptrdiff_t q = 0; q < n_queries; q++)
-            hh_dot_row_avx512vnni_(queries + q * query_stride, panel, first_block + b, 1, dots + q * dots_stride + 16 * b);
+            hh_dot_row_avx512vnni_(queries + q * query_stride, panel, first_block + b, 1,
+                                   dots + q * dots_stride + 16 * b);
 }
 HH_TARGET_END
 
@@ -705,8 +709,8 @@ HH_INLINE double hh_screen_slack_(ptrdiff_t n_cols) { return (double)(n_cols + 6
  * which is the same for all b). Lists the rows whose lower bound is not above the least upper
  * bound, in ascending order, and returns their number; `lower` is scratch. */
 HH_TARGET_AVX2_BEGIN
-HH_KERNEL ptrdiff_t hh_screen_avx2(const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots, double slack,
-                                double *lower, int32_t *candidates) {
+HH_KERNEL ptrdiff_t hh_screen_avx2(const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots,
+                                   double slack, double *lower, int32_t *candidates) {
     const __m256d scale_f64x4 = _mm256_set1_pd(2.0 * query->scale), code_f64x4 = _mm256_set1_pd(2.0 * query->code_norm),
                   error_f64x4 = _mm256_set1_pd(2.0 * query->error_norm), slack_f64x4 = _mm256_set1_pd(slack),
                   own_f64x4 = _mm256_set1_pd(slack * query->norm2);
@@ -737,8 +741,8 @@ HH_KERNEL ptrdiff_t hh_screen_avx2(const hh_code_f64 *query, const hh_panel_i8 *
 HH_TARGET_END
 
 HH_TARGET_AVX512_BEGIN
-HH_KERNEL ptrdiff_t hh_screen_avx512(const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots, double slack,
-                                  double *lower, int32_t *candidates) {
+HH_KERNEL ptrdiff_t hh_screen_avx512(const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots,
+                                     double slack, double *lower, int32_t *candidates) {
     const __m512d scale_f64x8 = _mm512_set1_pd(2.0 * query->scale), code_f64x8 = _mm512_set1_pd(2.0 * query->code_norm),
                   error_f64x8 = _mm512_set1_pd(2.0 * query->error_norm), slack_f64x8 = _mm512_set1_pd(slack),
                   own_f64x8 = _mm512_set1_pd(slack * query->norm2);
@@ -769,8 +773,8 @@ HH_TARGET_END
 /* Nearest centroid (first wins) of each row. HH_QUERIES rows are coded at a time into `line`
  * (HH_QUERIES * depth bytes); `dots` holds (HH_QUERIES + 1) * 16 * n_blocks, `lower` 16 * n_blocks. */
 HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                      const float *centroids, const hh_panel_i8 *panel, int8_t *line,
-                                      int32_t *dots, double *lower, int32_t *nearest) {
+                                      const float *centroids, const hh_panel_i8 *panel, int8_t *line, int32_t *dots,
+                                      double *lower, int32_t *nearest) {
     const ptrdiff_t n_blocks = hh_panel_blocks(panel->n_rows), stride = HH_PANEL_ROWS * n_blocks;
     const double slack = hh_screen_slack_(n_cols);
     int32_t *const candidates = dots + HH_QUERIES * stride;
@@ -815,8 +819,8 @@ HH_KERNEL void hh_panel_fill(int tier, const float *rows, ptrdiff_t n_cols, int8
 }
 
 HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                      const float *centroids, const hh_panel_i8 *panel, int8_t *line,
-                                      int32_t *dots, double *lower, int32_t *nearest) {
+                                      const float *centroids, const hh_panel_i8 *panel, int8_t *line, int32_t *dots,
+                                      double *lower, int32_t *nearest) {
     (void)tier, (void)line, (void)dots, (void)lower;
     hh_nearest_l2_scalar(rows, n_rows, n_cols, centroids, panel->n_rows, nearest);
 }
@@ -824,13 +828,11 @@ HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_r
 
 /* Lower nearest_distance to the exact distance from row `pick` where that is smaller; return the
  * FIRST row of the largest nearest_distance. */
-HH_KERNEL ptrdiff_t hh_relax_l2_scalar(const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                       ptrdiff_t pick_row, int32_t pick, double *nearest_distance,
-                                       int32_t *nearest) {
+HH_KERNEL ptrdiff_t hh_relax_l2_scalar(const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, ptrdiff_t pick_row,
+                                       int32_t pick, double *nearest_distance, int32_t *nearest) {
     ptrdiff_t best_row = 0;
     for (ptrdiff_t r = 0; r < n_rows; r++) {
-        const double distance =
-            hh_distance2_f32_scalar(rows + r * n_cols, rows + pick_row * n_cols, n_cols);
+        const double distance = hh_distance2_f32_scalar(rows + r * n_cols, rows + pick_row * n_cols, n_cols);
         if (distance < nearest_distance[r]) nearest_distance[r] = distance, nearest[r] = pick;
         if (nearest_distance[r] > nearest_distance[best_row]) best_row = r;
     }
@@ -847,8 +849,9 @@ HH_KERNEL uint64_t hh_closer_avx2(const hh_code_f64 *query, const hh_panel_i8 *p
                   keep_f64x4 = _mm256_set1_pd(1.0 - slack);
     uint64_t closer = 0;
     for (ptrdiff_t r = first; r < stop; r += 4) {
-        const __m256d dot_f64x4 = _mm256_mul_pd(_mm256_loadu_pd(panel->scale + r),
-                                                _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(dots + r - first))));
+        const __m256d dot_f64x4 =
+            _mm256_mul_pd(_mm256_loadu_pd(panel->scale + r),
+                          _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(dots + r - first))));
         __m256d lower_f64x4 = _mm256_mul_pd(_mm256_add_pd(_mm256_loadu_pd(panel->norm2 + r), norm2_f64x4), keep_f64x4);
         lower_f64x4 = _mm256_fnmadd_pd(scale_f64x4, dot_f64x4, lower_f64x4);
         lower_f64x4 = _mm256_fnmadd_pd(code_f64x4, _mm256_loadu_pd(panel->error_norm + r), lower_f64x4);
@@ -868,8 +871,9 @@ HH_KERNEL uint64_t hh_closer_avx512(const hh_code_f64 *query, const hh_panel_i8 
                   keep_f64x8 = _mm512_set1_pd(1.0 - slack);
     uint64_t closer = 0;
     for (ptrdiff_t r = first; r < stop; r += 8) {
-        const __m512d dot_f64x8 = _mm512_mul_pd(_mm512_loadu_pd(panel->scale + r),
-                                                _mm512_cvtepi32_pd(_mm256_loadu_si256((const __m256i *)(dots + r - first))));
+        const __m512d dot_f64x8 =
+            _mm512_mul_pd(_mm512_loadu_pd(panel->scale + r),
+                          _mm512_cvtepi32_pd(_mm256_loadu_si256((const __m256i *)(dots + r - first))));
         __m512d lower_f64x8 = _mm512_mul_pd(_mm512_add_pd(_mm512_loadu_pd(panel->norm2 + r), norm2_f64x8), keep_f64x8);
         lower_f64x8 = _mm512_fnmadd_pd(scale_f64x8, dot_f64x8, lower_f64x8);
         lower_f64x8 = _mm512_fnmadd_pd(code_f64x8, _mm512_loadu_pd(panel->error_norm + r), lower_f64x8);
@@ -884,8 +888,8 @@ HH_TARGET_END
 /* The same with the screen, 64 rows at a time. nearest_distance is padded to the panel's blocks
  * with zeros, which nothing undercuts. `line` is scratch of depth bytes. */
 HH_KERNEL ptrdiff_t hh_relax_l2_screened(int tier, const float *rows, ptrdiff_t n_cols, ptrdiff_t pick_row,
-                                         int32_t pick, const hh_panel_i8 *panel, int8_t *line,
-                                         double *nearest_distance, int32_t *nearest) {
+                                         int32_t pick, const hh_panel_i8 *panel, int8_t *line, double *nearest_distance,
+                                         int32_t *nearest) {
     const float *const picked = rows + pick_row * n_cols;
     const hh_code_f64 query = hh_code_row(tier, picked, n_cols, line);
     const double slack = hh_screen_slack_(n_cols);
@@ -898,14 +902,11 @@ HH_KERNEL ptrdiff_t hh_relax_l2_screened(int tier, const float *rows, ptrdiff_t 
         const ptrdiff_t first = HH_PANEL_ROWS * block, stop = first + HH_PANEL_ROWS * blocks;
         int32_t dots[64];
         uint64_t closer;
-        if (tier >= HH_TIER_AVX512VNNI)
-            hh_panel_dots_avx512vnni(line, 1, panel->depth, panel, block, blocks, dots, 64);
-        else
-            hh_panel_dots_avx2(line, panel, block, blocks, dots);
+        if (tier >= HH_TIER_AVX512VNNI) hh_panel_dots_avx512vnni(line, 1, panel->depth, panel, block, blocks, dots, 64);
+        else hh_panel_dots_avx2(line, panel, block, blocks, dots);
         if (tier >= HH_TIER_AVX512)
             closer = hh_closer_avx512(&query, panel, first, stop, dots, slack, nearest_distance);
-        else
-            closer = hh_closer_avx2(&query, panel, first, stop, dots, slack, nearest_distance);
+        else closer = hh_closer_avx2(&query, panel, first, stop, dots, slack, nearest_distance);
         for (ptrdiff_t r = first; closer; closer >>= 1, r++)
             if (closer & 1) {
                 if (hh_distance2_lower(tier, rows + r * n_cols, picked, n_cols) >= nearest_distance[r]) continue;
@@ -922,9 +923,8 @@ HH_KERNEL ptrdiff_t hh_relax_l2_screened(int tier, const float *rows, ptrdiff_t 
 /* Furthest-point sampling: the first pick is the row of the largest norm, each next the row
  * furthest from its nearest pick; the first wins every tie; it ends when the furthest distance is
  * 0. A NULL panel means the scalar tier, or rows too wide to screen. Returns the number of picks. */
-HH_KERNEL int hh_furthest_l2(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                             const hh_panel_i8 *panel, int8_t *line, int k, int64_t *picks,
-                             double *nearest_distance, int32_t *nearest) {
+HH_KERNEL int hh_furthest_l2(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const hh_panel_i8 *panel,
+                             int8_t *line, int k, int64_t *picks, double *nearest_distance, int32_t *nearest) {
     ptrdiff_t next = 0;
     double largest = -1.0;
     for (ptrdiff_t r = 0; r < n_rows; r++) {
@@ -937,8 +937,7 @@ HH_KERNEL int hh_furthest_l2(int tier, const float *rows, ptrdiff_t n_rows, ptrd
     while (pick < k && nearest_distance[next] > 0) {
         picks[pick] = next;
 #if HH_X86
-        if (panel)
-            next = hh_relax_l2_screened(tier, rows, n_cols, next, pick, panel, line, nearest_distance, nearest);
+        if (panel) next = hh_relax_l2_screened(tier, rows, n_cols, next, pick, panel, line, nearest_distance, nearest);
         else
 #endif
             next = hh_relax_l2_scalar(rows, n_rows, n_cols, next, pick, nearest_distance, nearest);

@@ -20,10 +20,10 @@
  *
  * Feedback: what a weight lost may be told to weights that are not coded yet. Weights are settled in blocks of
  * HH_FEEDBACK_BLOCK, each when the search is HH_FEEDBACK_AHEAD weights past it: the path of the cheapest state is kept
- * there, its errors go to all targets behind the block, targets[j] += matrix[j][k] * error[k], k ascending, each product
- * and sum rounded to float32, and the search goes on from the block's last state; any other costs INT16_MAX there. Targets
- * start as row * (8192 / rms) in float32, an error is its target less the value of its state. The last weights, a block
- * or less, are not settled. The gain is then that of the targets, brought back from units.
+ * there, its errors go to all targets behind the block, targets[j] += matrix[j][k] * error[k], k ascending, each
+ * product and sum rounded to float32, and the search goes on from the block's last state; any other costs INT16_MAX
+ * there. Targets start as row * (8192 / rms) in float32, an error is its target less the value of its state. The last
+ * weights, a block or less, are not settled. The gain is then that of the targets, brought back from units.
  *
  * Wide rows, of more than HH_WHOLE_COLS weights, are searched in pieces, side by side as rows are, so that few of them
  * take neither 32 times the time nor the memory of their width. Pieces are about a multiple of 32 in number, and begin
@@ -92,7 +92,9 @@ typedef struct {
 #define HH_LOAD(p) (*(p))
 #define HH_STORE(p, v) (*(p) = (v))
 #define HH_SET1(v) (v)
-HH_INLINE int16_t hh_saturate_i16_(int32_t v) { return (int16_t)(v < INT16_MIN ? INT16_MIN : v > INT16_MAX ? INT16_MAX : v); }
+HH_INLINE int16_t hh_saturate_i16_(int32_t v) {
+    return (int16_t)(v < INT16_MIN ? INT16_MIN : v > INT16_MAX ? INT16_MAX : v);
+}
 #define HH_SUBS(a, b) hh_saturate_i16_((int32_t)(a) - (int32_t)(b))
 #define HH_ADDS(a, b) hh_saturate_i16_((int32_t)(a) + (int32_t)(b))
 #define HH_MULHI(a, b) (int16_t)(((int32_t)(a) * (int32_t)(b)) >> 16)
@@ -231,12 +233,15 @@ HH_KERNEL void hh_search_lanes_(int lanes, ptrdiff_t n_cols, int rate, int n_bit
     const int doublings = hh_trellis_doublings(rate);
 #if HH_X86
     if (lanes == 32)
-        hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, ends, scratch.steps, last);
+        hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back,
+                          words, feedback, ends, scratch.steps, last);
     else if (lanes == 16)
-        hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, ends, scratch.steps, last);
+        hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words,
+                        feedback, ends, scratch.steps, last);
     else
 #endif
-        hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words, feedback, ends, scratch.steps, last);
+        hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back,
+                          words, feedback, ends, scratch.steps, last);
     (void)lanes;
 }
 
@@ -247,8 +252,8 @@ HH_INLINE ptrdiff_t hh_piece_begin_(ptrdiff_t p, ptrdiff_t n_cols) {
 }
 
 /* The states where pieces `first` to `first + count` begin, by the weights around. */
-HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, int count, int lanes, int rate, int n_bits,
-                         double units, hh_trellis_scratch scratch, int *seams) {
+HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, int count, int lanes, int rate,
+                         int n_bits, double units, hh_trellis_scratch scratch, int *seams) {
     const hh_feedback none = {NULL, NULL, NULL};
     const unsigned mask = (1u << n_bits) - 1u;
     uint16_t last[HH_TRELLIS_LANES];
@@ -290,7 +295,8 @@ HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lan
             ends.end[lane] = reach - 1;
             if (lane >= n_seams) ends.last[lane] = -1;
             else ends.end[lane] = hh_piece_begin_(first + lane + 1, n_cols) - hh_piece_begin_(first + lane, n_cols);
-            if (lane < count) hh_quantize_row_(row + hh_piece_begin_(first + lane, n_cols), reach, units, lanes, lane, scratch.x);
+            if (lane < count)
+                hh_quantize_row_(row + hh_piece_begin_(first + lane, n_cols), reach, units, lanes, lane, scratch.x);
         }
         end_state = ends.last[count - 1];
         hh_search_lanes_(lanes, reach, rate, n_bits, none, &ends, scratch, last);
@@ -319,7 +325,8 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
     for (ptrdiff_t r = 0; cut && r < n_rows; r++) {
         const float *const row = rows + r * n_cols;
         const unsigned end = hh_search_pieces_(row, n_cols, lanes, rate, n_bits, hh_units_(row, n_cols), scratch);
-        gains[r] = (float)hh_pack_row_(row, 1, n_cols, rate, n_bits, table, 1, 0, scratch.joined, end, codes + r * row_nbytes);
+        gains[r] =
+            (float)hh_pack_row_(row, 1, n_cols, rate, n_bits, table, 1, 0, scratch.joined, end, codes + r * row_nbytes);
     }
     for (ptrdiff_t first = 0; !cut && first < n_rows; first += lanes) {
         const int count = (int)(n_rows - first < lanes ? n_rows - first : lanes);
@@ -332,7 +339,8 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
             const float *const row = rows + (first + lane) * n_cols;
             units[lane] = hh_units_(row, n_cols);
             if (!matrix) hh_quantize_row_(row, n_cols, units[lane], lanes, lane, scratch.x);
-            for (ptrdiff_t t = 0; matrix && t < n_cols; t++) scratch.targets[t * lanes + lane] = (float)((double)row[t] * units[lane]);
+            for (ptrdiff_t t = 0; matrix && t < n_cols; t++)
+                scratch.targets[t * lanes + lane] = (float)((double)row[t] * units[lane]);
         }
         hh_search_lanes_(lanes, n_cols, rate, n_bits, feedback, NULL, scratch, last);
         for (int lane = 0; lane < count; lane++) {
@@ -399,7 +407,8 @@ HH_INLINE __m256i hh_look256_avx2_(const uint8_t *table, __m256i state_i8x32) {
     const __m256i high_i8x32 = _mm256_xor_si256(low_i8x32, _mm256_set1_epi8((char)0x80));
     const __m256i bit4_i8x32 = _mm256_slli_epi16(state_i8x32, 3), bit5_i8x32 = _mm256_slli_epi16(state_i8x32, 2);
     const __m256i bit6_i8x32 = _mm256_slli_epi16(state_i8x32, 1);
-#define HH_BOTH(k) _mm256_or_si256(hh_look16_avx2_(table + 16 * (k), low_i8x32), hh_look16_avx2_(table + 128 + 16 * (k), high_i8x32))
+#define HH_BOTH(k) \
+    _mm256_or_si256(hh_look16_avx2_(table + 16 * (k), low_i8x32), hh_look16_avx2_(table + 128 + 16 * (k), high_i8x32))
 #define HH_PAIR(k) _mm256_blendv_epi8(HH_BOTH(k), HH_BOTH((k) + 1), bit4_i8x32)
     const __m256i first_i8x32 = _mm256_blendv_epi8(HH_PAIR(0), HH_PAIR(2), bit5_i8x32);
     const __m256i second_i8x32 = _mm256_blendv_epi8(HH_PAIR(4), HH_PAIR(6), bit5_i8x32);
@@ -435,28 +444,41 @@ HH_KERNEL void hh_block_plan_avx2_(int rate, hh_block_plan_avx2 *plan) {
 }
 
 /* The levels, plus 128, of a pair of groups: 32 weights. */
-HH_INLINE __m256i hh_levels32_avx2_(const uint8_t *codes, const uint8_t *table, const hh_block_plan_avx2 *plan, int pair) {
+HH_INLINE __m256i hh_levels32_avx2_(const uint8_t *codes, const uint8_t *table, const hh_block_plan_avx2 *plan,
+                                    int pair) {
     const __m256i bytes_i8x32 = _mm256_inserti128_si256(
         _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair]))),
         _mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair + 1])), 1);
-    const __m256i even_i16x16 = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->even_i8x32[pair]), plan->even_factor_i16x16[pair]);
-    const __m256i odd_i16x16 = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->odd_i8x32[pair]), plan->odd_factor_i16x16[pair]);
-    return hh_look256_avx2_(table, _mm256_or_si256(_mm256_srli_epi16(even_i16x16, 8), _mm256_andnot_si256(_mm256_set1_epi16(0xFF), odd_i16x16)));
+    const __m256i even_i16x16 =
+        _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->even_i8x32[pair]), plan->even_factor_i16x16[pair]);
+    const __m256i odd_i16x16 =
+        _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->odd_i8x32[pair]), plan->odd_factor_i16x16[pair]);
+    return hh_look256_avx2_(table, _mm256_or_si256(_mm256_srli_epi16(even_i16x16, 8),
+                                                   _mm256_andnot_si256(_mm256_set1_epi16(0xFF), odd_i16x16)));
 }
 
-/* The bytes of 16 weights' windows, `offset` bits behind the first byte, shifted into 32-bit lanes, for larger tables. */
+/* The bytes of 16 weights' windows, `offset` bits behind the first byte, shifted into 32-bit lanes, for larger tables.
+ * */
 HH_INLINE __m256i hh_states8_avx2_(__m256i bytes_i8x32, __m256i offset_i32x8, __m256i mask_i32x8) {
-    const __m256i spread_i8x32 = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
-    const __m256i at_i8x32 = _mm256_add_epi8(_mm256_shuffle_epi8(_mm256_srli_epi32(offset_i32x8, 3), spread_i8x32), _mm256_set1_epi32(0x03020100));
-    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(bytes_i8x32, at_i8x32), _mm256_and_si256(offset_i32x8, _mm256_set1_epi32(7))), mask_i32x8);
+    const __m256i spread_i8x32 = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4,
+                                                  4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    const __m256i at_i8x32 = _mm256_add_epi8(_mm256_shuffle_epi8(_mm256_srli_epi32(offset_i32x8, 3), spread_i8x32),
+                                             _mm256_set1_epi32(0x03020100));
+    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(bytes_i8x32, at_i8x32),
+                                              _mm256_and_si256(offset_i32x8, _mm256_set1_epi32(7))),
+                            mask_i32x8);
 }
 
 HH_INLINE void hh_widen32_avx2_(float *out, __m256i level_i8x32, __m256 gain_f32x8) {
     const __m256i signed_i8x32 = _mm256_xor_si256(level_i8x32, _mm256_set1_epi8(-128));
-    const __m128i low_i8x16 = _mm256_castsi256_si128(signed_i8x32), high_i8x16 = _mm256_extracti128_si256(signed_i8x32, 1);
-#define HH_EIGHT(k, level_i8x16) _mm256_storeu_ps(out + 8 * (k), _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(level_i8x16))));
-    HH_EIGHT(0, low_i8x16) HH_EIGHT(1, _mm_unpackhi_epi64(low_i8x16, low_i8x16))
-    HH_EIGHT(2, high_i8x16) HH_EIGHT(3, _mm_unpackhi_epi64(high_i8x16, high_i8x16))
+    const __m128i low_i8x16 = _mm256_castsi256_si128(signed_i8x32),
+                  high_i8x16 = _mm256_extracti128_si256(signed_i8x32, 1);
+#define HH_EIGHT(k, level_i8x16) \
+    _mm256_storeu_ps(out + 8 * (k), _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(level_i8x16))));
+    HH_EIGHT(0, low_i8x16)
+    HH_EIGHT(1, _mm_unpackhi_epi64(low_i8x16, low_i8x16))
+    HH_EIGHT(2, high_i8x16)
+    HH_EIGHT(3, _mm_unpackhi_epi64(high_i8x16, high_i8x16))
 #undef HH_EIGHT
 }
 
@@ -467,7 +489,8 @@ HH_KERNEL void hh_levels8_avx2(const uint8_t *codes, ptrdiff_t n_cols, int rate,
     float rest[HH_TRELLIS_BLOCK];
     for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, codes += rate) {
         float *const to = t + HH_TRELLIS_BLOCK <= n_cols ? out + t : rest;
-        for (int pair = 0; pair < 4; pair++) hh_widen32_avx2_(to + 32 * pair, hh_levels32_avx2_(codes, table, plan, pair), gain_f32x8);
+        for (int pair = 0; pair < 4; pair++)
+            hh_widen32_avx2_(to + 32 * pair, hh_levels32_avx2_(codes, table, plan, pair), gain_f32x8);
         if (to == rest) memcpy(out + t, rest, (size_t)(n_cols - t) * sizeof(float));
     }
 }
@@ -479,7 +502,8 @@ HH_KERNEL void hh_levels_wide_avx2(const uint8_t *codes, ptrdiff_t n_cols, int r
     const __m256 gain_f32x8 = _mm256_set1_ps(gain);
     int32_t offsets[16];
     for (int t = 0; t < 16; t++) offsets[t] = (int32_t)hh_bit_offset(t, rate);
-    const __m256i low_i32x8 = _mm256_loadu_si256((const __m256i *)offsets), high_i32x8 = _mm256_loadu_si256((const __m256i *)(offsets + 8));
+    const __m256i low_i32x8 = _mm256_loadu_si256((const __m256i *)offsets),
+                  high_i32x8 = _mm256_loadu_si256((const __m256i *)(offsets + 8));
     float rest[16];
     ptrdiff_t bit = 0;
     for (ptrdiff_t t = 0; t < n_cols; t += 16, bit += rate) {
@@ -488,8 +512,10 @@ HH_KERNEL void hh_levels_wide_avx2(const uint8_t *codes, ptrdiff_t n_cols, int r
         const __m256i at_i32x8 = _mm256_set1_epi32((int)(bit & 7));
         const __m256i first_i32x8 = hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(low_i32x8, at_i32x8), mask_i32x8);
         const __m256i second_i32x8 = hh_states8_avx2_(bytes_i8x32, _mm256_add_epi32(high_i32x8, at_i32x8), mask_i32x8);
-        _mm256_storeu_ps(to, _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_i32gather_epi32(wide, first_i32x8, 4))));
-        _mm256_storeu_ps(to + 8, _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_i32gather_epi32(wide, second_i32x8, 4))));
+        _mm256_storeu_ps(to,
+                         _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_i32gather_epi32(wide, first_i32x8, 4))));
+        _mm256_storeu_ps(to + 8,
+                         _mm256_mul_ps(gain_f32x8, _mm256_cvtepi32_ps(_mm256_i32gather_epi32(wide, second_i32x8, 4))));
         if (to == rest) memcpy(out + t, rest, (size_t)(n_cols - t) * sizeof(float));
     }
 }
@@ -537,10 +563,12 @@ HH_INLINE __m512i hh_look128_avx512vnni_(const uint8_t *table, __m512i state_i8x
 }
 
 HH_INLINE __m512i hh_look256_avx512vnni_(const uint8_t *table, __m512i state_i8x64, __mmask64 bit7) {
-    return _mm512_mask_mov_epi8(hh_look128_avx512vnni_(table, state_i8x64), bit7, hh_look128_avx512vnni_(table + 128, state_i8x64));
+    return _mm512_mask_mov_epi8(hh_look128_avx512vnni_(table, state_i8x64), bit7,
+                                hh_look128_avx512vnni_(table + 128, state_i8x64));
 }
 
-HH_INLINE __m512i hh_look1024_avx512vnni_(const uint8_t *table, __m512i state_i8x64, __mmask64 bit7, __mmask64 bit8, __mmask64 bit9) {
+HH_INLINE __m512i hh_look1024_avx512vnni_(const uint8_t *table, __m512i state_i8x64, __mmask64 bit7, __mmask64 bit8,
+                                          __mmask64 bit9) {
     const __m512i low_i8x64 = _mm512_mask_mov_epi8(hh_look256_avx512vnni_(table, state_i8x64, bit7), bit8,
                                                    hh_look256_avx512vnni_(table + 256, state_i8x64, bit7));
     const __m512i high_i8x64 = _mm512_mask_mov_epi8(hh_look256_avx512vnni_(table + 512, state_i8x64, bit7), bit8,
@@ -556,40 +584,56 @@ HH_INLINE __m512i hh_levels64_avx512vnni_(const uint8_t *codes, int n_bits, cons
     const __mmask64 bit7 = _mm512_movepi8_mask(state_i8x64);
     if (n_bits == 8) return hh_look256_avx512vnni_(table, state_i8x64, bit7);
     const __m512i high_i8x64 = _mm512_multishift_epi64_epi8(above_i8x64, bytes_i8x64);
-    const __mmask64 bit8 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(1)), bit9 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(2));
+    const __mmask64 bit8 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(1)),
+                    bit9 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(2));
     const __m512i first_i8x64 = hh_look1024_avx512vnni_(table, state_i8x64, bit7, bit8, bit9);
     if (n_bits == 10) return first_i8x64;
-    const __mmask64 bit10 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(4)), bit11 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(8));
-    const __m512i low_i8x64 = _mm512_mask_mov_epi8(first_i8x64, bit10, hh_look1024_avx512vnni_(table + 1024, state_i8x64, bit7, bit8, bit9));
+    const __mmask64 bit10 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(4)),
+                    bit11 = _mm512_test_epi8_mask(high_i8x64, _mm512_set1_epi8(8));
+    const __m512i low_i8x64 =
+        _mm512_mask_mov_epi8(first_i8x64, bit10, hh_look1024_avx512vnni_(table + 1024, state_i8x64, bit7, bit8, bit9));
     const __m512i third_i8x64 = hh_look1024_avx512vnni_(table + 2048, state_i8x64, bit7, bit8, bit9);
-    return _mm512_mask_mov_epi8(low_i8x64, bit11, _mm512_mask_mov_epi8(third_i8x64, bit10, hh_look1024_avx512vnni_(table + 3072, state_i8x64, bit7, bit8, bit9)));
+    return _mm512_mask_mov_epi8(
+        low_i8x64, bit11,
+        _mm512_mask_mov_epi8(third_i8x64, bit10, hh_look1024_avx512vnni_(table + 3072, state_i8x64, bit7, bit8, bit9)));
 }
 
 HH_INLINE void hh_widen64_avx512vnni_(float *out, __m512i level_i8x64, __m512 gain_f32x16) {
     const __m512i signed_i8x64 = _mm512_xor_si512(level_i8x64, _mm512_set1_epi8(-128));
-#define HH_QUARTER(k) _mm512_storeu_ps(out + 16 * (k), _mm512_mul_ps(gain_f32x16, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(signed_i8x64, k)))));
-    HH_QUARTER(0) HH_QUARTER(1) HH_QUARTER(2) HH_QUARTER(3)
+#define HH_QUARTER(k)                                                                                    \
+    _mm512_storeu_ps(out + 16 * (k), _mm512_mul_ps(gain_f32x16, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32( \
+                                                                    _mm512_extracti32x4_epi32(signed_i8x64, k)))));
+    HH_QUARTER(0)
+    HH_QUARTER(1)
+    HH_QUARTER(2)
+    HH_QUARTER(3)
 #undef HH_QUARTER
 }
 
-HH_INLINE void hh_levels_avx512vnni_(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits, const hh_block_plan_avx512vnni *plan,
-                                     const uint8_t *table, float gain, float *out) {
-    const __m512i spread0_i8x64 = plan->spread_i8x64[0], shift0_i8x64 = plan->shift_i8x64[0], above0_i8x64 = plan->above_i8x64[0];
-    const __m512i spread1_i8x64 = plan->spread_i8x64[1], shift1_i8x64 = plan->shift_i8x64[1], above1_i8x64 = plan->above_i8x64[1];
+HH_INLINE void hh_levels_avx512vnni_(const uint8_t *codes, ptrdiff_t n_cols, int rate, int n_bits,
+                                     const hh_block_plan_avx512vnni *plan, const uint8_t *table, float gain,
+                                     float *out) {
+    const __m512i spread0_i8x64 = plan->spread_i8x64[0], shift0_i8x64 = plan->shift_i8x64[0],
+                  above0_i8x64 = plan->above_i8x64[0];
+    const __m512i spread1_i8x64 = plan->spread_i8x64[1], shift1_i8x64 = plan->shift_i8x64[1],
+                  above1_i8x64 = plan->above_i8x64[1];
     const __m512 gain_f32x16 = _mm512_set1_ps(gain);
     const ptrdiff_t second = plan->second;
     float rest[HH_TRELLIS_BLOCK];
     for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, codes += rate) {
         float *const to = t + HH_TRELLIS_BLOCK <= n_cols ? out + t : rest;
-        hh_widen64_avx512vnni_(to, hh_levels64_avx512vnni_(codes, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64), gain_f32x16);
-        hh_widen64_avx512vnni_(to + 64, hh_levels64_avx512vnni_(codes + second, n_bits, table, spread1_i8x64, shift1_i8x64, above1_i8x64), gain_f32x16);
+        hh_widen64_avx512vnni_(
+            to, hh_levels64_avx512vnni_(codes, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64), gain_f32x16);
+        hh_widen64_avx512vnni_(
+            to + 64, hh_levels64_avx512vnni_(codes + second, n_bits, table, spread1_i8x64, shift1_i8x64, above1_i8x64),
+            gain_f32x16);
         if (to == rest) memcpy(out + t, rest, (size_t)(n_cols - t) * sizeof(float));
     }
 }
 
-HH_KERNEL void hh_trellis_decode_avx512vnni(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                            const uint8_t *table, const float *gains, uint8_t *padded, ptrdiff_t n_whole,
-                                            float *out) {
+HH_KERNEL void hh_trellis_decode_avx512vnni(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                            int n_bits, const uint8_t *table, const float *gains, uint8_t *padded,
+                                            ptrdiff_t n_whole, float *out) {
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     hh_block_plan_avx512vnni plan;
     hh_block_plan_avx512vnni_(rate, &plan);
@@ -606,9 +650,9 @@ HH_TARGET_END
 
 /* Write gain * level of every weight: rotated rows. `padded` is scratch of hh_trellis_reach_nbytes, `wide` of 2^12
  * int32, `bytes` of 2^12 bytes. */
-HH_KERNEL void hh_trellis_decode(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                 const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
-                                 float *out) {
+HH_KERNEL void hh_trellis_decode(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                 int n_bits, const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide,
+                                 uint8_t *bytes, float *out) {
 #if HH_X86
     if (tier >= HH_TIER_AVX2) {
         const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
@@ -617,8 +661,7 @@ HH_KERNEL void hh_trellis_decode(int tier, const uint8_t *codes, ptrdiff_t n_row
         memset(padded, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
         if (tier >= HH_TIER_AVX512VNNI)
             hh_trellis_decode_avx512vnni(codes, n_rows, n_cols, rate, n_bits, bytes, gains, padded, n_whole, out);
-        else
-            hh_trellis_decode_avx2(codes, n_rows, n_cols, rate, n_bits, bytes, wide, gains, padded, n_whole, out);
+        else hh_trellis_decode_avx2(codes, n_rows, n_cols, rate, n_bits, bytes, wide, gains, padded, n_whole, out);
         return;
     }
 #endif

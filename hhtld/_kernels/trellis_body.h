@@ -43,11 +43,12 @@ HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int doublings, int renorm
         }
         if (renormalise) best_i16 = HH_SUBS(best_i16, down_i16);
         if (crowded) HH_STORE(to + (ptrdiff_t)g * HH_LANES_T, best_i16);
-        else for (int e = 0; e < n_branches; e++) {
-            const int s = g + e * n_groups;
-            const HH_V cost_i16 = HH_NAME(hh_cost_)(HH_SUBS(x_i16, HH_SET1(values[s])), doublings);
-            HH_STORE(to + (ptrdiff_t)s * HH_LANES_T, HH_ADDS(best_i16, cost_i16));
-        }
+        else
+            for (int e = 0; e < n_branches; e++) {
+                const int s = g + e * n_groups;
+                const HH_V cost_i16 = HH_NAME(hh_cost_)(HH_SUBS(x_i16, HH_SET1(values[s])), doublings);
+                HH_STORE(to + (ptrdiff_t)s * HH_LANES_T, HH_ADDS(best_i16, cost_i16));
+            }
         const int slot = g % per_word;
         word_i16 = HH_OR(word_i16, HH_SLL(which_i16, slot * width));
         if (slot == per_word - 1 || g == n_groups - 1) {
@@ -124,7 +125,8 @@ HH_INLINE void HH_NAME(hh_settle_)(ptrdiff_t from, ptrdiff_t to, ptrdiff_t t, pt
         float *const target = feedback.targets + j * HH_LANES_T, held[HH_LANES_T];
         for (int lane = 0; lane < HH_LANES_T; lane++) held[lane] = target[lane];
         for (ptrdiff_t k = 0; k < to - from; k++)
-            for (int lane = 0; lane < HH_LANES_T; lane++) held[lane] += share[k] * feedback.errors[k * HH_LANES_T + lane];
+            for (int lane = 0; lane < HH_LANES_T; lane++)
+                held[lane] += share[k] * feedback.errors[k * HH_LANES_T + lane];
         for (int lane = 0; lane < HH_LANES_T; lane++) target[lane] = held[lane];
     }
     for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << n_bits; s++) HH_STORE(costs + s * HH_LANES_T, HH_SET1(INT16_MAX));
@@ -132,13 +134,14 @@ HH_INLINE void HH_NAME(hh_settle_)(ptrdiff_t from, ptrdiff_t to, ptrdiff_t t, pt
 }
 
 /* Encode HH_LANES_T rows: x is [n_cols][HH_LANES_T], filled here where there is feedback; bits come out as one uint8 a
- * step and lane. `ends`, where it is not NULL, holds them to states: of a lane that is held at weight `end`, steps after
- * that weight say nothing. */
+ * step and lane. `ends`, where it is not NULL, holds them to states: of a lane that is held at weight `end`, steps
+ * after that weight say nothing. */
 HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int n_bits, int doublings,
                                     const int16_t *values, int16_t *costs, int16_t *back, ptrdiff_t back_words,
                                     hh_feedback feedback, const hh_ends *ends, uint8_t *steps, uint16_t *last) {
     const ptrdiff_t n_states = (ptrdiff_t)1 << n_bits;
-    const ptrdiff_t block = feedback.matrix ? HH_FEEDBACK_BLOCK : n_cols, ahead = feedback.matrix ? HH_FEEDBACK_AHEAD : 0;
+    const ptrdiff_t block = feedback.matrix ? HH_FEEDBACK_BLOCK : n_cols,
+                    ahead = feedback.matrix ? HH_FEEDBACK_AHEAD : 0;
     int16_t *from = costs, *to = costs + n_states * HH_LANES_T;
     for (ptrdiff_t settled = 0, t = 0;; settled += block) {
         const ptrdiff_t stop = n_cols - settled > block + ahead ? settled + block + ahead : n_cols;
@@ -161,7 +164,10 @@ HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int 
             const int renormalise = t % HH_RENORMALISE == 0;
             int16_t *const step_back = back + t * back_words * HH_LANES_T;
             switch (bits) { /* a constant number of branches unrolls */
-#define HH_CASE(b) case b: HH_NAME(hh_step_)(b, n_bits, doublings, renormalise, now, values, from, to, step_back); break;
+#define HH_CASE(b)                                                                              \
+    case b:                                                                                     \
+        HH_NAME(hh_step_)(b, n_bits, doublings, renormalise, now, values, from, to, step_back); \
+        break;
                 HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) HH_CASE(6)
 #undef HH_CASE
             }
