@@ -5,14 +5,15 @@
     calibration = calibrate("snapshot-folder")
     hhtld.convert("snapshot-folder", "model.hhtld", profile="parity", calibration=calibration)
 
-The texts are halved. On the first half the mean squares of every linear layer's inputs are taken, and the KL divergence
-is measured that comes from coding one set of tensors alone: sets are what has one name but for the layer's number, in
-at most `BANDS` bands of neighbouring layers. On the second half, which rates are not fitted to, the whole model is
-measured at two levels of rates, and at the level that the line between them gives for the target. Needs the extra
-``transformers``. Held are the model in float32, what the encoder makes of it, and one set twice; logits wait in a
-temporary file, as for gate-parity.
+The texts are halved. The first half gives the mean squares of every linear layer's inputs, and the KL divergence that
+coding one set of tensors alone costs. A set is the tensors whose names differ only in the layer's number, in at most
+`BANDS` bands of neighbouring layers. No rate is fitted to the second half: on it the whole model is measured at two
+levels of rates, and at the level that the line between these two gives for the target. The module needs the extra
+``transformers``. Memory holds the model in float32, what the encoder makes of it, and one set twice; logits wait in a
+temporary file, as they do for gate-parity.
 
-Cost: `BANDS` runs over `SET_TOKENS` tokens for each kind of matrix, and four runs over the second half.
+The cost is `BANDS` runs over `SET_TOKENS` tokens for each kind of matrix, and four runs over the second half:
+SmolLM2-135M took eight minutes on two threads of a busy machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,20 +86,14 @@ def calibrate(
     Raises
     ------
     FormatError
-        When the folder holds no causal language model, a text has fewer than two tokens, or none of its tensors is
-        encodable.
+        If the folder holds no causal language model, a text has fewer than two tokens, or none of the model's tensors
+        can be encoded.
     NonFiniteError
-        When the model gives what is not finite.
+        If the model gives numbers that are not finite.
     MissingExtraError
-        When torch or transformers is not installed.
+        If torch or transformers is not installed.
     """
-    try:
-        import torch  # noqa: F401  (imported to see whether it is there)
-        import transformers  # noqa: F401  (the same)
-    except ImportError as error:
-        raise MissingExtraError(
-            "calibrating needs torch and transformers: pip install 'hhtld[transformers]'"
-        ) from error
+    _require_libraries()
     from hhtld.evaluation.parity.models import Snapshot, fixed_threads
 
     folder = local_source(model, "the model of profile parity")
@@ -109,25 +104,42 @@ def calibrate(
         snapshot = Snapshot(folder)
         if not snapshot.causal:
             raise FormatError(f"{folder}: profile parity is for causal language models; use bits:B for this one")
-        tokenizer, limit = snapshot.tokenizer(), snapshot.token_limit(MAX_TOKENS, 1)
-        ids = [tokenizer(t.text, truncation=True, max_length=limit)["input_ids"] for t in texts]
-        for t, own in zip(texts, ids, strict=True):
-            if len(own) < 2:
-                raise FormatError(f"{origin}: text {shown(t.text, 40)} is {len(own)} token long: no next token")
-        run = _Run(snapshot, source, executor, progress or silent)
-        fit, judged = ids[::2], ids[1::2]
-        run.look_at_columns(fit)
-        few = max(2, SET_TOKENS // len(fit))
-        sensitivities = run.sensitivities([own[:few] for own in fit])
-        found = Calibration(run.scales, sensitivities)
-        measured = run.levels(found, judged, target_top1)
+        ids = _tokenized(snapshot, origin, texts)
+        fitted, judged = ids[::2], ids[1::2]
+        loaded = _LoadedModel(snapshot, source, executor, progress or silent)
+        loaded.look_at_columns(fitted)
+        n_tokens = max(2, SET_TOKENS // len(fitted))
+        sensitivities = loaded.sensitivities([text_ids[:n_tokens] for text_ids in fitted])
+        measurements = loaded.measurements(Calibration(loaded.scales, sensitivities), judged, target_top1)
         facts = {
             "source": digest(source),
             "text": text_digest(text),
             "text_origin": origin,
             "n_tokens": str(sum(map(len, ids))),
         }
-        return Calibration(run.scales, sensitivities, measured, run.moments, facts)
+        return Calibration(loaded.scales, sensitivities, measurements, loaded.moments, facts)
+
+
+def _require_libraries() -> None:
+    try:
+        import torch  # noqa: F401  (imported to see whether it is there)
+        import transformers  # noqa: F401  (the same)
+    except ImportError as error:
+        raise MissingExtraError(
+            "calibrating needs torch and transformers: pip install 'hhtld[transformers]'"
+        ) from error
+
+
+def _tokenized(snapshot: Snapshot, origin: str, texts: Sequence[Prompt]) -> list[list[int]]:
+    """Return the tokens of each text, at least two."""
+    tokenizer, limit = snapshot.tokenizer(), snapshot.token_limit(MAX_TOKENS, 1)
+    ids = [tokenizer(text.text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+    for text, text_ids in zip(texts, ids, strict=True):
+        if len(text_ids) < 2:
+            raise FormatError(
+                f"{origin}: text {shown(text.text, 40)} is {len(text_ids)} token long, so it has no next token"
+            )
+    return ids
 
 
 def text_digest(text: Prompts) -> str:
@@ -141,7 +153,16 @@ def _texts(text: Prompts) -> tuple[str, list[Prompt]]:
 
 @dataclass
 class _Matrix:
-    """An encoded tensor of the source, whether each of its rows has its identity, and the parameter that holds it."""
+    """An encoded tensor of the source, and the model's parameter that holds it.
+
+    Attributes
+    ----------
+    name : str
+    nbytes : int
+    is_index : bool
+        Whether each of its rows must stay the row that it is.
+    parameter : torch.nn.Parameter
+    """
 
     name: str
     nbytes: int
@@ -149,8 +170,16 @@ class _Matrix:
     parameter: torch.nn.Parameter
 
 
-class _Run:
-    """A loaded model and its source."""
+class _LoadedModel:
+    """A loaded model, whose weights are coded and put back, and its source.
+
+    Attributes
+    ----------
+    scales : dict of name to float32 array (n_cols,)
+        What each tensor's columns are multiplied by before they are coded.
+    moments : dict of name to float32 array (n_cols, n_cols)
+        Mean products of the inputs of each head's columns.
+    """
 
     def __init__(self, snapshot: Snapshot, source: TensorSource, executor: Executor | None, progress: Progress) -> None:
         self._source, self._executor, self._progress = source, executor, progress
@@ -162,80 +191,81 @@ class _Run:
         self.moments: dict[str, NDArray[np.float32]] = {}
 
     def look_at_columns(self, texts: Sequence[Sequence[int]]) -> None:
-        """Take the mean squares of what linear layers read, and the mean products of what heads read."""
-        import torch
-
-        names = {id(m.parameter): m.name for m in self._matrices.values()}
-        sums: dict[str, torch.Tensor] = {}
-        products: dict[str, torch.Tensor] = {}
-
-        def look(module: torch.nn.Linear, args: tuple[torch.Tensor, ...], _: object) -> None:
-            read = args[0].reshape(-1, args[0].shape[-1])
-            name = names[id(module.weight)]
-            sums[name] = sums.get(name, 0) + (read * read).sum(0, dtype=torch.float64)
-            if self._matrices[name].is_index and read.shape[1] <= MAX_FEEDBACK_COLS:
-                products[name] = products.get(name, 0) + read.T @ read
-
-        linears = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear) and id(m.weight) in names]
-        hooks = [module.register_forward_hook(look) for module in linears]
-        for ids in texts:
-            self._logits(ids)
-        for hook in hooks:
-            hook.remove()
-        for name, total in sums.items():
+        """Find the scales of what linear layers read, and the moments of what heads read."""
+        squares, products = self._input_sums(texts)
+        for name, total in squares.items():
             weight = self._matrices[name].parameter
-            squares = torch.zeros(weight.shape[1], dtype=torch.float64)
-            for block in weight.split(4096):
-                squares += (block.double() ** 2).sum(0)
-            self.scales[name] = column_scale(total.numpy(), squares.numpy())
+            self.scales[name] = column_scale(total.numpy(), _column_squares(weight).numpy())
         n_positions = sum(map(len, texts))
         for name, total in products.items():
             mean = total.numpy() / np.float32(n_positions)
             self.moments[name] = (mean + mean.T) / 2  # equal in both halves to the last bit
 
+    def _input_sums(self, texts: Sequence[Sequence[int]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return sums of squares of the inputs of linear layers' columns, and of products of those of heads."""
+        import torch
+
+        names = {id(matrix.parameter): matrix.name for matrix in self._matrices.values()}
+        squares: dict[str, torch.Tensor] = {}
+        products: dict[str, torch.Tensor] = {}
+
+        def add(module: torch.nn.Linear, args: tuple[torch.Tensor, ...], _: object) -> None:
+            inputs = args[0].reshape(-1, args[0].shape[-1])
+            name = names[id(module.weight)]
+            squares[name] = squares.get(name, 0) + (inputs * inputs).sum(0, dtype=torch.float64)
+            if self._matrices[name].is_index and inputs.shape[1] <= MAX_FEEDBACK_COLS:
+                products[name] = products.get(name, 0) + inputs.T @ inputs
+
+        linears = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear) and id(m.weight) in names]
+        hooks = [module.register_forward_hook(add) for module in linears]
+        for ids in texts:
+            self._logits(ids)
+        for hook in hooks:
+            hook.remove()
+        return squares, products
+
     def sensitivities(self, texts: Sequence[Sequence[int]]) -> tuple[Sensitivity, ...]:
         """Measure what coding each set of tensors alone costs."""
-        rates = dict.fromkeys(self._matrices, TRIAL_RATE)
-        pack = self._coded(rates)
-        found = []
+        pack = self._coded(dict.fromkeys(self._matrices, TRIAL_RATE))
+        sensitivities = []
         with self._reference(texts) as spool:
             for label, names in _sets(list(self._matrices)).items():
-                own = [self._matrices[name] for name in names]
-                before = [matrix.parameter.detach().clone() for matrix in own]
-                self._put(pack, own)
+                matrices = [self._matrices[name] for name in names]
+                originals = [matrix.parameter.detach().clone() for matrix in matrices]
+                self._put(pack, matrices)
                 kl = PositionScores.total(self._scores(spool, texts)).kl
-                for matrix, weight in zip(own, before, strict=True):
+                for matrix, weight in zip(matrices, originals, strict=True):
                     matrix.parameter.data.copy_(weight)
-                n_weights = sum(weight.numel() for weight in before)
-                found.append(Sensitivity(tuple(names), n_weights, kl / sum(len(ids) - 1 for ids in texts)))
-                self._progress("calibrate", label, sum(matrix.nbytes for matrix in own))
-                del before
-        return tuple(found)
+                n_weights = sum(weight.numel() for weight in originals)
+                sensitivities.append(Sensitivity(tuple(names), n_weights, kl / sum(len(ids) - 1 for ids in texts)))
+                self._progress("calibrate", label, sum(matrix.nbytes for matrix in matrices))
+                del originals
+        return tuple(sensitivities)
 
-    def levels(
+    def measurements(
         self, calibration: Calibration, texts: Sequence[Sequence[int]], target_top1: float
     ) -> tuple[Measurement, ...]:
         """Measure the whole model at two levels, and at the one that they promise for the target."""
         with self._reference(texts) as spool:
-            measured = [self._at(calibration, level, spool, texts) for level in LEVELS]
+            measured = [self._measured(calibration, level, spool, texts) for level in LEVELS]
             promised = Calibration({}, calibration.sensitivities, tuple(measured)).level_for(target_top1)
             if promised not in LEVELS:
-                measured.append(self._at(calibration, promised, spool, texts))
+                measured.append(self._measured(calibration, promised, spool, texts))
         return tuple(measured)
 
-    def _at(
+    def _measured(
         self, calibration: Calibration, level: float, spool: LogitSpool, texts: Sequence[Sequence[int]]
     ) -> Measurement:
         pack = self._coded(calibration.rates(level))
         self._put(pack, self._matrices.values())
-        parts = self._scores(spool, texts)
-        scores = PositionScores.total(parts)
-        shared = {i for record in pack.table.groups for i in record.sections.values()}
+        text_scores = self._scores(spool, texts)
+        total = PositionScores.total(text_scores)
+        shared = {number for group in pack.table.groups for number in group.sections.values()}
         nbytes = sum(map(pack.nbytes, self._matrices)) + sum(map(pack.sections.nbytes, shared))
         bits = 8 * nbytes / sum(matrix.parameter.numel() for matrix in self._matrices.values())
-        n, share = scores.n_positions, scores.top1 / scores.n_positions
-        error = math.sqrt(sum((part.top1 - share * part.n_positions) ** 2 for part in parts)) / n
-        return Measurement(level, bits, share, scores.kl / n, n, error)
+        n, share = total.n_positions, total.top1 / total.n_positions
+        error = math.sqrt(sum((scores.top1 - share * scores.n_positions) ** 2 for scores in text_scores)) / n
+        return Measurement(level, bits, share, total.kl / n, n, error)
 
     def _coded(self, rates: Mapping[str, int]) -> HhtldPack:
         scales = {name: self.scales[name] for name in rates if name in self.scales}
@@ -243,7 +273,8 @@ class _Run:
             self._source, "parity", rates=rates, column_scales=scales, moments=self.moments, executor=self._executor
         )
 
-    def _put(self, pack: HhtldPack, matrices: Any) -> None:
+    def _put(self, pack: HhtldPack, matrices: Iterable[_Matrix]) -> None:
+        """Set parameters to what a pack decodes to."""
         import torch
 
         for matrix in matrices:
@@ -251,7 +282,7 @@ class _Run:
             matrix.parameter.data.copy_(decoded)
 
     def _reference(self, texts: Sequence[Sequence[int]]) -> LogitSpool:
-        """The logits of the model as it is; a context manager."""
+        """Return the logits of the model as it is; a context manager."""
         from hhtld.evaluation.parity.models import LogitSpool
 
         width = len(self._model.get_input_embeddings().weight)
@@ -266,32 +297,43 @@ class _Run:
     def _logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         import torch
 
-        found: NDArray[np.float32] = self._model(input_ids=torch.tensor([list(ids)])).logits[0].numpy()
-        return found
+        logits: NDArray[np.float32] = self._model(input_ids=torch.tensor([list(ids)])).logits[0].numpy()
+        return logits
+
+
+def _column_squares(weight: torch.Tensor) -> torch.Tensor:
+    """Return the sum of squares of each column, as float64, a block of rows at a time."""
+    import torch
+
+    squares = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for block in weight.split(4096):
+        squares += (block.double() ** 2).sum(0)
+    return squares
 
 
 def _matched(model: Any, source: TensorSource) -> dict[str, _Matrix]:
-    """Return the tensors that Slot T takes and the model holds, by their names in the source."""
+    """Return the tensors that are encoded and that the model holds, by their names in the source."""
     plan = make_plan(source, f"bits:{MAX_RATE // 16}", quantized="keep")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    found = {}
+    matrices = {}
     for name, tensor in plan.tensors.items():
         if tensor.group is None:
             continue
-        for own in (name, prefix + name, name.removeprefix(prefix)):
-            if own in parameters and tuple(parameters[own].shape) == tuple(tensor.info.shape):
-                found[name] = _Matrix(name, tensor.info.nbytes, tensor.group.regime == "index", parameters[own])
+        for path in (name, prefix + name, name.removeprefix(prefix)):
+            if path in parameters and tuple(parameters[path].shape) == tuple(tensor.info.shape):
+                is_index = tensor.group.regime == "index"
+                matrices[name] = _Matrix(name, tensor.info.nbytes, is_index, parameters[path])
                 break
-    return found
+    return matrices
 
 
 def _sets(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return names by what they are called without numbers, in bands of neighbours, under a label each."""
+    """Return names by what they are without numbers, in bands of neighbouring layers, under a label each."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
-    return {f"{kind} {band}": own for kind, all_own in kinds.items() for band, own in _bands(all_own)}
+    return {f"{kind} {band}": chosen for kind, of_kind in kinds.items() for band, chosen in _bands(of_kind)}
 
 
 def _bands(names: list[str]) -> Iterator[tuple[int, list[str]]]:

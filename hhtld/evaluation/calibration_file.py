@@ -32,13 +32,13 @@ _SCALE, _MOMENTS = "scale:", "moments:"
 
 def digest(source: TensorSource) -> str:
     """Return a checksum of a source: names, types, shapes, and the first and last row of every matrix."""
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for name, info in sorted(source.infos().items()):
-        found.update(f"{name}\0{info.dtype.name}\0{info.shape}\0".encode())
+        checksum.update(f"{name}\0{info.dtype.name}\0{info.shape}\0".encode())
         if info.has_rows and info.n_rows:
             for row in (0, info.n_rows - 1):
-                found.update(source.read_rows(name, row, row + 1).tobytes())
-    return found.hexdigest()
+                checksum.update(source.read_rows(name, row, row + 1).tobytes())
+    return checksum.hexdigest()
 
 
 def write_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
@@ -47,7 +47,7 @@ def write_calibration(calibration: Calibration, path: str | os.PathLike[str]) ->
     Raises
     ------
     OutputError
-        When the file cannot be written; what stood there before is untouched.
+        If the file cannot be written; what stood there before is untouched.
     """
     facts = {
         "sensitivities": [{"names": s.names, "n_weights": s.n_weights, "kl": s.kl} for s in calibration.sensitivities],
@@ -55,9 +55,9 @@ def write_calibration(calibration: Calibration, path: str | os.PathLike[str]) ->
         "facts": dict(calibration.facts),
     }
     metadata = {"schema": SCHEMA, "calibration": json.dumps(facts, sort_keys=True, allow_nan=False)}
-    held = {f"{_SCALE}{name}": array for name, array in calibration.column_scales.items()}
-    held |= {f"{_MOMENTS}{name}": array for name, array in calibration.moments.items()}
-    SafetensorsFormat().write_source(ArraySource(held, metadata), Path(path))
+    arrays = {f"{_SCALE}{name}": array for name, array in calibration.column_scales.items()}
+    arrays |= {f"{_MOMENTS}{name}": array for name, array in calibration.moments.items()}
+    SafetensorsFormat().write_source(ArraySource(arrays, metadata), Path(path))
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
@@ -66,25 +66,25 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     Raises
     ------
     FormatError
-        When the file is none, or a damaged one.
+        If the file holds no calibration, or a damaged one.
     """
     with SafetensorsFile(path) as file:
         if file.metadata.get("schema") != SCHEMA:
             raise HeaderError(f"{path}: not a calibration (schema {shown(str(file.metadata.get('schema')))})")
-        held = {name: file.read_tensor(name) for name in file.infos()}
+        arrays = {name: file.read_tensor(name) for name in file.infos()}
         text = file.metadata.get("calibration", "")
     try:
-        found = json.loads(text)
-        sensitivities = tuple(_sensitivity(item) for item in found["sensitivities"])
-        measurements = tuple(_measurement(item) for item in found["measurements"])
-        facts = {str(key): str(value) for key, value in found["facts"].items()}
+        written = json.loads(text)
+        sensitivities = tuple(_sensitivity(item) for item in written["sensitivities"])
+        measurements = tuple(_measurement(item) for item in written["measurements"])
+        facts = {str(key): str(value) for key, value in written["facts"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HeaderError(f"{path}: the calibration's metadata is damaged: {error!r}"[:300]) from None
     names = [name for sensitivity in sensitivities for name in sensitivity.names]
     if not names or len(set(names)) != len(names):
-        raise HeaderError(f"{path}: a calibration names tensors, each once")
-    scales = {name.removeprefix(_SCALE): array for name, array in held.items() if name.startswith(_SCALE)}
-    moments = {name.removeprefix(_MOMENTS): array for name, array in held.items() if name.startswith(_MOMENTS)}
+        raise HeaderError(f"{path}: a calibration must name at least one tensor, and each of them once")
+    scales = {name.removeprefix(_SCALE): array for name, array in arrays.items() if name.startswith(_SCALE)}
+    moments = {name.removeprefix(_MOMENTS): array for name, array in arrays.items() if name.startswith(_MOMENTS)}
     return Calibration(scales, sensitivities, measurements, moments, facts)
 
 
@@ -116,9 +116,10 @@ def check_calibrates(calibration: Calibration, source: TensorSource, where: str)
     Raises
     ------
     FormatError
+        If its checksum of the source is another one.
     """
     if calibration.facts.get("source") != digest(source):
-        raise FormatError(f"{where}: was made from another model; calibrate this one (--calibrate TEXT)")
+        raise FormatError(f"{where} was made from another model; calibrate this one (--calibrate TEXT)")
 
 
 def calibrated(
@@ -147,7 +148,7 @@ def calibrated(
     Raises
     ------
     FormatError
-        When a calibration is of another model, or the model cannot be run.
+        If a calibration is of another model, or the model cannot be run.
     """
     if isinstance(calibrate, Calibration):
         check_calibrates(calibrate, source, "the calibration")
@@ -156,18 +157,19 @@ def calibrated(
     if text.lower().endswith(".safetensors"):
         if not Path(text).exists():
             raise FileNotFoundError(2, "no such file; --calibrate builtin makes one beside the pack", text)
-        found = read_calibration(text)
-        check_calibrates(found, source, text)
-        return found, None
+        calibration = read_calibration(text)
+        check_calibrates(calibration, source, text)
+        return calibration, None
     from hhtld.evaluation.calibrate import calibrate as run
     from hhtld.evaluation.calibrate import text_digest
 
-    kept = target.with_name(target.name.removesuffix(target.suffix) + ".calibration.safetensors")
-    if kept.is_file():
+    beside = target.with_name(target.name.removesuffix(target.suffix) + ".calibration.safetensors")
+    if beside.is_file():
         with contextlib.suppress(FormatError):
-            found = read_calibration(kept)
-            if (found.facts.get("source"), found.facts.get("text")) == (digest(source), text_digest(text)):
-                return found, None
-    found = run(model, text, target_top1=target_top1, jobs=jobs, progress=progress)
-    write_calibration(found, kept)
-    return found, str(kept)
+            calibration = read_calibration(beside)
+            made_from = calibration.facts.get("source"), calibration.facts.get("text")
+            if made_from == (digest(source), text_digest(text)):
+                return calibration, None
+    calibration = run(model, text, target_top1=target_top1, jobs=jobs, progress=progress)
+    write_calibration(calibration, beside)
+    return calibration, str(beside)

@@ -110,8 +110,11 @@ def test_a_calibration_of_another_model_is_refused(
         (lambda found: found.update(calibration="[]"), "metadata is damaged"),
         (lambda found: _edit(found, lambda told: told["sensitivities"][0].pop("kl")), "metadata is damaged"),
         (lambda found: _edit(found, lambda told: told["sensitivities"][0].update(n_weights=0)), "metadata is damaged"),
-        (lambda found: _edit(found, lambda told: told["sensitivities"].clear()), "names tensors, each once"),
-        (lambda found: _edit(found, lambda told: told["sensitivities"].extend(told["sensitivities"])), "each once"),
+        (lambda found: _edit(found, lambda told: told["sensitivities"].clear()), "must name at least one tensor"),
+        (
+            lambda found: _edit(found, lambda told: told["sensitivities"].extend(told["sensitivities"])),
+            "each of them once",
+        ),
         (lambda found: _edit(found, lambda told: told["measurements"][0].update(top1=2)), "metadata is damaged"),
     ],
 )

@@ -325,7 +325,10 @@ def test_a_pack_of_another_voice_is_refused_by_name(voice: Path, tmp_path: Path)
     refused({k: v for k, v in own.items() if k not in ("shape", "one")}, r"the pack lacks tensor '\w+' and 1 more")
     refused(own | {"more": rng.standard_normal(3)}, "the voice lacks tensor 'more'")
     refused(own | {"sound": own["sound"][:, :640].copy()}, r"'sound' is F32 \[96, 640\] in the pack, F32 \[96, 800\]")
-    refused(own | {"shape": np.array([1, 1, 1, 7])}, "'shape', which the pack keeps byte for byte, is another")
+    refused(
+        own | {"shape": np.array([1, 1, 1, 7])},
+        "'shape', which the pack keeps byte for byte, has other bytes in the voice",
+    )
 
 
 @needs_runtime

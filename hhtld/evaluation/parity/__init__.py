@@ -2,16 +2,15 @@
 
     from hhtld.evaluation.parity import gate_parity
 
-    report = gate_parity("snapshot-folder", "model.hhtld")  # raises GateError below .90 top-1 agreement
+    report = gate_parity("snapshot-folder", "model.hhtld")  # raises GateError below 0.90 top-1 agreement
 
-Of a causal language model every next-token position of every prompt is compared; of a text encoder the embeddings
-of 1,000 sentences and the nearest neighbours that they give. Needs the extra ``transformers``.
+For a causal language model, every next-token position of every prompt is compared; for a text encoder, the embeddings
+of 1,000 sentences and the nearest neighbours that they give. The module needs the extra ``transformers``.
 
 One model is in memory at a time, as float32: 4 bytes a weight, beside one prompt's logits (4 bytes a token and word
 of the vocabulary). The source model goes first; its logits over all prompts wait in a temporary file (about 0.8 GB for
-the built-in prompts and 49,152 words; TMPDIR says where) and are gone afterwards. Two models at once would need no
-file, but twice the memory, and memory is what models of some size lack. Keeping logits, not a summary, is what makes
-the divergence exact.
+the built-in prompts and 49,152 words; TMPDIR says where), which is deleted afterwards. Two models at once would need
+no file, but twice the memory. Logits are kept whole, because only they give the exact divergence.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import gc
 import importlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,7 +53,7 @@ def gate_parity(
 ) -> ParityReport | EmbeddingReport:
     """Compare a model with what its pack decodes to, on texts that neither was fitted to.
 
-    The same numbers on every run: float32, no sampling, a fixed number of threads.
+    Every run gives the same numbers: it computes in float32, draws no samples and uses a fixed number of threads.
 
     Parameters
     ----------
@@ -63,62 +62,70 @@ def gate_parity(
     pack : path or HhtldPack
         What was made from it.
     prompts : "builtin", path, or sequence of str or Prompt
-        A file's format is told in the head of the built-in ones. A text encoder takes each as one sentence; of the
-        built-in ones it takes the sentences, filled up with templates to 1,000.
+        The head of the built-in prompts describes the format of files. A text encoder takes each prompt as one
+        sentence; of the built-in ones it takes the sentences, and templates fill them up to 1,000.
     min_top1 : float
-        Top-1 agreement to reach, 0 to 1: the share itself is judged, its intervals of 95 % are told.
+        Top-1 agreement to reach, 0 to 1. The share itself is judged; its 95 % intervals are only reported.
     max_tokens : int
-        Of each prompt at most, also no more than the model has positions for.
+        Tokens of each prompt at most; never more than the model has positions for.
     n_continued : int
         Tokens of the greedy continuations; 0 for none.
     jobs : int
         Threads. The last bits of float32 sums depend on it, so numbers are compared at equal ones.
     progress : callable, optional
-        Called with "source" or "packed", a prompt's kind and the bytes of its text when a causal model is done
-        with it.
+        Called with "source" or "packed", a prompt's kind and the bytes of its text whenever a causal model has read
+        a prompt.
 
     Raises
     ------
     GateError
-        When agreement is below `min_top1`; its `report` holds every number.
+        If the agreement is below `min_top1`; the error's `report` holds every number.
     FormatError
-        When a file is damaged, the pack was not made from the model, or the model is neither a causal language model
-        nor a text encoder or lacks a part.
+        If a file is damaged, if the pack was not made from the model, or if the model is neither a causal language
+        model nor a text encoder, or lacks a part.
     NonFiniteError
-        When a model gives what is not finite.
+        If a model gives numbers that are not finite.
     MissingExtraError
-        When torch or transformers is not installed.
+        If torch or transformers is not installed.
     """
-    if not 0 <= min_top1 <= 1:
-        raise ValueError(f"min_top1 must be between 0 and 1, got {min_top1}")
-    if max_tokens < 2 or n_continued < 0 or jobs < 1:
-        raise ValueError(
-            f"max_tokens must be at least 2, n_continued 0 and jobs 1, got {max_tokens}, {n_continued} and {jobs}"
-        )
-    for library in ("torch", "transformers"):
-        try:
-            importlib.import_module(library)
-        except ImportError as error:
-            raise MissingExtraError(f"gate-parity needs {library}: pip install 'hhtld[transformers]'") from error
+    _check_options(min_top1, max_tokens, n_continued, jobs)
+    _require_libraries()
     from hhtld.evaluation.parity.models import Snapshot, check_made_from, fixed_threads
     from hhtld.integrations.torch.tensors import opened
 
     origin, texts = chosen_prompts(prompts)
     name = "a pack in memory" if isinstance(pack, HhtldPack) else spelled(pack)
     head = (os.fspath(model), name, origin, min_top1)
-    with fixed_threads(jobs), opened(pack) as held:
+    with fixed_threads(jobs), opened(pack) as open_pack:
         snapshot = Snapshot(local_source(model, "MODEL"))
-        check_made_from(held, snapshot.folder)
+        check_made_from(open_pack, snapshot.folder)
         report: ParityReport | EmbeddingReport
         if snapshot.causal:
-            items = _next_tokens(snapshot, held, texts, max_tokens, n_continued, progress or silent)
+            items = _next_tokens(snapshot, open_pack, texts, max_tokens, n_continued, progress or silent)
             report = ParityReport(*head, items, n_continued)
         else:
             sentences = retrieval_sentences(texts, N_SENTENCES) if origin == BUILTIN else _different(texts)
-            report = _embeddings(snapshot, held, sentences, max_tokens, head)
+            report = _embeddings(snapshot, open_pack, sentences, max_tokens, head)
     if not report:
         raise GateError(f"gate 2 failed for {name}: {report.verdict}", report)
     return report
+
+
+def _check_options(min_top1: float, max_tokens: int, n_continued: int, jobs: int) -> None:
+    if not 0 <= min_top1 <= 1:
+        raise ValueError(f"min_top1 must be between 0 and 1, got {min_top1}")
+    if max_tokens < 2 or n_continued < 0 or jobs < 1:
+        raise ValueError(
+            f"max_tokens must be at least 2, n_continued 0 and jobs 1, got {max_tokens}, {n_continued} and {jobs}"
+        )
+
+
+def _require_libraries() -> None:
+    for library in ("torch", "transformers"):
+        try:
+            importlib.import_module(library)
+        except ImportError as error:
+            raise MissingExtraError(f"gate-parity needs {library}: pip install 'hhtld[transformers]'") from error
 
 
 def _next_tokens(
@@ -129,47 +136,53 @@ def _next_tokens(
     n_continued: int,
     progress: Progress,
 ) -> list[PromptParity]:
+    """Let the source model read all prompts, and then the packed one."""
     from hhtld.evaluation.parity.models import LogitSpool, continued
 
     tokenizer = snapshot.tokenizer()
-    limit = snapshot.token_limit(max_tokens, n_continued)
-    encoded = [tokenizer(prompt.text, truncation=True, max_length=limit)["input_ids"] for prompt in prompts]
-    for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), 1):
-        if len(ids) < 2:
-            raise FormatError(f"prompt {number}, {shown(prompt.text, 40)}, is {len(ids)} token long: no next token")
+    ids = _tokenized(tokenizer, prompts, snapshot.token_limit(max_tokens, n_continued))
     model = snapshot.load_source()
     n_vocabulary = len(model.get_input_embeddings().weight)
-    if max(map(max, encoded)) >= n_vocabulary:
-        raise FormatError(
-            f"{snapshot.folder}: the tokenizer gives token {max(map(max, encoded))}, the model has {n_vocabulary}"
-        )
-    nbytes = [len(prompt.text.encode()) for prompt in prompts]
-    said: list[list[int]] = []
+    largest = max(map(max, ids))
+    if largest >= n_vocabulary:
+        raise FormatError(f"{snapshot.folder}: the tokenizer gives token {largest}, the model has {n_vocabulary}")
+    source_tokens: list[list[int]] = []
     items = []
-    with LogitSpool(4 * n_vocabulary * sum(len(ids) - 1 for ids in encoded)) as spool:
-        for prompt, ids, size in zip(prompts, encoded, nbytes, strict=True):
-            logits, tokens = continued(model, ids, n_continued, snapshot.stops)
+    with LogitSpool(4 * n_vocabulary * sum(len(prompt_ids) - 1 for prompt_ids in ids)) as spool:
+        for prompt, prompt_ids in zip(prompts, ids, strict=True):
+            logits, tokens = continued(model, prompt_ids, n_continued, snapshot.stops)
             spool.append(logits[:-1])
-            said.append(tokens)
-            progress("source", prompt.kind, size)
+            source_tokens.append(tokens)
+            progress("source", prompt.kind, len(prompt.text.encode()))
         del model, logits
         gc.collect()  # modules hold themselves in rings; the next model needs the room now
         model = snapshot.load_packed(pack)
-        for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-            logits, tokens = continued(model, ids, n_continued, snapshot.stops)
-            scores = compare_positions(spool[place], logits[:-1], ids[1:])
-            both = said[place], tokens
+        for place, (prompt, prompt_ids) in enumerate(zip(prompts, ids, strict=True)):
+            logits, tokens = continued(model, prompt_ids, n_continued, snapshot.stops)
+            scores = compare_positions(spool[place], logits[:-1], prompt_ids[1:])
+            both = source_tokens[place], tokens
             items.append(PromptParity(prompt, scores, both, (tokenizer.decode(both[0]), tokenizer.decode(both[1]))))
-            progress("packed", prompt.kind, nbytes[place])
+            progress("packed", prompt.kind, len(prompt.text.encode()))
     return items
 
 
+def _tokenized(tokenizer: Any, prompts: Sequence[Prompt], limit: int) -> list[list[int]]:
+    """Return the tokens of each prompt, at least two."""
+    ids = [tokenizer(prompt.text, truncation=True, max_length=limit)["input_ids"] for prompt in prompts]
+    for number, (prompt, prompt_ids) in enumerate(zip(prompts, ids, strict=True), 1):
+        if len(prompt_ids) < 2:
+            raise FormatError(
+                f"prompt {number}, {shown(prompt.text, 40)}, is {len(prompt_ids)} token long, so it has no next token"
+            )
+    return ids
+
+
 def _different(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Texts that stand there twice would be each other's neighbours, whatever the weights."""
-    found = list({prompt.text: prompt for prompt in reversed(prompts)}.values())[::-1]
-    if len(found) < 3:
-        raise FormatError(f"neighbours of a text encoder need at least 3 different sentences, got {len(found)}")
-    return found
+    """Return each text once: equal texts would be each other's neighbours, whatever the weights are."""
+    different = list({prompt.text: prompt for prompt in reversed(prompts)}.values())[::-1]
+    if len(different) < 3:
+        raise FormatError(f"neighbours of a text encoder need at least 3 different sentences, got {len(different)}")
+    return different
 
 
 def _embeddings(
@@ -179,9 +192,9 @@ def _embeddings(
 
     tokenizer, texts = snapshot.tokenizer(), [sentence.text for sentence in sentences]
     limit = snapshot.token_limit(max_tokens, 2)  # the RoBERTa family counts its positions from 2
-    found = []
-    for load in (snapshot.load_source, lambda: snapshot.load_packed(pack)):
-        found.append(embedded(load(), tokenizer, texts, limit))
-        gc.collect()
-    neighbours = np.stack([nearest_others(embeddings) for embeddings in found])
-    return EmbeddingReport(*head, sentences, row_cosines(*found), neighbours)
+    source = embedded(snapshot.load_source(), tokenizer, texts, limit)
+    gc.collect()
+    packed = embedded(snapshot.load_packed(pack), tokenizer, texts, limit)
+    gc.collect()
+    neighbours = np.stack([nearest_others(source), nearest_others(packed)])
+    return EmbeddingReport(*head, sentences, row_cosines(source, packed), neighbours)

@@ -33,10 +33,10 @@ class Agreement:
     ----------
     agreed, total : int
     wilson : tuple of float
-        Wilson's score interval: right if all were independent.
+        Wilson's score interval, which holds if all cases are independent.
     bootstrap : tuple of float or None
-        From resampling whole groups (the prompts) with a fixed seed, as positions of one prompt are not independent:
-        the wider and the more honest one. None for a single group.
+        From resampling whole groups (the prompts) with a fixed seed. Positions of one prompt are not independent, so
+        this interval is the wider and the more honest one. None for a single group.
     """
 
     agreed: int
@@ -46,7 +46,7 @@ class Agreement:
 
     @classmethod
     def of(cls, groups: Sequence[tuple[int, int]]) -> Agreement:
-        """Make it from how many agreed, of how many, in each group."""
+        """Return the agreement of groups, each of which is how many agreed and how many there were."""
         agreed, total = (sum(column) for column in zip(*groups, strict=True))
         return cls(agreed, total, _wilson(agreed, total), _bootstrap(groups) if len(groups) > 1 else None)
 
@@ -91,8 +91,8 @@ class PositionScores:
     Attributes
     ----------
     n_positions, top1, top5 : int
-        Positions; those where both models' first choices are one; those where the source's first choice is among
-        the other's first five.
+        Positions; those where both models choose the same token first; those where the source's first choice is among
+        the packed model's first five.
     kl : float
         Sum of KL(source || packed), nats.
     nll_source, nll_packed : float
@@ -108,7 +108,7 @@ class PositionScores:
 
     @classmethod
     def total(cls, parts: Sequence[PositionScores]) -> PositionScores:
-        """Add up."""
+        """Return the sums over parts."""
         return cls(
             sum(p.n_positions for p in parts),
             sum(p.top1 for p in parts),
@@ -120,7 +120,7 @@ class PositionScores:
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Of the source and of the packed model on the text; capped where a float ends."""
+        """Of the source and of the packed model on the text; capped at the largest exponent of a float."""
         source, packed = (math.exp(min(nll / self.n_positions, 700.0)) for nll in (self.nll_source, self.nll_packed))
         return source, packed
 
@@ -143,7 +143,7 @@ def compare_positions(source: Floats, packed: Floats, next_ids: Sequence[int]) -
     Raises
     ------
     NonFiniteError
-        When logits are not finite.
+        If logits are not finite.
     """
     if source.shape != packed.shape or len(source) != len(next_ids):
         raise ValueError(f"logits {source.shape} and {packed.shape} of {len(next_ids)} positions do not fit")
@@ -157,9 +157,9 @@ def _compared(source: Floats, packed: Floats, ids: NDArray[np.int64]) -> Positio
     log_p, log_q = _log_softmax(source), _log_softmax(packed)
     rows = np.arange(len(ids))
     best = source.argmax(axis=1)
-    own = packed[rows, best][:, None]
+    packed_logit = packed[rows, best][:, None]
     lower = np.arange(packed.shape[1]) < best[:, None]
-    rank = ((packed > own) | ((packed == own) & lower)).sum(axis=1)
+    rank = ((packed > packed_logit) | ((packed == packed_logit) & lower)).sum(axis=1)
     return PositionScores(
         len(ids),
         int((rank == 0).sum()),
@@ -180,7 +180,7 @@ def _log_softmax(logits: Floats) -> NDArray[np.float64]:
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """Return the first place where two sequences differ, ends included, or None where they are equal."""
+    """Return the first place where two sequences differ, ends included, or None if they are equal."""
     for place, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
             return place
@@ -188,13 +188,13 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 
 
 def nearest_others(embeddings: Floats) -> NDArray[np.int64]:
-    """Return for every row (n, n_dimensions) the other row of the highest cosine."""
+    """Return, for every row of (n, n_dimensions), the number of the other row with the highest cosine."""
     unit = embeddings.astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    found = np.empty(len(unit), np.int64)
+    nearest = np.empty(len(unit), np.int64)
     step = max(1, _BLOCK_NBYTES // (8 * len(unit)))
     for start in range(0, len(unit), step):
         cosines = unit[start : start + step] @ unit.T
         cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -np.inf
-        found[start : start + step] = cosines.argmax(axis=1)
-    return found
+        nearest[start : start + step] = cosines.argmax(axis=1)
+    return nearest

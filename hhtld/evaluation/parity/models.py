@@ -41,7 +41,7 @@ _CHECKED_ROWS = 8
 
 @contextlib.contextmanager
 def fixed_threads(jobs: int) -> Iterator[None]:
-    """Compute on `jobs` threads without transformers' bars and remarks; the process's own settings come back."""
+    """Compute on `jobs` threads without transformers' bars and remarks, and set the process back afterwards."""
     threads, logging = torch.get_num_threads(), transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     torch.set_num_threads(jobs)
@@ -64,12 +64,12 @@ class Snapshot:
     ----------
     folder : Path
     causal : bool
-        A causal language model; else a text encoder.
+        Whether it is a causal language model; a text encoder otherwise.
 
     Raises
     ------
     FormatError
-        When it is neither, or a part is missing.
+        If it is neither, or a part is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,7 +87,7 @@ class Snapshot:
 
     def tokenizer(self) -> Any:
         """Return the tokenizer."""
-        # Asked of the folder itself: transformers makes an empty tokenizer where there is none.
+        # The folder itself is asked, because transformers makes an empty tokenizer if there is none.
         if not any((self.folder / name).is_file() for name in _TOKENIZER_FILES):
             raise FormatError(f"{self.folder}: has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
         try:
@@ -108,8 +108,8 @@ class Snapshot:
     @property
     def stops(self) -> frozenset[int]:
         """Tokens that end a text."""
-        found = self._config.get_text_config().eos_token_id
-        return frozenset([found] if isinstance(found, int) else found or ())
+        end_ids = self._config.get_text_config().eos_token_id
+        return frozenset([end_ids] if isinstance(end_ids, int) else end_ids or ())
 
     def load_source(self) -> Any:
         """Return the model of the folder, float32."""
@@ -120,7 +120,7 @@ class Snapshot:
             )
         except Exception as error:  # as above
             raise FormatError(f"{self.folder}: transformers cannot load the model: {error}") from error
-        # A pooler that was left out is drawn at random, and is not asked for anything here.
+        # transformers draws a pooler that the files lack at random; nothing here uses it.
         missing = sorted(name for name in info["missing_keys"] if self.causal or "pooler" not in name)
         if missing:
             raise FormatError(f"{self.folder}: the model needs tensors that its files do not hold: {_listed(missing)}")
@@ -130,7 +130,7 @@ class Snapshot:
     def load_packed(self, pack: HhtldPack) -> Any:
         """Return the same model with the weights of `pack`, decoded to float32; `load_source` comes first."""
         state = load_state_dict(pack, dtype=torch.float32)
-        # The road that the source took, renamings and tied tensors included. Tensors are taken over, not copied.
+        # This is how the source was loaded, renamings and tied tensors included. Tensors are taken over, not copied.
         return self._class.from_pretrained(
             None, config=copy.deepcopy(self._config), state_dict=state, dtype=torch.float32
         )
@@ -155,22 +155,24 @@ def _is_causal(config: Any, folder: Path) -> bool:
 def check_made_from(pack: HhtldPack, folder: Path) -> None:
     """Refuse a model that the pack was not made from: their agreement would say nothing about the pack.
 
-    Names and shapes of all tensors, the bytes of kept ones, and a few rows of every encoded one, which may be no
-    further from their decoded selves than the worst row on record. Close relatives may pass; `hhtld verify` tells all.
+    Names and shapes of all tensors must be the same, and the bytes of kept ones. A few rows of every encoded tensor
+    may be no further from their decoded selves than the worst row on record. A model that was trained a little further
+    may pass; `hhtld verify` compares every row.
 
     Raises
     ------
     FormatError
-        Naming the tensors.
+        If they differ; the message names the tensors.
     """
     with open_source(folder) as source:
         infos = source.infos()
         differences = [f"no tensor {shown(name)} in PACK" for name in sorted(set(infos) - set(pack))]
         differences += [f"no tensor {shown(name)} in MODEL" for name in sorted(set(pack) - set(infos))]
         for name in sorted(set(infos) & set(pack)):
-            held, own = pack.info(name).info.shape, infos[name].shape
-            if held != own:
-                differences.append(f"tensor {shown(name)} is {shape_text(own)} in MODEL, {shape_text(held)} in PACK")
+            packed, source_shape = pack.info(name).info.shape, infos[name].shape
+            if packed != source_shape:
+                where = f"{shape_text(source_shape)} in MODEL, {shape_text(packed)} in PACK"
+                differences.append(f"tensor {shown(name)} is {where}")
         if not differences:
             differences = [text for name in pack for text in _other_values(pack, source, name)]
     if differences:
@@ -179,6 +181,7 @@ def check_made_from(pack: HhtldPack, folder: Path) -> None:
 
 
 def _other_values(pack: HhtldPack, source: TensorSource, name: str) -> Iterator[str]:
+    """Yield a sentence if a tensor's values in a pack are not those of a source."""
     record = pack.info(name)
     if not record.is_encoded:
         ours, theirs = pack.get_tensor(name, "source"), source.read_tensor(name)
@@ -190,11 +193,12 @@ def _other_values(pack: HhtldPack, source: TensorSource, name: str) -> Iterator[
         return
     picks = sorted({i * rows.n_rows // _CHECKED_ROWS for i in range(_CHECKED_ROWS)})
     original = np.concatenate([rows.read(row, row + 1) for row in picks])
-    found = judged_cosines(original, rounded(pack.get_rows(name, picks), record.info.dtype))
-    found[~is_live(found)] = 1.0
-    if found.min() < record.gates.minimum - 1e-4:
-        row = picks[int(found.argmin())]
-        yield f"row {row} of tensor {shown(name)} has cosine {found.min():.4f}, on record is {record.gates.minimum:.4f}"
+    cosines = judged_cosines(original, rounded(pack.get_rows(name, picks), record.info.dtype))
+    cosines[~is_live(cosines)] = 1.0
+    lowest, recorded = cosines.min(), record.gates.minimum
+    if lowest < recorded - 1e-4:
+        row = picks[int(cosines.argmin())]
+        yield f"row {row} of tensor {shown(name)} has cosine {lowest:.4f}, on record is {recorded:.4f}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -206,7 +210,7 @@ def continued(
 ) -> tuple[NDArray[np.float32], list[int]]:
     """Return the logits (n_positions, n_vocabulary) over a text, and its greedy continuation.
 
-    At most `n_tokens`; a token of `stops` ends it.
+    The continuation has at most `n_tokens`, and ends with a token of `stops`.
     """
     out = model(input_ids=torch.tensor([ids]), use_cache=n_tokens > 0)
     logits: NDArray[np.float32] = out.logits[0].numpy()
@@ -218,7 +222,7 @@ def continued(
         if tokens[-1] in stops or len(tokens) == n_tokens:
             break
         past = getattr(out, memory, None)
-        # Models that remember in other ways are asked anew over the whole text.
+        # A model that remembers in another way reads the whole text again.
         new = [*ids, *tokens] if past is None else tokens[-1:]
         out = model(input_ids=torch.tensor([new]), **{memory: past}, use_cache=True)
         row = out.logits[0, -1].numpy()
@@ -226,20 +230,20 @@ def continued(
 
 
 def _memory_name(model: Any) -> str:
-    """What a model calls what it remembers of a text: "cache" from transformers 5.24 on."""
+    """Return the argument that takes what a model remembers of a text: "cache" from transformers 5.24 on."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def embedded(model: Any, tokenizer: Any, texts: Sequence[str], limit: int) -> NDArray[np.float32]:
     """Return the mean of the last layer over each text's tokens, (n_texts, n_dimensions)."""
     means = []
-    for text in texts:  # one by one: padding would change the last bits with the company a text is in
+    for text in texts:  # one by one: with padding, the last bits would depend on the other texts
         inputs = tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")
         means.append(model(**inputs).last_hidden_state[0].mean(dim=0).numpy())
-    found: NDArray[np.float32] = np.stack(means)
-    if not np.isfinite(found).all():
+    embeddings: NDArray[np.float32] = np.stack(means)
+    if not np.isfinite(embeddings).all():
         raise NonFiniteError("a model gives embeddings that are infinite or not a number")
-    return found
+    return embeddings
 
 
 class LogitSpool:
@@ -248,7 +252,7 @@ class LogitSpool:
     Raises
     ------
     OutputError
-        When the folder for temporary files has no room for `nbytes`, or writing fails.
+        If the folder for temporary files has no room for `nbytes`, or writing fails.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -268,7 +272,7 @@ class LogitSpool:
         self._file.close()
 
     def append(self, logits: NDArray[np.float32]) -> None:
-        """Add a text's."""
+        """Add the logits of a text, float32 (n_positions, n_vocabulary)."""
         n_positions, n_vocabulary = logits.shape
         try:
             self._places.append((self._file.seek(0, os.SEEK_END), (n_positions, n_vocabulary)))

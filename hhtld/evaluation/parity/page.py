@@ -12,7 +12,6 @@ from hhtld.evaluation.parity.report import (
     ParityReport,
     continuations,
     cosine_facts,
-    kind_table,
     number,
 )
 
@@ -34,7 +33,7 @@ def write_parity_page(path: str | os.PathLike[str], report: ParityReport | Embed
 def _body(report: ParityReport | EmbeddingReport) -> Iterator[str]:
     yield verdict("good" if report else "bad", f"{report.verdict}.")
     yield from _numbers(report)
-    yield from sorted_table("By kind of text", *kind_table(report), note=report.intervals)
+    yield from sorted_table("By kind of text", *report.kind_table(), note=report.intervals)
     if isinstance(report, EmbeddingReport):
         rows = [(cosine(report.cosines[place]), report.sentences[place].text) for place in report.worst]
         yield from sorted_table("Embeddings furthest from their packed selves", (">cosine", "sentence"), rows)

@@ -37,16 +37,16 @@ def chosen_prompts(prompts: Prompts, builtin: str = "prompts.txt") -> tuple[str,
     Parameters
     ----------
     prompts : "builtin", path, or sequence of str or Prompt
-        The file's format is told in the head of the built-in ones, `hhtld/integrations/prompts.txt`.
+        The head of the built-in ones, `prompts.txt` beside this module, describes the format of files.
     builtin : str
         The file beside this module that "builtin" means.
 
     Raises
     ------
     FormatError
-        When a file is not text or JSON of that form, or holds no prompt.
+        If a file is not text or JSON of that form, or holds no prompt.
     ValueError
-        When a sequence is empty or a text in it is.
+        If a sequence is empty, or a text in it.
     """
     if isinstance(prompts, str | os.PathLike):
         is_builtin = prompts == BUILTIN
@@ -56,26 +56,26 @@ def chosen_prompts(prompts: Prompts, builtin: str = "prompts.txt") -> tuple[str,
         except UnicodeDecodeError as error:
             raise FormatError(f"{path}: not UTF-8 text (byte {error.start})") from None
         return BUILTIN if is_builtin else str(path), parse_prompts(text, path.name)
-    found = [prompt if isinstance(prompt, Prompt) else Prompt(_PLAIN, prompt) for prompt in prompts]
-    if not found or not all(prompt.text.strip() for prompt in found):
+    chosen = [prompt if isinstance(prompt, Prompt) else Prompt(_PLAIN, prompt) for prompt in prompts]
+    if not chosen or not all(prompt.text.strip() for prompt in chosen):
         raise ValueError("prompts are empty: give at least one text, and none without words")
-    return "given", found
+    return "given", chosen
 
 
 def parse_prompts(text: str, name: str) -> list[Prompt]:
-    """Return the prompts of a file's text: blocks by kind, one a line, or JSON where the name ends in .json."""
+    """Return the prompts of a file's text: blocks by kind, one a line, or JSON if the name ends in .json."""
     if name.lower().endswith(".json"):
-        found = _from_json(text, name)
+        prompts = _from_json(text, name)
     elif any(line.startswith(_MARK) for line in text.splitlines()):
-        found = _from_blocks(text)
+        prompts = _from_blocks(text)
     else:
-        found = [Prompt(_PLAIN, line) for line in text.splitlines() if line.strip()]
-    if not found:
+        prompts = [Prompt(_PLAIN, line) for line in text.splitlines() if line.strip()]
+    if not prompts:
         raise FormatError(f"{name}: holds no prompt")
-    for number, prompt in enumerate(found, 1):
+    for number, prompt in enumerate(prompts, 1):
         if not prompt.text.strip():
             raise FormatError(f"{name}: prompt {number}, of kind {shown(prompt.kind)}, is empty")
-    return found
+    return prompts
 
 
 def _from_blocks(text: str) -> list[Prompt]:
@@ -136,19 +136,19 @@ _WORDS = {
 def retrieval_sentences(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     """Return `count` different sentences: those of the running text of prompts, then filled templates.
 
-    The same ones on every call; kinds are the prompts', and "template".
+    Every call returns the same ones. Their kinds are those of the prompts, and "template".
     """
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for prompt in prompts:
         if prompt.kind in _RUNNING_TEXT:
             for sentence in _SENTENCE_END.split(" ".join(prompt.text.split())):
                 if len(sentence) >= 20:
-                    found.setdefault(sentence, prompt.kind)
+                    kinds.setdefault(sentence, prompt.kind)
     filled = dict.fromkeys(
         template.format(who=who, what=what, where=where)
         for template, who, what, where in product(_TEMPLATES, *_WORDS.values())
     )
-    wanted, templates = max(0, count - len(found)), list(filled)
+    wanted, templates = max(0, count - len(kinds)), list(filled)
     for i in range(wanted):
-        found.setdefault(templates[i * len(templates) // wanted], "template")
-    return [Prompt(kind, text) for text, kind in found.items()][:count]
+        kinds.setdefault(templates[i * len(templates) // wanted], "template")
+    return [Prompt(kind, text) for text, kind in kinds.items()][:count]

@@ -24,7 +24,6 @@ __all__ = [
     "PromptParity",
     "continuations",
     "cosine_facts",
-    "kind_table",
     "number",
     "print_parity",
 ]
@@ -44,7 +43,7 @@ class PromptParity:
 
     @property
     def diverged_at(self) -> int | None:
-        """The first continued token that differs, counted from 0; None where none does."""
+        """The first continued token that differs, counted from 0; None if none differs."""
         return first_difference(*self.tokens)
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +60,7 @@ class PromptParity:
 
 @dataclass(frozen=True)
 class _Gate(ABC):
-    """What was compared and what was asked; truthy when the share of `top1` itself, not its interval, reaches it.
+    """What was compared and what was asked; truthy if the share of `top1` reaches it, whatever its intervals are.
 
     Attributes
     ----------
@@ -95,10 +94,10 @@ class _Gate(ABC):
     @property
     def intervals(self) -> str:
         """What the number is worth, in words."""
-        found = self.top1
-        text = f"95 % interval {_range(found.wilson)} if all {found.total:,} were independent (Wilson)"
-        if found.bootstrap is not None:
-            text += f", {_range(found.bootstrap)} by resampling {self.groups}"
+        agreement = self.top1
+        text = f"95 % interval {_range(agreement.wilson)} if all {agreement.total:,} were independent (Wilson)"
+        if agreement.bootstrap is not None:
+            text += f", {_range(agreement.bootstrap)} by resampling {self.groups}"
         return f"{text}. The share itself is judged, not the interval's lower end."
 
     def _head(self) -> dict[str, Any]:
@@ -135,7 +134,7 @@ class ParityReport(_Gate):
 
     @cached_property
     def top1(self) -> Agreement:
-        """Positions where both models' first choices are one."""
+        """Positions where both models choose the same token first."""
         return Agreement.of([(item.scores.top1, item.scores.n_positions) for item in self.items])
 
     @cached_property
@@ -157,8 +156,32 @@ class ParityReport(_Gate):
         shares = [item.scores.top1 / item.scores.n_positions for item in self.items]
         return sorted(range(len(shares)), key=lambda place: (shares[place], place))[:_N_WORST]
 
+    def kind_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return headings (">": numbers) and one row a kind, the last one for all."""
+        headings = ("kind", ">prompts", ">positions", ">top-1", ">top-5", ">KL, nats", ">perplexity", ">packed")
+        rows = []
+        for kind, (n, scores) in {**self.kinds, "all": (len(self.items), self.scores)}.items():
+            facts = scores.to_json()
+            agreement = cosine(facts["top1"]), cosine(facts["top5"])
+            perplexities = (number(value) for value in scores.perplexities)
+            counts = f"{n:,}", f"{scores.n_positions:,}"
+            rows.append((kind, *counts, *agreement, number(facts["kl_nats"]), *perplexities))
+        return headings, rows
+
+    def print_details(self, out: Console) -> None:
+        """Print the prompts of the lowest agreement, and the continuations side by side."""
+        lines = list(continuations(self))
+        begins = [safe(shortened(" ".join(item.prompt.text.split()), 80)) for item in self.items]
+        worst = ((*lines[i][:1], safe(lines[i][1]), lines[i][2], begins[i]) for i in self.worst)
+        print_titled("Prompts of the lowest agreement", Table((">prompt", "kind", ">top-1", "~begins"), worst), out)
+        if self.n_continued:
+            cells = ((n, safe(kind), same, safe(a), safe(b)) for n, kind, _, same, a, b in lines)
+            table = Table((">prompt", "kind", ">same", "~source continues", "~packed continues"), cells)
+            title = f"Greedy continuations, up to {self.n_continued} tokens; same: tokens until they part"
+            print_titled(title, table, out)
+
     def to_json(self) -> dict[str, Any]:
-        """Return every number, for scripts; there is no time in it, so that equal runs give equal text."""
+        """Return every number, for scripts; no time is among them, so that equal runs give equal text."""
         return {
             **self._head(),
             "n_prompts": len(self.items),
@@ -200,16 +223,30 @@ class EmbeddingReport(_Gate):
     def kinds(self) -> dict[str, tuple[int, float, NDArray[np.float64]]]:
         """Sentences, share of agreement and cosines by kind, in order of appearance."""
         agreed = self.neighbours[0] == self.neighbours[1]
-        found = {}
+        kinds = {}
         for kind in dict.fromkeys(sentence.kind for sentence in self.sentences):
             chosen = np.array([sentence.kind == kind for sentence in self.sentences])
-            found[kind] = (int(chosen.sum()), float(agreed[chosen].mean()), self.cosines[chosen])
-        return found
+            kinds[kind] = (int(chosen.sum()), float(agreed[chosen].mean()), self.cosines[chosen])
+        return kinds
 
     @property
     def worst(self) -> list[int]:
         """Places in `sentences` of the lowest cosines."""
         return [int(place) for place in np.argsort(self.cosines, kind="stable")[:_N_WORST]]
+
+    def kind_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return headings (">": numbers) and one row a kind, the last one for all."""
+        everything = (len(self.sentences), self.top1.share, self.cosines)
+        rows = [
+            (kind, f"{n:,}", cosine(share), *(cosine(value) for value in cosine_facts(cosines).values()))
+            for kind, (n, share, cosines) in {**self.kinds, "all": everything}.items()
+        ]
+        return ("kind", ">sentences", ">same nearest", ">cosine, median", ">p5", ">min"), rows
+
+    def print_details(self, out: Console) -> None:
+        """Print the sentences whose embeddings are furthest from their packed selves."""
+        worst = [(cosine(self.cosines[i]), safe(self.sentences[i].text)) for i in self.worst]
+        print_titled("Embeddings furthest from their packed selves", Table((">cosine", "~sentence"), worst), out)
 
     def to_json(self) -> dict[str, Any]:
         """Return every number, for scripts."""
@@ -245,27 +282,6 @@ def _range(interval: tuple[float, float]) -> str:
 # ---- tables, for the terminal and the page ----
 
 
-def kind_table(report: ParityReport | EmbeddingReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return headings (">": numbers) and one row a kind, the last one for all."""
-    if isinstance(report, EmbeddingReport):
-        everything = (len(report.sentences), report.top1.share, report.cosines)
-        found = [
-            (kind, f"{n:,}", cosine(share), *(cosine(value) for value in cosine_facts(cosines).values()))
-            for kind, (n, share, cosines) in {**report.kinds, "all": everything}.items()
-        ]
-        return ("kind", ">sentences", ">same nearest", ">cosine, median", ">p5", ">min"), found
-    headings = ("kind", ">prompts", ">positions", ">top-1", ">top-5", ">KL, nats", ">perplexity", ">packed")
-    rows = []
-    for kind, (n, scores) in {**report.kinds, "all": (len(report.items), report.scores)}.items():
-        facts = scores.to_json()
-        perplexities = (number(value) for value in scores.perplexities)
-        counts = (f"{n:,}", f"{scores.n_positions:,}")
-        rows.append(
-            (kind, *counts, cosine(facts["top1"]), cosine(facts["top5"]), number(facts["kl_nats"]), *perplexities)
-        )
-    return headings, rows
-
-
 def number(value: float) -> str:
     """Return a number of any size in few characters."""
     return f"{value:.4f}" if value < 10 else f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
@@ -282,21 +298,8 @@ def continuations(report: ParityReport) -> Iterator[tuple[str, str, str, str, st
 def print_parity(report: ParityReport | EmbeddingReport, out: Console) -> None:
     """Print the tables by kind, the worst texts, the continuations side by side and the verdict."""
     out.print(Text(f"{safe(report.pack)} beside {safe(report.model)}, on {safe(report.prompts)} prompts"))
-    headings, rows = kind_table(report)
+    headings, rows = report.kind_table()
     out.print(Table(headings, ((safe(kind), *cells) for kind, *cells in rows)))
-    if isinstance(report, EmbeddingReport):
-        worst = [(cosine(report.cosines[i]), safe(report.sentences[i].text)) for i in report.worst]
-        print_titled("Embeddings furthest from their packed selves", Table((">cosine", "~sentence"), worst), out)
-    else:
-        lines = list(continuations(report))
-        headings = (">prompt", "kind", ">top-1", "~begins")
-        begins = [safe(shortened(" ".join(item.prompt.text.split()), 80)) for item in report.items]
-        chosen = ((*lines[i][:1], safe(lines[i][1]), lines[i][2], begins[i]) for i in report.worst)
-        print_titled("Prompts of the lowest agreement", Table(headings, chosen), out)
-        if report.n_continued:
-            cells = ((n, safe(kind), same, safe(a), safe(b)) for n, kind, _, same, a, b in lines)
-            table = Table((">prompt", "kind", ">same", "~source continues", "~packed continues"), cells)
-            title = f"Greedy continuations, up to {report.n_continued} tokens; same: tokens until they part"
-            print_titled(title, table, out)
+    report.print_details(out)
     out.print()
     out.print(Text(f"{'' if report else 'FAILED: '}{report.verdict}; {report.intervals}"))

@@ -2,13 +2,13 @@
 
     from hhtld.evaluation.speech import find_rate, gate_wav
 
-    report = gate_wav("voice.onnx", "voice.hhtld")  # raises GateError when it is not within 5 %
+    report = gate_wav("voice.onnx", "voice.hhtld")  # raises GateError if it is not within 5 %
     print(report.median.envelope)
     print(find_rate("voice.onnx").smallest.profile)  # "bits:4.5"
 
-Sentences are spoken by one graph in onnxruntime, once with the weights it came with and once with those of the pack put
-in their place: the same phonemes, no noise, one thread. Needs the extra ``speech``; importing this module without it
-raises `MissingExtraError`.
+One graph in onnxruntime speaks every sentence twice: with its own weights, and with those of the pack in their place.
+Both times it gets the same phonemes and no noise, and runs on one thread. The module needs the extra ``speech``;
+importing it without that raises `MissingExtraError`.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def gate_wav(
     Parameters
     ----------
     voice : path
-        The .onnx, its .onnx.json beside it.
+        The .onnx file; its .onnx.json lies beside it.
     pack : HhtldPack or path
         Made from that .onnx.
     text : "builtin", path, or sequence of str
-        Sentences; a file holds one a line.
+        Sentences; a file holds one on each line.
     progress : callable, optional
-        Called with "original" or "decoded", a sentence and its bytes when it has been spoken.
+        Called with "original" or "decoded", a sentence and its bytes whenever one has been spoken.
 
     Returns
     -------
@@ -93,12 +93,12 @@ def gate_wav(
     Raises
     ------
     GateError
-        When the median sentence is beyond `BOUNDS` or more than a twentieth beyond `TAIL_BOUNDS`; the report is
-        the error's.
+        If the median sentence is beyond `BOUNDS`, or more than a twentieth of the sentences beyond `TAIL_BOUNDS`; the
+        error's `report` holds every number.
     FormatError
-        When the voice is none, does not speak the same twice, or the pack was not made from it.
+        If the files are no voice, the voice does not speak the same twice, or the pack was not made from it.
     MissingExtraError
-        When piper is needed for the phonemes and not installed.
+        If the phonemes need piper, and it is not installed.
     """
     with SpeechGate(voice, text, progress=progress) as gate:
         report = gate.judge(pack)
@@ -120,10 +120,10 @@ def find_rate(
     Parameters
     ----------
     voice, text, progress : as in `gate_wav`
-        Stages of progress are the profiles.
+        The stages of progress are the profiles.
     profiles : sequence of str
     jobs : int, optional
-        Threads that convert; speaking takes one.
+        Threads that convert; the voice speaks on one.
     """
     with SpeechGate(voice, text, progress=progress) as gate:
         return gate.find(profiles, jobs)
@@ -157,7 +157,7 @@ class SpeechGate:
         return [self._original(speaker, number) for number in range(len(self._sentences))]
 
     def _original(self, speaker: Speaker, number: int) -> Wave:
-        """Say a sentence twice: without that check, a graph's own noise would be laid to the pack's charge."""
+        """Say a sentence twice: without this check, noise of the graph itself would count against the pack."""
         where = f"{self._voice.path}: sentence {number + 1}, {shown(self._sentences[number], 40)}"
         try:
             first, second = (speaker.say(self._phonemes[number]) for _ in range(2))
@@ -174,23 +174,17 @@ class SpeechGate:
         return first
 
     def judge(self, pack: HhtldPack | PathLike, stage: str = "decoded") -> SpeechReport:
-        """Let a pack say the sentences; one that fails is reported, not raised."""
+        """Let a pack say the sentences; a pack that fails is reported, and nothing is raised."""
         if not isinstance(pack, HhtldPack):
             with open_file(pack) as opened:
                 return self._report(opened, os.fspath(pack), stage)
         return self._report(pack, "the pack", stage)
 
     def _report(self, pack: HhtldPack, where: str, stage: str) -> SpeechReport:
-        speaker = self._voice.speaker(pack, where)  # before the originals: a wrong pack is told at once
+        speaker = self._voice.speaker(pack, where)  # before the originals, so that a wrong pack fails at once
         items = []
         for sentence, phonemes, original in zip(self._sentences, self._phonemes, self._originals, strict=True):
-            note = ""
-            try:
-                decoded = speaker.say(phonemes)
-            except HhtldError as error:
-                decoded, note = np.empty(0, np.float32), str(error)
-            if not np.isfinite(decoded).all():
-                decoded, note = np.empty(0, np.float32), "samples are not finite"
+            decoded, note = _said(speaker, phonemes)
             scores = compare(original, decoded, self._voice.sample_rate)
             items.append(SpokenSentence(sentence, original, decoded, scores, note))
             self._progress(stage, sentence, len(sentence.encode()))
@@ -200,19 +194,30 @@ class SpeechGate:
         """Convert the voice at each profile, in a temporary folder, and judge what comes of it."""
         if not profiles:
             raise ValueError("profiles are empty: give at least one")
-        trials = []
         with tempfile.TemporaryDirectory(prefix="hhtld-") as folder:
-            target = Path(folder) / "voice.hhtld"
-            for profile in profiles:
-                try:
-                    made = convert(self._voice.path, target, profile=profile, jobs=jobs)
-                except GateError as missed:  # of the rows; whether it speaks is another question
-                    made = missed.report
-                with open_file(target) as pack:
-                    report = self._report(pack, profile, profile)
-                trials.append(RateTrial(profile, made.target_nbytes, made.ratio, report))
+            trials = [self._trial(profile, Path(folder) / "voice.hhtld", jobs) for profile in profiles]
         trials.sort(key=lambda trial: trial.nbytes)
         return RateSearch(str(self._voice.path), self._from, trials)
+
+    def _trial(self, profile: str, target: Path, jobs: int | None) -> RateTrial:
+        try:
+            conversion = convert(self._voice.path, target, profile=profile, jobs=jobs)
+        except GateError as missed:  # of the rows; whether the voice speaks is another question
+            conversion = missed.report
+        with open_file(target) as pack:
+            report = self._report(pack, profile, profile)
+        return RateTrial(profile, conversion.target_nbytes, conversion.ratio, report)
+
+
+def _said(speaker: Speaker, phonemes: list[list[int]]) -> tuple[Wave, str]:
+    """Return the samples of a sentence, and why there are none, or ""."""
+    try:
+        samples = speaker.say(phonemes)
+    except HhtldError as error:
+        return np.empty(0, np.float32), str(error)
+    if not np.isfinite(samples).all():
+        return np.empty(0, np.float32), "samples are not finite"
+    return samples, ""
 
 
 _WHY = "it draws random numbers of its own that scales of 0 do not silence, so its pack cannot be judged"

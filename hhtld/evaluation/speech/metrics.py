@@ -1,10 +1,10 @@
 """How near two recordings of one sentence are: level, zero crossings, duration, envelope, spectrum; numpy only.
 
 A voice whose duration predictor changed a little says the same sounds a few milliseconds earlier or later. Envelopes
-compared at equal times, or after stretching the whole, would then measure that shift over and over; so frames are
-first paired by dynamic time warping. It pairs by the spectra in bands, not by the envelopes that are judged, and
-pairs nothing further apart than `REACH` once both are stretched to one length: warping without bounds makes any two
-sentences alike. What was warped away is told: `shift_ms`, and `envelope_unaligned` without any warping.
+that are compared at equal times, or after the whole was stretched, would measure that shift over and over. So frames
+are first paired by dynamic time warping: by their spectra in bands, not by the envelopes that are judged, and never
+further apart than `REACH` once both recordings are stretched to one length, because warping without bounds makes any
+two sentences alike. `shift_ms` says how much was warped, and `envelope_unaligned` is the score without any warping.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["SpeechScores", "compare", "decibels", "envelope", "paired", "rms", "
 Floats = NDArray[np.float64]
 
 FRAME, HOP = 0.020, 0.010  # seconds
-REACH = 0.15  # seconds; far below a syllable and its neighbour, which last .2 s each
+REACH = 0.15  # seconds; far below a syllable and its neighbour, which last 0.2 s each
 DEAD_ZONE = 0.01  # of a recording's own RMS: what crosses zero below it is the silence between words
 BAND_FLOOR_DB = -60.0  # below a recording's loudest band; frames are paired by what stands above it
 FLOOR_DB = -80.0  # below the original's strongest frequency; single frequencies lie lower than bands
@@ -37,14 +37,14 @@ class SpeechScores:
     rms, zero_crossings, duration : float
         Relative differences, decoded over original less 1.
     envelope : float
-        Pearson correlation of the RMS envelopes in 20 ms frames, each frame of the original with what is paired to it.
+        Pearson correlation of the RMS envelopes in 20 ms frames, each frame of the original with those paired to it.
     envelope_unaligned : float
-        The same with the decoded envelope stretched to the original's length and not warped.
+        The same, with the decoded envelope stretched to the original's length and not warped.
     spectral_db : float
-        Log-spectral distance: the root mean square over frequencies of the difference in dB, meaned over the
-        frames that speak.
+        Log-spectral distance: the root mean square over frequencies of the difference in dB, averaged over the
+        frames in which somebody speaks.
     shift_ms : float
-        Mean distance of paired frames, once both are stretched to one length.
+        Mean distance of paired frames, once both recordings are stretched to one length.
     """
 
     rms: float
@@ -61,7 +61,7 @@ class SpeechScores:
 
 
 def rms(samples: ArrayLike) -> float:
-    """Return the root mean square, 0 for nothing."""
+    """Return the root mean square of samples; 0 if there are none."""
     wave = np.asarray(samples, np.float64)
     return float(np.sqrt(np.mean(wave * wave))) if wave.size else 0.0
 
@@ -76,8 +76,8 @@ def zero_crossing_rate(samples: ArrayLike, rate: int, dead_zone: float = 0.0) ->
 def envelope(samples: ArrayLike, rate: int) -> Floats:
     """Return the RMS of 20 ms frames, every 10 ms; at least one frame."""
     frames = _frames(samples, round(FRAME * rate), round(HOP * rate))
-    found: Floats = np.sqrt(np.mean(frames * frames, axis=1))
-    return found
+    levels: Floats = np.sqrt(np.mean(frames * frames, axis=1))
+    return levels
 
 
 def spectrogram(samples: ArrayLike, rate: int) -> Floats:
@@ -99,8 +99,8 @@ def _frames(samples: ArrayLike, width: int, hop: int) -> Floats:
 
 def decibels(power: Floats, top: float, floor: float = FLOOR_DB) -> Floats:
     """Return powers in dB below `top`, not further below it than `floor`."""
-    found: Floats = 10 * np.log10(np.maximum(power / top, 10 ** (floor / 10)))
-    return found
+    levels: Floats = 10 * np.log10(np.maximum(power / top, 10 ** (floor / 10)))
+    return levels
 
 
 def _bands(power: Floats, rate: int) -> Floats:
@@ -126,15 +126,36 @@ def paired(original: ArrayLike, decoded: ArrayLike, reach: int) -> tuple[NDArray
         Places in both, of one length; every place of each occurs.
     """
     a, b = np.asarray(original, np.float64), np.asarray(decoded, np.float64)
-    n, m = len(a), len(b)
+    if len(a) == 1:
+        return np.zeros(len(b), np.intp), np.arange(len(b))
+    lows, highs = _band(len(a), len(b), reach)
+    totals = _path_costs(a, b, lows, highs)
+
+    def total(i: int, j: int) -> float:
+        return float(totals[i][j - lows[i]]) if i >= 0 and lows[i] <= j < highs[i] else np.inf
+
+    path = [(len(a) - 1, len(b) - 1)]
+    while path[-1] != (0, 0):
+        i, j = path[-1]
+        steps = ((i - 1, j - 1), (i - 1, j), (i, j - 1))  # among equals the diagonal
+        path.append(min(steps, key=lambda step: total(*step)))
+    places = np.array(path[::-1], np.intp)
+    return places[:, 0], places[:, 1]
+
+
+def _band(n: int, m: int, reach: int) -> tuple[list[int], list[int]]:
+    """Return the first place of `m`, and the one behind the last, that each of `n` places may be paired with."""
     slope = (m - 1) / max(1, n - 1)
     # A step of the line must not leave the band behind, or no path would lead through.
     reach = max(1, reach, int(np.ceil(slope)))
     lows = [max(0, int(np.floor(i * slope)) - reach) for i in range(n)]
     highs = [min(m, int(np.ceil(i * slope)) + reach + 1) for i in range(n)]
     lows[0], highs[-1] = 0, m
-    if n == 1:
-        return np.zeros(m, np.intp), np.arange(m)
+    return lows, highs
+
+
+def _path_costs(a: Floats, b: Floats, lows: list[int], highs: list[int]) -> list[Floats]:
+    """Return, for each row of `a`, the costs of the cheapest paths that end at each place of its band."""
     totals: list[Floats] = []
     for i, (low, high) in enumerate(zip(lows, highs, strict=True)):
         costs = np.linalg.norm(b[low:high] - a[i], axis=1)
@@ -150,26 +171,17 @@ def paired(original: ArrayLike, decoded: ArrayLike, reach: int) -> tuple[NDArray
             entered = np.minimum(above[:-1], above[1:])
         run = np.cumsum(costs)
         totals.append(run + np.minimum.accumulate(entered - (run - costs)))
-
-    def total(i: int, j: int) -> float:
-        return float(totals[i][j - lows[i]]) if i >= 0 and lows[i] <= j < highs[i] else np.inf
-
-    path = [(n - 1, m - 1)]
-    while path[-1] != (0, 0):
-        i, j = path[-1]
-        steps = ((i - 1, j - 1), (i - 1, j), (i, j - 1))  # among equals the diagonal
-        path.append(min(steps, key=lambda step: total(*step)))
-    places = np.array(path[::-1], np.intp)
-    return places[:, 0], places[:, 1]
+    return totals
 
 
 def _correlation(original: Floats, decoded: Floats) -> float:
-    """Pearson's; where the original does not vary, whether the other does not either."""
-    spread, other = float(original.std()), float(decoded.std())
-    flat, still = spread <= 1e-3 * float(original.mean()), other <= 1e-3 * float(decoded.mean())
-    if flat or still:
-        return float(flat and still and bool(decoded.any()))
-    return float(np.mean((original - original.mean()) * (decoded - decoded.mean())) / (spread * other))
+    """Return Pearson's correlation; if one of them does not vary, whether both do not and the decoded one sounds."""
+    spread, decoded_spread = float(original.std()), float(decoded.std())
+    is_flat = spread <= 1e-3 * float(original.mean())
+    is_decoded_flat = decoded_spread <= 1e-3 * float(decoded.mean())
+    if is_flat or is_decoded_flat:
+        return float(is_flat and is_decoded_flat and bool(decoded.any()))
+    return float(np.mean((original - original.mean()) * (decoded - decoded.mean())) / (spread * decoded_spread))
 
 
 def compare(original: ArrayLike, decoded: ArrayLike, rate: int) -> SpeechScores:
@@ -178,7 +190,7 @@ def compare(original: ArrayLike, decoded: ArrayLike, rate: int) -> SpeechScores:
     Raises
     ------
     ValueError
-        When the original is silent or one of them is not finite.
+        If the original is silent, or one of them is not finite.
     """
     a, b = np.asarray(original, np.float64), np.asarray(decoded, np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -186,33 +198,39 @@ def compare(original: ArrayLike, decoded: ArrayLike, rate: int) -> SpeechScores:
     level = rms(a)
     if not level:
         raise ValueError("the original is silent: there is nothing to be near to")
-    crossings = zero_crossing_rate(a, rate, DEAD_ZONE * level)
-    # A constant has no crossings; a decoded one that has some is then as far off as can be told.
-    found = zero_crossing_rate(b, rate, DEAD_ZONE * rms(b))
-    ratio = found / crossings if crossings else float(found == 0) or 2.0
-
-    loud, power = envelope(a, rate), spectrogram(a, rate)
-    other, heard = envelope(b, rate), spectrogram(b, rate)
-    # Each below its own loudest band: pairs must not depend on a gain, which is the level's to tell.
-    bands, bands_heard = (_bands(found, rate) for found in (power, heard))
-    tops = float(bands.max()), float(bands_heard.max()) or 1.0
-    here, there = paired(
-        decibels(bands, tops[0], BAND_FLOOR_DB), decibels(bands_heard, tops[1], BAND_FLOOR_DB), round(REACH / HOP)
-    )
-    counts = np.bincount(here, minlength=len(loud))
-    along = np.bincount(here, other[there], len(loud)) / counts
-    stretched = np.interp(np.linspace(0, len(other) - 1, len(loud)), np.arange(len(other)), other)
-    slope = (len(other) - 1) / max(1, len(loud) - 1)
-
-    peak = float(power.max())
-    difference = decibels(power, peak)[here] - decibels(heard, peak)[there]
-    speaks = loud[here] >= loud.max() * 10 ** (SPEECH_DB / 20)
+    envelope_a, envelope_b = envelope(a, rate), envelope(b, rate)
+    power_a, power_b = spectrogram(a, rate), spectrogram(b, rate)
+    places_a, places_b = _paired_frames(power_a, power_b, rate)
+    n_frames = len(envelope_a)
+    warped = np.bincount(places_a, envelope_b[places_b], n_frames) / np.bincount(places_a, minlength=n_frames)
+    times = np.linspace(0, len(envelope_b) - 1, n_frames)
+    stretched = np.interp(times, np.arange(len(envelope_b)), envelope_b)
+    slope = (len(envelope_b) - 1) / max(1, n_frames - 1)
+    peak = float(power_a.max())
+    difference = decibels(power_a, peak)[places_a] - decibels(power_b, peak)[places_b]
+    speaks = envelope_a[places_a] >= envelope_a.max() * 10 ** (SPEECH_DB / 20)
     return SpeechScores(
         rms=rms(b) / level - 1,
-        zero_crossings=ratio - 1,
+        zero_crossings=_crossings_ratio(a, b, rate) - 1,
         duration=b.size / a.size - 1,
-        envelope=_correlation(loud, along),
-        envelope_unaligned=_correlation(loud, stretched),
+        envelope=_correlation(envelope_a, warped),
+        envelope_unaligned=_correlation(envelope_a, stretched),
         spectral_db=float(np.sqrt(np.mean(difference**2, axis=1))[speaks].mean()),
-        shift_ms=float(np.abs(there - here * slope).mean() * HOP * 1000),
+        shift_ms=float(np.abs(places_b - places_a * slope).mean() * HOP * 1000),
     )
+
+
+def _crossings_ratio(a: Floats, b: Floats, rate: int) -> float:
+    crossings, decoded = (zero_crossing_rate(wave, rate, DEAD_ZONE * rms(wave)) for wave in (a, b))
+    if crossings:
+        return decoded / crossings
+    # A constant has no crossings; a decoded one that has some is then as far off as can be said.
+    return 2.0 if decoded else 1.0
+
+
+def _paired_frames(power_a: Floats, power_b: Floats, rate: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Pair frames by their bands, each below its recording's loudest: a gain, which `rms` tells, changes no pair."""
+    bands_a, bands_b = _bands(power_a, rate), _bands(power_b, rate)
+    levels_a = decibels(bands_a, float(bands_a.max()), BAND_FLOOR_DB)
+    levels_b = decibels(bands_b, float(bands_b.max()) or 1.0, BAND_FLOOR_DB)
+    return paired(levels_a, levels_b, round(REACH / HOP))

@@ -26,7 +26,7 @@ Wave = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What scores must hold: the first three are relative differences at most, the last is at least."""
+    """What scores must be: the first three are relative differences at most, the last is a correlation at least."""
 
     rms: float = 0.05
     zero_crossings: float = 0.05
@@ -34,14 +34,14 @@ class Bounds:
     envelope: float = 0.95
 
     def hold(self, scores: SpeechScores) -> bool:
-        """Whether scores are within."""
+        """Whether scores are within these bounds."""
         differences = ("rms", "zero_crossings", "duration")
         near = all(abs(getattr(scores, name)) <= getattr(self, name) for name in differences)
         return near and scores.envelope >= self.envelope
 
 
-# As gate 1 asks a median of .95 and .90 of the last twentieth: a bound that each and every sentence must hold would be
-# harder the more sentences there are, and one pause that a rounded duration made longer would decide.
+# As gate 1 asks 0.95 of the median and 0.90 of the last twentieth: a bound for every single sentence would be harder
+# the more sentences there are, and one pause that a rounded duration made longer would decide.
 BOUNDS = Bounds()
 TAIL_BOUNDS = Bounds(0.10, 0.10, 0.10, 0.90)
 _TAIL = 0.05
@@ -55,7 +55,7 @@ class SpokenSentence:
     ----------
     text : str
     original, decoded : float32 array
-        Samples; the decoded ones are none where it could not speak.
+        Samples; there are no decoded ones if the decoded voice could not speak.
     scores : SpeechScores
     note : str
         Why the decoded voice could not speak, or "".
@@ -77,8 +77,8 @@ class SpokenSentence:
 class SpeechReport:
     """A voice's speech beside its pack's.
 
-    Truthy when the medians are within `BOUNDS`, all but a twentieth of the sentences within `TAIL_BOUNDS`, and the
-    decoded voice could speak every one.
+    It is truthy if the medians are within `BOUNDS`, all but a twentieth of the sentences within `TAIL_BOUNDS`, and the
+    decoded voice could speak every sentence.
 
     Attributes
     ----------
@@ -99,27 +99,30 @@ class SpeechReport:
 
     @cached_property
     def median(self) -> SpeechScores:
-        """Medians over the sentences, of differences without their signs: those of two must not cancel."""
+        """Medians over the sentences, of differences without their signs, so that no two cancel each other."""
         return self._quantiles(0.5)
 
     @cached_property
     def tail(self) -> SpeechScores:
-        """What the twentieth furthest from the original begins at: 95th percentiles, of correlations 5th ones."""
+        """Where the twentieth furthest from the original begins: 95th percentiles, of correlations 5th ones."""
         return self._quantiles(1 - _TAIL)
 
     @cached_property
     def worst(self) -> SpeechScores:
-        """The furthest of each score."""
+        """The worst value of each score."""
         return self._quantiles(1)
 
     def _quantiles(self, q: float) -> SpeechScores:
         records = [item.scores.to_json() for item in self.items]
-        found = {}
+        quantiles = {}
         for name in records[0]:
             values = np.array([record[name] for record in records])
-            high = name.startswith("envelope")  # the higher, the nearer
-            found[name] = float(np.quantile(values if high else np.abs(values), 1 - q if high else q))
-        return SpeechScores(**found)
+            is_correlation = name.startswith("envelope")  # the higher, the nearer
+            if is_correlation:
+                quantiles[name] = float(np.quantile(values, 1 - q))
+            else:
+                quantiles[name] = float(np.quantile(np.abs(values), q))
+        return SpeechScores(**quantiles)
 
     @property
     def n_within(self) -> int:
@@ -139,7 +142,7 @@ class SpeechReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return every number, for scripts; there is no time in it, so that equal runs give equal text."""
+        """Return every number, for scripts; no time is among them, so that equal runs give equal text."""
         return {
             "schema": SCHEMA,
             "passed": bool(self),
@@ -183,7 +186,7 @@ class RateTrial:
 
 @dataclass(frozen=True)
 class RateSearch:
-    """How a voice speaks at every rate tried; truthy when one passes.
+    """How a voice speaks at every rate that was tried; truthy if one passes.
 
     Attributes
     ----------
@@ -202,13 +205,13 @@ class RateSearch:
 
     @property
     def smallest(self) -> RateTrial | None:
-        """The smallest that passes and above which all do: one that passes among failures was lucky."""
-        found = None
+        """The smallest from which on all pass: one that passes among failures was lucky."""
+        smallest = None
         for trial in reversed(self.trials):
             if not trial.report:
                 break
-            found = trial
-        return found
+            smallest = trial
+        return smallest
 
     def to_json(self) -> dict[str, Any]:
         """Return every number, for scripts."""
@@ -230,7 +233,7 @@ _SCORES = (">RMS", ">zero crossings", ">duration", ">envelope", ">unaligned", ">
 
 
 def percent(difference: float, sign: str = "+") -> str:
-    """Return a relative difference rounded away from 0 to tenths of a percent: what is printed was not passed."""
+    """Return a relative difference rounded away from 0 to tenths of a percent: none is larger than it reads."""
     return f"{math.copysign(math.ceil(abs(difference) * 1000 - 1e-6) / 10, difference):{sign}.1f} %"
 
 
@@ -301,11 +304,11 @@ def print_rates(search: RateSearch, out: Console) -> None:
     headings = ("profile", ">file", ">ratio", *medians, *tails, ">within 5 %", "")
     title = f"{safe(search.voice)} by rate: medians and last twentieths of {safe(search.text)} sentences"
     print_titled(title, Table(headings, rows), out)
-    found = search.smallest
-    if found is None:
+    smallest = search.smallest
+    if smallest is None:
         out.print(Text("FAILED: the largest tried does not pass"))
     else:
-        size = human_nbytes(found.nbytes)
+        size = human_nbytes(smallest.nbytes)
         out.print(
-            Text(f"the smallest from which on all pass: {found.profile}, {size}, {found.ratio:.2f} times smaller")
+            Text(f"the smallest from which on all pass: {smallest.profile}, {size}, {smallest.ratio:.2f} times smaller")
         )

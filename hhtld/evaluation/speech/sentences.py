@@ -11,8 +11,8 @@ from hhtld.errors import FormatError
 __all__ = ["BUILTIN", "Text", "chosen_sentences"]
 
 BUILTIN = "builtin"
-# One to five seconds each: plosives and sibilants, questions, numbers, pauses, exclamations. As many as it takes for
-# the verdict not to hang on a lucky choice.
+# Each lasts one to five seconds; they hold plosives, sibilants, questions, numbers, pauses and exclamations. There are
+# enough of them that no lucky choice decides the verdict.
 _SENTENCES = (
     "The quick brown fox jumps over the lazy dog, and nobody minds.",
     "A careful reader checks every number before believing the page.",
@@ -53,9 +53,9 @@ def chosen_sentences(text: Text) -> tuple[str, list[str]]:
     Raises
     ------
     FormatError
-        When a file is not text or holds no sentence.
+        If a file is not text or holds no sentence.
     ValueError
-        When a sequence is empty or a sentence in it is.
+        If a sequence is empty, or a sentence in it.
     """
     if isinstance(text, str | os.PathLike):
         if text == BUILTIN:
@@ -64,11 +64,11 @@ def chosen_sentences(text: Text) -> tuple[str, list[str]]:
             lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise FormatError(f"{text}: not UTF-8 text (byte {error.start})") from None
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
+        sentences = [line.strip() for line in lines if line.strip()]
+        if not sentences:
             raise FormatError(f"{text}: holds no sentence")
-        return str(text), found
-    given = list(text)
-    if not given or not all(sentence.strip() for sentence in given):
+        return str(text), sentences
+    chosen = list(text)
+    if not chosen or not all(sentence.strip() for sentence in chosen):
         raise ValueError("sentences are empty: give at least one, and none without words")
-    return "given", given
+    return "given", chosen

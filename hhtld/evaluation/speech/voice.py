@@ -1,7 +1,7 @@
 """A Piper voice: an ONNX graph that speaks phonemes, and the settings beside it; with its own weights or a pack's.
 
-Speaking is kept apart from phonemising: `Voice.phonemised` turns a sentence into numbers once, and every `Speaker`
-is given the same numbers.
+A sentence becomes phonemes before anything is spoken: `Voice.phonemised` turns it into numbers once, and every
+`Speaker` gets the same numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Voice:
     Parameters
     ----------
     path : path
-        The .onnx file; its settings are the file of that name with .json behind it.
+        The .onnx file; its settings are in the file of that name with .json behind it.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Voice:
     Raises
     ------
     FormatError
-        When the settings are missing, or these two are no Piper voice.
+        If the settings are missing, or these two files are no Piper voice.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -71,7 +71,7 @@ class Voice:
         if not self._inputs >= _INPUTS or self._inputs - _INPUTS - {"sid"}:
             raise HeaderError(
                 f"{self.path}: not a Piper voice: its graph takes {sorted(self._inputs)}, "
-                f"a voice's {sorted(_INPUTS)}, and sid where it has several speakers"
+                f"a voice's takes {sorted(_INPUTS)}, and sid if it has several speakers"
             )
 
     def __enter__(self) -> Self:
@@ -86,18 +86,18 @@ class Voice:
         Raises
         ------
         FormatError
-            When nothing of the text can be spoken.
+            If nothing of the text can be spoken.
         MissingExtraError
-            When the voice is not of the kind "text", whose phonemes are letters, and piper is not installed.
+            If the voice is not of the kind "text", whose phonemes are letters, and piper is not installed.
         """
         spelled = self._facts.get("phoneme_type") == "text"
-        found = [self._spelled(sentence)] if spelled else self._by_piper(sentence)
-        if not any(found):
+        spoken = [self._spelled(sentence)] if spelled else self._by_piper(sentence)
+        if not any(spoken):
             raise FormatError(f"sentence {shown(sentence, 60)}: {self.path.name} knows no phoneme of it")
-        return [ids for ids in found if ids]
+        return [ids for ids in spoken if ids]
 
     def _spelled(self, sentence: str) -> list[int]:
-        """As piper writes phonemes: begin, each of them followed by a pad, end."""
+        """Return phonemes as piper writes them: a begin, each of them followed by a pad, an end."""
         letters = [letter for letter in unicodedata.normalize("NFD", sentence) if letter in self._ids]
         begin, pad, end = (self._ids.get(mark, []) for mark in "^_$")
         return [*begin, *pad, *(n for letter in letters for n in (*self._ids[letter], *pad)), *end] if letters else []
@@ -126,13 +126,13 @@ class Voice:
         Raises
         ------
         FormatError
-            When the pack was not made from this voice, naming the tensor.
+            If the pack was not made from this voice; the message names the tensor.
         """
         model = onnx.load(str(self.path))
         if pack is not None:
             self._check(pack, where)
             for name, tensor in TensorWalk(self.path).model(model):
-                if name not in pack:  # texts are no weights
+                if name not in pack:  # a pack holds no tensors of text
                     continue
                 weights = np.ascontiguousarray(pack.get_tensor(name, "source"))
                 for field in _DATA_FIELDS:
@@ -144,27 +144,26 @@ class Voice:
         return Speaker(model.SerializeToString(), feeds, where if pack is not None else str(self.path))
 
     def _check(self, pack: HhtldPack, where: str) -> None:
-        infos = self._source.infos()
+        """Raise `HeaderError` if a pack was not made from this voice."""
+        infos, other = self._source.infos(), f"{where}: not made from {self.path.name}"
         for names, others, what in ((infos, pack, "the pack lacks"), (pack, infos, "the voice lacks")):
             lacking = [name for name in names if name not in others]
             if lacking:
                 more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
-                raise HeaderError(
-                    f"{where}: not made from {self.path.name}: {what} tensor {shown(lacking[0], 60)}{more}"
-                )
+                raise HeaderError(f"{other}: {what} tensor {shown(lacking[0], 60)}{more}")
         for name, info in infos.items():
             record = pack.info(name)
             packed = record.info
             if (packed.dtype.name, packed.shape) != (info.dtype.name, info.shape):
                 raise HeaderError(
-                    f"{where}: not made from {self.path.name}: tensor {shown(name, 60)} is "
-                    f"{packed.dtype.name} {list(packed.shape)} in the pack, {info.dtype.name} {list(info.shape)} there"
+                    f"{other}: tensor {shown(name, 60)} is {packed.dtype.name} {list(packed.shape)} in the pack, "
+                    f"{info.dtype.name} {list(info.shape)} in the voice"
                 )
             if not record.is_encoded and pack.get_tensor(name, "source").tobytes() != self._kept(name):
-                # Voices of one size have the same names and shapes; what is kept tells them apart.
+                # Voices of one size have the same names and shapes, and differ in what is kept.
                 raise HeaderError(
-                    f"{where}: not made from {self.path.name}: tensor {shown(name, 60)}, "
-                    "which the pack keeps byte for byte, is another there"
+                    f"{other}: tensor {shown(name, 60)}, which the pack keeps byte for byte, "
+                    "has other bytes in the voice"
                 )
 
     def _kept(self, name: str) -> bytes:
@@ -189,7 +188,7 @@ class Speaker:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # sums in one order
         options.use_deterministic_compute = True
-        options.log_severity_level = 4  # what fails is raised; warnings are about the exporter's graph
+        options.log_severity_level = 4  # what fails is raised; what it warns of is the exporter's graph
         self._where = where
         self._feeds = dict(feeds)
         try:
@@ -203,7 +202,7 @@ class Speaker:
         Raises
         ------
         HhtldError
-            When onnxruntime fails on them, as broken durations make it.
+            If onnxruntime fails on them, as it does on broken durations.
         """
         said = []
         for ids in phonemes:

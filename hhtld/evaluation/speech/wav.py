@@ -33,7 +33,7 @@ def write_wavs(folder: str | os.PathLike[str], report: SpeechReport) -> None:
     Raises
     ------
     OutputError
-        When the folder or a file cannot be written.
+        If the folder or a file cannot be written.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
