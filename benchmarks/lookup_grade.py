@@ -19,7 +19,7 @@ from statistics import median
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hhtld._kernels import _fold, _isa, _leaf, _search
+from hhtld._kernels import _fold, _isa, _l2, _leaf
 from hhtld.codecs.leaf import sample_basis
 from hhtld.codecs.lookup import build_group_with_leaf
 from hhtld.codecs.palette import HhtlF32Tensor
@@ -70,7 +70,7 @@ def search(rows: np.ndarray) -> None:
     nearest = np.empty(len(rows), np.int32)
     parts: dict[str, Callable[[], object]] = {"faiss": lambda: index.search(rows, 1)}
     parts |= {
-        tier: lambda tier=tier: _search.nearest_l2(rows, centroids, nearest, isa=tier)
+        tier: lambda tier=tier: _l2.nearest_l2(rows, centroids, nearest, isa=tier)
         for tier in _isa.available_tiers()
         if tier != "scalar"
     }

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hhtld._kernels import _search
+from hhtld._kernels import _l2
 from hhtld.codecs.base import Codec, Coder, GroupCode, GroupRequest, Layout, ReadPart, RecordCheck, SearchTerms
 from hhtld.codecs.leaf import LeafTensor, read_basis, read_leaf, sample_basis
 from hhtld.codecs.rows import RowIndex, check_budget, selected_rows
@@ -274,12 +274,12 @@ class HhtlF32Tensor(LeafTensor):
         picks = np.empty(min(k, rows.n_rows), np.int64)
         nearest = np.empty(rows.n_rows, np.int32)
         distances = np.empty(rows.n_rows)
-        count = _search.furthest_l2(block, picks, distances, nearest)
+        count = _l2.furthest_l2(block, picks, distances, nearest)
         entries = block[picks[:count]]
         zeros = np.flatnonzero(~block.any(axis=1))
         if count > 1 and len(zeros) and distances[zeros[0]] > 0:
             entries[-1] = 0
-            _search.nearest_l2(block, entries, nearest)
+            _l2.nearest_l2(block, entries, nearest)
         bits = bf16_bits(entries)
         if (past := (bits & 0x7F80 == 0x7F80).any(axis=1)).any():
             row = int(picks[past.argmax()])

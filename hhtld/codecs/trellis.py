@@ -39,7 +39,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _cast, _leaf, _score, _search
+from hhtld._kernels import _cast, _l2, _leaf, _score
 from hhtld.codecs.base import (
     Codec,
     Coder,
@@ -452,7 +452,7 @@ class TrellisShared:
         """Return the nearest centroid of every row."""
         twigs = np.zeros(len(block), np.int32)
         if self.centroid_bits is not None:
-            _search.nearest_l2(block, self.centroids, twigs)
+            _l2.nearest_l2(block, self.centroids, twigs)
         return twigs.astype(np.uint8)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _dot, _search
+from hhtld._kernels import _dot, _l2
 from hhtld.codecs.trellis import HhtlTTensor, TrellisShared
 from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
 from hhtld.gates import Threshold, is_live, judged_cosines
@@ -102,7 +102,7 @@ def _centroids(sample: NDArray[np.float32], norms2: NDArray[np.float64], k: int)
     centroids = np.ascontiguousarray(sample[np.linspace(0, len(sample) - 1, k).astype(int)])
     nearest = np.empty(len(sample), np.int32)
     for _ in range(_TURNS):
-        _search.nearest_l2(sample, centroids, nearest)
+        _l2.nearest_l2(sample, centroids, nearest)
         for entry in range(k):
             members = np.flatnonzero(nearest == entry)
             share = weights[members].sum()

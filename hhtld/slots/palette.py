@@ -26,7 +26,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _search
+from hhtld._kernels import _l1
 from hhtld.identity import MAX_PALETTE_K
 from hhtld.slots.base17 import N_DIMS, Base17
 
@@ -88,11 +88,11 @@ class Palette:
         total = dims.sum(axis=0, dtype=np.int64)
         centroid = (np.abs(total) // n_rows * np.sign(total)).astype(np.int16)
         first = np.empty(n_rows, np.uint8), np.empty(n_rows, np.uint32)
-        _search.nearest_l1(dims, centroid.reshape(1, N_DIMS), *first)
+        _l1.nearest_l1(dims, centroid.reshape(1, N_DIMS), *first)
         picks = np.zeros(min(k, n_rows), np.int64)
         picks[0] = int(first[1].argmin())
         distances, nearest = np.empty(n_rows, np.uint32), np.empty(n_rows, np.int32)
-        _search.furthest_l1(np.ascontiguousarray(dims.T), picks, distances, nearest)
+        _l1.furthest_l1(np.ascontiguousarray(dims.T), picks, distances, nearest)
         radii = np.zeros(len(picks), np.uint32)
         np.maximum.at(radii, nearest, distances)
         return cls(Base17(dims[picks]), radii, np.bincount(nearest, minlength=len(picks)))
@@ -100,7 +100,7 @@ class Palette:
     def assign(self, rows: Base17) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """Return each row's nearest entry (lowest index on a tie) and its L1 distance."""
         twigs, distances = np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint32)
-        _search.nearest_l1(rows.dims, self.entries.dims, twigs, distances)
+        _l1.nearest_l1(rows.dims, self.entries.dims, twigs, distances)
         return twigs, distances
 
 

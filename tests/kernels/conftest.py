@@ -12,6 +12,7 @@ from hhtld._kernels import _isa
 
 RAGGED_COLS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 34, 51, 63, 64, 65, 97, 100, 128, 200, 384)
 RAGGED_ROWS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 24, 25, 33, 65)
+ENTRY_COUNTS = (1, 2, 15, 16, 17, 63, 64, 65, 255, 256)
 FENCE_NBYTES = 192
 # By element size; signalling NaNs to floats, so that what is read past an end shows in the result or comes back
 # quiet, and not as the guard it was.

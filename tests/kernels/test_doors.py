@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _cast, _cholesky, _dot, _eigen, _fold, _leaf, _search
+from hhtld._kernels import _cast, _cholesky, _dot, _eigen, _fold, _l1, _l2, _leaf
 
 Fence = Callable[[Any], NDArray[Any]]
 
@@ -74,7 +74,7 @@ DOORS = [
         (("dims", (2, 17)), ("dims", (3, 16)), ("dims", (3, 18)), ("rows", (4, 20))),
     ),
     Door(
-        _search.nearest_l1,
+        _l1.nearest_l1,
         {
             "rows": zeros(I16, 3, 17),
             "entries": zeros(I16, 4, 17),
@@ -93,7 +93,7 @@ DOORS = [
         ),
     ),
     Door(
-        _search.furthest_l1,
+        _l1.furthest_l1,
         {
             "columns": zeros(I16, 17, 5),
             "picks": zeros(I64, 2),
@@ -113,7 +113,7 @@ DOORS = [
         ),
     ),
     Door(
-        _search.nearest_l2,
+        _l2.nearest_l2,
         {"rows": zeros(F32, 3, 20), "centroids": zeros(F32, 4, 20), "nearest": zeros(I32, 3)},
         ("nearest",),
         (
@@ -125,7 +125,7 @@ DOORS = [
         ),
     ),
     Door(
-        _search.furthest_l2,
+        _l2.furthest_l2,
         {
             "rows": zeros(F32, 5, 20),
             "picks": zeros(I64, 2),
@@ -365,7 +365,7 @@ def test_quantize_refuses_a_scale_that_is_not_positive(scale: float) -> None:
 def test_furthest_l1_refuses_a_first_pick_out_of_range(first: int) -> None:
     picks = np.array([first, 0], np.int64)
     with pytest.raises(ValueError, match="first pick"):
-        _search.furthest_l1(zeros(I16, 17, 5), picks, zeros(U32, 5), zeros(I32, 5))
+        _l1.furthest_l1(zeros(I16, 17, 5), picks, zeros(U32, 5), zeros(I32, 5))
 
 
 def test_leaf_refuses_twigs_out_of_range() -> None:
@@ -431,16 +431,16 @@ LONG_CALLS: dict[str, tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]
     "base17_fold": (_fold.base17_fold, lambda n: (zeros(F32, 2 * n, 400), zeros(I16, 2 * n, 17))),
     "base17_unfold": (_fold.base17_unfold, lambda n: (zeros(I16, 2 * n, 17), zeros(F32, 2 * n, 400))),
     "nearest_l1": (
-        _search.nearest_l1,
+        _l1.nearest_l1,
         lambda n: (random_base17(9 * n), random_base17(256), zeros(U8, 9 * n), zeros(U32, 9 * n)),
     ),
     "furthest_l1": (
-        _search.furthest_l1,
+        _l1.furthest_l1,
         lambda n: (zeros(I16, 17, 9 * n), zeros(I64, 256), zeros(U32, 9 * n), zeros(I32, 9 * n)),
     ),
-    "nearest_l2": (_search.nearest_l2, lambda n: (random_f32(n, 64), random_f32(999, 64), zeros(I32, n))),
+    "nearest_l2": (_l2.nearest_l2, lambda n: (random_f32(n, 64), random_f32(999, 64), zeros(I32, n))),
     "furthest_l2": (
-        _search.furthest_l2,
+        _l2.furthest_l2,
         lambda n: (random_f32(n, 64), zeros(I64, min(n, 500)), zeros(F64, n), zeros(I32, n)),
     ),
     "project": (

@@ -18,16 +18,17 @@ from hhtld._kernels import (
     _eigen,
     _fold,
     _isa,
+    _l1,
+    _l2,
     _leaf,
     _rotate,
     _score,
     _screen,
-    _search,
     _trellis,
 )
 from tests.kernels import reference
 
-DOORS = (_cast, _fold, _search, _leaf, _dot, _eigen, _cholesky, _rotate, _trellis, _score, _screen)
+DOORS = (_cast, _fold, _l1, _l2, _leaf, _dot, _eigen, _cholesky, _rotate, _trellis, _score, _screen)
 ARITHMETIC = {"row_nbytes", "search_cols"}  # sizes, not kernels: nothing to choose a tier for
 PRINT_TIER = "from hhtld._kernels import _isa; print(_isa.tier())"
 
@@ -72,7 +73,7 @@ def test_an_empty_environment_variable_is_none() -> None:
 
 
 def test_an_unknown_tier_in_the_environment_fails_the_import() -> None:
-    code = "try:\n    from hhtld._kernels import _search\nexcept ImportError as error:\n    print(error)"
+    code = "try:\n    from hhtld._kernels import _l1\nexcept ImportError as error:\n    print(error)"
     result = run_with_isa("sse9", code)
     assert result.returncode == 0, result.stderr
     assert "HHTLD_ISA=sse9" in result.stdout

@@ -1,4 +1,4 @@
-"""search.h on every tier against its twin: the same index, whatever the screen makes of the numbers."""
+"""l2.h on every tier against its twin: the same index, whatever the screen makes of the numbers."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,105 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from hhtld._kernels import _search
+from hhtld._kernels import _l2
 from tests.kernels import reference
+from tests.kernels.conftest import ENTRY_COUNTS
 
 Fence = Callable[[Any], NDArray[Any]]
 Rows = NDArray[np.float32]
 
-COUNTS = (1, 2, 15, 16, 17, 63, 64, 65, 255, 256)
 SCREEN_COLS_MAX = 32768
 LARGEST = float(np.finfo(np.float32).max)
-
-
-# ---- L1 ----
-
-
-def base17_rows(rng: np.random.Generator, n_rows: int, kind: str) -> NDArray[np.int16]:
-    match kind:
-        case "spread":
-            return rng.integers(-32768, 32768, (n_rows, 17), dtype=np.int16)
-        case "ties":
-            return rng.integers(-1, 2, (n_rows, 17), dtype=np.int16)
-        case "extremes":
-            return rng.choice(np.array([-32768, 32767], np.int16), (n_rows, 17))
-        case _:
-            return np.full((n_rows, 17), -5, np.int16)
-
-
-L1_KINDS = ("spread", "ties", "extremes", "equal")
-
-
-@pytest.mark.parametrize("kind", L1_KINDS)
-@pytest.mark.parametrize("k", COUNTS)
-def test_nearest_l1(k: int, kind: str, isa: str, ragged_rows: tuple[int, ...], fenced: Fence) -> None:
-    rng = np.random.default_rng(k)
-    entries = base17_rows(rng, k, kind)
-    for n_rows in (*ragged_rows[:3], ragged_rows[-1]):
-        rows = base17_rows(rng, n_rows, kind)
-        rows[0] = entries[-1]
-        nearest, distances = fenced(np.zeros(n_rows, np.uint8)), fenced(np.zeros(n_rows, np.uint32))
-        _search.nearest_l1(fenced(rows), fenced(entries), nearest, distances, isa=isa)
-        expected, expected_distances = np.zeros(n_rows, np.uint8), np.zeros(n_rows, np.uint32)
-        reference.nearest_l1(rows, entries, expected, expected_distances)
-        np.testing.assert_array_equal(nearest, expected)
-        np.testing.assert_array_equal(distances, expected_distances)
-
-
-@pytest.mark.parametrize("k", COUNTS)
-def test_nearest_l1_first_wins_a_tie(k: int, isa: str) -> None:
-    rng = np.random.default_rng(k)
-    row = base17_rows(rng, 1, "spread")
-    nearest, distances = np.zeros(1, np.uint8), np.zeros(1, np.uint32)
-    for first in range(0, k, max(1, k // 7)):
-        entries = base17_rows(rng, k, "extremes")
-        entries[first:] = row
-        _search.nearest_l1(row, entries, nearest, distances, isa=isa)
-        assert (nearest[0], distances[0]) == (first, 0)
-
-
-@pytest.mark.parametrize("k", COUNTS)
-def test_nearest_l1_furthest_apart(k: int, isa: str) -> None:
-    rows, entries = np.full((3, 17), -32768, np.int16), np.full((k, 17), 32767, np.int16)
-    nearest, distances = np.full(3, 9, np.uint8), np.zeros(3, np.uint32)
-    _search.nearest_l1(rows, entries, nearest, distances, isa=isa)
-    assert nearest.tolist() == [0, 0, 0]
-    assert distances.tolist() == [17 * 65535] * 3
-
-
-def run_furthest_l1(
-    search: Callable[..., Any], columns: NDArray[np.int16], k: int, fenced: Fence, **isa: str
-) -> tuple[NDArray[Any], ...]:
-    n_rows = columns.shape[1]
-    picks = fenced(np.full(k, n_rows // 2, np.int64))
-    nearest_distance, nearest = fenced(np.zeros(n_rows, np.uint32)), fenced(np.zeros(n_rows, np.int32))
-    search(fenced(columns), picks, nearest_distance, nearest, **isa)
-    return picks, nearest_distance, nearest
-
-
-@pytest.mark.parametrize("kind", L1_KINDS)
-@pytest.mark.parametrize("n_rows", [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 97, 200, 1000])
-def test_furthest_l1(n_rows: int, kind: str, isa: str, fenced: Fence) -> None:
-    columns = np.ascontiguousarray(base17_rows(np.random.default_rng(n_rows), n_rows, kind).T)
-    for k in {1, min(2, n_rows), min(17, n_rows), min(64, n_rows)}:
-        actual = run_furthest_l1(_search.furthest_l1, columns, k, fenced, isa=isa)
-        expected = run_furthest_l1(reference.furthest_l1, columns, k, np.array)
-        for one, other in zip(actual, expected, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("n_rows", [2, 9, 16, 17, 32, 33, 50, 100])
-def test_furthest_l1_last_wins_a_tie(n_rows: int, isa: str) -> None:
-    nearest_distance, nearest = np.zeros(n_rows, np.uint32), np.zeros(n_rows, np.int32)
-    for last in range(1, n_rows):
-        columns = np.full((17, n_rows), -32768, np.int16)
-        columns[:, 1 : last + 1] = 32767
-        picks = np.zeros(2, np.int64)
-        _search.furthest_l1(columns, picks, nearest_distance, nearest, isa=isa)
-        assert picks.tolist() == [0, last]
-
-
-# ---- squared L2 ----
 
 
 def scenario_rows(rng: np.random.Generator, shape: tuple[int, int], scenario: str) -> Rows:
@@ -191,12 +101,12 @@ def nearest_l2_case(scenario: str, n_rows: int, n_cols: int, k: int) -> tuple[Ro
 
 def check_nearest_l2(rows: Rows, centroids: Rows, expected: NDArray[np.int32], isa: str, fenced: Fence) -> None:
     nearest = fenced(np.full(len(rows), -7, np.int32))
-    _search.nearest_l2(fenced(rows), fenced(centroids), nearest, isa=isa)
+    _l2.nearest_l2(fenced(rows), fenced(centroids), nearest, isa=isa)
     np.testing.assert_array_equal(nearest, expected)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("k", [*COUNTS, 300])
+@pytest.mark.parametrize("k", [*ENTRY_COUNTS, 300])
 def test_nearest_l2_every_palette(k: int, scenario: str, isa: str, fenced: Fence) -> None:
     for n_cols in (3, 37):
         check_nearest_l2(*nearest_l2_case(scenario, 27, n_cols, k), isa, fenced)
@@ -213,14 +123,14 @@ def test_nearest_l2_every_row_count(isa: str, ragged_rows: tuple[int, ...], fenc
             check_nearest_l2(*nearest_l2_case("normal", n_rows, 20, k), isa, fenced)
 
 
-@pytest.mark.parametrize("k", [*COUNTS, 300])
+@pytest.mark.parametrize("k", [*ENTRY_COUNTS, 300])
 def test_nearest_l2_first_wins_a_tie(k: int, isa: str) -> None:
     rng = np.random.default_rng(k)
     rows, nearest = rng.standard_normal((5, 40)).astype(np.float32), np.zeros(5, np.int32)
     for first in range(0, k, max(1, k // 7)):
         centroids = rng.standard_normal((k, 40)).astype(np.float32) + 50
         centroids[first:] = rows[2]
-        _search.nearest_l2(rows, centroids, nearest, isa=isa)
+        _l2.nearest_l2(rows, centroids, nearest, isa=isa)
         assert (nearest == first).all()
 
 
@@ -228,7 +138,7 @@ def test_nearest_l2_equal_distances_of_different_centroids(isa: str) -> None:
     centroids = np.zeros((64, 64), np.float32)
     np.fill_diagonal(centroids, np.where(np.arange(64) % 2, 1, -1))
     nearest = np.zeros(2, np.int32)
-    _search.nearest_l2(np.zeros((2, 64), np.float32), centroids[::-1].copy(), nearest, isa=isa)
+    _l2.nearest_l2(np.zeros((2, 64), np.float32), centroids[::-1].copy(), nearest, isa=isa)
     assert nearest.tolist() == [0, 0]
 
 
@@ -240,7 +150,7 @@ def test_l2_widest_rows(n_cols: int, isa: str) -> None:
     rows[4, 7] = np.nextafter(np.float32(1), np.float32(2))
     nearest, expected = np.zeros(3, np.int32), np.zeros(3, np.int32)
     centroids = np.ascontiguousarray(rows[1:])
-    _search.nearest_l2(rows[2:], centroids, nearest, isa=isa)
+    _l2.nearest_l2(rows[2:], centroids, nearest, isa=isa)
     reference.nearest_l2(rows[2:], centroids, expected)
     np.testing.assert_array_equal(nearest, expected)
     check_furthest_l2(rows, (5,), isa, np.array)
@@ -252,21 +162,21 @@ def test_l2_stays_in_range_on_nonfinite_input(isa: str) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         rows[::3, 5] = bad
         nearest = np.full(30, -1, np.int32)
-        _search.nearest_l2(rows, centroids, nearest, isa=isa)
+        _l2.nearest_l2(rows, centroids, nearest, isa=isa)
         assert ((nearest >= 0) & (nearest < 50)).all()
-        _search.nearest_l2(rows, np.full_like(centroids, bad), nearest, isa=isa)
+        _l2.nearest_l2(rows, np.full_like(centroids, bad), nearest, isa=isa)
         assert ((nearest >= 0) & (nearest < 50)).all()
         for some in (rows, np.full_like(rows, bad)):
-            count, picks, _, nearest = run_furthest_l2(_search.furthest_l2, some, 20, np.array, isa=isa)
+            count, picks, _, nearest = run_furthest_l2(_l2.furthest_l2, some, 20, np.array, isa=isa)
             assert ((picks[:count] >= 0) & (picks[:count] < 30)).all()
             assert ((nearest >= 0) & (nearest < count)).all()
 
 
 def test_nearest_l2_of_nothing(isa: str) -> None:
     nearest = np.full(3, 5, np.int32)
-    _search.nearest_l2(np.empty((3, 0), np.float32), np.empty((2, 0), np.float32), nearest, isa=isa)
+    _l2.nearest_l2(np.empty((3, 0), np.float32), np.empty((2, 0), np.float32), nearest, isa=isa)
     assert nearest.tolist() == [0, 0, 0]
-    _search.nearest_l2(np.empty((0, 4), np.float32), np.empty((2, 4), np.float32), nearest[:0], isa=isa)
+    _l2.nearest_l2(np.empty((0, 4), np.float32), np.empty((2, 4), np.float32), nearest[:0], isa=isa)
 
 
 def run_furthest_l2(
@@ -280,7 +190,7 @@ def run_furthest_l2(
 
 def check_furthest_l2(rows: Rows, ks: tuple[int, ...], isa: str, fenced: Fence) -> None:
     for k in ks:
-        actual = run_furthest_l2(_search.furthest_l2, rows, k, fenced, isa=isa)
+        actual = run_furthest_l2(_l2.furthest_l2, rows, k, fenced, isa=isa)
         expected = run_furthest_l2(reference.furthest_l2, rows, k, np.array)
         assert actual[0] == expected[0]
         for one, other in zip(actual[1:], expected[1:], strict=True):
@@ -314,18 +224,18 @@ def test_furthest_l2_first_wins_a_tie(n_rows: int, isa: str) -> None:
         rows[0, 0] = 2
         rows[first:, 1] = 1
         picks = np.full(2, -1, np.int64)
-        assert _search.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa) == 2
+        assert _l2.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa) == 2
         assert picks.tolist() == [0, first]
         rows[:] = 3
         rows[:first] = 1
-        _search.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa)
+        _l2.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa)
         assert picks.tolist() == [first, 0]
 
 
 def test_furthest_l2_ends_when_every_row_is_a_pick(isa: str) -> None:
     rows = np.repeat(np.eye(5, 9, dtype=np.float32), 20, axis=0)
     picks, nearest_distance, nearest = np.full(50, -1, np.int64), np.zeros(100), np.zeros(100, np.int32)
-    assert _search.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa) == 5
+    assert _l2.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa) == 5
     assert sorted(picks[:5]) == [0, 20, 40, 60, 80]
     assert (picks[5:] == -1).all()
     assert not nearest_distance.any()
@@ -337,7 +247,7 @@ def test_furthest_l2_float32_squares_that_underflow(isa: str) -> None:
     unit = np.sqrt(2.0**-149)
     rows = (np.array([[0.0], [0.9], [-0.75]]) * np.full(40, unit)).astype(np.float32)
     picks, nearest_distance, nearest = np.zeros(2, np.int64), np.zeros(3), np.zeros(3, np.int32)
-    assert _search.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa) == 2
+    assert _l2.furthest_l2(rows, picks, nearest_distance, nearest, isa=isa) == 2
     assert picks.tolist() == [1, 2]
     assert nearest.tolist() == [1, 0, 1]
 
@@ -373,7 +283,7 @@ def test_nearest_l2_property(isa: str, data: st.DataObject, n_cols: int) -> None
     rows = data.draw(adversarial_rows(st.integers(1, 26), n_cols))
     centroids = data.draw(adversarial_rows(st.integers(1, 20), n_cols))
     nearest, expected = np.full(len(rows), -1, np.int32), np.zeros(len(rows), np.int32)
-    _search.nearest_l2(rows, centroids, nearest, isa=isa)
+    _l2.nearest_l2(rows, centroids, nearest, isa=isa)
     reference.nearest_l2(rows, centroids, expected)
     np.testing.assert_array_equal(nearest, expected)
 
