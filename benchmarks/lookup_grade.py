@@ -20,14 +20,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hhtld._kernels import _fold, _isa, _l2, _leaf
-from hhtld.codecs.leaf import sample_basis
+from hhtld.codecs.base import sample_basis
 from hhtld.codecs.lookup import build_group_with_leaf
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.formats import open_source
 from hhtld.identity import PaletteGroupKey
 from hhtld.slots.basis import SvdBasis
-from hhtld.sources.demo import demo_model
 from hhtld.sources.rows import ArrayRows
+from hhtld.storage.locations import demo_model
 
 ROUNDS = 9
 

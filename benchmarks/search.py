@@ -24,11 +24,11 @@ from threadpoolctl import threadpool_limits
 
 import hhtld
 from hhtld._kernels import _isa
-from hhtld.codecs.trellis import HhtlTTensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor
 from hhtld.dtypes import widen
 from hhtld.formats import open_source
 from hhtld.search.scorer import Scorer
-from hhtld.sources.demo import demo_model
+from hhtld.storage.locations import demo_model
 
 F32 = NDArray[np.float32]
 HEAD, WORDS = "model.embed_tokens.weight", "embeddings.word_embeddings.weight"

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hhtld.errors import BadMagicError, UnknownFormatError, shown
-from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
-from hhtld.formats.locations import locate, missing, models_inside
+from hhtld.formats.base import Format
+from hhtld.matrix import TensorInfo
 from hhtld.registry import Plugin, Registry
+from hhtld.sources.contract import TensorSource
+from hhtld.storage.locations import locate, missing, models_inside
+from hhtld.storage.signatures import lookalike
 from hhtld.storage.urls import Location, Url, open_location
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_format", "open_source", "registry"]
@@ -87,7 +90,7 @@ def open_source(src: str | os.PathLike[str] | Url) -> TensorSource:
     """Open a file or folder, here or behind a URL, in whichever format recognises it.
 
     The name as given decides together with the first bytes; links are followed only for reading,
-    because a hub cache's link has the suffix and its target has not. See `hhtld.formats.locations.locate`.
+    because a hub cache's link has the suffix and its target has not. See `hhtld.storage.locations.locate`.
     """
     path = locate(src)
     head = b"" if path.is_dir() else _head(path)

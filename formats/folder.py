@@ -26,8 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from hhtld.formats.base import Format, TensorInfo, TensorSource
-from hhtld.formats.model_config import CONFIG
+from hhtld.formats.base import Format
 from hhtld.formats.safetensors import (
     INDEX_SUFFIX,
     STEMS,
@@ -37,7 +36,10 @@ from hhtld.formats.safetensors import (
     check_shard_names,
     write_tensors,
 )
+from hhtld.matrix import TensorInfo
 from hhtld.progress import Progress, silent
+from hhtld.sources.contract import TensorSource
+from hhtld.sources.model_config import CONFIG
 from hhtld.storage.atomic_folder import new_folder, write_bytes
 
 __all__ = ["FolderFormat", "write_side_files"]

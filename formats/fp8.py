@@ -50,8 +50,9 @@ from numpy.typing import NDArray
 
 from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import HeaderError, shown
-from hhtld.formats.model_config import CONFIG, config_bytes, config_object
-from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.matrix import TensorInfo
+from hhtld.sources.contract import TensorSource
+from hhtld.sources.model_config import CONFIG, config_bytes, config_object
 
 __all__ = ["QUANTIZATION_FILES", "Declared", "DequantizedSource", "Fp8Scheme", "declared", "has_scales", "holds_fp8"]
 

@@ -56,10 +56,12 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
-from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.formats.base import Format
+from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
-from hhtld.sources.contract import checked_name
+from hhtld.sources.contract import TensorSource
 from hhtld.storage.reading import PositionalFile, open_regular
+from hhtld.storage.signatures import lookalike
 from hhtld.storage.urls import Location
 
 __all__ = ["GgufFile", "GgufFormat"]

@@ -27,16 +27,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hhtld.encoding.plan import Plan
+from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import Work
 from hhtld.errors import HeaderError, shown
-from hhtld.formats.base import Format, TensorSource
+from hhtld.formats.base import Format
 from hhtld.formats.folder import write_side_files
-from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, write_pack
-from hhtld.formats.model_config import CONFIG, config_bytes, config_object
+from hhtld.formats.hhtld import write_pack
 from hhtld.formats.safetensors import NAMES_KEY, write_tensors
-from hhtld.gates import GateReport
-from hhtld.pack.pack import HhtldPack, PackSource
-from hhtld.sources.contract import ArraySource
+from hhtld.pack.opening import PACK_NAME, is_packed_folder, open_pack
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.source import PackSource
+from hhtld.sources.contract import ArraySource, TensorSource
+from hhtld.sources.model_config import CONFIG, config_bytes, config_object
 from hhtld.storage.atomic_folder import new_folder, write_bytes
 from hhtld.storage.links import followed
 from hhtld.storage.side_files import read_side_file, side_files

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from hhtld.dtypes import DTYPES, dtype_named
 from hhtld.errors import BadMagicError, ClosedError, FormatError, HeaderError, TruncatedError, shown
-from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.formats.base import Format
 from hhtld.formats.fp8 import (
     QUANTIZATION_FILES,
     Declared,
@@ -53,17 +53,20 @@ from hhtld.formats.fp8 import (
     has_scales,
     holds_fp8,
 )
-from hhtld.formats.locations import locate
-from hhtld.formats.model_config import CONFIG
-from hhtld.formats.strict_json import json_object
+from hhtld.matrix import TensorInfo, checked_name
 from hhtld.progress import Progress, silent
 from hhtld.sizes import align_up, checked_shape, is_deep, tensor_nbytes
-from hhtld.sources.contract import checked_name
+from hhtld.sources.contract import TensorSource
+from hhtld.sources.model_config import CONFIG
 from hhtld.sources.rows import row_ranges
 from hhtld.storage.atomic import AtomicFile, replacing
+from hhtld.storage.file_names import check_together, is_device
 from hhtld.storage.links import followed
+from hhtld.storage.locations import locate
 from hhtld.storage.reading import PositionalFile
-from hhtld.storage.side_files import check_together, is_device, read_side_file, side_files
+from hhtld.storage.side_files import read_side_file, side_files
+from hhtld.storage.signatures import lookalike
+from hhtld.storage.strict_json import json_object
 from hhtld.storage.urls import Location, Url, open_location
 
 __all__ = [

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hhtld.api.convert import ConversionReport as ConversionReport
     from hhtld.api.convert import convert as convert
     from hhtld.api.files import load_file as load_file
-    from hhtld.api.files import open as open
     from hhtld.api.files import save as save
     from hhtld.api.files import save_file as save_file
     from hhtld.codecs.lookup import HhtlDTensor as HhtlDTensor
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from hhtld.codecs.lookup import build_group_with_fisher_z as build_group_with_fisher_z
     from hhtld.codecs.lookup import build_group_with_leaf as build_group_with_leaf
     from hhtld.codecs.palette import HhtlF32Tensor as HhtlF32Tensor
-    from hhtld.codecs.trellis import HhtlTTensor as HhtlTTensor
+    from hhtld.codecs.trellis_tensor import HhtlTTensor as HhtlTTensor
     from hhtld.encoding.encoder import encode as encode
     from hhtld.errors import BudgetError as BudgetError
     from hhtld.errors import ChecksumError as ChecksumError
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from hhtld.identity import effective_shape as effective_shape
     from hhtld.identity import is_encodable as is_encodable
     from hhtld.identity import should_use_leaf as should_use_leaf
+    from hhtld.pack.opening import open_pack
     from hhtld.pack.pack import HhtldPack as HhtldPack
     from hhtld.slots.base17 import Base17 as Base17
     from hhtld.slots.basis import SvdBasis as SvdBasis
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from hhtld.slots.palette import RouteAction as RouteAction
     from hhtld.slots.palette import build_hip_families as build_hip_families
     from hhtld.sources.contract import TensorSource as TensorSource
+
+    open = open_pack
 
 _HOMES = {
     "Base17": "slots.base17",
@@ -72,7 +74,7 @@ _HOMES = {
     "HhtlDEntry": "slots.entries",
     "HhtlDTensor": "codecs.lookup",
     "HhtlF32Tensor": "codecs.palette",
-    "HhtlTTensor": "codecs.trellis",
+    "HhtlTTensor": "codecs.trellis_tensor",
     "HhtldError": "errors",
     "HhtldPack": "pack.pack",
     "MAX_PALETTE_K": "slots.palette",
@@ -97,7 +99,7 @@ _HOMES = {
     "encode": "encoding.encoder",
     "is_encodable": "identity",
     "load_file": "api.files",
-    "open": "api.files",
+    "open": "pack.opening:open_pack",
     "save": "api.files",
     "save_file": "api.files",
     "should_use_leaf": "identity",
@@ -116,7 +118,8 @@ def _first_use(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'hhtld' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"hhtld.{home}"), name)
+    module, _, attribute = home.partition(":")
+    found = getattr(importlib.import_module(f"hhtld.{module}"), attribute or name)
     globals()[name] = found  # the next access does not come through here
     return found
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _cast
+from hhtld import _kernels
 from hhtld.errors import HeaderError, shown
 
 __all__ = [
@@ -143,13 +143,13 @@ def widen(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
             return flat.view("<f8").astype(np.float32)
     out = np.empty(flat.size * 8 // dtype.nbits, np.float32)
     if dtype.nbits == 8:
-        _cast.widen_f8(flat, _f8_values(dtype), out)
+        _kernels._cast.widen_f8(flat, _f8_values(dtype), out)
         return out
     bits = np.require(flat.view("<u2"), requirements="A")
     if dtype.name == "BF16":
-        _cast.widen_bf16(bits, out)
+        _kernels._cast.widen_bf16(bits, out)
     else:
-        _cast.widen_f16(bits, out)
+        _kernels._cast.widen_f16(bits, out)
     return out
 
 
@@ -181,7 +181,7 @@ def narrow(values: NDArray[np.float32], dtype: DType) -> NDArray[np.uint8]:
         flat = _held(flat, dtype)
     if dtype.name in ("BF16", "F16"):
         bits = np.empty(flat.size, np.uint16)
-        (_cast.narrow_f32_bf16 if dtype.name == "BF16" else _cast.narrow_f32_f16)(flat, bits)
+        (_kernels._cast.narrow_f32_bf16 if dtype.name == "BF16" else _kernels._cast.narrow_f32_f16)(flat, bits)
         return bits.view(np.uint8)
     assert dtype.numpy is not None
     return flat.astype(dtype.numpy).view(np.uint8)  # 8 bits are rare on the way out, so ml_dtypes rounds them
@@ -195,12 +195,12 @@ def rounded(values: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
 def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return bfloat16 bits as float32 of the same shape."""
     out = np.empty(bits.shape, np.float32)
-    _cast.widen_bf16(np.require(bits, np.uint16, ["C", "A"]).reshape(-1), out.reshape(-1))
+    _kernels._cast.widen_bf16(np.require(bits, np.uint16, ["C", "A"]).reshape(-1), out.reshape(-1))
     return out
 
 
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Return float32 values of any shape as bfloat16 bits, rounded to nearest even."""
     bits = np.empty(values.shape, np.uint16)
-    _cast.narrow_f32_bf16(np.ascontiguousarray(values).reshape(-1), bits.reshape(-1))
+    _kernels._cast.narrow_f32_bf16(np.ascontiguousarray(values).reshape(-1), bits.reshape(-1))
     return bits

@@ -24,9 +24,16 @@ are passed over: what is left is looked at in the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-__all__ = ["is_vector", "row_axes"]
+from hhtld.dtypes import DType
+from hhtld.errors import shown
+from hhtld.sizes import tensor_nbytes
+
+__all__ = ["TensorInfo", "checked_name", "is_vector", "row_axes"]
 
 _SHORT, _LONGEST = 7, 16  # kernels of three axes
 _SHORT_OF_MORE, _LONGEST_OF_MORE = 11, 64
@@ -52,3 +59,76 @@ def _has_kernel(shape: Sequence[int]) -> bool:
 def is_vector(shape: Sequence[int]) -> bool:
     """Whether at most one axis is longer than 1: gains, biases, scalars, whatever axes were added to broadcast them."""
     return sum(size > 1 for size in shape) <= 1
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a source says of a tensor before any of it is read.
+
+    Attributes
+    ----------
+    name : str
+    dtype : DType
+    shape : tuple of int
+    shard : str or None
+        File that held it.
+    row_axes : int
+        Leading axes that count its rows, 0 for a tensor without rows of its own. The shape decides, but in files
+        that say otherwise.
+    nbytes : int
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    shard: str | None = None
+    row_axes: int = -1
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        nbytes = tensor_nbytes(self.shape, self.dtype.nbits, f"tensor {shown(self.name)}")
+        object.__setattr__(self, "nbytes", nbytes)
+        if self.row_axes < 0:
+            object.__setattr__(self, "row_axes", self._row_axes())
+
+    def _row_axes(self) -> int:
+        """The axes that count rows; of packed types fewer, or none, where rows would not fill whole bytes."""
+        found = row_axes(self.shape) if len(self.shape) > 1 else 0
+        while found and math.prod(self.shape[found:]) * self.dtype.nbits % 8:
+            found -= 1
+        return found
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it has two axes or more and its rows fill whole bytes."""
+        return self.row_axes > 0
+
+    @cached_property
+    def n_rows(self) -> int:
+        """Number of rows; 1 for a tensor without rows of its own."""
+        return math.prod(self.shape[: self.row_axes])
+
+    @cached_property
+    def n_cols(self) -> int:
+        """Elements of one row."""
+        return math.prod(self.shape[self.row_axes :])
+
+    @cached_property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return self.nbytes // self.n_rows if self.n_rows else 0
+
+
+def checked_name(name: object) -> str:
+    """Return a tensor name that every container can hold, or raise."""
+    if not isinstance(name, str):
+        raise TypeError(f"tensor names must be str, got {type(name).__name__}")
+    if name == "__metadata__":
+        raise ValueError("'__metadata__' is not a tensor name: safetensors readers take it for metadata")
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"tensor name {shown(name)} is not valid Unicode (a lone surrogate)") from None
+    if len(encoded) > 65535:
+        raise ValueError(f"tensor name {shown(name, 40)} is {len(encoded)} bytes long, the limit is 65535")
+    return name

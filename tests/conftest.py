@@ -53,7 +53,7 @@ def _interruptible() -> Iterator[None]:
 def minilm() -> Path:
     """The demo model's folder, when its package is installed."""
     from hhtld.errors import MissingExtraError
-    from hhtld.sources.demo import demo_model
+    from hhtld.storage.locations import demo_model
 
     try:
         return demo_model()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import hhtld.formats
 PACKAGE = Path(hhtld.__file__).parent
 FORMATS = Path(hhtld.formats.__file__).parent
 # A package imports only from those before it. The leaves are single modules that import only one another.
-LEAVES = {"errors", "sizes", "dtypes", "matrix", "progress", "registry", "gates", "identity"}
+LEAVES = {"errors", "sizes", "dtypes", "matrix", "progress", "registry", "gates", "cosines", "identity"}
 PACKAGES = [
     "_kernels",
     "leaves",
@@ -34,18 +36,8 @@ PACKAGES = [
     "commands",
     "__main__",
 ]
-# Imports that still go up, to be mended; the list may only shrink.
-UPWARD = {
-    ("hhtld.evaluation.calibrate", "hhtld.api.convert"),
-    ("hhtld.evaluation.speech", "hhtld.api.convert"),
-    ("hhtld.evaluation.speech", "hhtld.api.files"),
-    ("hhtld.integrations.torch.tensors", "hhtld.api.files"),
-    ("hhtld.pack.container", "hhtld.formats.base"),
-    ("hhtld.pack.table", "hhtld.encoding.plan"),
-    ("hhtld.sources.regimes", "hhtld.sources.contract"),
-}
 # `python -m hhtld.formats` is promised, and is the program.
-UPWARD.add(("hhtld.formats.__main__", "hhtld.commands.main"))
+UPWARD = {("hhtld.formats.__main__", "hhtld.commands.main")}
 BANNED = re.compile(r"utils?|helpers?|common|managers?|misc")
 
 
@@ -73,6 +65,22 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.module
 
 
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """Imports as modules, `from package import module` too, but for what stands under `if TYPE_CHECKING`."""
+    known = {name for name, _ in modules()}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = [] if "not" not in ast.unparse(node.test) else node.body
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield node.lineno, inner if inner in known else node.module
+
+
 @pytest.mark.parametrize(("name", "path"), [m for m in modules() if m[0] != "hhtld"], ids=lambda v: str(v)[-40:])
 def test_imports_go_down(name: str, path: Path) -> None:
     for line, target in imported(path):
@@ -81,6 +89,55 @@ def test_imports_go_down(name: str, path: Path) -> None:
         if package(target) != package(name):
             below = PACKAGES.index(package(target)) < PACKAGES.index(package(name))
             assert below, f"{path}:{line}: {package(name)} imports {target}, which stands above it"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Function-level imports count; only what type checkers read does not."""
+    imports = {name: {target for _, target in imported_modules(path)} for name, path in modules()}
+    finished: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in finished:
+            for target in sorted(imports.get(name, ())):
+                visit(target, (*way, name))
+            finished.add(name)
+
+    for name in imports:
+        visit(name, ())
+
+
+def test_every_package_says_its_idea() -> None:
+    for name, path in modules():
+        if path.name == "__init__.py":
+            sentence = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            assert sentence, f"{name} says nothing"
+
+
+OPENED = """
+import sys, hhtld
+with hhtld.open(sys.argv[1]):
+    print(*sorted(name for name in sys.modules if name.split(".")[0] == "hhtld"))
+"""
+
+
+@pytest.mark.parametrize("profiles", [["bits:4"], ["lookup"], ["f32"], ["lookup", "f32", "bits:4"]])
+def test_opening_a_file_loads_little_and_nothing_that_encodes(profiles: list[str], tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "model.hhtld"
+    rows = np.random.default_rng(1).standard_normal((len(profiles), 700, 48)).astype(np.float32)
+    save_file({f"t{n}.weight": np.ascontiguousarray(part) for n, part in enumerate(rows)}, tmp_path / "m.safetensors")
+    rules = [(f"t{n}.*", profile) for n, profile in enumerate(profiles)]
+    if len(profiles) == 1:
+        (tmp_path / "config.json").write_text("{}")
+    hhtld.convert(tmp_path / "m.safetensors", path, profile=profiles[0], rules=rules, jobs=1)
+    done = subprocess.run([sys.executable, "-c", OPENED, path], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert len(loaded) <= 30, f"{len(loaded)} modules: {loaded}"
+    above = {"encoding", "formats", "display", "integrations", "evaluation", "api", "commands"}
+    assert not above & {name.split(".")[1] for name in loaded if "." in name}
 
 
 @pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda v: str(v)[-40:])
@@ -107,9 +164,6 @@ def test_every_public_name_exists() -> None:
 
 
 def test_importing_hhtld_loads_no_optional_or_slow_package() -> None:
-    import subprocess
-    import sys
-
     code = "import hhtld, sys; print([m for m in ('numpy', 'h5py', 'rich', 'torch', 'dask') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hhtld.errors import BadMagicError
-from hhtld.formats.base import Format, TensorSource
+from hhtld.formats.base import Format
+from hhtld.sources.contract import TensorSource
 from hhtld.storage.urls import Location
 
 __all__ = ["Hdf5Format"]
@@ -37,7 +38,7 @@ class Hdf5Format(Format):
     def write_source(self, source: TensorSource, path: Path, **options: Any) -> list[str]:
         """Export a pack; see `hhtld.formats.hdf5.export.export_pack` for the options."""
         from hhtld.formats.hdf5.export import export_pack
-        from hhtld.pack.pack import PackSource
+        from hhtld.pack.source import PackSource
 
         if not isinstance(source, PackSource):
             raise TypeError("an HDF5 export shows the inside of a .hhtld file; convert the source to .hhtld first")

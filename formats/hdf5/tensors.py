@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.codecs.view import TensorView
+from hhtld.cosines import is_live
 from hhtld.dtypes import bf16_values, widen
 from hhtld.formats.hdf5.nexus import Field, empty, group, index_axis, plot, put
 from hhtld.formats.hdf5.selection import IMAGE_ASPECT, IMAGE_ROWS, MAX_POINTS
 from hhtld.formats.hdf5.shared import column_axis, entry_axis
-from hhtld.gates import CosineSummary, is_live
+from hhtld.gates import CosineSummary
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
 from hhtld.slots.entries import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig

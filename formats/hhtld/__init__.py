@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,87 +13,21 @@ from hhtld.encoding.encoder import encode_source
 from hhtld.encoding.fingerprint import JOURNAL_VERSION, plan_facts
 from hhtld.encoding.memory import check_memory
 from hhtld.encoding.plan import Plan
+from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import Work
-from hhtld.errors import FormatError, HeaderError, OutputError
-from hhtld.formats.base import Format, TensorSource
-from hhtld.formats.locations import locate
-from hhtld.formats.model_config import CONFIG, config_object
-from hhtld.gates import GateReport
-from hhtld.pack.container import MAGIC, UNFINISHED, ContainerReader, ContainerWriter
-from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack, PackSource
-from hhtld.pack.schema import read_table
+from hhtld.errors import FormatError, OutputError
+from hhtld.formats.base import Format
+from hhtld.pack.container import MAGIC, UNFINISHED, ContainerReader
+from hhtld.pack.container_writer import ContainerWriter
+from hhtld.pack.opening import open_pack
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.source import PackSource
+from hhtld.sources.contract import TensorSource
 from hhtld.storage.atomic import replacing
 from hhtld.storage.journal import resumable
-from hhtld.storage.urls import Location, Url, open_location
+from hhtld.storage.urls import Location, Url
 
-__all__ = ["PACK_NAME", "HhtldFormat", "is_packed_folder", "open_pack", "save_pack", "write_pack"]
-
-PACK_NAME = "model.hhtld"  # in a packed folder
-_CONFIG_LIMIT = 10 << 20
-
-
-def is_packed_folder(path: Location) -> bool:
-    """Whether a folder is one that `hhtld convert --to hf` wrote: its config.json says that its weights are packed.
-
-    A pack may also lie in the folder of the model it was made from, which stays that model's.
-    """
-    try:
-        if not path.is_dir() or not (path / PACK_NAME).is_file():
-            return False
-        with open_location(path / CONFIG) as file:
-            if file.size > _CONFIG_LIMIT:
-                return False
-            config = config_object(file.read(0, file.size), str(path))
-    except (OSError, FormatError):
-        return False
-    quantized = config.get("quantization_config")
-    return isinstance(quantized, dict) and quantized.get("quant_method") == "hhtld"
-
-
-def open_pack(src: str | os.PathLike[str] | Url, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
-    """Open a `.hhtld` file, its structure checked.
-
-    Parameters
-    ----------
-    src : str, path or Url
-        A local file or a URL; a packed folder stands for its pack.
-    mmap : bool
-        Map the file; False reads it positionally, which network mounts and files that others may
-        cut short want. Behind a URL it is always read positionally.
-    budget : int
-        Bytes that decoding one tensor may take.
-
-    Raises
-    ------
-    FormatError
-        For every malformation.
-    """
-    path = locate(src)
-    if is_packed_folder(path):
-        path = path / PACK_NAME
-    reader = ContainerReader.open(path, mapped=mmap)
-    try:
-        table = read_table(reader.table, reader)
-    except HeaderError as error:
-        reader.close()
-        raise HeaderError(f"{path}: {error}") from None
-    except BaseException:
-        reader.close()
-        raise
-    pack = HhtldPack(table, reader, budget)
-    place = path.absolute() if isinstance(path, Path) else path
-    pack.reopen = partial(_reopened, place, mmap, budget, reader.fingerprint)
-    return pack
-
-
-def _reopened(path: Location, mmap: bool, budget: int, fingerprint: int) -> HhtldPack:
-    """Open a pack that was sent from another process, which must still be the file that it was there."""
-    pack = open_pack(path, mmap=mmap, budget=budget)
-    assert isinstance(pack.sections, ContainerReader)
-    if pack.sections.fingerprint != fingerprint:
-        pack.close()
-        raise HeaderError(f"{path}: is another file than the one whose pack was sent here; open it again")
-    return pack
+__all__ = ["HhtldFormat", "save_pack", "write_pack"]
 
 
 def _verified(path: Path) -> None:

@@ -57,14 +57,16 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
-from hhtld.formats.base import Format, TensorInfo, TensorSource, lookalike
+from hhtld.formats.base import Format
 from hhtld.formats.onnx.quantized import Scope, quantized_by_graph
 from hhtld.formats.onnx.uses import uses_by_graph
+from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import checked_shape, tensor_nbytes
-from hhtld.sources.contract import ADDS, checked_name
+from hhtld.sources.contract import ADDS, TensorSource
 from hhtld.sources.quantized import packed_tensors
 from hhtld.storage.links import leads_out
 from hhtld.storage.reading import PositionalFile, open_regular
+from hhtld.storage.signatures import lookalike
 
 __all__ = ["OnnxFile", "OnnxFormat", "TensorWalk"]
 

@@ -21,20 +21,22 @@ from hhtld.encoding.calibration import Calibration
 from hhtld.encoding.fingerprint import content_digest, source_facts
 from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, TensorPlan, check_quantized, make_plan
 from hhtld.encoding.prediction import predict_pack
+from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import DEFAULT_MEMORY, Work
 from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError, shown
 from hhtld.evaluation.calibration_file import calibrated
 from hhtld.formats import format_for_output, open_source
-from hhtld.formats.hhtld import open_pack
-from hhtld.formats.locations import locate, output_path, spelled
-from hhtld.gates import CosineSummary, GateReport, Threshold, Unreached, checked_thresholds
+from hhtld.gates import CosineSummary, Threshold, Unreached, checked_thresholds
+from hhtld.matrix import TensorInfo
 from hhtld.pack.notebook import card
-from hhtld.pack.pack import PackSource
+from hhtld.pack.opening import open_pack
+from hhtld.pack.source import PackSource
 from hhtld.progress import Progress, silent
-from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.sources.contract import TensorSource
 from hhtld.sources.remote import CarryingExecutor, RemoteSource
-from hhtld.sources.schedule import Crew
+from hhtld.sources.schedule import Crew, default_jobs, workers
 from hhtld.storage.journal import journal_path, partial_path
+from hhtld.storage.locations import locate, output_path, spelled
 from hhtld.storage.urls import Location
 
 __all__ = [
@@ -43,7 +45,6 @@ __all__ = [
     "TensorOutcome",
     "convert",
     "crew",
-    "default_jobs",
     "tell_as_stored",
     "tied_too",
 ]
@@ -54,26 +55,6 @@ GATES_NOTE = (
     "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
     "--profile parity, then hhtld gate-parity"
 )
-
-
-def default_jobs() -> int:
-    """Return the number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def workers(jobs: int) -> Iterator[Executor | None]:
-    """Give an executor of `jobs` threads, or None for one: the caller's own."""
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
-    if jobs == 1:
-        yield None
-        return
-    executor = ThreadPoolExecutor(jobs)
-    try:
-        yield executor
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files as Python users know them from safetensors: open, save, load_file, save_file."""
+"""Files as Python users know them from safetensors: save, load_file, save_file; `open` is `hhtld.pack.opening`'s."""
 
 from __future__ import annotations
 
@@ -11,34 +11,14 @@ from numpy.typing import NDArray
 from hhtld.encoding.encoder import encode
 from hhtld.encoding.plan import DEFAULT_PROFILE
 from hhtld.formats import open_source
-from hhtld.formats.hhtld import open_pack, save_pack
-from hhtld.formats.locations import output_path
-from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack, PackSource
+from hhtld.formats.hhtld import save_pack
+from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack
+from hhtld.pack.source import PackSource
+from hhtld.storage.locations import output_path
 
-__all__ = ["load_file", "open", "save", "save_file"]
+__all__ = ["load_file", "save", "save_file"]
 
 PathLike = str | os.PathLike[str]
-
-
-def open(path: PathLike, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
-    """Open a `.hhtld` file for reading; use it as a context manager.
-
-    Parameters
-    ----------
-    path : path or str
-        A URL (str) is read by ranges.
-    mmap : bool
-        Map the file. False reads it with positional reads: for network mounts, and for files that
-        another process may cut short (a mapped file then kills the reader).
-    budget : int
-        Bytes that decoding one tensor may take, 64 GiB by default.
-
-    Raises
-    ------
-    FormatError
-        When the file is not a sound `.hhtld` file.
-    """
-    return open_pack(path, mmap=mmap, budget=budget)
 
 
 def save(pack: HhtldPack, path: PathLike) -> None:

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.rows import RowIndex
+from hhtld import slots
 from hhtld.codecs.section_kinds import SectionKind
-from hhtld.codecs.view import TensorView
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.identity import DEFAULT_STATE_BITS, MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey
 from hhtld.sources.rows import BLOCK_NBYTES, Rows
 
 if TYPE_CHECKING:
+    from hhtld.codecs.view import TensorView
     from hhtld.dtypes import DType
     from hhtld.slots.basis import SvdBasis
     from hhtld.slots.palette import HhtlCache
@@ -41,10 +41,18 @@ __all__ = [
     "Layout",
     "Profile",
     "RecordCheck",
+    "RowIndex",
     "SearchTerms",
     "TrellisLevel",
+    "check_basis",
+    "check_budget",
+    "read_basis",
+    "read_leaf",
+    "sample_basis",
+    "selected_rows",
 ]
 
+RowIndex = Sequence[int] | NDArray[Any] | slice | None
 Layout = dict[str, "int | NDArray[Any]"]
 ReadPart = Callable[[str, int], NDArray[np.uint8]]
 SPAN_NBYTES = 8 << 20  # of float32 rows a task: 0.2 s of Slot T, and what a task lost with its machine costs
@@ -136,6 +144,43 @@ class SearchTerms:
 # ---- rows ----
 
 
+def selected_rows(n_rows: int, rows: RowIndex) -> NDArray[np.intp] | slice:
+    """Return row numbers as an index, negative ones counted from the end, or raise."""
+    if rows is None:
+        return slice(None)
+    if isinstance(rows, slice):
+        return rows
+    index = np.asarray(rows)
+    if index.size == 0:
+        return np.zeros(0, np.intp)
+    if index.ndim != 1 or index.dtype.kind not in "iu":
+        raise TypeError(f"rows must be a flat sequence of integers, got {index.dtype} of shape {index.shape}")
+    if index.min() < -n_rows or index.max() >= n_rows:
+        raise IndexError(f"rows must lie in 0..{n_rows - 1}, got {index.min()}..{index.max()}")
+    if index.size == 1:  # a slice reads without a copy: one row is what lookups ask for
+        row = int(index[0]) % n_rows
+        return slice(row, row + 1)
+    return index.astype(np.intp) % n_rows
+
+
+def check_budget(
+    n_rows: int, index: NDArray[np.intp] | slice, row_nbytes: int, shared: int, budget: int | None
+) -> None:
+    """Refuse to decode rows that take more than a budget, `shared` bytes of it for what they have in common.
+
+    Raises
+    ------
+    HeaderError
+        Naming both numbers.
+    """
+    if budget is None:
+        return
+    count = len(range(*index.indices(n_rows))) if isinstance(index, slice) else len(index)
+    needed = count * row_nbytes + shared
+    if needed > budget:
+        raise HeaderError(f"{count} rows take {needed} bytes to decode, the budget is {budget}")
+
+
 class EncodedTensor(ABC):
     """A tensor, or some of its rows, as the arrays of its sections."""
 
@@ -155,6 +200,8 @@ class EncodedTensor(ABC):
 
     def view(self) -> TensorView:
         """Return the slots taken apart, for people to look at."""
+        from hhtld.codecs.view import TensorView
+
         return TensorView.of_parts(self.parts())
 
     def search_terms(self, levels: int = 2) -> SearchTerms | None:
@@ -397,8 +444,11 @@ class Codec(ABC):
     chooses_rates: ClassVar[bool] = False
     reads_whole_tensors: ClassVar[bool] = False
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return codec_by_id, (self.id,)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Codec) and other.id == self.id  # as one that came from another process
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def __repr__(self) -> str:
         return f"<codec {self.word}>"
@@ -484,15 +534,31 @@ class Codec(ABC):
         return 0
 
 
-def codec_by_id(name: str) -> Codec:
-    """Return a codec by its id: what unpickling calls."""
-    from hhtld import codecs
-
-    return codecs.codec(name)
-
-
 def check_basis(record: RecordCheck) -> None:
     """Check the size of a group's basis, which several codecs share, or raise `HeaderError`."""
     nbytes, n_cols = record.nbytes["basis"], record.n_cols
     if nbytes not in {8 + c * (4 + 2 * n_cols) for c in range(1, SLOT_L_LANES + 1)}:
         raise HeaderError(f"{record.where}: basis of {nbytes} bytes does not hold vectors of {n_cols} columns")
+
+
+def sample_basis(rows: Rows) -> slots.SvdBasis:
+    """Build the basis of a group from its first tensor."""
+    return slots.SvdBasis.build(rows.read(0, min(rows.n_rows, slots.SAMPLE_ROWS)))
+
+
+def read_basis(key: PaletteGroupKey, sections: Mapping[str, Any]) -> slots.SvdBasis | None:
+    """Return a group's basis from its sections, None if it has none, or raise `ValueError`."""
+    if "basis" not in sections:
+        return None
+    basis = slots.SvdBasis.from_bytes(sections["basis"])
+    if basis.n_cols != key.shape[1]:
+        raise HeaderError(f"group {key}: the basis has {basis.n_cols} columns")
+    return basis
+
+
+def read_leaf(part: ReadPart, leaf_scale: float | None, basis: slots.SvdBasis | None) -> dict[str, Any]:
+    """Return the arguments of a tensor that say its Slot L; none without a scale."""
+    if leaf_scale is None:
+        return {}
+    codes = part("slot_l", SLOT_L_LANES).view(np.int8).reshape(-1, SLOT_L_LANES)
+    return {"slot_l": codes, "slot_l_scale": leaf_scale, "svd_basis": basis}

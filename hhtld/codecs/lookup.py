@@ -25,16 +25,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hhtld.codecs.base import Codec, Coder, GroupCode, GroupRequest, Layout, ReadPart, RecordCheck, SearchTerms
-from hhtld.codecs.leaf import LeafTensor, read_basis, read_leaf, sample_basis
-from hhtld.codecs.rows import RowIndex, check_budget, selected_rows
+from hhtld import _kernels, slots
+from hhtld.codecs.base import (
+    Codec,
+    Coder,
+    EncodedTensor,
+    GroupCode,
+    GroupRequest,
+    Layout,
+    ReadPart,
+    RecordCheck,
+    RowIndex,
+    SearchTerms,
+    check_budget,
+    read_basis,
+    read_leaf,
+    sample_basis,
+    selected_rows,
+)
 from hhtld.codecs.section_kinds import LOOKUP
-from hhtld.codecs.view import TensorView
 from hhtld.errors import HeaderError
 from hhtld.identity import (
     BASE17_NBYTES,
@@ -46,26 +60,14 @@ from hhtld.identity import (
     is_encodable,
     should_use_leaf,
 )
-from hhtld.slots.base17 import Base17
-from hhtld.slots.basis import SAMPLE_ROWS, SvdBasis, basis_nbytes
-from hhtld.slots.entries import (
-    ENTRY_DTYPE,
-    Entries,
-    HeelBasin,
-    HhtlDEntry,
-    encode_entries,
-    encode_leaf,
-    entries_from_bytes,
-    leaf_coefficients,
-    quantized_leaf,
-    twig,
-)
-from hhtld.slots.fisher_z import FisherZTable
-from hhtld.slots.palette import HhtlCache, Palette, build_hip_families, checked_palette_k
 from hhtld.sources.rows import Rows, as_rows
+
+if TYPE_CHECKING:
+    from hhtld.codecs.view import TensorView
 
 __all__ = [
     "HhtlDTensor",
+    "LeafTensor",
     "LookupCodec",
     "LookupGroup",
     "SharedPaletteGroup",
@@ -115,7 +117,7 @@ class LookupCodec(Codec):
 
     def finding_nbytes(self, key: PaletteGroupKey, n_tensors: int) -> int:
         n_rows, n_cols = key.shape
-        basis = basis_nbytes(min(n_rows, SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
+        basis = slots.basis_nbytes(min(n_rows, slots.SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
         return max(basis, n_rows * 200 + 16 * MAX_PALETTE_K * n_cols)
 
     def predicted_nbytes(self, key: PaletteGroupKey) -> tuple[int, int]:
@@ -128,6 +130,80 @@ class LookupCodec(Codec):
         return 4 * (group_nbytes["palette"] // BASE17_NBYTES) * n_cols
 
 
+class LeafTensor(EncodedTensor):
+    """Rows of one entry each and an optional Slot L upon it."""
+
+    budget: int | None
+    twigs: Any
+
+    slot_l: NDArray[np.int8] | None
+    slot_l_scale: float | None
+    svd_basis: slots.SvdBasis | None
+
+    def __repr__(self) -> str:
+        leaf = "" if self.slot_l is None else ", Slot L"
+        return f"<{type(self).__name__} {list(self.original_shape)}{leaf}>"
+
+    def _check_leaf(self) -> None:
+        present = [self.slot_l is not None, self.slot_l_scale is not None, self.svd_basis is not None]
+        if any(present) != all(present):
+            raise ValueError("slot_l, slot_l_scale and svd_basis come together or not at all")
+        n_rows, n_cols = self.original_shape
+        if self.slot_l is not None and self.slot_l.shape != (n_rows, SLOT_L_LANES):
+            raise ValueError(f"slot_l must have shape ({n_rows}, {SLOT_L_LANES}), got {self.slot_l.shape}")
+        if self.slot_l_scale is not None and not 0 < self.slot_l_scale < float("inf"):
+            raise ValueError(f"slot_l_scale must be finite and positive, got {self.slot_l_scale}")
+        if self.svd_basis is not None and self.svd_basis.n_cols != n_cols:
+            raise ValueError(f"the basis has {self.svd_basis.n_cols} columns, the tensor {n_cols}")
+
+    def _decode(
+        self, centroids: NDArray[np.float32], twigs: NDArray[np.uint8], rows: NDArray[np.intp] | slice
+    ) -> NDArray[np.float32]:
+        picked = np.ascontiguousarray(twigs[rows])
+        out = np.empty((len(picked), self.original_shape[1]), np.float32)
+        if self.slot_l is None or self.slot_l_scale is None or self.svd_basis is None:
+            _kernels._leaf.reconstruct(centroids, picked, None, 0.0, None, out)
+        else:
+            codes = np.ascontiguousarray(self.slot_l[rows])
+            _kernels._leaf.reconstruct(centroids, picked, codes, self.slot_l_scale, self.svd_basis.vectors, out)
+        return out
+
+    def _leaf_view(self, parts: Mapping[str, NDArray[Any]], **slots: Any) -> TensorView:
+        from hhtld.codecs.view import TensorView
+
+        leaf: dict[str, Any] = {}
+        if self.slot_l is not None and self.svd_basis is not None:
+            parts = {**parts, "slot_l": self.slot_l, "basis": self.svd_basis.bits}
+            leaf = {"slot_l": self.slot_l, "slot_l_scale": self.slot_l_scale}
+        return TensorView.of_parts(parts, twigs=self.twigs, basis=self.svd_basis, **leaf, **slots)
+
+    def _leaf_terms(self, centroids: NDArray[np.float32], twigs: NDArray[np.uint8]) -> SearchTerms:
+        return SearchTerms(centroids, twigs, self.svd_basis, self.slot_l, self.slot_l_scale)
+
+    def slot_l_byte_size(self) -> int:
+        """Bytes of Slot L, without basis and scale; 0 without it."""
+        return 0 if self.slot_l is None else self.slot_l.size
+
+    def slot_l_to_bytes(self) -> tuple[bytes, float] | None:
+        """Return 8 bytes a row and the scale that they are multiplied by, or None without Slot L."""
+        if self.slot_l is None or self.slot_l_scale is None:
+            return None
+        return self.slot_l.tobytes(), self.slot_l_scale
+
+    @staticmethod
+    def slot_l_from_bytes(data: bytes | memoryview) -> NDArray[np.int8]:
+        """Read the 8 bytes a row that `slot_l_to_bytes` gives into shape (n, 8).
+
+        Raises
+        ------
+        ValueError
+            When the length is no multiple of 8.
+        """
+        if len(data) % SLOT_L_LANES:
+            raise ValueError(f"{len(data)} bytes are not a multiple of {SLOT_L_LANES}")
+        return np.frombuffer(data, np.int8).reshape(-1, SLOT_L_LANES)
+
+
 @dataclass(frozen=True, eq=False)
 class _LookupCoder(Coder):
     group: LookupGroup
@@ -137,18 +213,18 @@ class _LookupCoder(Coder):
         return self.group.basis is not None
 
     def layout(self) -> Layout:
-        entries: Layout = {"entries": ENTRY_DTYPE.itemsize}
+        entries: Layout = {"entries": slots.ENTRY_DTYPE.itemsize}
         return entries | {"slot_l": SLOT_L_LANES} if self.has_leaf else entries
 
     def _plain(self, block: NDArray[np.float32]) -> HhtlDTensor:
         group = self.group
-        basin, dims = HeelBasin.from_role(group.role), Base17.fold(block)
-        entries = encode_entries(basin, dims, group.cache, group.families)
+        basin, dims = slots.HeelBasin.from_role(group.role), slots.Base17.fold(block)
+        entries = slots.encode_entries(basin, dims, group.cache, group.families)
         return HhtlDTensor(group.role, group.cache, entries, (len(block), block.shape[1]), group.fisher_z)
 
     def _coefficients(self, block: NDArray[np.float32], twigs: NDArray[np.uint8]) -> NDArray[np.float32]:
         assert self.group.basis is not None
-        return leaf_coefficients(block, self.group.cache.unfolded(block.shape[1]), twigs, self.group.basis)
+        return slots.leaf_coefficients(block, self.group.cache.unfolded(block.shape[1]), twigs, self.group.basis)
 
     def peak(self, block: NDArray[np.float32], start: int) -> float:
         found = self._coefficients(block, self._plain(block).twigs)
@@ -157,7 +233,7 @@ class _LookupCoder(Coder):
     def encode(self, block: NDArray[np.float32], start: int, leaf_scale: float | None) -> HhtlDTensor:
         tensor = self._plain(block)
         if leaf_scale is not None:
-            codes = quantized_leaf(self._coefficients(block, tensor.twigs), leaf_scale)
+            codes = slots.quantized_leaf(self._coefficients(block, tensor.twigs), leaf_scale)
             tensor = replace(tensor, slot_l=codes, slot_l_scale=leaf_scale, svd_basis=self.group.basis)
         return tensor
 
@@ -166,36 +242,36 @@ class _LookupCoder(Coder):
 class LookupGroup(GroupCode):
     """Slots D and V: a palette, its cosines, and a basis by role."""
 
-    palette: Palette
-    fisher_z: FisherZTable
-    basis: SvdBasis | None
+    palette: slots.Palette
+    fisher_z: slots.FisherZTable
+    basis: slots.SvdBasis | None
 
     @classmethod
     def found(cls, key: PaletteGroupKey, rows: Rows) -> Self:
         """Return what a group shares, from its first tensor's rows."""
         group = SharedPaletteGroup.found(key, rows, should_use_leaf(key.role))
-        return cls(key, Palette(group.cache.palette.entries), group.fisher_z, group.svd_basis)
+        return cls(key, slots.Palette(group.cache.palette.entries), group.fisher_z, group.svd_basis)
 
     @classmethod
     def read(cls, key: PaletteGroupKey, sections: Mapping[str, Any]) -> Self:
         """Return the code whose sections are given, or raise `ValueError`."""
         basis = read_basis(key, sections)
-        palette = Palette(Base17.from_bytes(sections["palette"]))
-        return cls(key, palette, FisherZTable.from_bytes(sections["fisher_z"], len(palette)), basis)
+        palette = slots.Palette(slots.Base17.from_bytes(sections["palette"]))
+        return cls(key, palette, slots.FisherZTable.from_bytes(sections["fisher_z"], len(palette)), basis)
 
     def sections(self) -> dict[str, bytes]:
         shared = {"palette": self.palette.entries.to_bytes(), "fisher_z": self.fisher_z.to_bytes()}
         return shared if self.basis is None else shared | {"basis": self.basis.to_bytes()}
 
     @cached_property
-    def cache(self) -> HhtlCache:
+    def cache(self) -> slots.HhtlCache:
         """The palette with its tables."""
-        return HhtlCache(self.palette)
+        return slots.HhtlCache(self.palette)
 
     @cached_property
     def families(self) -> NDArray[np.uint8]:
         """The HIP family of every palette entry."""
-        return build_hip_families(self.palette)
+        return slots.build_hip_families(self.palette)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what is computed from them
@@ -206,7 +282,7 @@ class LookupGroup(GroupCode):
     def tensor(
         self, part: ReadPart, leaf_scale: float | None, kinds: Mapping[str, int], budget: int | None, levels: int = 2
     ) -> HhtlDTensor:
-        entries = entries_from_bytes(part("entries", ENTRY_NBYTES))
+        entries = slots.entries_from_bytes(part("entries", ENTRY_NBYTES))
         shape = (len(entries), self.key.shape[1])
         leaf = read_leaf(part, leaf_scale, self.basis)
         return HhtlDTensor(self.role, self.cache, entries, shape, self.fisher_z, **leaf, budget=budget)
@@ -244,20 +320,20 @@ class HhtlDTensor(LeafTensor):
     """
 
     role: str
-    cache: HhtlCache
-    entries: Entries
+    cache: slots.HhtlCache
+    entries: slots.Entries
     original_shape: tuple[int, int]
-    fisher_z: FisherZTable | None = None
+    fisher_z: slots.FisherZTable | None = None
     slot_l: NDArray[np.int8] | None = field(default=None, kw_only=True)
     slot_l_scale: float | None = field(default=None, kw_only=True)
-    svd_basis: SvdBasis | None = field(default=None, kw_only=True)
+    svd_basis: slots.SvdBasis | None = field(default=None, kw_only=True)
     budget: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         n_rows = self.original_shape[0]
-        if self.entries.dtype != ENTRY_DTYPE or self.entries.shape != (n_rows,):
+        if self.entries.dtype != slots.ENTRY_DTYPE or self.entries.shape != (n_rows,):
             raise ValueError(
-                f"entries must be {n_rows} of {ENTRY_DTYPE}, got {self.entries.shape} {self.entries.dtype}"
+                f"entries must be {n_rows} of {slots.ENTRY_DTYPE}, got {self.entries.shape} {self.entries.dtype}"
             )
         high = int(self.twigs.max(initial=0))
         if n_rows and high >= self.cache.k:
@@ -266,23 +342,23 @@ class HhtlDTensor(LeafTensor):
         self._check_leaf()
 
     @property
-    def basin(self) -> HeelBasin:
+    def basin(self) -> slots.HeelBasin:
         """The basin of the role."""
-        return HeelBasin.from_role(self.role)
+        return slots.HeelBasin.from_role(self.role)
 
     @cached_property
     def twigs(self) -> NDArray[np.uint8]:
         """Palette entry of every row."""
-        return twig(self.entries["slot_d"])
+        return slots.twig(self.entries["slot_d"])
 
     @classmethod
     def encode(
         cls,
         role: str,
         rows: Rows | ArrayLike,
-        cache: HhtlCache,
+        cache: slots.HhtlCache,
         hip_assignments: NDArray[np.uint8],
-        fisher_z: FisherZTable | None = None,
+        fisher_z: slots.FisherZTable | None = None,
         executor: Executor | None = None,
     ) -> Self:
         """Encode finite rows (n_rows, n_cols) against a palette.
@@ -296,10 +372,10 @@ class HhtlDTensor(LeafTensor):
         cls,
         role: str,
         rows: Rows | ArrayLike,
-        cache: HhtlCache,
+        cache: slots.HhtlCache,
         hip_assignments: NDArray[np.uint8],
-        svd_basis: SvdBasis,
-        fisher_z: FisherZTable | None = None,
+        svd_basis: slots.SvdBasis,
+        fisher_z: slots.FisherZTable | None = None,
         executor: Executor | None = None,
     ) -> Self:
         """Encode with Slot L on a shared basis: 12 bytes a row that keep its identity."""
@@ -310,21 +386,21 @@ class HhtlDTensor(LeafTensor):
         cls,
         role: str,
         rows: Rows,
-        cache: HhtlCache,
+        cache: slots.HhtlCache,
         hip_assignments: NDArray[np.uint8],
-        svd_basis: SvdBasis | None,
-        fisher_z: FisherZTable | None,
+        svd_basis: slots.SvdBasis | None,
+        fisher_z: slots.FisherZTable | None,
         executor: Executor | None,
     ) -> Self:
-        dims = Base17.fold(rows, executor)
-        entries = encode_entries(HeelBasin.from_role(role), dims, cache, hip_assignments)
+        dims = slots.Base17.fold(rows, executor)
+        entries = slots.encode_entries(slots.HeelBasin.from_role(role), dims, cache, hip_assignments)
         if fisher_z is None and rows.n_rows:
-            fisher_z = FisherZTable.build(representatives(rows, dims, cache))
+            fisher_z = slots.FisherZTable.build(representatives(rows, dims, cache))
         shape = (rows.n_rows, rows.n_cols)
         if svd_basis is None:
             return cls(role, cache, entries, shape, fisher_z)
-        twigs = twig(entries["slot_d"])
-        slot_l, scale = encode_leaf(rows, cache.unfolded(rows.n_cols), twigs, svd_basis, executor)
+        twigs = slots.twig(entries["slot_d"])
+        slot_l, scale = slots.encode_leaf(rows, cache.unfolded(rows.n_cols), twigs, svd_basis, executor)
         return cls(role, cache, entries, shape, fisher_z, slot_l=slot_l, slot_l_scale=scale, svd_basis=svd_basis)
 
     def reconstruct_rows(self, rows: RowIndex = None) -> NDArray[np.float32]:
@@ -339,15 +415,16 @@ class HhtlDTensor(LeafTensor):
         decoded: NDArray[np.float32] = self.reconstruct_rows([row])[0]
         return decoded
 
-    def entry(self, row: int) -> HhtlDEntry:
+    def entry(self, row: int) -> slots.HhtlDEntry:
         """Return one row's slots, taken apart."""
-        return HhtlDEntry(int(self.entries[row]["slot_d"]), int(self.entries[row]["slot_v"]))
+        return slots.HhtlDEntry(int(self.entries[row]["slot_d"]), int(self.entries[row]["slot_v"]))
 
     def parts(self) -> dict[str, NDArray[Any]]:
         parts: dict[str, NDArray[Any]] = {"entries": self.entries}
         return parts if self.slot_l is None else parts | {"slot_l": self.slot_l}
 
     def view(self) -> TensorView:
+
         parts: dict[str, NDArray[Any]] = {"entries": self.entries, "palette": self.cache.palette.entries.dims}
         if self.fisher_z is not None:
             parts["fisher_z"] = self.fisher_z.codes
@@ -369,9 +446,9 @@ class HhtlDTensor(LeafTensor):
         return self.entries.tobytes()
 
     @staticmethod
-    def entries_from_bytes(data: bytes | memoryview) -> Entries:
+    def entries_from_bytes(data: bytes | memoryview) -> slots.Entries:
         """Read 4 bytes a row."""
-        return entries_from_bytes(data)
+        return slots.entries_from_bytes(data)
 
     def entries_byte_size(self) -> int:
         """Bytes of the entries."""
@@ -394,7 +471,7 @@ class HhtlDTensor(LeafTensor):
         return self.fisher_z.lookup(int(self.twigs[a]), int(self.twigs[b]))
 
 
-def representatives(rows: Rows, dims: Base17, cache: HhtlCache) -> NDArray[np.float32]:
+def representatives(rows: Rows, dims: slots.Base17, cache: slots.HhtlCache) -> NDArray[np.float32]:
     """Return for every palette entry the row nearest to it (first wins), or its unfold where it has none."""
     twigs, distances = cache.nearest(dims)
     out = cache.unfolded(rows.n_cols).copy()
@@ -422,11 +499,11 @@ class SharedPaletteGroup:
     """
 
     key: PaletteGroupKey
-    cache: HhtlCache
+    cache: slots.HhtlCache
     hip_assignments: NDArray[np.uint8]
-    fisher_z: FisherZTable
-    svd_basis: SvdBasis | None = None
-    tensor_entries: dict[str, Entries] = field(default_factory=dict)
+    fisher_z: slots.FisherZTable
+    svd_basis: slots.SvdBasis | None = None
+    tensor_entries: dict[str, slots.Entries] = field(default_factory=dict)
     tensor_slot_l: dict[str, tuple[NDArray[np.int8], float]] = field(default_factory=dict)
 
     @classmethod
@@ -440,11 +517,11 @@ class SharedPaletteGroup:
     ) -> Self:
         """Build what the group shares from its first tensor's rows: a palette of at most k entries, with its tables."""
         rows = as_rows(rows)
-        dims = Base17.fold(rows, executor)
-        cache = HhtlCache(Palette.build(dims, k))
-        table = FisherZTable.build(representatives(rows, dims, cache))
+        dims = slots.Base17.fold(rows, executor)
+        cache = slots.HhtlCache(slots.Palette.build(dims, k))
+        table = slots.FisherZTable.build(representatives(rows, dims, cache))
         basis = sample_basis(rows) if leaf else None
-        return cls(key, cache, build_hip_families(cache.palette), table, basis)
+        return cls(key, cache, slots.build_hip_families(cache.palette), table, basis)
 
     def encode(self, rows: Rows | ArrayLike, executor: Executor | None = None) -> HhtlDTensor:
         """Encode one tensor's rows with what the group shares."""
@@ -510,7 +587,7 @@ def _build(
     leaf: bool,
     executor: Executor | None,
 ) -> SharedPaletteGroup:
-    k = checked_palette_k(k)
+    k = slots.checked_palette_k(k)
     group: SharedPaletteGroup | None = None
     for name, rows in tensors:
         group = group or SharedPaletteGroup.found(key, rows, leaf, k, executor)

@@ -28,24 +28,37 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hhtld._kernels import _l2
-from hhtld.codecs.base import Codec, Coder, GroupCode, GroupRequest, Layout, ReadPart, RecordCheck, SearchTerms
-from hhtld.codecs.leaf import LeafTensor, read_basis, read_leaf, sample_basis
-from hhtld.codecs.rows import RowIndex, check_budget, selected_rows
+from hhtld import _kernels, slots
+from hhtld.codecs.base import (
+    Codec,
+    Coder,
+    GroupCode,
+    GroupRequest,
+    Layout,
+    ReadPart,
+    RecordCheck,
+    RowIndex,
+    SearchTerms,
+    check_budget,
+    read_basis,
+    read_leaf,
+    sample_basis,
+    selected_rows,
+)
+from hhtld.codecs.lookup import LeafTensor
 from hhtld.codecs.section_kinds import PALETTE
-from hhtld.codecs.view import TensorView
 from hhtld.dtypes import bf16_bits, bf16_values
 from hhtld.errors import RangeError
 from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey, is_encodable, should_use_leaf
-from hhtld.slots.basis import SAMPLE_ROWS, SvdBasis, basis_nbytes
-from hhtld.slots.entries import encode_leaf, leaf_coefficients, quantized_leaf
-from hhtld.slots.palette import checked_palette_k
 from hhtld.sources.rows import Rows, as_rows, row_ranges
+
+if TYPE_CHECKING:
+    from hhtld.codecs.view import TensorView
 
 __all__ = ["HhtlF32Tensor", "PaletteCodec", "PaletteGroup", "TensorPalette", "find_palette"]
 
@@ -80,7 +93,7 @@ class PaletteCodec(Codec):
 
     def finding_nbytes(self, key: PaletteGroupKey, n_tensors: int) -> int:
         n_rows, n_cols = key.shape
-        basis = basis_nbytes(min(n_rows, SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
+        basis = slots.basis_nbytes(min(n_rows, slots.SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
         # Furthest-point sampling holds all rows, and their 8-bit shadow.
         return max(basis, n_rows * (5 * n_cols + 64) + 12 * MAX_PALETTE_K * n_cols)
 
@@ -110,7 +123,7 @@ class _PaletteCoder(Coder):
     role: str
     palette_bits: NDArray[np.uint16]
     twigs: NDArray[np.uint8]
-    basis: SvdBasis | None
+    basis: slots.SvdBasis | None
 
     @property
     def has_leaf(self) -> bool:
@@ -126,7 +139,7 @@ class _PaletteCoder(Coder):
 
     def _coefficients(self, block: NDArray[np.float32], plain: HhtlF32Tensor) -> NDArray[np.float32]:
         assert self.basis is not None
-        return leaf_coefficients(block, plain.palette_f32, plain.twigs, self.basis)
+        return slots.leaf_coefficients(block, plain.palette_f32, plain.twigs, self.basis)
 
     def peak(self, block: NDArray[np.float32], start: int) -> float:
         found = self._coefficients(block, self._plain(block, start))
@@ -135,7 +148,7 @@ class _PaletteCoder(Coder):
     def encode(self, block: NDArray[np.float32], start: int, leaf_scale: float | None) -> HhtlF32Tensor:
         tensor = self._plain(block, start)
         if leaf_scale is not None:
-            codes = quantized_leaf(self._coefficients(block, tensor), leaf_scale)
+            codes = slots.quantized_leaf(self._coefficients(block, tensor), leaf_scale)
             tensor = replace(tensor, slot_l=codes, slot_l_scale=leaf_scale, svd_basis=self.basis)
         return tensor
 
@@ -144,7 +157,7 @@ class _PaletteCoder(Coder):
 class PaletteGroup(GroupCode):
     """The float32 sibling: a basis by role; every tensor has a palette of its own."""
 
-    basis: SvdBasis | None
+    basis: slots.SvdBasis | None
     _palettes: dict[int, NDArray[np.uint16]] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -214,12 +227,12 @@ class HhtlF32Tensor(LeafTensor):
     original_shape: tuple[int, int]
     slot_l: NDArray[np.int8] | None = field(default=None, kw_only=True)
     slot_l_scale: float | None = field(default=None, kw_only=True)
-    svd_basis: SvdBasis | None = field(default=None, kw_only=True)
+    svd_basis: slots.SvdBasis | None = field(default=None, kw_only=True)
     budget: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         n_rows, n_cols = self.original_shape
-        k = checked_palette_k(len(self.palette_bits))
+        k = slots.checked_palette_k(len(self.palette_bits))
         if self.palette_bits.shape != (k, n_cols):
             raise ValueError(f"the palette must have {n_cols} columns, got shape {self.palette_bits.shape}")
         if self.twigs.shape != (n_rows,) or self.twigs.dtype != np.uint8:
@@ -249,7 +262,7 @@ class HhtlF32Tensor(LeafTensor):
         role: str,
         rows: Rows | ArrayLike,
         k: int,
-        svd_basis: SvdBasis,
+        svd_basis: slots.SvdBasis,
         executor: Executor | None = None,
     ) -> Self:
         """Encode with a palette of at most k entries and Slot L on a shared basis: 9 bytes a row.
@@ -263,8 +276,10 @@ class HhtlF32Tensor(LeafTensor):
         return cls._encode(role, as_rows(rows), k, svd_basis, executor)
 
     @classmethod
-    def _encode(cls, role: str, rows: Rows, k: int, svd_basis: SvdBasis | None, executor: Executor | None) -> Self:
-        k = checked_palette_k(k)
+    def _encode(
+        cls, role: str, rows: Rows, k: int, svd_basis: slots.SvdBasis | None, executor: Executor | None
+    ) -> Self:
+        k = slots.checked_palette_k(k)
         if rows.n_rows == 0 or rows.n_cols == 0:
             raise ValueError(f"a palette needs at least one row and one column, got ({rows.n_rows}, {rows.n_cols})")
         # Furthest-point sampling compares every row with every pick, so all rows are held here.
@@ -274,12 +289,12 @@ class HhtlF32Tensor(LeafTensor):
         picks = np.empty(min(k, rows.n_rows), np.int64)
         nearest = np.empty(rows.n_rows, np.int32)
         distances = np.empty(rows.n_rows)
-        count = _l2.furthest_l2(block, picks, distances, nearest)
+        count = _kernels._l2.furthest_l2(block, picks, distances, nearest)
         entries = block[picks[:count]]
         zeros = np.flatnonzero(~block.any(axis=1))
         if count > 1 and len(zeros) and distances[zeros[0]] > 0:
             entries[-1] = 0
-            _l2.nearest_l2(block, entries, nearest)
+            _kernels._l2.nearest_l2(block, entries, nearest)
         bits = bf16_bits(entries)
         if (past := (bits & 0x7F80 == 0x7F80).any(axis=1)).any():
             row = int(picks[past.argmax()])
@@ -287,7 +302,7 @@ class HhtlF32Tensor(LeafTensor):
         shape = (rows.n_rows, rows.n_cols)
         tensor = cls(role, bits, nearest.astype(np.uint8), shape)
         if svd_basis is not None:
-            tensor.slot_l, tensor.slot_l_scale = encode_leaf(
+            tensor.slot_l, tensor.slot_l_scale = slots.encode_leaf(
                 rows, tensor.palette_f32, tensor.twigs, svd_basis, executor
             )
             tensor.svd_basis = svd_basis
@@ -310,6 +325,7 @@ class HhtlF32Tensor(LeafTensor):
         return parts if self.slot_l is None else parts | {"slot_l": self.slot_l}
 
     def view(self) -> TensorView:
+
         parts: dict[str, NDArray[Any]] = {"twigs": self.twigs, "palette_f32": self.palette_bits}
         return self._leaf_view(parts, n_entries=len(self.palette_bits), palette=self.palette_f32)
 
@@ -346,7 +362,7 @@ class HhtlF32Tensor(LeafTensor):
 
 def _check_order(k: object, svd_basis: object) -> None:
     """Refuse a palette size and a basis that have each other's place."""
-    if isinstance(k, SvdBasis) or not isinstance(svd_basis, SvdBasis):
+    if isinstance(k, slots.SvdBasis) or not isinstance(svd_basis, slots.SvdBasis):
         raise TypeError(
             "the palette size comes before the basis: encode_with_leaf(role, rows, k, svd_basis); "
             f"got {type(k).__name__} as k and {type(svd_basis).__name__} as svd_basis"

@@ -20,14 +20,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _dot, _l2
-from hhtld.codecs.trellis import HhtlTTensor, TrellisShared
+from hhtld import _kernels, slots
+from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.cosines import is_live, judged_cosines
 from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
-from hhtld.gates import Threshold, is_live, judged_cosines
+from hhtld.gates import Threshold
 from hhtld.identity import DEFAULT_STATE_BITS, MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES
-from hhtld.slots.basis import SvdBasis, basis_nbytes
-from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import Trellis
 from hhtld.sources.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
 
 __all__ = [
@@ -81,7 +79,7 @@ def sample_rows(tensors: Sequence[Rows], count: int) -> NDArray[np.float32]:
 
 def _norms2(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     dots = np.empty((len(rows), 3))
-    _dot.row_dots(rows, rows, dots)  # in a fixed order: the centroids' bytes depend on it
+    _kernels._dot.row_dots(rows, rows, dots)  # in a fixed order: the centroids' bytes depend on it
     return np.ascontiguousarray(dots[:, 1])
 
 
@@ -102,7 +100,7 @@ def _centroids(sample: NDArray[np.float32], norms2: NDArray[np.float64], k: int)
     centroids = np.ascontiguousarray(sample[np.linspace(0, len(sample) - 1, k).astype(int)])
     nearest = np.empty(len(sample), np.int32)
     for _ in range(_TURNS):
-        _l2.nearest_l2(sample, centroids, nearest)
+        _kernels._l2.nearest_l2(sample, centroids, nearest)
         for entry in range(k):
             members = np.flatnonzero(nearest == entry)
             share = weights[members].sum()
@@ -123,7 +121,7 @@ def _with_zero_centroid(
     return replace(shared, centroid_bits=np.concatenate([bits, np.zeros((1, shared.n_cols), np.uint16)]))
 
 
-def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBasis, float]:
+def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[slots.SvdBasis, float]:
     """The basis of rows scaled as the gate sees them, and the bits a weight that it saves on these rows."""
     scale = np.divide(1.0, np.sqrt(norms2), out=np.zeros_like(norms2), where=norms2 > 0)
     scaled = np.empty_like(rows)
@@ -131,7 +129,7 @@ def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBa
     spans = list(row_ranges(len(rows), 4 * rows.shape[1]))  # block by block: float64 of the whole would be twice it
     for start, stop in spans:
         scaled[start:stop] = rows[start:stop] * scale[start:stop, None]
-    basis = SvdBasis.build(scaled)
+    basis = slots.SvdBasis.build(scaled)
     for start, stop in spans:
         block = rows[start:stop]
         left[start:stop] = _norms2(block - basis.reconstruct(basis.project(block)))
@@ -139,7 +137,7 @@ def _leaf(rows: NDArray[np.float32], norms2: NDArray[np.float64]) -> tuple[SvdBa
 
 
 def decide_shared(
-    tensors: Sequence[Rows], trellis: Trellis, seed: int, zeros: bool = False, n_rows: int | None = None
+    tensors: Sequence[Rows], trellis: slots.Trellis, seed: int, zeros: bool = False, n_rows: int | None = None
 ) -> TrellisShared:
     """Decide from measured energy whether a group's rows carry a centroid and Slot L.
 
@@ -147,7 +145,7 @@ def decide_shared(
     """
     n_cols, n_present = tensors[0].n_cols, sum(rows.n_rows for rows in tensors)
     n_rows = n_present if n_rows is None else n_rows
-    best = TrellisShared(trellis, Rotation(n_cols, seed))
+    best = TrellisShared(trellis, slots.Rotation(n_cols, seed))
     if n_rows < 4 * MAX_PALETTE_K or n_cols < 16:
         return best
     size = sample_size(n_present, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
@@ -217,7 +215,7 @@ def smallest_rate(
     """Return the smallest rate at which a sample passes, or None where 6 bits do not suffice."""
 
     def at(rate: int) -> Prediction:
-        code = Trellis.trained(rate, n_bits)
+        code = slots.Trellis.trained(rate, n_bits)
         return predict(sample, replace(shared, trellis=code), dtype)
 
     low, high = MIN_RATE, MAX_RATE
@@ -255,7 +253,7 @@ def decide_group(
     prediction : Prediction or None
         None where no rate passes the threshold on the sample.
     """
-    code = Trellis.trained(32 if rate is None else rate, n_bits)
+    code = slots.Trellis.trained(32 if rate is None else rate, n_bits)
     sample = _prediction_sample(rows)
     zeros = not _norms2(sample).all()
     if zeros and (live := [own for own in map(LiveRows, rows) if own.n_rows]):
@@ -302,7 +300,7 @@ def estimate_group(
     every = sample_rows(rows, sample_size(n_rows, n_cols, STRUCTURE_ROWS, 4 * 8 * n_weights))
     live = every[_norms2(every) > 0]
     found = live if len(live) else every[:1]
-    code = Trellis.trained(32 if rate is None else rate, n_bits)
+    code = slots.Trellis.trained(32 if rate is None else rate, n_bits)
     n_live = n_rows * len(live) // len(every)
     shared = decide_shared([ArrayRows(found)], code, seed, len(live) < len(every), n_live)
     coded, width = shared, max(1, n_weights // _SIDE_BY_SIDE)
@@ -310,13 +308,13 @@ def estimate_group(
         [ArrayRows(found)], sample_size(len(found), min(n_cols, width), PREDICTION_ROWS, 4 * n_weights)
     )
     if width < n_cols:
-        sample, coded = np.ascontiguousarray(sample[:, :width]), TrellisShared(code, Rotation(width, seed))
+        sample, coded = np.ascontiguousarray(sample[:, :width]), TrellisShared(code, slots.Rotation(width, seed))
     prediction = None
     if rate is None and threshold is not None:
         prediction = smallest_rate(sample, coded, threshold, n_bits, dtype)
         if prediction is None:
             return None
-        code = Trellis.trained(prediction.rate, n_bits)
+        code = slots.Trellis.trained(prediction.rate, n_bits)
     started = time.perf_counter()
     again = predict(sample, replace(coded, trellis=code), dtype)
     n_coded = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]
@@ -328,7 +326,7 @@ def decide_nbytes(n_rows: int, n_cols: int) -> int:
     structure = 4 * n_cols * sample_size(n_rows, n_cols, STRUCTURE_ROWS, STRUCTURE_NBYTES)
     # Centroids: the sample, what they leave over, and members of a centroid as float64; a basis: the sample, what is
     # left, and that scaled.
-    decided = max(6 * structure, 2 * structure + basis_nbytes(structure // (4 * n_cols), n_cols))
+    decided = max(6 * structure, 2 * structure + slots.basis_nbytes(structure // (4 * n_cols), n_cols))
     sample = 4 * n_cols * sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES)
     live = 9 * n_rows  # which rows are not zeros, and their numbers
     return max(decided + sample, 4 * sample) + live

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from hhtld.api.convert import default_jobs, workers
+from hhtld.cosines import judged_cosines, summarize
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import counted, human_nbytes, safe, shape_text
 from hhtld.dtypes import widen
 from hhtld.formats import open_source
-from hhtld.gates import CosineSummary, judged_cosines, summarize
-from hhtld.pack.pack import PackSource
+from hhtld.gates import CosineSummary
+from hhtld.matrix import TensorInfo
+from hhtld.pack.source import PackSource
 from hhtld.progress import Progress
-from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.sources.contract import TensorSource
 from hhtld.sources.rows import row_ranges
+from hhtld.sources.schedule import default_jobs, workers
 
 __all__ = ["DiffReport", "TensorDiff", "diff", "print_diff"]
 

@@ -417,8 +417,8 @@ def _convert(args: argparse.Namespace) -> int:
     from hhtld.display.page import check_page
     from hhtld.display.terminal import console, progress_bar
     from hhtld.formats import format_for_output, open_source
-    from hhtld.formats.locations import output_path
     from hhtld.gates import Threshold
+    from hhtld.storage.locations import output_path
 
     output_path(args.dst)  # a URL is refused before anything is read
     if args.report and "max_nbytes" in format_for_output(args.dst, args.to).options:
@@ -462,7 +462,7 @@ def _convert(args: argparse.Namespace) -> int:
             report = missed.report
     if args.report:
         from hhtld.commands.report import section_nbytes, write_report
-        from hhtld.formats.hhtld import open_pack
+        from hhtld.pack.opening import open_pack
 
         facts = report.to_json()
         if report.profile is not None:
@@ -505,7 +505,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from hhtld.commands.verify import verify
     from hhtld.display.terminal import console, counted, gate_table, human_nbytes, progress_bar
-    from hhtld.formats.hhtld import open_pack
+    from hhtld.pack.opening import open_pack
 
     with open_pack(args.file) as pack:
         total = sum(pack.info(name).info.nbytes for name in pack)
@@ -558,8 +558,8 @@ def _report(args: argparse.Namespace) -> int:
     from hhtld.commands.report import report_facts, write_report
     from hhtld.display.page import check_page
     from hhtld.display.terminal import progress_bar
-    from hhtld.formats.hhtld import open_pack
-    from hhtld.formats.locations import locate
+    from hhtld.pack.opening import open_pack
+    from hhtld.storage.locations import locate
 
     place = locate(args.file)  # the page about a file behind a URL stands here, under its name
     out = args.out or (place if isinstance(place, Path) else Path(place.name)).with_suffix(".html")
@@ -580,7 +580,7 @@ def _probe(args: argparse.Namespace) -> int:
     from hhtld.commands.probe import chosen_tensors, probe
     from hhtld.commands.probe.report import print_probe
     from hhtld.display.terminal import console, progress_bar
-    from hhtld.formats.hhtld import open_pack
+    from hhtld.pack.opening import open_pack
 
     with open_pack(args.file) as pack:
         total = sum(pack.info(name).info.nbytes for name in chosen_tensors(pack, args.tensor))
@@ -632,6 +632,7 @@ def _gate_wav(args: argparse.Namespace) -> int:
         raise ValueError("gate-wav compares VOICE with PACK: name the .hhtld made from it, or ask for --find")
     if args.pack is None and (args.report or args.wav):
         raise ValueError("--report and --wav are of what PACK says; name the .hhtld")
+    from hhtld.api.convert import convert
     from hhtld.display.page import check_page
     from hhtld.display.terminal import console, progress_bar
     from hhtld.evaluation.speech import SpeechGate
@@ -648,7 +649,7 @@ def _gate_wav(args: argparse.Namespace) -> int:
         SpeechGate(args.voice, args.text, progress=progress) as gate,
     ):
         report = gate.judge(args.pack) if args.pack is not None else None
-        search = gate.find() if args.find else None
+        search = gate.find(convert) if args.find else None
     if args.json:
         rates = search.to_json() if search is not None else None
         facts = rates if report is None else report.to_json() | ({"rates": rates} if rates else {})

@@ -27,11 +27,11 @@ from hhtld.display.page import (
     write_page,
 )
 from hhtld.display.terminal import EXPLAINED, human_nbytes
+from hhtld.encoding.quality import RegimeCosines
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
-from hhtld.formats.hhtld import open_pack
-from hhtld.gates import RegimeCosines
 from hhtld.pack.container import ContainerReader
+from hhtld.pack.opening import open_pack
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress
 

@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from hhtld.api.convert import default_jobs, workers
+from hhtld.cosines import is_live, summarize
 from hhtld.encoding.measure import compared_rows, measure
 from hhtld.encoding.plan import thresholds_of
+from hhtld.encoding.quality import GateReport
 from hhtld.formats import open_source
-from hhtld.formats.hhtld import open_pack
-from hhtld.formats.locations import spelled
-from hhtld.gates import CosineSummary, GateReport, is_live, summarize
+from hhtld.gates import CosineSummary
 from hhtld.pack.container import ContainerReader
+from hhtld.pack.opening import open_pack
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.rows import row_ranges
+from hhtld.sources.schedule import default_jobs, workers
+from hhtld.storage.locations import spelled
 
 __all__ = ["VerifyReport", "verify"]
 

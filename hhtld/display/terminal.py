@@ -16,7 +16,8 @@ from rich.text import Text
 
 from hhtld.display.streams import silence_stdout
 from hhtld.display.tables import Table
-from hhtld.gates import GateReport, Threshold
+from hhtld.encoding.quality import GateReport
+from hhtld.gates import Threshold
 
 __all__ = [
     "EXPLAINED",

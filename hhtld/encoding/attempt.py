@@ -9,7 +9,8 @@ from typing import Any
 
 from hhtld.codecs.base import GroupCode
 from hhtld.encoding.group import PlannedGroup
-from hhtld.gates import GroupCosines, Threshold
+from hhtld.encoding.quality import GroupCosines
+from hhtld.gates import Threshold
 from hhtld.pack.sections import SectionSink
 from hhtld.sources.rows import Rows
 from hhtld.storage.crc import Crc32Runs

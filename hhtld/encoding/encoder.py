@@ -25,9 +25,10 @@ from hhtld.encoding.coding import RowCoder
 from hhtld.encoding.group import GroupFinder, PlannedGroup, WhyKept, planned_groups
 from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, make_plan
+from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import Work
 from hhtld.errors import RangeError
-from hhtld.gates import GateReport, Unreached
+from hhtld.gates import Unreached
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.sections import MemorySections, SectionSink, as_bytes
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.encoding.plan import Plan, TensorPlan
-from hhtld.pack.pack import PackSource
 from hhtld.pack.sections import as_bytes
+from hhtld.pack.source import PackSource
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.urls import Location
 

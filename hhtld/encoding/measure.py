@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
-from hhtld.gates import GateReport, judged_cosines
+from hhtld.encoding.quality import GateReport
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
-from hhtld.sources.contract import ChecksummedRows, SourceRows, TensorSource
+from hhtld.sources.checksummed import ChecksummedRows
+from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.rows import Rows, map_rows
 
 __all__ = ["compared_rows", "measure"]
@@ -38,7 +40,7 @@ def compared_rows(
     Returns
     -------
     ndarray of float64, shape (n_rows,)
-        See `hhtld.gates.judged_cosines`.
+        See `hhtld.cosines.judged_cosines`.
     """
     cosines = np.empty(rows.n_rows)
     for start, stop, block_cosines in map_rows(_compared, rows, executor, decoded, dtype):

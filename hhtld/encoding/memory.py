@@ -10,8 +10,9 @@ from hhtld.encoding.plan import Plan
 from hhtld.encoding.work import Work
 from hhtld.errors import BudgetError, shown
 from hhtld.identity import PaletteGroupKey
+from hhtld.matrix import TensorInfo
 from hhtld.slots.feedback import feedback_nbytes
-from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.sources.contract import TensorSource
 from hhtld.sources.schedule import Crew
 
 __all__ = ["TaskMemory", "check_memory", "expected_nbytes"]

@@ -19,8 +19,9 @@ from hhtld.encoding.arithmetic import warn_if_unusual
 from hhtld.errors import NonFiniteError, QuantizedError, shown
 from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
 from hhtld.identity import INDEX_ROLES, PaletteGroupKey, classify_role, group_key
+from hhtld.matrix import TensorInfo
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
-from hhtld.sources.contract import ADDS, SourceRows, TensorInfo, TensorSource
+from hhtld.sources.contract import ADDS, SourceRows, TensorSource
 from hhtld.sources.integers import holds_integers
 from hhtld.sources.quantized import quantized_tensors, refusal
 from hhtld.sources.regimes import RegimeChoice, choose_regimes

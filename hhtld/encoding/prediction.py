@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hhtld.codecs.base import Profile
-from hhtld.codecs.trellis import TrellisShared
 from hhtld.codecs.trellis_rate import PREDICTION_ROWS, Estimate, estimate_group
+from hhtld.codecs.trellis_tensor import TrellisShared
 from hhtld.encoding.memory import expected_nbytes
 from hhtld.encoding.plan import Plan
 from hhtld.encoding.work import Work

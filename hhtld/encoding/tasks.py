@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.codecs.base import Codec, GroupCode
+from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
-from hhtld.gates import judged_cosines
 from hhtld.pack.sections import as_bytes
 from hhtld.sources.rows import Rows
 

@@ -30,21 +30,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.api.convert import workers
-from hhtld.encoding.calibration import TRIAL_RATE, Calibration, Measurement, Sensitivity, column_scale
+from hhtld.encoding.calibration import TRIAL_RATE, Calibration, Measurement, Sensitivity, column_scale, digest
 from hhtld.encoding.encoder import encode
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError, MissingExtraError, shown
-from hhtld.evaluation.calibration_file import digest
 from hhtld.evaluation.parity.metrics import PositionScores, compare_positions
 from hhtld.evaluation.parity.prompts import BUILTIN, Prompt, Prompts, chosen_prompts
 from hhtld.formats import open_source
-from hhtld.formats.locations import local_source
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
 from hhtld.slots.trellis import MAX_RATE
 from hhtld.sources.contract import TensorSource
+from hhtld.sources.schedule import workers
+from hhtld.storage.locations import local_source
 
 if TYPE_CHECKING:
     import torch

@@ -11,34 +11,22 @@ Tensors: "scale:NAME" -> F32 (n_cols,), "moments:NAME" -> F32 (n_cols, n_cols). 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
+from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, digest
 from hhtld.errors import FormatError, HeaderError, shown
 from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat
 from hhtld.progress import Progress
 from hhtld.sources.contract import ArraySource, TensorSource
 
-__all__ = ["calibrated", "check_calibrates", "digest", "read_calibration", "write_calibration"]
+__all__ = ["calibrated", "check_calibrates", "read_calibration", "write_calibration"]
 
 SCHEMA = "hhtld.encoding.calibration/1"
 _SCALE, _MOMENTS = "scale:", "moments:"
-
-
-def digest(source: TensorSource) -> str:
-    """Return a checksum of a source: names, types, shapes, and the first and last row of every matrix."""
-    checksum = hashlib.sha256()
-    for name, info in sorted(source.infos().items()):
-        checksum.update(f"{name}\0{info.dtype.name}\0{info.shape}\0".encode())
-        if info.has_rows and info.n_rows:
-            for row in (0, info.n_rows - 1):
-                checksum.update(source.read_rows(name, row, row + 1).tobytes())
-    return checksum.hexdigest()
 
 
 def write_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:

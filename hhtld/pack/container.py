@@ -10,9 +10,9 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +28,14 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
-from hhtld.formats.base import lookalike
-from hhtld.pack.sections import Buffer, RowSelection, SectionSink, as_bytes
 from hhtld.sizes import align_up
-from hhtld.storage.atomic import AtomicFile
-from hhtld.storage.crc import Crc32Runs, crc32_combine
 from hhtld.storage.reading import PositionalFile, RegularFile
 from hhtld.storage.urls import Location, open_location
 
-__all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader", "ContainerWriter", "SectionRecord"]
+if TYPE_CHECKING:
+    from hhtld.pack.sections import RowSelection
+
+__all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader", "SectionRecord"]
 
 MAGIC = b"\x89HHTLD\r\n"
 END_MAGIC = b"\x89HHTLE\r\n"
@@ -48,10 +47,10 @@ _EXACT_DIGITS = 300  # integers of no more are below float64's largest
 _VERIFIED_NBYTES = 4 << 20  # read at once: a section may be larger than memory
 REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
 
-_HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
-_TRAILER = struct.Struct("<QQIIQ24x8s")  # 64 bytes
-assert _HEADER.size == _TRAILER.size == ALIGNMENT
-UNFINISHED = bytes(_HEADER.size)  # where the header will be
+HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
+TRAILER = struct.Struct("<QQIIQ24x8s")  # 64 bytes
+assert HEADER.size == TRAILER.size == ALIGNMENT
+UNFINISHED = bytes(HEADER.size)  # where the header will be
 
 
 @dataclass(frozen=True)
@@ -64,109 +63,9 @@ class SectionRecord:
     crc32: int
 
 
-def _section_crc(index: int, kind: str, nbytes: int) -> int:
+def section_crc(index: int, kind: str, nbytes: int) -> int:
     """The checksum before the first byte: what the section is counts too, so that two cannot be swapped."""
     return zlib.crc32(struct.pack("<IIQ", SECTION_KINDS[kind].code, index, nbytes))
-
-
-@dataclass
-class _Begun:
-    """A section being written; its place is known before its bytes."""
-
-    kind: str
-    offset: int
-    nbytes: int
-    written: Crc32Runs = field(default_factory=Crc32Runs)
-
-
-class ContainerWriter(SectionSink):
-    """Writes sections, their blocks in any order, then the table and the trailer."""
-
-    def __init__(self, file: AtomicFile) -> None:
-        self._file = file
-        self._sections: list[_Begun] = []
-        file.write_at(0, UNFINISHED)
-
-    def __len__(self) -> int:
-        return len(self._sections)
-
-    @property
-    def _end(self) -> int:
-        return self._sections[-1].offset + self._sections[-1].nbytes if self._sections else _HEADER.size
-
-    def reserve(self, kind: str, nbytes: int) -> int:
-        end = self._end
-        offset = align_up(end, ALIGNMENT)
-        self._file.write_at(end, bytes(offset - end))
-        self._sections.append(_Begun(kind, offset, nbytes))
-        return len(self._sections) - 1
-
-    def write_at(self, index: int, offset: int, block: Buffer | NDArray[Any], crc: int | None = None) -> None:
-        section, view = self._sections[index], as_bytes(block)
-        self._check_inside(section, offset, len(view))
-        self._file.write_at(section.offset + offset, view)
-        section.written.add(offset, len(view), zlib.crc32(view) if crc is None else crc)
-
-    def recall(self, blocks: Iterable[tuple[int, int, int, int]]) -> list[NDArray[np.uint8]] | None:
-        held, asked = [], list(blocks)
-        for index, offset, nbytes, crc in asked:
-            section = self._sections[index]
-            self._check_inside(section, offset, nbytes)
-            found = self._file.read_at(section.offset + offset, nbytes)
-            if len(found) != nbytes or zlib.crc32(found) != crc:
-                return None
-            held.append(np.frombuffer(found, np.uint8))
-        for index, offset, nbytes, crc in asked:
-            self._sections[index].written.add(offset, nbytes, crc)
-        return held
-
-    def rewind(self, count: int) -> None:
-        del self._sections[count:]  # the bytes are written over, or cut off at the end
-
-    def _check_inside(self, section: _Begun, offset: int, nbytes: int) -> None:
-        if not 0 <= offset <= offset + nbytes <= section.nbytes:
-            raise ValueError(
-                f"section {section.kind!r} was declared {section.nbytes} bytes long and got "
-                f"bytes [{offset}, {offset + nbytes})"
-            )
-
-    def _records(self) -> list[SectionRecord]:
-        records = []
-        for index, section in enumerate(self._sections):
-            crc = section.written.whole(section.nbytes)
-            if crc is None:
-                got = section.written.covered()
-                raise ValueError(f"section {section.kind!r} was declared {section.nbytes} bytes long and got {got}")
-            whole = crc32_combine(_section_crc(index, section.kind, section.nbytes), crc, section.nbytes)
-            records.append(SectionRecord(section.kind, section.offset, section.nbytes, whole))
-        return records
-
-    def finish(self, table: dict[str, Any]) -> None:
-        """Write table, trailer and, last, the header that makes the file one."""
-        sections = self._records()
-        records = [{"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": r.crc32} for r in sections]
-        text = json.dumps(
-            table | {"sections": records}, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
-        ).encode("ascii")
-        if len(text) > MAX_TABLE_NBYTES:
-            raise ValueError(f"the table would be {len(text)} bytes long, the limit is {MAX_TABLE_NBYTES}")
-        end = self._end
-        offset = align_up(end, ALIGNMENT)
-        after = align_up(offset + len(text), ALIGNMENT)
-        self._file.truncate(end)  # whatever an earlier run may have left behind
-        self._file.write_at(end, bytes(offset - end))
-        self._file.write_at(offset, text + bytes(after - offset - len(text)))
-        crc = zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, len(text))))
-        size = after + _TRAILER.size
-        head = _TRAILER.pack(offset, len(text), crc, 0, size, END_MAGIC)
-        self._file.write_at(after, _TRAILER.pack(offset, len(text), crc, zlib.crc32(head), size, END_MAGIC))
-        major = max((SECTION_KINDS[r.kind].major for r in sections), default=1)
-        required = 0
-        for record in sections:
-            feature = SECTION_KINDS[record.kind].feature
-            required |= 0 if feature is None else 1 << feature
-        header = _HEADER.pack(MAGIC, major, MINOR, _HEADER.size, required, 0, 0)
-        self._file.write_at(0, header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
 
 
 class ContainerReader:
@@ -252,7 +151,7 @@ class ContainerReader:
 
     def _check(self, index: int, blocks: Iterable[NDArray[np.uint8]]) -> None:
         record = self.records[index]
-        crc = _section_crc(index, record.kind, record.nbytes)
+        crc = section_crc(index, record.kind, record.nbytes)
         for block in blocks:
             crc = zlib.crc32(block.data, crc)
         if crc != record.crc32:
@@ -299,7 +198,7 @@ class ContainerReader:
 
     def verify(self) -> None:
         """Check the bytes of every section and the padding between them."""
-        end = _HEADER.size
+        end = HEADER.size
         for index, record in enumerate(self.records):
             self._check_zero(end, record.offset)
             if record.kind in SECTION_KINDS:
@@ -336,7 +235,7 @@ class ContainerReader:
 
 def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
     size = file.size
-    head = file.read(0, min(size, _HEADER.size))
+    head = file.read(0, min(size, HEADER.size))
     if head[:8] != MAGIC:
         if head[1:6] == b"HHTLD" or head[:5] == b"HHTLD":
             raise BadMagicError(
@@ -347,11 +246,13 @@ def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
         if head[8:9] == b"{":
             hint = f"this is safetensors: hhtld.convert({str(path)!r}, 'model.hhtld') makes a pack of it"
         else:
+            from hhtld.storage.signatures import lookalike
+
             hint = lookalike(bytes(head)) or f"it begins with {bytes(head[:8])!r}"
         raise BadMagicError(f"{path}: not a .hhtld file ({hint})")
-    if size < _HEADER.size + _TRAILER.size or len(head) < _HEADER.size:
+    if size < HEADER.size + TRAILER.size or len(head) < HEADER.size:
         raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
-    _, major, minor, header_nbytes, required, _optional, crc = _HEADER.unpack(head)
+    _, major, minor, header_nbytes, required, _optional, crc = HEADER.unpack(head)
     if zlib.crc32(head[:-4]) != crc:
         raise ChecksumError(
             f"{path}: the header at offset 0 is damaged (checksum {zlib.crc32(head[:-4]):08x}, expected {crc:08x})"
@@ -365,8 +266,8 @@ def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
         raise UnsupportedVersionError(
             f"{path}: needs feature bit {bit}, which this hhtld does not know; a newer one may"
         )
-    if header_nbytes != _HEADER.size:
-        raise HeaderError(f"{path}: header length {header_nbytes}, expected {_HEADER.size}")
+    if header_nbytes != HEADER.size:
+        raise HeaderError(f"{path}: header length {header_nbytes}, expected {HEADER.size}")
     if any(head[32:60]):
         raise HeaderError(f"{path}: reserved header bytes at offset 32 are not zero")
     return major, minor, required
@@ -374,20 +275,20 @@ def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
 
 def _read_table(file: PositionalFile, path: Location) -> tuple[dict[str, Any], list[SectionRecord]]:
     size = file.size
-    trailer = file.read(size - _TRAILER.size, _TRAILER.size)
-    offset, nbytes, crc, own_crc, end, magic = _TRAILER.unpack(trailer)
+    trailer = file.read(size - TRAILER.size, TRAILER.size)
+    offset, nbytes, crc, own_crc, end, magic = TRAILER.unpack(trailer)
     if magic != END_MAGIC:
-        raise TruncatedError(f"{path}: no trailer at offset {size - _TRAILER.size}: the file was cut short or added to")
+        raise TruncatedError(f"{path}: no trailer at offset {size - TRAILER.size}: the file was cut short or added to")
     plain = trailer[:20] + bytes(4) + trailer[24:]
     if zlib.crc32(plain) != own_crc or any(trailer[32:56]):
-        raise ChecksumError(f"{path}: the trailer at offset {size - _TRAILER.size} is damaged")
+        raise ChecksumError(f"{path}: the trailer at offset {size - TRAILER.size} is damaged")
     if end != size:
         raise TruncatedError(f"{path}: declares {end} bytes and has {size}")
-    if nbytes > MAX_TABLE_NBYTES or offset % ALIGNMENT or not _HEADER.size <= offset <= size:
+    if nbytes > MAX_TABLE_NBYTES or offset % ALIGNMENT or not HEADER.size <= offset <= size:
         raise HeaderError(f"{path}: table of {nbytes} bytes at offset {offset} cannot be")
-    if align_up(offset + nbytes, ALIGNMENT) != size - _TRAILER.size:
+    if align_up(offset + nbytes, ALIGNMENT) != size - TRAILER.size:
         raise HeaderError(f"{path}: the table does not end at the trailer")
-    padded = bytes(file.read(offset, size - _TRAILER.size - offset))
+    padded = bytes(file.read(offset, size - TRAILER.size - offset))
     text = padded[:nbytes]
     if zlib.crc32(text, zlib.crc32(struct.pack("<QQ", offset, nbytes))) != crc or any(padded[nbytes:]):
         raise ChecksumError(f"{path}: the table at offset {offset} is damaged")
@@ -436,7 +337,7 @@ def _section_records(path: Location, items: object, table_offset: int) -> list[S
     if not isinstance(items, list):
         raise HeaderError(f"{path}: the table lists no sections")
     records: list[SectionRecord] = []
-    end = _HEADER.size
+    end = HEADER.size
     for index, item in enumerate(items):
         if not isinstance(item, dict) or not {"kind", "offset", "nbytes", "crc32"} <= set(item):
             raise HeaderError(f"{path}: section {index} needs kind, offset, nbytes and crc32")

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.codecs import codec
-from hhtld.codecs.base import EncodedTensor, GroupCode
-from hhtld.codecs.rows import RowIndex, selected_rows
+from hhtld.codecs.base import EncodedTensor, GroupCode, RowIndex, selected_rows
 from hhtld.dtypes import narrow, view, widen
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
-from hhtld.pack.notebook import card
-from hhtld.pack.sections import SectionReader
 from hhtld.pack.table import PackTable, TensorRecord
-from hhtld.search.scorer import PlainRows, Scorer
-from hhtld.sources.contract import ADDS, TensorInfo, TensorSource
 
-__all__ = ["HhtldPack", "PackSlice", "PackSource"]
+if TYPE_CHECKING:
+    from hhtld.pack.sections import SectionReader
+    from hhtld.pack.slices import PackSlice
+    from hhtld.search.scorer import Scorer
+
+__all__ = [
+    "HhtldPack",
+]
 
 DEFAULT_BUDGET = 64 << 30
 
@@ -86,6 +88,8 @@ class HhtldPack:
         return f"<HhtldPack {self._place}{count}, profile {self.table.profile}{', closed' if self.closed else ''}>"
 
     def _repr_html_(self) -> str:
+        from hhtld.pack.notebook import card
+
         rows = (
             (name, record.info.dtype.name, list(record.info.shape), record.codec, f"{self.nbytes(name):,}")
             for name, record in self.table.tensors.items()
@@ -165,6 +169,8 @@ class HhtldPack:
 
     def get_slice(self, name: str) -> PackSlice:
         """Return an object to slice, as safetensors' `get_slice` does."""
+        from hhtld.pack.slices import PackSlice
+
         return PackSlice(self, self.table.resolved(name))
 
     def get_encoded(self, name: str, rows: RowIndex = None) -> EncodedTensor:
@@ -185,6 +191,8 @@ class HhtldPack:
         levels : {2, 1}
             1 leaves the second level of Slot T out.
         """
+        from hhtld.search.scorer import PlainRows, Scorer  # reading rows needs no search
+
         record = self.table.resolved(name)
         if record.info.n_cols == 0:
             raise ValueError(f"tensor {shown(name)}, {list(record.info.shape)}, has no columns to search")
@@ -304,167 +312,3 @@ def _shape(record: TensorRecord, dtype: str, count: int | None) -> tuple[int, ..
     if record.info.dtype.numpy is None:
         return (-1,) if count is None else (count, record.info.row_nbytes)
     return record.info.shape if count is None else (count, record.info.n_cols)
-
-
-class PackSlice:
-    """A tensor to be sliced along the axes that count its rows without decoding the rest."""
-
-    def __init__(self, pack: HhtldPack, record: TensorRecord) -> None:
-        self._pack = pack
-        self._record = record
-
-    def __repr__(self) -> str:
-        return f"<PackSlice {self._record.name!r}, {self.get_dtype()} {self.get_shape()}>"
-
-    def get_shape(self) -> list[int]:
-        """Return the source shape."""
-        return list(self._record.info.shape)
-
-    def get_dtype(self) -> str:
-        """Return the source type's name."""
-        return self._record.info.dtype.name
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        name, info = self._record.name, self._record.info
-        if info.dtype.numpy is None:
-            raise TypeError(f"tensor {shown(name)} is packed {info.dtype.name}; its bytes come with get_tensor")
-        parts = key if isinstance(key, tuple) and key else (key,)
-        of_rows, rest = parts[: info.row_axes], parts[info.row_axes :]
-        by_row = all(isinstance(part, int | slice | np.integer) and not isinstance(part, bool) for part in of_rows)
-        if not info.has_rows or not by_row or not info.nbytes:
-            return np.asarray(self._pack.get_tensor(name)[key])
-        if info.row_axes == 1 and isinstance(of_rows[0], slice):
-            rows = self._pack.get_rows(name, of_rows[0])
-            return np.asarray(rows.reshape(len(rows), *info.shape[1:])[(slice(None), *rest)])
-        numbers = _row_numbers(info.shape[: info.row_axes], of_rows)
-        rows = self._pack.get_rows(name, numbers.reshape(-1))
-        rows = rows.reshape(*numbers.shape, *info.shape[info.row_axes :])
-        return np.asarray(rows[(*[slice(None)] * numbers.ndim, *rest)])
-
-
-def _row_numbers(sizes: Sequence[int], parts: Sequence[Any]) -> NDArray[np.intp]:
-    """Return the numbers of the rows that numbers and slices of their axes pick, an axis for every slice."""
-    numbers: NDArray[np.intp] = np.zeros((), np.intp)
-    for axis, size in enumerate(sizes):
-        part = parts[axis] if axis < len(parts) else slice(None)
-        picked = np.arange(*part.indices(size)) if isinstance(part, slice) else np.asarray(range(size)[part])
-        numbers = np.asarray(np.add.outer(numbers * size, picked), np.intp)
-    return numbers
-
-
-class PackSource(TensorSource):
-    """A pack as a source: rows decoded and rounded back to the types they had.
-
-    What reads a source reads all of it and hands it on, so a tensor's checksums are verified before its first
-    row is given, unlike with `HhtldPack.get_rows`.
-    """
-
-    def __init__(self, pack: HhtldPack) -> None:
-        self.pack = pack
-        self._verified: set[str] = set()
-        self._last: tuple[str, int, NDArray[Any]] | None = None
-        self._infos = {
-            name: TensorInfo(name, record.info.dtype, record.info.shape, record.info.shard)
-            for name, record in pack.table.tensors.items()
-        }
-
-    def check_budget(self, budget: int | None, how: str) -> None:
-        """Refuse to decode everything where that takes more than a budget.
-
-        Parameters
-        ----------
-        budget : int or None
-            Bytes of all tensors together; None is 64 GiB, or 100 times the bytes that hold them where that is more.
-        how : str
-            How a larger one is given, for the message.
-
-        Raises
-        ------
-        HeaderError
-            Naming both numbers.
-        """
-        sections = self.pack.sections
-        if budget is None:
-            budget = max(DEFAULT_BUDGET, 100 * sum(map(sections.nbytes, range(len(sections.kinds())))))
-        needed = sum(info.nbytes for info in self._infos.values())
-        if needed > budget:
-            raise HeaderError(
-                f"{self.pack._place}its tensors take {needed} bytes decoded, the budget is {budget}; "
-                f"open it and read fewer, or raise it with {how}"
-            )
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        return self.pack.metadata()
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return dict(self.pack.table.source)
-
-    def infos(self) -> Mapping[str, TensorInfo]:
-        return self._infos
-
-    def aliases(self) -> Mapping[str, str]:
-        return {n: r.alias_of for n, r in self.pack.table.tensors.items() if r.alias_of is not None}
-
-    def quantized(self) -> Mapping[str, str] | None:
-        """Return what the graph of an ONNX model told, which the pack's description carries."""
-        facts = self.pack.table.source
-        found = facts.get("quantized", {} if "onnx" in facts else None)
-        return {n: str(use) for n, use in found.items() if n in self._infos} if isinstance(found, dict) else None
-
-    def uses(self) -> Mapping[str, frozenset[str]]:
-        """Return what layers of an ONNX model add, which the pack's description carries; nothing else of its graph."""
-        found = self.pack.table.source.get("added")
-        added = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
-        return {name: frozenset({ADDS}) for name in self._infos if name in added}
-
-    def regimes(self) -> Mapping[str, tuple[str, str]]:
-        """Return the regimes that the pack records because roles do not imply them."""
-        table, found = self.pack.table, {}
-        for name in table.tensors:
-            group = table.resolved(name).group
-            key = None if group is None else table.groups[group].key
-            if key is not None and key.regime != key.implied_regime:
-                found[name] = key.regime, str(table.regime_reason(name))
-        return found
-
-    def files(self) -> Mapping[str, int]:
-        return self.pack.files()
-
-    def read_file(self, name: str) -> bytes:
-        return self.pack.read_file(name)
-
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        info = self._infos[name]
-        if name not in self._verified:  # two threads may both do it, and find the same
-            for index in self.pack.info(name).sections.values():
-                self.pack.sections.check(index)
-            self._verified.add(name)
-        held = self.pack.info(name).info
-        if info.has_rows and held.n_cols == info.n_cols:
-            rows = self.pack.get_rows(name, slice(start, stop), "source")
-        elif info.has_rows:
-            rows = self._of_longer_rows(name, held.n_cols, start * info.n_cols, stop * info.n_cols)
-        else:
-            rows = self.pack.get_tensor(name, "source").reshape(1, -1)[start:stop]
-        return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)
-
-    def _of_longer_rows(self, name: str, n_cols: int, start: int, stop: int) -> NDArray[Any]:
-        """Elements [start, stop) of a tensor whose rows in the file are longer than its shape says, as in older files.
-
-        The row that was decoded last is held: what reads tensors reads them in pieces, one after the other.
-        """
-        parts = []
-        while start < stop:
-            row, first = divmod(start, n_cols)
-            last = self._last
-            if last is None or last[:2] != (name, row):
-                last = self._last = (name, row, self.pack.get_rows(name, [row], "source")[0])
-            parts.append(last[2][first : first + stop - start])
-            start += n_cols - first
-        return np.concatenate(parts) if parts else np.empty(0)
-
-    def close(self) -> None:
-        self._last = None
-        self.pack.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,11 +20,12 @@ from hhtld.dtypes import dtype_named
 from hhtld.errors import HeaderError, shown
 from hhtld.gates import CosineSummary, Unreached
 from hhtld.identity import REGIMES, SLOT_L_LANES, PaletteGroupKey
-from hhtld.pack.sections import SectionReader
+from hhtld.matrix import TensorInfo, checked_name
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
-from hhtld.sources.contract import TensorInfo, checked_name
-from hhtld.storage.side_files import check_together, checked_file_name
+
+if TYPE_CHECKING:
+    from hhtld.pack.sections import SectionReader
 
 __all__ = ["read_table"]
 
@@ -269,8 +270,12 @@ def _optional(read: Callable[[object], T], record: Mapping[str, Any], key: str, 
 
 
 def _files(facts: Mapping[str, Any], claims: _Claims) -> dict[str, int]:
+    if "files" not in facts:
+        return {}
+    from hhtld.storage.file_names import check_together, checked_file_name  # most packs have none
+
     files: dict[str, int] = {}
-    for item in _list(facts, "files") if "files" in facts else ():
+    for item in _list(facts, "files"):
         record = _object(item, "file", {"name", "section"})
         try:
             name = checked_file_name(record["name"])

@@ -13,8 +13,7 @@ from hhtld.codecs.section_kinds import group_codecs
 from hhtld.errors import no_such_tensor
 from hhtld.gates import CosineSummary, Unreached
 from hhtld.identity import PaletteGroupKey
-from hhtld.pack.notebook import card
-from hhtld.sources.contract import TensorInfo
+from hhtld.matrix import TensorInfo
 
 __all__ = ["GroupRecord", "PackTable", "TensorRecord"]
 
@@ -102,6 +101,8 @@ class TensorRecord:
         return self.group is not None
 
     def _repr_html_(self) -> str:
+        from hhtld.pack.notebook import card
+
         facts: dict[str, object] = {"type": self.info.dtype.name, "shape": list(self.info.shape), "codec": self.codec}
         if self.alias_of is not None:
             facts["shares the bytes of"] = self.alias_of

@@ -40,8 +40,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld._kernels import _dot, _score, _screen
-from hhtld.codecs.base import EncodedTensor, SearchTerms, TrellisLevel
-from hhtld.codecs.rows import RowIndex
+from hhtld.codecs.base import EncodedTensor, RowIndex, SearchTerms, TrellisLevel
 from hhtld.dtypes import first_beyond_float32
 from hhtld.errors import NonFiniteError, shown
 from hhtld.gates import CosineSummary

@@ -1,4 +1,7 @@
-"""The mathematics of a row, a file a slot: what is computed from rows and what rows are computed from."""
+"""The mathematics of a row, a file a slot: what is computed from rows and what rows are computed from.
+
+What codecs use of it is named here and loaded when it is first used: opening a pack computes nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,77 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hhtld.slots.base17 import Base17 as Base17
+    from hhtld.slots.basis import SAMPLE_ROWS as SAMPLE_ROWS
+    from hhtld.slots.basis import SvdBasis as SvdBasis
+    from hhtld.slots.basis import basis_nbytes as basis_nbytes
+    from hhtld.slots.entries import ENTRY_DTYPE as ENTRY_DTYPE
     from hhtld.slots.entries import SLOT_L_LANES as SLOT_L_LANES
+    from hhtld.slots.entries import Entries as Entries
+    from hhtld.slots.entries import HeelBasin as HeelBasin
+    from hhtld.slots.entries import HhtlDEntry as HhtlDEntry
     from hhtld.slots.entries import decode_row as decode_row
     from hhtld.slots.entries import decode_rows as decode_rows
+    from hhtld.slots.entries import encode_entries as encode_entries
+    from hhtld.slots.entries import encode_leaf as encode_leaf
     from hhtld.slots.entries import encode_rows as encode_rows
+    from hhtld.slots.entries import entries_from_bytes as entries_from_bytes
+    from hhtld.slots.entries import leaf_coefficients as leaf_coefficients
+    from hhtld.slots.entries import leaf_scale as leaf_scale
+    from hhtld.slots.entries import quantized_leaf as quantized_leaf
+    from hhtld.slots.entries import twig as twig
+    from hhtld.slots.feedback import feedback_matrix as feedback_matrix
+    from hhtld.slots.fisher_z import FisherZTable as FisherZTable
+    from hhtld.slots.palette import HhtlCache as HhtlCache
+    from hhtld.slots.palette import Palette as Palette
+    from hhtld.slots.palette import build_hip_families as build_hip_families
+    from hhtld.slots.palette import checked_palette_k as checked_palette_k
+    from hhtld.slots.rotation import Rotation as Rotation
+    from hhtld.slots.trellis import Trellis as Trellis
+    from hhtld.slots.trellis import gain_bits as gain_bits
+    from hhtld.slots.trellis import gain_values as gain_values
+    from hhtld.slots.trellis import search_cols as search_cols
 
-__all__ = ["SLOT_L_LANES", "decode_row", "decode_rows", "encode_rows"]
+_HOMES = {
+    "Base17": "base17",
+    "ENTRY_DTYPE": "entries",
+    "Entries": "entries",
+    "FisherZTable": "fisher_z",
+    "HeelBasin": "entries",
+    "HhtlCache": "palette",
+    "HhtlDEntry": "entries",
+    "Palette": "palette",
+    "Rotation": "rotation",
+    "SAMPLE_ROWS": "basis",
+    "SLOT_L_LANES": "entries",
+    "SvdBasis": "basis",
+    "Trellis": "trellis",
+    "basis_nbytes": "basis",
+    "build_hip_families": "palette",
+    "checked_palette_k": "palette",
+    "decode_row": "entries",
+    "decode_rows": "entries",
+    "encode_entries": "entries",
+    "encode_leaf": "entries",
+    "encode_rows": "entries",
+    "entries_from_bytes": "entries",
+    "feedback_matrix": "feedback",
+    "gain_bits": "trellis",
+    "gain_values": "trellis",
+    "leaf_coefficients": "entries",
+    "leaf_scale": "entries",
+    "quantized_leaf": "entries",
+    "search_cols": "trellis",
+    "twig": "entries",
+}
+
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    home = _HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module 'hhtld.slots' has no attribute {name!r}")
-    return getattr(importlib.import_module("hhtld.slots.entries"), name)
+    found = getattr(importlib.import_module(f"hhtld.slots.{home}"), name)
+    globals()[name] = found  # the next use does not come through here
+    return found

@@ -8,88 +8,29 @@ a dict of arrays is one too.
 from __future__ import annotations
 
 import math
-import threading
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _cast
-from hhtld.dtypes import DType, dtype_of, view, widen
+from hhtld import _kernels
+from hhtld.dtypes import dtype_of, view, widen
 from hhtld.errors import NonFiniteError, shown
-from hhtld.matrix import row_axes
-from hhtld.sizes import MAX_DIMENSIONS, tensor_nbytes
-from hhtld.sources.rows import Rows
-from hhtld.storage.crc import Crc32Runs
-from hhtld.storage.side_files import check_together, checked_file_name
+from hhtld.matrix import TensorInfo, checked_name
+from hhtld.sizes import MAX_DIMENSIONS
+from hhtld.storage.file_names import check_together, checked_file_name
 
-__all__ = ["ADDS", "ArraySource", "ChecksummedRows", "SourceRows", "TensorInfo", "TensorSource", "checked_name"]
+__all__ = [
+    "ADDS",
+    "ArraySource",
+    "SourceRows",
+    "TensorSource",
+]
 
 ADDS = "adds"  # among `TensorSource.uses`: the tensor is added, or a state, and not what a layer multiplies by
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a source says of a tensor before any of it is read.
-
-    Attributes
-    ----------
-    name : str
-    dtype : DType
-    shape : tuple of int
-    shard : str or None
-        File that held it.
-    row_axes : int
-        Leading axes that count its rows, 0 for a tensor without rows of its own. The shape decides, but in files
-        that say otherwise.
-    nbytes : int
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    shard: str | None = None
-    row_axes: int = -1
-    nbytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        nbytes = tensor_nbytes(self.shape, self.dtype.nbits, f"tensor {shown(self.name)}")
-        object.__setattr__(self, "nbytes", nbytes)
-        if self.row_axes < 0:
-            object.__setattr__(self, "row_axes", self._row_axes())
-
-    def _row_axes(self) -> int:
-        """The axes that count rows; of packed types fewer, or none, where rows would not fill whole bytes."""
-        found = row_axes(self.shape) if len(self.shape) > 1 else 0
-        while found and math.prod(self.shape[found:]) * self.dtype.nbits % 8:
-            found -= 1
-        return found
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether it has two axes or more and its rows fill whole bytes."""
-        return self.row_axes > 0
-
-    @cached_property
-    def n_rows(self) -> int:
-        """Number of rows; 1 for a tensor without rows of its own."""
-        return math.prod(self.shape[: self.row_axes])
-
-    @cached_property
-    def n_cols(self) -> int:
-        """Elements of one row."""
-        return math.prod(self.shape[self.row_axes :])
-
-    @cached_property
-    def row_nbytes(self) -> int:
-        """Bytes of one row."""
-        return self.nbytes // self.n_rows if self.n_rows else 0
 
 
 class TensorSource(ABC):
@@ -235,7 +176,7 @@ class SourceRows:
         else:
             raw = self._source.read_elements(self._info.name, start * self.n_cols, stop * self.n_cols)
         values = widen(raw, self._info.dtype)
-        bad = _cast.first_nonfinite_f32(values)
+        bad = _kernels._cast.first_nonfinite_f32(values)
         if bad >= 0:
             row, column = divmod(bad, self.n_cols)
             held = view(raw, self._info.dtype, (-1,))[bad]
@@ -245,48 +186,6 @@ class SourceRows:
                 f"cannot be encoded: {cause} (--nonfinite keep, in Python nonfinite='keep', keeps the tensor as it is)"
             )
         return values.reshape(stop - start, self.n_cols)
-
-
-class ChecksummedRows:
-    """Rows, and the checksum of what was read of them, from any number of threads and in any order.
-
-    Attributes
-    ----------
-    n_rows, n_cols : int
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self.n_rows, self.n_cols = rows.n_rows, rows.n_cols
-        self._read, self._lock = Crc32Runs(), threading.Lock()
-
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return rows [start, stop), which may be read once."""
-        block = self._rows.read(start, stop)
-        crc, width = zlib.crc32(block.data), 4 * self.n_cols
-        with self._lock:
-            self._read.add(start * width, (stop - start) * width, crc)
-        return block
-
-    @property
-    def crc32(self) -> int | None:
-        """CRC-32 of all rows as float32, or None where some were not read."""
-        return self._read.whole(self.n_rows * 4 * self.n_cols)
-
-
-def checked_name(name: object) -> str:
-    """Return a tensor name that every container can hold, or raise."""
-    if not isinstance(name, str):
-        raise TypeError(f"tensor names must be str, got {type(name).__name__}")
-    if name == "__metadata__":
-        raise ValueError("'__metadata__' is not a tensor name: safetensors readers take it for metadata")
-    try:
-        encoded = name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"tensor name {shown(name)} is not valid Unicode (a lone surrogate)") from None
-    if len(encoded) > 65535:
-        raise ValueError(f"tensor name {shown(name, 40)} is {len(encoded)} bytes long, the limit is 65535")
-    return name
 
 
 class ArraySource(TensorSource):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from hhtld.errors import shown
-from hhtld.sources.contract import TensorInfo
+from hhtld.matrix import TensorInfo
 
 __all__ = ["SCHEMES", "Scheme", "packed_tensors", "quantized_tensors", "refusal"]
 

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 from hhtld.errors import shown
 from hhtld.identity import REGIMES
-from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.matrix import TensorInfo
+from hhtld.sources.contract import TensorSource
 
 __all__ = ["ModelFacts", "RegimeChoice", "choose_regimes", "model_facts", "regime_of"]
 

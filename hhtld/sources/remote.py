@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.matrix import TensorInfo
+from hhtld.sources.contract import TensorSource
 
 __all__ = ["Carried", "CarryingExecutor", "RemoteSource", "call"]
 

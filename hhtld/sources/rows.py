@@ -14,9 +14,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hhtld._kernels import _cast
+from hhtld import _kernels
 from hhtld.dtypes import first_beyond_float32
-from hhtld.sources.schedule import completed
 
 __all__ = [
     "BLOCK_NBYTES",
@@ -79,7 +78,7 @@ class ArrayRows:
         with np.errstate(over="ignore"):
             self._array = np.require(given, np.float32, ["C", "A"])
         self.n_rows, self.n_cols = self._array.shape
-        bad = _cast.first_nonfinite_f32(self._array.reshape(-1))
+        bad = _kernels._cast.first_nonfinite_f32(self._array.reshape(-1))
         if bad >= 0:
             row, column = divmod(bad, self.n_cols)
             raise ValueError(f"rows must be finite, got {given[row, column]} at row {row}, column {column}")
@@ -143,6 +142,8 @@ def map_rows(work: Callable[..., T], rows: Rows, executor: Executor | None, *arg
 
     With an executor of processes `work` is a function of a module, and rows and args are pickled.
     """
+    from hhtld.sources.schedule import completed  # reading a pack schedules nothing
+
     calls = ((span, _on_block, (work, rows, *span, *args)) for span in row_ranges(rows.n_rows, 4 * rows.n_cols))
     for (start, stop), found in completed(executor, calls):
         yield start, stop, found

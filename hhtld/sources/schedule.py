@@ -7,12 +7,14 @@ threads do not ask for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["Call", "Crew", "completed"]
+__all__ = ["Call", "Crew", "completed", "default_jobs", "workers"]
 
 Key = TypeVar("Key")
 Call = tuple[Key, Callable[..., Any], tuple[Any, ...]]
@@ -74,3 +76,23 @@ def completed(
                 yield unfinished.pop(future), future.result()
     finally:
         wait([future for future in unfinished if not future.cancel()])
+
+
+def default_jobs() -> int:
+    """Return the number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Executor | None]:
+    """Give an executor of `jobs` threads, or None for one: the caller's own."""
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if jobs == 1:
+        yield None
+        return
+    executor = ThreadPoolExecutor(jobs)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -20,27 +20,23 @@ import fnmatch
 import functools
 import json
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from hhtld.errors import HeaderError, shown
+from hhtld.storage.file_names import DEPTH_LIMIT, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES, checked_file_name, folded_name
 from hhtld.storage.links import followed, leads_out
 from hhtld.storage.urls import Location, open_location
 
 __all__ = [
     "SIDE_FILE_LIMIT",
     "SideFiles",
-    "check_together",
-    "checked_file_name",
-    "is_device",
     "read_side_file",
     "side_files",
 ]
 
 SIDE_FILE_LIMIT = 64 << 20
-DEPTH_LIMIT = 4  # parts of a name; routers of sentence-transformers hold modules in folders of their own
 _JSON_LIMIT = 10 << 20
 _MODULES = "modules.json"
 
@@ -70,93 +66,9 @@ _MODEL_FILES = (
 )
 _MODULE_FILES = ("*_config.json", "*.safetensors")  # more of a folder that modules.json names
 _TEMPLATES = "additional_chat_templates"
-# Weights of other frameworks would double the model, and archives may hold anything.
-_WEIGHTS = (
-    *(".index.json", ".hhtld", ".gguf", ".ggml", ".onnx", ".onnx_data", ".bin", ".pt", ".pth", ".ckpt"),
-    *(".h5", ".hdf5", ".msgpack", ".pkl", ".pickle", ".npy", ".npz", ".tflite", ".ot", ".pb", ".mlmodel", ".pdparams"),
-    *(".zip", ".tar", ".gz", ".xz", ".zst", ".7z", ".tmp"),
-    ".journal",  # of a pack that is not finished, see hhtld.storage.journal
-)
-_SAFETENSORS = ".safetensors"
-# Of Windows, whatever follows a dot: learn.microsoft.com, "Naming Files, Paths, and Namespaces".
-_DEVICES = {
-    "CON",
-    "PRN",
-    "AUX",
-    "NUL",
-    "CONIN$",
-    "CONOUT$",
-    *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"),
-}
 
 
 # ---- names ----
-
-
-def checked_file_name(name: object) -> str:
-    """Return a side file's name, or raise ValueError for one that leads elsewhere or names the model's weights.
-
-    It has up to four parts with "/" between them, of which all but the last are folders. Judged alike on every system,
-    since a pack may be unpacked on any.
-    """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a file's name must be text, got {name!r:.80}")
-    parts = name.split("/")
-    if len(parts) > DEPTH_LIMIT:
-        raise ValueError(
-            f"file {shown(name)} lies {len(parts) - 1} folders deep, at most {DEPTH_LIMIT - 1} are allowed"
-        )
-    for part in parts:
-        _check_part(part, name)
-    if name.lower().endswith(_WEIGHTS):
-        raise ValueError(f"file {shown(name)} is named as weights are, and side files hold none")
-    if any(part.lower().endswith(_SAFETENSORS) for part in (parts[:-1] or parts)):
-        raise ValueError(f"file {shown(name)} is named as the model's own weights are")
-    return name
-
-
-def _check_part(part: str, name: str) -> None:
-    both = (PurePosixPath(part), PureWindowsPath(part))
-    plain = all(pure.name == part and not pure.anchor for pure in both) and not set(part) & set('<>:"/\\|?*')
-    if (
-        not part
-        or not plain
-        or not part.isprintable()
-        or part[-1] in " ."
-        or len(part.encode("utf-8", "replace")) > 255
-    ):
-        raise ValueError(f"file {shown(name)} is not a plain file name, or one below the model's folder")
-    if is_device(part):
-        raise ValueError(f"file {shown(name)} is a device of Windows")
-    if part.startswith("."):
-        raise ValueError(f"file {shown(name)} would be hidden")
-
-
-def is_device(name: str) -> bool:
-    """Whether a file's name is a device of Windows, whatever follows its first dot."""
-    return name.partition(".")[0].rstrip().upper() in _DEVICES
-
-
-def check_together(names: Iterable[str]) -> None:
-    """Raise ValueError for names that cannot stand side by side on every system.
-
-    Some file systems take "Config.json" for "config.json", and composed letters for decomposed ones; none takes a file
-    for a folder.
-    """
-    seen: dict[str, str] = {}
-    for name in names:
-        folded = _folded(name)
-        if folded in seen:
-            raise ValueError(f"files {shown(seen[folded])} and {shown(name)} are one file on some systems")
-        seen[folded] = name
-    for folded, name in seen.items():
-        for parent in PurePosixPath(folded).parents:
-            if str(parent) in seen:
-                raise ValueError(f"{shown(seen[str(parent)])} is a file and the folder of {shown(name)}")
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 # ---- what a folder holds ----
@@ -261,7 +173,7 @@ class _Sorting:
             nbytes = path.stat().st_size if isinstance(path, Path) else path.nbytes
             reason = f"more than {SIDE_FILE_LIMIT >> 20} MiB" if nbytes > SIDE_FILE_LIMIT else None
         if reason is None:
-            folded = PurePosixPath(_folded(name))
+            folded = PurePosixPath(folded_name(name))
             self.found[name] = nbytes
             self._files.add(str(folded))
             self._taken.update((str(folded), *map(str, folded.parents)))
@@ -272,14 +184,14 @@ class _Sorting:
         """Why a file stays behind, whatever its size."""
         last = path.name.lower()
         if not _any_of(allowed).match(last):
-            if not last.endswith((*_WEIGHTS, _SAFETENSORS)):
+            if not last.endswith((*WEIGHT_SUFFIXES, SAFETENSORS_SUFFIX)):
                 return "no names that files of models have"
             return "other weights, or archives" if path.name == name else "weights of a module that are no .safetensors"
         try:
             checked_file_name(name)
         except ValueError:
             return "names that not every system can hold, or of weights"
-        folded = PurePosixPath(_folded(name))
+        folded = PurePosixPath(folded_name(name))
         if str(folded) in self._taken or not self._files.isdisjoint(map(str, folded.parents)):
             return "a name that another file has but for the case of letters"
         if not path.exists():

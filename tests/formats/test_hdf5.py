@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.codecs.lookup import HhtlDTensor
 from hhtld.codecs.palette import HhtlF32Tensor
-from hhtld.codecs.trellis import HhtlTTensor
+from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.cosines import summarize
 from hhtld.encoding.measure import compared_rows
 from hhtld.errors import FormatError
 from hhtld.formats.hdf5 import selection
 from hhtld.formats.hdf5.export import export_pack
 from hhtld.formats.hdf5.nexus import CHUNK_NBYTES, escaped
 from hhtld.formats.hdf5.selection import select
-from hhtld.gates import summarize
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import HhtldPack
 from hhtld.slots.entries import residual

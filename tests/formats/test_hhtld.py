@@ -35,13 +35,15 @@ from hhtld.errors import (
     TruncatedError,
     UnsupportedVersionError,
 )
-from hhtld.formats.hhtld import open_pack, save_pack
+from hhtld.formats.hhtld import save_pack
 from hhtld.gates import CosineSummary
 from hhtld.identity import PaletteGroupKey
-from hhtld.pack.container import ContainerReader, ContainerWriter
+from hhtld.matrix import TensorInfo
+from hhtld.pack.container import ContainerReader
+from hhtld.pack.container_writer import ContainerWriter
+from hhtld.pack.opening import open_pack
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
-from hhtld.sources.contract import TensorInfo
 from hhtld.storage.atomic import replacing
 
 CODES = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}

@@ -17,8 +17,9 @@ from hhtld.api.convert import ConversionReport
 from hhtld.commands.main import main
 from hhtld.commands.report import report_facts
 from hhtld.commands.verify import verify
+from hhtld.encoding.quality import GateReport
 from hhtld.errors import GateError
-from hhtld.gates import GateReport, Threshold, Unreached
+from hhtld.gates import Threshold, Unreached
 
 BEYOND = {"index": Threshold(0.99999, 0.9999)}
 

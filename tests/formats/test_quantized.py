@@ -19,7 +19,8 @@ from hhtld.commands.main import main
 from hhtld.dtypes import DTYPES
 from hhtld.errors import HeaderError, QuantizedError
 from hhtld.formats import open_source
-from hhtld.sources.contract import ArraySource, TensorInfo
+from hhtld.matrix import TensorInfo
+from hhtld.sources.contract import ArraySource
 from hhtld.sources.quantized import SCHEMES, quantized_tensors
 from tests.conftest import low_rank
 

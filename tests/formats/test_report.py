@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld.commands.report import report_facts, section_nbytes, write_report
+from hhtld.encoding.quality import GateReport, RegimeCosines
 from hhtld.errors import FormatError, MissingExtraError, OutputError
-from hhtld.gates import GateReport, RegimeCosines
 
 EVIL = "<script>alert(1)</script>\"'&\x1b\u202e"
 VOID = {"meta", "br", "hr", "img", "input", "link"}

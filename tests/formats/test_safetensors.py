@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from hhtld.dtypes import DTYPES
 from hhtld.errors import BadMagicError, FormatError, HeaderError, OutputError, TruncatedError
 from hhtld.formats import get_format, open_source
-from hhtld.formats.base import TensorInfo, TensorSource
 from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat, ShardedSnapshot
-from hhtld.sources.contract import ArraySource
+from hhtld.matrix import TensorInfo
+from hhtld.sources.contract import ArraySource, TensorSource
 
 DATA = bytes(range(1, 13))
 

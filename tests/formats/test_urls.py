@@ -29,8 +29,8 @@ import hhtld.storage.urls
 from hhtld.commands.main import main
 from hhtld.errors import FormatError, HeaderError, MissingExtraError, OutputError, TruncatedError
 from hhtld.formats import open_source
-from hhtld.formats.locations import locate
 from hhtld.formats.safetensors import SafetensorsFile
+from hhtld.storage.locations import locate
 from hhtld.storage.urls import Url, is_url
 
 fsspec = pytest.importorskip("fsspec")
@@ -490,7 +490,7 @@ def test_commands_take_urls(
 
 
 def test_models_that_other_libraries_load_must_be_local(memory: Counted) -> None:
-    from hhtld.formats.locations import local_source
+    from hhtld.storage.locations import local_source
 
     with pytest.raises(ValueError, match="MODEL must be local, got memory://model: download it first"):
         local_source("memory://model", "MODEL")

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import hhtld
 from hhtld.commands.verify import verify
-from hhtld.formats.hhtld import open_pack
+from hhtld.pack.opening import open_pack
 
 Model = dict[str, NDArray[np.generic]]
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import hhtld
 from hhtld.commands.main import main
-from hhtld.gates import row_cosines
+from hhtld.cosines import row_cosines
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hhtld.dtypes import DTYPES
-from hhtld.sources.contract import ArraySource, TensorInfo
+from hhtld.matrix import TensorInfo
+from hhtld.sources.contract import ArraySource
 from hhtld.sources.regimes import choose_regimes
 
 torch = pytest.importorskip("torch", reason="needs the package of the extra 'torch'")

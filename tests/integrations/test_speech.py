@@ -250,7 +250,7 @@ def test_what_the_pack_keeps_says_the_same_sample_by_sample(voice: Path) -> None
 def test_rates_are_found_from_the_top(voice: Path) -> None:
     from hhtld.evaluation.speech import RateSearch, RateTrial, find_rate
 
-    search = find_rate(voice, SENTENCES, profiles=("bits:6", "bits:1", "bits:5"), jobs=1)
+    search = find_rate(voice, SENTENCES, convert=hhtld.convert, profiles=("bits:6", "bits:1", "bits:5"), jobs=1)
     assert [trial.profile for trial in search.trials] == ["bits:1", "bits:5", "bits:6"]
     assert search
     assert search.smallest is not None
@@ -391,7 +391,7 @@ def test_sentences_given_empty_are_refused(voice: Path) -> None:
         with pytest.raises(ValueError, match="sentences are empty"):
             gate_wav(voice, "never opened.hhtld", given)
     with pytest.raises(ValueError, match="profiles are empty"):
-        find_rate(voice, SENTENCES, profiles=())
+        find_rate(voice, SENTENCES, convert=hhtld.convert, profiles=())
 
 
 def test_without_onnxruntime_the_extra_is_named(

@@ -248,8 +248,9 @@ def test_models_of_other_kinds(kind: str, tmp_path: Path) -> None:
 def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
     """The pack with other side files."""
     from hhtld.encoding.plan import make_plan
-    from hhtld.pack.pack import HhtldPack, PackSource
+    from hhtld.pack.pack import HhtldPack
     from hhtld.pack.sections import MemorySections
+    from hhtld.pack.source import PackSource
 
     class Changed(PackSource):
         def files(self) -> dict[str, int]:

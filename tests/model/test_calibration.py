@@ -7,10 +7,10 @@ import pytest
 
 import hhtld
 from hhtld.codecs.trellis import PARITY_THRESHOLD
+from hhtld.cosines import row_cosines
 from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, column_scale
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError
-from hhtld.gates import row_cosines
 from hhtld.sources.contract import ArraySource
 
 SETS = (

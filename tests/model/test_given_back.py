@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.cosines import judged_cosines, summarize
 from hhtld.dtypes import DTYPES, dtype_of, narrow, rounded
 from hhtld.encoding.measure import measure
-from hhtld.gates import GateReport, judged_cosines, summarize
+from hhtld.encoding.quality import GateReport
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows
 

@@ -8,19 +8,13 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.cosines import judged_cosines, row_cosines, summarize
 from hhtld.encoding.encoder import encode
 from hhtld.encoding.measure import measure
 from hhtld.encoding.plan import make_plan
+from hhtld.encoding.quality import GateReport, GroupCosines
 from hhtld.errors import NonFiniteError
-from hhtld.gates import (
-    CosineSummary,
-    GateReport,
-    GroupCosines,
-    Threshold,
-    judged_cosines,
-    row_cosines,
-    summarize,
-)
+from hhtld.gates import CosineSummary, Threshold
 from hhtld.identity import (
     PaletteGroupKey,
     classify_component,
@@ -30,7 +24,7 @@ from hhtld.identity import (
     is_encodable,
     regime,
 )
-from hhtld.pack.pack import PackSource
+from hhtld.pack.source import PackSource
 from hhtld.sources.contract import ArraySource
 
 

@@ -19,8 +19,9 @@ from hhtld.encoding.fingerprint import plan_facts
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS
+from hhtld.matrix import TensorInfo
 from hhtld.pack.schema import read_table
-from hhtld.sources.contract import ArraySource, TensorInfo
+from hhtld.sources.contract import ArraySource
 from hhtld.sources.regimes import choose_regimes, regime_of
 
 # Of every architecture what its own library calls its tensors, with shapes of a published model: rows looked up by

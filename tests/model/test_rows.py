@@ -16,22 +16,22 @@ from safetensors.numpy import save_file
 
 import hhtld
 import hhtld.identity
-import hhtld.sources.contract
+import hhtld.matrix
 from hhtld.codecs import parse_profile
 from hhtld.commands.diff import diff
 from hhtld.commands.verify import verify
+from hhtld.cosines import row_cosines
 from hhtld.dtypes import DTYPES
 from hhtld.encoding.memory import check_memory
 from hhtld.encoding.plan import make_plan
 from hhtld.encoding.work import Work
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
-from hhtld.formats.hhtld import open_pack
-from hhtld.gates import row_cosines
-from hhtld.matrix import is_vector, row_axes
-from hhtld.pack.pack import PackSource
+from hhtld.matrix import TensorInfo, is_vector, row_axes
+from hhtld.pack.opening import open_pack
 from hhtld.pack.schema import read_table
-from hhtld.sources.contract import ArraySource, SourceRows, TensorInfo
+from hhtld.pack.source import PackSource
+from hhtld.sources.contract import ArraySource, SourceRows
 from tests import spec_reader
 
 Array = NDArray[Any]
@@ -305,7 +305,7 @@ def model(tmp_path: Path) -> Path:
 def of_first_axes(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file as writers made it when rows were the first axis of any rank."""
     with monkeypatch.context() as patched:
-        for module in (hhtld.sources.contract, hhtld.identity):
+        for module in (hhtld.matrix, hhtld.identity):
             patched.setattr(module, "row_axes", lambda shape: 1)
         hhtld.convert(model, model.with_name("old.hhtld"), profile="bits:3", min_ratio=0)
     return model.with_name("old.hhtld")
@@ -356,7 +356,7 @@ def test_files_of_matrices_and_convolutions_are_what_they_were(tmp_path: Path, m
     shapes = ((64, 80), (32, 16, 3, 3), (48, 24, 5), (64, 32, 1, 1), (40, 3, 2, 8, 8), (33, 1, 31), (3, 32, 9, 9))
     save_file({f"w{i}": laplace(*shape) for i, shape in enumerate(shapes)}, tmp_path / "m.safetensors")
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "new.hhtld", profile="bits:3", min_ratio=0)
-    for module in (hhtld.sources.contract, hhtld.identity):
+    for module in (hhtld.matrix, hhtld.identity):
         monkeypatch.setattr(module, "row_axes", lambda shape: 1)
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "old.hhtld", profile="bits:3", min_ratio=0)
     assert (tmp_path / "new.hhtld").read_bytes() == (tmp_path / "old.hhtld").read_bytes()

@@ -23,14 +23,16 @@ from hhtld.codecs.base import GroupCode, GroupRequest
 from hhtld.codecs.lookup import LookupGroup
 from hhtld.codecs.palette import PaletteGroup
 from hhtld.codecs.trellis_rate import sample_rows, sample_size
+from hhtld.cosines import summarize
 from hhtld.dtypes import FLOAT32
 from hhtld.encoding.encoder import encode_source
 from hhtld.encoding.plan import make_plan
+from hhtld.encoding.quality import GroupCosines
 from hhtld.encoding.tasks import code_rows
 from hhtld.encoding.work import Work
-from hhtld.gates import GroupCosines, Threshold, summarize
+from hhtld.gates import Threshold
 from hhtld.identity import PaletteGroupKey
-from hhtld.pack.container import ContainerWriter
+from hhtld.pack.container_writer import ContainerWriter
 from hhtld.pack.sections import MemorySections
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.codecs.leaf import sample_basis
+from hhtld.codecs.base import sample_basis
 from hhtld.codecs.lookup import HhtlDTensor, SharedPaletteGroup, build_group_with_fisher_z, build_group_with_leaf
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.errors import RangeError

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.codecs.trellis import HhtlTTensor, TrellisShared
 from hhtld.codecs.trellis_rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
+from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.cosines import row_cosines
 from hhtld.errors import RangeError
-from hhtld.gates import THRESHOLDS, Threshold, row_cosines
+from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.slots.basis import SvdBasis
 from hhtld.slots.rotation import Rotation, splitmix64
 from hhtld.slots.trellis import Trellis

@@ -14,7 +14,7 @@ from pathlib import Path
 from hhtld.errors import FormatError
 from hhtld.formats import open_source
 from hhtld.pack.container import ContainerReader
-from hhtld.pack.pack import PackSource
+from hhtld.pack.source import PackSource
 from tests.formats import test_hhtld, test_hhtld_slot_t, test_safetensors
 
 

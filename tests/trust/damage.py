@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hhtld.errors import FormatError
-from hhtld.formats.hhtld import open_pack
 from hhtld.pack.container import ContainerReader
+from hhtld.pack.opening import open_pack
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden" / "packs").glob("*.hhtld"))
 LARGE = 16_384  # bytes of a section from which one bit a byte is flipped, unless all are asked for

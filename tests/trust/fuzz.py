@@ -86,8 +86,8 @@ class Target:
             self.read += 1
 
     def _pack(self) -> None:
-        from hhtld.formats.hhtld import open_pack
         from hhtld.pack.container import ContainerReader
+        from hhtld.pack.opening import open_pack
 
         with open_pack(self.path, mmap=self.tried % 2 == 0, budget=BUDGET) as pack:
             for name in pack:  # rows first: their checksums are not verified

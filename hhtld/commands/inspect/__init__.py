@@ -20,15 +20,17 @@ from hhtld.display.listing import print_listing
 from hhtld.display.streams import emit
 from hhtld.display.terminal import counted
 from hhtld.dtypes import view, widen
-from hhtld.formats.locations import spelled
 from hhtld.gates import rounded_down
+from hhtld.matrix import TensorInfo
 from hhtld.pack.container import ContainerReader
-from hhtld.pack.pack import HhtldPack, PackSource
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.source import PackSource
 from hhtld.pack.table import GroupRecord, TensorRecord
 from hhtld.slots.base17 import BASE17_NBYTES
-from hhtld.sources.contract import TensorInfo, TensorSource
+from hhtld.sources.contract import TensorSource
 from hhtld.sources.quantized import quantized_tensors
 from hhtld.sources.rows import row_ranges
+from hhtld.storage.locations import spelled
 
 __all__ = ["describe", "print_description", "print_rows"]
 

@@ -18,17 +18,17 @@ from hhtld.commands.probe.ground_truth import (
 )
 from hhtld.commands.probe.report import ProbeReport, TensorProbe
 from hhtld.commands.probe.search_methods import SearchCase, measured_methods
+from hhtld.cosines import is_live, judged_cosines
 from hhtld.display.terminal import shape_text
 from hhtld.dtypes import rounded
 from hhtld.errors import FormatError, shown
 from hhtld.formats import open_source
-from hhtld.formats.hhtld import open_pack
-from hhtld.formats.locations import spelled
-from hhtld.gates import is_live, judged_cosines
+from hhtld.pack.opening import open_pack
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.names import matching
+from hhtld.storage.locations import spelled
 
 __all__ = ["chosen_tensors", "probe"]
 

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hhtld.cosines import row_cosines
 from hhtld.errors import FormatError, GateError, MissingExtraError, shown
 from hhtld.evaluation.parity.metrics import compare_positions, nearest_others
 from hhtld.evaluation.parity.prompts import BUILTIN, Prompt, Prompts, chosen_prompts, retrieval_sentences
 from hhtld.evaluation.parity.report import EmbeddingReport, ParityReport, PromptParity, print_parity
-from hhtld.formats.locations import local_source, spelled
-from hhtld.gates import row_cosines
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
+from hhtld.storage.locations import local_source, spelled
 
 if TYPE_CHECKING:
     from hhtld.evaluation.parity.models import Snapshot

@@ -17,11 +17,11 @@ import transformers
 from numpy.typing import NDArray
 from transformers.models.auto import modeling_auto
 
+from hhtld.cosines import is_live, judged_cosines
 from hhtld.display.terminal import shape_text
 from hhtld.dtypes import rounded
 from hhtld.errors import FormatError, NonFiniteError, OutputError, shown
 from hhtld.formats import open_source
-from hhtld.gates import is_live, judged_cosines
 from hhtld.integrations.torch.tensors import load_state_dict
 from hhtld.pack.pack import HhtldPack
 from hhtld.sources.contract import SourceRows, TensorSource

@@ -4,7 +4,7 @@
 
     report = gate_wav("voice.onnx", "voice.hhtld")  # raises GateError if it is not within 5 %
     print(report.median.envelope)
-    print(find_rate("voice.onnx").smallest.profile)  # "bits:4.5"
+    print(find_rate("voice.onnx", convert=hhtld.convert).smallest.profile)  # "bits:4.5"
 
 One graph in onnxruntime speaks every sentence twice: with its own weights, and with those of the pack in their place.
 Both times it gets the same phonemes and no noise, and runs on one thread. The module needs the extra ``speech``;
@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,8 +33,6 @@ except ImportError as error:
         f"hhtld.evaluation.speech needs onnx and onnxruntime ({error}): pip install 'hhtld[speech]'"
     ) from error
 
-from hhtld.api.convert import convert
-from hhtld.api.files import open as open_file
 from hhtld.evaluation.speech.metrics import SpeechScores, compare
 from hhtld.evaluation.speech.report import (
     BOUNDS,
@@ -47,6 +45,7 @@ from hhtld.evaluation.speech.report import (
 )
 from hhtld.evaluation.speech.sentences import BUILTIN, Text, chosen_sentences
 from hhtld.evaluation.speech.voice import Speaker, Voice, Wave
+from hhtld.pack.opening import open_pack as open_file
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 
@@ -67,6 +66,7 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 
+Convert = Callable[..., Any]
 PROFILES = ("gates", *(f"bits:{half / 2:g}" for half in range(4, 13)))  # what find_rate tries: 2 to 6 bits in halves
 
 
@@ -111,6 +111,7 @@ def find_rate(
     voice: PathLike,
     text: Text = BUILTIN,
     *,
+    convert: Convert,
     profiles: Sequence[str] = PROFILES,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -121,12 +122,14 @@ def find_rate(
     ----------
     voice, text, progress : as in `gate_wav`
         The stages of progress are the profiles.
+    convert : callable
+        `hhtld.convert`, which stands above this package.
     profiles : sequence of str
     jobs : int, optional
         Threads that convert; the voice speaks on one.
     """
     with SpeechGate(voice, text, progress=progress) as gate:
-        return gate.find(profiles, jobs)
+        return gate.find(convert, profiles, jobs)
 
 
 class SpeechGate:
@@ -190,16 +193,16 @@ class SpeechGate:
             self._progress(stage, sentence, len(sentence.encode()))
         return SpeechReport(str(self._voice.path), where, self._from, self._voice.sample_rate, items)
 
-    def find(self, profiles: Sequence[str] = PROFILES, jobs: int | None = None) -> RateSearch:
-        """Convert the voice at each profile, in a temporary folder, and judge what comes of it."""
+    def find(self, convert: Convert, profiles: Sequence[str] = PROFILES, jobs: int | None = None) -> RateSearch:
+        """Convert the voice at each profile with `hhtld.convert`, in a temporary folder, and judge what comes of it."""
         if not profiles:
             raise ValueError("profiles are empty: give at least one")
         with tempfile.TemporaryDirectory(prefix="hhtld-") as folder:
-            trials = [self._trial(profile, Path(folder) / "voice.hhtld", jobs) for profile in profiles]
+            trials = [self._trial(convert, profile, Path(folder) / "voice.hhtld", jobs) for profile in profiles]
         trials.sort(key=lambda trial: trial.nbytes)
         return RateSearch(str(self._voice.path), self._from, trials)
 
-    def _trial(self, profile: str, target: Path, jobs: int | None) -> RateTrial:
+    def _trial(self, convert: Convert, profile: str, target: Path, jobs: int | None) -> RateTrial:
         try:
             conversion = convert(self._voice.path, target, profile=profile, jobs=jobs)
         except GateError as missed:  # of the rows; whether the voice speaks is another question

@@ -19,9 +19,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from hhtld.errors import FormatError, HeaderError, HhtldError, MissingExtraError, shown
-from hhtld.formats.locations import local_source
 from hhtld.formats.onnx import OnnxFile, TensorWalk  # weights go back to where the reader found them
 from hhtld.pack.pack import HhtldPack
+from hhtld.storage.locations import local_source
 
 __all__ = ["Speaker", "Voice"]
 

