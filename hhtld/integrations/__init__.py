@@ -1,1 +1,1 @@
-"""Doors to other libraries. Nothing here is imported by the rest of hhtld; each door loads its library on first use."""
+"""Doors to other libraries: torch, transformers and dask. Each loads its library when it is first used."""

@@ -1,8 +1,8 @@
 """Conversions on dask's workers: processes of this machine, or a cluster.
 
-Needs the extra ``dask``. Workers open the source by its path and read their own rows; what a group's tensors share is
-sent once and kept by the scheduler, so that a worker which takes the place of a lost one gets it too; results are
-written by the client. Tasks say nothing that depends on the worker, so one that is lost is simply done again.
+The module needs the extra ``dask``. Workers open the source by its path and read their own rows. What a group's tensors
+share is sent once and kept by the scheduler, so that a worker which takes the place of a lost one gets it too. The
+client writes the results. No result depends on the worker, so a task that is lost is simply done again.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["dask_crew"]
 
 _TIMEOUT = "30s"  # to reach a scheduler
 _CONFIG = {
-    # A palette of wide rows is large for a task; it is sent once.
+    # A palette of wide rows is large for a task, but it is sent only once.
     "distributed.admin.large-graph-warning-threshold": "1GiB",
-    # dask's own 64 KiB has glibc give back every block of rows: 34 bytes faulted in again for one that is coded, which
-    # took half as long as coding. 32 MiB is the most that glibc takes for what it maps apart.
+    # With dask's own 64 KiB, glibc gives every block of rows back to the system: for each byte that was coded, 34 were
+    # faulted in again, which took half as long as the coding. glibc takes no more than 32 MiB for what it maps apart.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 64 << 20,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 32 << 20,
 }
@@ -43,7 +43,7 @@ def _itself(value: Any) -> Any:
 
 
 class _DaskExecutor(Executor):
-    """`submit` of a client, as `concurrent.futures` has it."""
+    """A client of dask as an executor of `concurrent.futures`."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -56,16 +56,16 @@ class _DaskExecutor(Executor):
         return future
 
     def share(self, value: Any) -> Any:
-        """Send a value ahead; what comes back stands for it as a first argument.
+        """Send a value ahead, and return what stands for it as one of the first arguments of a task.
 
-        A task that returns it, not `scatter`: what is scattered is lost with the workers that hold it.
+        A task returns the value; `scatter` would lose it with the workers that hold it.
         """
         return self._client.submit(_itself, Carried(value), pure=False)
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let processes that begin here ignore Ctrl-C, as do the seconds that they take: the client ends them."""
+    """Let processes that begin here ignore Ctrl-C: the client ends them. It waits while they begin, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -85,33 +85,36 @@ def dask_crew(where: str, jobs: int) -> Iterator[Crew]:
     where : str
         "local" for worker processes of this machine, or a scheduler's address, "tcp://HOST:PORT".
     jobs : int
-        Worker processes of "local", of one thread each; a cluster has its own.
+        Worker processes for "local", each with one thread; a cluster has workers of its own.
 
     Raises
     ------
     HhtldError
-        When no scheduler answers or workers are lost again and again.
+        If no scheduler answers, or workers are lost again and again.
     """
-    local = where == "local"
+    is_local = where == "local"
     with dask.config.set(_CONFIG):
-        if local:
-            with _uninterrupted():
-                cluster = distributed.LocalCluster(
-                    n_workers=jobs, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=40
-                )
+        cluster = _local_cluster(jobs) if is_local else None
         try:
-            client = distributed.Client(cluster if local else where, timeout=_TIMEOUT, set_as_default=False)
+            client = distributed.Client(where if cluster is None else cluster, timeout=_TIMEOUT, set_as_default=False)
         except OSError as error:
             raise HhtldError(f"no dask scheduler answers at {where}: {error}") from error
         try:
-            if not local:
+            if not is_local:
                 client.wait_for_workers(1, timeout=_TIMEOUT)
                 jobs = sum(client.nthreads().values())
             executor = _DaskExecutor(client)
-            yield Crew(executor, jobs, remote=not local, share=executor.share)
+            yield Crew(executor, jobs, remote=not is_local, share=executor.share)
         except (distributed.scheduler.KilledWorker, CancelledError) as error:
             raise HhtldError(f"dask's workers were lost: {error}") from error
         finally:
             client.close()
-            if local:
+            if cluster is not None:
                 cluster.close()
+
+
+def _local_cluster(jobs: int) -> Any:
+    with _uninterrupted():
+        return distributed.LocalCluster(
+            n_workers=jobs, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=40
+        )

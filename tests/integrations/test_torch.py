@@ -311,7 +311,7 @@ def test_kept_matrices_are_held_dense() -> None:
     assert torch.equal(linear(x), nn.functional.linear(x, dense))
     assert torch.equal(embedding(ids), dense[ids])
     assert HhtlLinear(kept, "w", dtype="bfloat16").weight.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match=r"'n', I64 \[2, 3\], is no matrix of weights"):
+    with pytest.raises(ValueError, match=r"'n', I64 \[2, 3\], is not a matrix of weights"):
         HhtlLinear(kept, "n")
     with pytest.raises(ValueError, match=r"'w', \[20, 10\], is kept as it came"):
         PackedWeight(kept, "w")

@@ -272,7 +272,7 @@ def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "no config.json in it"),
+        (None, "holds no config.json"),
         (b"{", "not usable JSON"),
         (b"[]", "must be a JSON object"),
         (b'{"model_type": "nonsense"}', "transformers cannot read its config.json"),
@@ -352,7 +352,7 @@ def test_a_state_dict_of_a_packed_model_is_an_error_and_not_a_part_of_it(pack: P
 def test_loading_numbers_into_packed_weights_is_an_error(pack: Path) -> None:
     model, plain = from_pretrained(pack), from_pretrained(pack, packed=False)
     for strict in (True, False):
-        with pytest.raises(RuntimeError, match=r"'lm_head\.weight' is packed and takes no other numbers.*dequantize"):
+        with pytest.raises(RuntimeError, match=r"'lm_head\.weight' is packed, so no other numbers.*dequantize"):
             model.load_state_dict(plain.state_dict(), strict=strict)
 
 
@@ -385,7 +385,7 @@ def test_ties_hold_and_vocabularies_are_not_resized(pack: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be resized: .*model\.dequantize\(\)"):
         model.resize_token_embeddings(400)
     model.set_input_embeddings(torch.nn.Embedding(300, 64))
-    with pytest.raises(ValueError, match=r"'lm_head\.weight' and .* are one no more.*dequantize"):
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' and .* are not tied any more.*dequantize"):
         model.tie_weights()
     grown = from_pretrained(pack)
     grown.dequantize()

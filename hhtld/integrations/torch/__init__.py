@@ -2,10 +2,10 @@
 
     from hhtld.integrations.torch import load_state_dict, replace_modules
 
-    model.load_state_dict(load_state_dict("model.hhtld"))  # decoded: as any checkpoint
+    model.load_state_dict(load_state_dict("model.hhtld"))  # decoded, as any checkpoint
     replace_modules(model, "model.hhtld")  # packed: embeddings and linears read the pack's bytes as they compute
 
-Needs the extra ``torch``; importing this module without it raises `MissingExtraError`. Everything here is for
+The module needs the extra ``torch``; importing it without that raises `MissingExtraError`. Everything here is for
 inference: packed weights take no gradients.
 """
 

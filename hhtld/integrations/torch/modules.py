@@ -1,4 +1,4 @@
-"""`HhtlEmbedding` and `HhtlLinear`: drop-ins for inference whose weights stay packed."""
+"""`HhtlEmbedding` and `HhtlLinear`: modules for inference whose weights stay packed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["HhtlEmbedding", "HhtlLinear", "weight_of"]
 
 
 def weight_of(pack: HhtldPack, name: str, dtype: torch.dtype | str | None) -> PackedWeight | nn.Parameter:
-    """Return a matrix packed if the pack encodes it, else as a Parameter."""
+    """Return a matrix packed if the pack encodes it, and as a Parameter otherwise."""
     record = pack.info(name)
     if record.is_encoded:
         return PackedWeight(pack, name, dtype)
     if len(record.info.shape) != 2 or not record.info.dtype.is_weight:
         kind = f"{record.info.dtype.name} {list(record.info.shape)}"
-        raise ValueError(f"tensor {shown(name)}, {kind}, is no matrix of weights")
+        raise ValueError(f"tensor {shown(name)}, {kind}, is not a matrix of weights")
     return nn.Parameter(loaded(pack, record, checked_dtype(dtype), "cpu"), requires_grad=False)
 
 
@@ -44,7 +44,8 @@ class _PackedModule(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         if isinstance(self.weight, PackedWeight) and f"{prefix}weight" in state_dict:
-            errors.append(f"{shown(prefix + 'weight')} is packed and takes no other numbers: {HOW_TO_DECODE}")
+            name = shown(f"{prefix}weight")
+            errors.append(f"{name} is packed, so no other numbers can be loaded into it: {HOW_TO_DECODE}")
 
     def _packed_repr(self) -> str:
         ordinary = "Embedding" if isinstance(self, HhtlEmbedding) else "Linear"
@@ -52,33 +53,33 @@ class _PackedModule(nn.Module):
 
 
 class HhtlEmbedding(_PackedModule):
-    """`nn.Embedding` for inference, its weight packed: a lookup decodes the rows it is asked for.
+    """`nn.Embedding` for inference with a packed weight: a lookup decodes the rows that it is asked for.
 
-    Rows are those of ``load_state_dict(..., dtype=dtype)``, bit for bit.
+    The rows are those of ``load_state_dict(..., dtype=dtype)``, bit for bit.
 
     Parameters
     ----------
     pack : HhtldPack
         Its bytes are copied; it may be closed afterwards.
     name : str
-        A matrix (num_embeddings, embedding_dim). One that the pack keeps as it came is held dense.
+        A matrix (num_embeddings, embedding_dim). If the pack keeps it as it came, it is held dense.
     padding_idx : int, optional
-        Kept for those who ask; it matters to gradients only.
+        Only gradients depend on it; it is kept for code that asks for it.
     dtype : torch.dtype or str, optional
-        Of the rows, the source's by default; ``.to(dtype)`` changes it.
+        The type of the rows, by default that of the source; ``.to(dtype)`` changes it.
 
     Attributes
     ----------
     weight : PackedWeight or Parameter
-        What models ask of it (shape, dtype, device) costs nothing, and nothing decodes it but ``weight.decoded()``:
-        transformers reads ``weight.dtype`` at every step of some models. Assigning one module's weight to another
-        ties them.
+        What models ask of it (shape, dtype, device) costs nothing: transformers reads ``weight.dtype`` at every step of
+        some models. Only ``weight.decoded()`` decodes it. Two modules are tied if the weight of one is assigned to the
+        other.
     num_embeddings, embedding_dim : int
 
     Notes
     -----
-    ``state_dict()`` raises ValueError, and loading one that has a weight for it RuntimeError. `copy.deepcopy`, `pickle`
-    and `torch.save` of the module take the packed bytes along.
+    ``state_dict()`` raises ValueError, and loading a state dict that has a weight for the module raises RuntimeError.
+    `copy.deepcopy`, `pickle` and `torch.save` of the module take the packed bytes along.
     """
 
     def __init__(
@@ -108,25 +109,25 @@ class HhtlEmbedding(_PackedModule):
         padding_idx: int | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> Self:
-        """Make one from a pack or a file, which is closed again."""
+        """Return a module of a pack, or of a file, which is closed again."""
         with opened(path_or_pack) as pack:
             return cls(pack, name, padding_idx=padding_idx, dtype=dtype)
 
     @classmethod
     def of_weight(cls, weight: PackedWeight, padding_idx: int | None = None) -> Self:
-        """Make one of a weight that is packed already: tied to whatever else holds it."""
+        """Return a module of a weight that is packed already, tied to whatever else holds it."""
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         module._hold(weight, padding_idx)
         return module
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return the rows of ids of any shape, int64 or int32: (*ids.shape, embedding_dim).
+        """Return the rows of ids of any shape, int64 or int32, as (*ids.shape, embedding_dim).
 
         Raises
         ------
         IndexError
-            For an id outside 0..num_embeddings - 1.
+            If an id lies outside 0..num_embeddings - 1.
         """
         if isinstance(self.weight, PackedWeight):
             return self.weight.rows(input_ids)
@@ -139,26 +140,28 @@ class HhtlEmbedding(_PackedModule):
 
 
 class HhtlLinear(_PackedModule):
-    """`nn.Linear` for inference, its weight packed.
+    """`nn.Linear` for inference with a packed weight.
 
-    Few rows of input (all leading axes together, `scored_rows` at most) are scored on the slots without decoding:
-    float32 products whose error against the decoded weight is a few 1e-5 of the output's norm (see
+    At most `scored_rows` rows of input (all leading axes together) are scored on the slots without decoding. The
+    products are float32, and differ from those with the decoded weight by a few 1e-5 of the output's norm (see
     `Scorer.scores`). More rows are multiplied, in float32, with the weight as it decodes, 1 MiB at a time. The same
-    input gives the same output; a row scored alone and one multiplied among many differ by that error.
+    input always gives the same output; a row that is scored alone and one that is multiplied among many differ by that
+    error.
 
     Parameters
     ----------
     pack : HhtldPack
         Its bytes are copied; it may be closed afterwards.
     name : str
-        A matrix (out_features, in_features), the orientation of `nn.Linear`: GPT-2's Conv1D holds its weights
-        transposed and is not supported. A matrix that the pack keeps as it came is held dense.
+        A matrix (out_features, in_features), as `nn.Linear` has it. GPT-2's Conv1D holds its weights transposed and is
+        not supported. If the pack keeps the matrix as it came, it is held dense.
     bias : Tensor of (out_features,) or str, optional
-        Itself, or its name in the pack.
+        The bias itself, or its name in the pack.
     dtype : torch.dtype or str, optional
-        Of the output, the source's by default; ``.to(dtype)`` changes it. Inputs may have any floating-point type.
+        The type of the output, by default that of the source; ``.to(dtype)`` changes it. Inputs may have any
+        floating-point type.
     scored_rows : int
-        0 always decodes: outputs within float32's rounding of the decoded weight's.
+        With 0 the weight is always decoded, and outputs are those of the decoded weight within float32's rounding.
 
     Attributes
     ----------
@@ -203,24 +206,24 @@ class HhtlLinear(_PackedModule):
         dtype: torch.dtype | str | None = None,
         scored_rows: int = SCORED_ROWS,
     ) -> Self:
-        """Make one from a pack or a file, which is closed again; of ``x.weight`` with ``x.bias`` where there is one."""
+        """Return a module of a pack, or of a file, which is closed again; ``x.weight`` brings its ``x.bias`` along."""
         with opened(path_or_pack) as pack:
             bias = name.removesuffix("weight") + "bias"
-            found = bias if name.endswith(".weight") and bias in pack else None
-            return cls(pack, name, found, dtype=dtype, scored_rows=scored_rows)
+            has_bias = name.endswith(".weight") and bias in pack
+            return cls(pack, name, bias if has_bias else None, dtype=dtype, scored_rows=scored_rows)
 
     @classmethod
     def of_weight(
         cls, weight: PackedWeight, bias: torch.Tensor | None = None, *, scored_rows: int = SCORED_ROWS
     ) -> Self:
-        """Make one of a weight that is packed already: tied to whatever else holds it."""
+        """Return a module of a weight that is packed already, tied to whatever else holds it."""
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         module._hold(weight, bias, scored_rows)
         return module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x @ weight.T + bias`` for floats (..., in_features): (..., out_features)."""
+        """Return ``x @ weight.T + bias``, (..., out_features), for floats (..., in_features)."""
         if isinstance(self.weight, PackedWeight):
             return self.weight.product(x, self.bias, self.scored_rows)
         return nn.functional.linear(x, self.weight, self.bias)

@@ -1,11 +1,11 @@
 """The two custom ops: rows by id and products with rows, on packed bytes.
 
 ``hhtld::embedding`` and ``hhtld::linear`` take a tensor as its sections, uint8 tensors, and the table that says what
-they are: a pack of one tensor, as JSON. Everything an op needs is in its arguments, so a graph that holds one is
-whole: `torch.export.save` writes the packed bytes, and another process that imports `hhtld.integrations.torch`
-runs them. A handle into a registry would have been shorter, and would have meant nothing outside its process.
+they are: a pack of one tensor, as JSON. Everything that an op needs is in its arguments, so a graph that holds one is
+complete: `torch.export.save` writes the packed bytes, and another process that imports `hhtld.integrations.torch`
+runs them. A handle into a registry would be shorter, but would mean nothing outside its process.
 
-What the sections unfold to (tables, float32 gains, the scorer) is remembered for as long as they live.
+What is made of the sections (tables, float32 gains, the scorer) is remembered for as long as they live.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from hhtld.sources.rows import row_ranges
 
 __all__ = ["SCORED_ROWS", "one_tensor_table"]
 
-# Input rows up to which a product is scored: on one thread that takes a quarter of the time of decoding and
-# multiplying at 1 row and two thirds at 32. More threads speed the multiplication up only, so it stops there.
+# Input rows up to which a product is scored. On one thread, scoring takes a quarter of the time of decoding and
+# multiplying at 1 row, and two thirds at 32. More threads speed up only the multiplication, so scoring stops there.
 SCORED_ROWS = 32
 
 
 class _TensorSections:
-    """Sections held by torch: a `SectionReader`. They were verified when they were read from the pack."""
+    """Sections in torch's tensors, as a `SectionReader`; they were verified when they were read from the pack."""
 
     def __init__(self, kinds: list[str], parts: Sequence[torch.Tensor]) -> None:
         self._kinds = kinds
@@ -67,16 +67,17 @@ class _Unfolded:
 
     def __init__(self, parts: Sequence[torch.Tensor], table: str) -> None:
         self.table = table
-        listed = json.loads(table)
-        kinds = {i: kind for owner in (*listed["groups"], *listed["tensors"]) for kind, i in owner["sections"].items()}
-        reader = _TensorSections([kinds[i] for i in range(len(parts))], parts)
-        self._pack = HhtldPack(read_table(listed, reader), reader)
+        facts = json.loads(table)
+        records = (*facts["groups"], *facts["tensors"])
+        kinds = {number: kind for record in records for kind, number in record["sections"].items()}
+        reader = _TensorSections([kinds[number] for number in range(len(parts))], parts)
+        self._pack = HhtldPack(read_table(facts, reader), reader)
         (self.name,) = self._pack.keys()
         self.tensor = self._pack.get_encoded(self.name)
 
     @functools.cached_property
     def scorer(self) -> Scorer:
-        """Made on the first product: embeddings do without."""
+        """The scorer, made for the first product; embeddings need none."""
         return self._pack.scorer(self.name)
 
 
@@ -84,20 +85,20 @@ _UNFOLDED: Any = WeakTensorKeyDictionary()
 
 
 def _unfolded(parts: Sequence[torch.Tensor], table: str) -> _Unfolded:
-    """Return what was made of these sections before; the first is the tensor's own, shared ones come after."""
-    found: _Unfolded | None = _UNFOLDED.get(parts[0])
-    if found is None or found.table != table:
-        found = _UNFOLDED[parts[0]] = _Unfolded(parts, table)
-    return found
+    """Return what is made of sections, and remember it by the first, which is the tensor's own."""
+    unfolded: _Unfolded | None = _UNFOLDED.get(parts[0])
+    if unfolded is None or unfolded.table != table:
+        unfolded = _UNFOLDED[parts[0]] = _Unfolded(parts, table)
+    return unfolded
 
 
 def one_tensor_table(table: PackTable, record: TensorRecord) -> tuple[str, list[tuple[str, int]]]:
-    """Return the table of a pack that holds one encoded tensor of another, and the sections it needs.
+    """Return the table of a pack that holds one encoded tensor of another pack, and the sections that it needs.
 
     Returns
     -------
     str
-        JSON, sections renumbered from 0; without what decoding does not need, so that equal tensors have equal tables.
+        JSON, with sections numbered from 0 and without what decoding does not need: equal tensors have equal tables.
     list of (kind, number in `table`)
         The tensor's own first, then its group's.
     """
@@ -105,11 +106,11 @@ def one_tensor_table(table: PackTable, record: TensorRecord) -> tuple[str, list[
     group = table.groups[record.group]
     sections = [*record.sections.items(), *group.sections.items()]
     numbers = {kind: i for i, (kind, _) in enumerate(sections)}
-    own = {key: value for key, value in record.to_json().items() if key not in ("shard", "gates", "source_crc32")}
-    own |= {"name": "weight", "sections": {kind: numbers[kind] for kind in record.sections}, "group": 0}
+    tensor = {key: value for key, value in record.to_json().items() if key not in ("shard", "gates", "source_crc32")}
+    tensor |= {"name": "weight", "sections": {kind: numbers[kind] for kind in record.sections}, "group": 0}
     shared = group.to_json() | {"sections": {kind: numbers[kind] for kind in group.sections}}
-    whole = {"profile": table.profile, "groups": [shared], "tensors": [own], "metadata": {}, "source": {}}
-    return json.dumps(whole, sort_keys=True), sections
+    facts = {"profile": table.profile, "groups": [shared], "tensors": [tensor], "metadata": {}, "source": {}}
+    return json.dumps(facts, sort_keys=True), sections
 
 
 @functools.lru_cache(maxsize=4096)
@@ -184,26 +185,31 @@ def linear(
 ) -> torch.Tensor:
     """Return ``x @ weight.T + bias``, (*x.shape[:-1], n_rows) of `dtype`, summed in float32 (float64 for float64 x).
 
-    Up to `scored_rows` rows of finite float inputs are scored on the slots; more are multiplied with the weight as
-    it decodes, block by block.
+    At most `scored_rows` rows of finite inputs are scored on the slots; more are multiplied with the weight as it
+    decodes, block by block.
     """
     _check_input(x, table)
     n_rows, n_cols = _shape(table)
-    held = _unfolded(parts, table)
-    precise = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows = x.detach().reshape(-1, n_cols).to(precise)
-    scored = 0 < len(rows) <= scored_rows and precise == torch.float32 and n_cols <= _score.MAX_COLS
-    # Scores are for finite numbers; infinities and NaN spread through the product as nn.Linear's do.
-    if scored and bool(torch.isfinite(rows).all()):
-        out = torch.from_numpy(held.scorer.scores(rows.contiguous().numpy()))
+    unfolded = _unfolded(parts, table)
+    rows = x.detach().reshape(-1, n_cols).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    can_score = 0 < len(rows) <= scored_rows and rows.dtype == torch.float32 and n_cols <= _score.MAX_COLS
+    # Only finite numbers are scored; infinities and NaN must spread through the product as they do in nn.Linear.
+    if can_score and bool(torch.isfinite(rows).all()):
+        out = torch.from_numpy(unfolded.scorer.scores(rows.contiguous().numpy()))
     else:
-        out = torch.empty((len(rows), n_rows), dtype=precise)
-        for start, stop in row_ranges(n_rows, 4 * n_cols):
-            block = torch.from_numpy(held.tensor.reconstruct_rows(slice(start, stop))).to(precise)
-            torch.mm(rows, block.t(), out=out[:, start:stop])
+        out = _multiplied(rows, unfolded, n_rows)
     if bias is not None:
         out += bias.detach()
     return out.to(dtype).view(*x.shape[:-1], n_rows)
+
+
+def _multiplied(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int) -> torch.Tensor:
+    """Return ``rows @ weight.T``, the weight decoded a block of rows at a time."""
+    out = torch.empty((len(rows), n_rows), dtype=rows.dtype)
+    for start, stop in row_ranges(n_rows, 4 * rows.shape[1]):
+        block = torch.from_numpy(unfolded.tensor.reconstruct_rows(slice(start, stop))).to(rows.dtype)
+        torch.mm(rows, block.t(), out=out[:, start:stop])
+    return out
 
 
 @linear.register_fake
@@ -223,10 +229,10 @@ def _(
 
 
 def _no_gradients(*_: Any) -> Any:
-    """Stop training where it would begin to go wrong, with what to do."""
+    """Stop training, which would go wrong, and say what to do instead."""
     raise RuntimeError(
-        "packed weights pass no gradients on: for training, adapters included, make it an ordinary model first, with "
-        "model.dequantize() (transformers) or hhtld.integrations.torch.dequantize(model)"
+        "packed weights pass no gradients on: for training, adapters included, make the model an ordinary one first, "
+        "with model.dequantize() (transformers) or hhtld.integrations.torch.dequantize(model)"
     )
 
 

@@ -1,4 +1,4 @@
-"""`PackedWeight`: one tensor of a pack, packed, standing where a module has its weight."""
+"""`PackedWeight`: one tensor of a pack, still packed, in the place of a module's weight."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ HOW_TO_DECODE = (
     "hhtld.integrations.torch.dequantize(model)"
 )
 
-# Sections by pack and number, while a weight holds them: what tensors of a group share is held once.
+# Sections by pack and number for as long as a weight holds them, so that what a group's tensors share is held once.
 _SECTIONS: WeakKeyDictionary[HhtldPack, WeakValueDictionary[int, torch.Tensor]] = WeakKeyDictionary()
 
 
 def _section(pack: HhtldPack, number: int) -> torch.Tensor:
-    held = _SECTIONS.setdefault(pack, WeakValueDictionary())
-    found = held.get(number)
-    if found is None:
-        found = held[number] = torch.from_numpy(np.array(pack.sections.whole(number)))
-    return found
+    sections = _SECTIONS.setdefault(pack, WeakValueDictionary())
+    section = sections.get(number)
+    if section is None:
+        section = sections[number] = torch.from_numpy(np.array(pack.sections.whole(number)))
+    return section
 
 
 class PackedWeightError(TypeError, AttributeError):
     """What was asked of a packed weight needs its numbers, which it does not hold.
 
-    A TypeError to who reads it; also an AttributeError, so that code which looks whether a weight has an attribute of
-    tensors goes on as with any object that lacks it.
+    It is a TypeError for people, and an AttributeError as well for code that looks whether a weight has an attribute of
+    tensors: such code then goes on as with any object that has none.
     """
 
 
 class PackedWeight(nn.Module):  # a module, so that buffers move, copy and export with the one that holds it
     """An encoded matrix of a pack, held as its packed bytes.
 
-    It stands where a module has its ``weight`` and answers what models ask a weight without computing with it:
-    shape, dtype, device. ``F.linear(x, weight)`` and ``F.embedding(ids, weight)`` work; every other torch function,
-    operator and method of tensors raises `PackedWeightError`, a TypeError, because it would have to decode the whole.
-    `decoded` does that when asked.
+    It takes the place of a module's ``weight`` and answers what models ask a weight without computing with it: shape,
+    dtype, device. ``F.linear(x, weight)`` and ``F.embedding(ids, weight)`` work. Every other torch function, operator
+    and method of tensors raises `PackedWeightError`, a TypeError, because it would have to decode the whole weight;
+    `decoded` does that if it is asked to.
 
-    The bytes are copied from the pack, which may be closed afterwards. They are buffers, and the pack is where they
-    are kept: ``state_dict()`` raises ValueError, since without them it would be part of a model and look like one.
-    Two modules with the same `PackedWeight` are tied, as two with one Parameter.
+    The bytes are copied from the pack, which may be closed afterwards. A state dict does not hold them, and would look
+    like a whole model without them, so ``state_dict()`` raises ValueError. Two modules with the same `PackedWeight` are
+    tied, as two with one Parameter are.
 
     Parameters
     ----------
@@ -60,12 +60,17 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
     name : str
         An encoded tensor of two axes.
     dtype : torch.dtype or str, optional
-        Of what it gives, the source's by default; ``.to(dtype)`` changes it. The packed bytes stay what they are.
+        The type of what it gives, by default that of the source; ``.to(dtype)`` changes it, and leaves the packed bytes
+        as they are.
 
     Raises
     ------
-    KeyError, ValueError, FormatError
-        For a name the pack has not, a tensor that is kept or no matrix, and bad bytes.
+    KeyError
+        If the pack has no tensor of this name.
+    ValueError
+        If the tensor is kept as it came, or is not a matrix.
+    FormatError
+        If its bytes are damaged.
     """
 
     requires_grad = False
@@ -86,15 +91,15 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         self._kinds = [kind for kind, _ in sections]
         for kind, number in sections:
             self.register_buffer(kind, _section(pack, number), persistent=False)
-        given = checked_dtype(dtype) or torch_dtype(record.info.dtype, name)
-        # Empty: what `.to(dtype)` and `.half()` change, and all they change.
-        self.register_buffer("like", torch.empty(0, dtype=given, device="cpu"), persistent=False)
+        # `.to(dtype)` and `.half()` change this empty tensor and nothing else.
+        like = torch.empty(0, dtype=checked_dtype(dtype) or torch_dtype(record.info.dtype, name), device="cpu")
+        self.register_buffer("like", like, persistent=False)
 
     # ---- what is asked of a weight ----
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the rows and products it gives."""
+        """The type of the rows and products that it gives."""
         return self.like.dtype
 
     @property
@@ -121,41 +126,41 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
 
     @property
     def nbytes(self) -> int:
-        """Packed bytes held, those that a group shares included."""
+        """The packed bytes that it holds, with those that its group shares."""
         return sum(part.nbytes for part in self.parts())
 
     def parts(self) -> list[torch.Tensor]:
-        """Return the sections, uint8, the tensor's own first."""
+        """Return the sections as uint8 tensors, the tensor's own first."""
         return [getattr(self, kind) for kind in self._kinds]
 
     # ---- what it computes ----
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the rows of ids of any shape, int64 or int32: (*ids.shape, n_cols)."""
-        found: torch.Tensor = torch.ops.hhtld.embedding(ids, self.parts(), self.table, self.dtype)
-        return found
+        """Return the rows of ids of any shape, int64 or int32, as (*ids.shape, n_cols)."""
+        rows: torch.Tensor = torch.ops.hhtld.embedding(ids, self.parts(), self.table, self.dtype)
+        return rows
 
     def product(
         self, x: torch.Tensor, bias: torch.Tensor | None = None, scored_rows: int = SCORED_ROWS
     ) -> torch.Tensor:
-        """Return ``x @ weight.T + bias`` for floats (..., n_cols): (..., n_rows); see `HhtlLinear`."""
-        found: torch.Tensor = torch.ops.hhtld.linear(x, self.parts(), self.table, self.dtype, bias, scored_rows)
-        return found
+        """Return ``x @ weight.T + bias``, (..., n_rows), for floats (..., n_cols); see `HhtlLinear`."""
+        product: torch.Tensor = torch.ops.hhtld.linear(x, self.parts(), self.table, self.dtype, bias, scored_rows)
+        return product
 
     def decoded(self) -> torch.Tensor:
-        """Return the dense weight (n_rows, n_cols), made anew at every call: ``numel() * dtype.itemsize`` bytes."""
+        """Return the dense weight (n_rows, n_cols), ``numel() * dtype.itemsize`` bytes that every call makes anew."""
         return self.rows(torch.arange(self.shape[0]))
 
     @classmethod
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
+        options = kwargs or {}
         if function is nn.functional.linear:
-            return _packed_linear(*args, **given)
+            return _packed_linear(*args, **options)
         if function is nn.functional.embedding:
-            return _packed_embedding(*args, **given)
-        packed = [value for value in (*args, *given.values()) if isinstance(value, PackedWeight)]
+            return _packed_embedding(*args, **options)
+        packed = [value for value in (*args, *options.values()) if isinstance(value, PackedWeight)]
         raise _refusal(str(getattr(function, "__name__", function)), packed[0].name if packed else None)
 
     def __getattr__(self, name: str) -> Any:
@@ -170,12 +175,12 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         if keep_vars and torch.compiler.is_compiling():  # torch.export takes buffers by themselves
             return
         raise ValueError(
-            f"{shown(prefix.removesuffix('.') or self.name)} is packed, and a state dict would lack it without a word: "
+            f"{shown(prefix.removesuffix('.') or self.name)} is packed, and a state dict would be without it: "
             f"keep the pack, or {HOW_TO_DECODE}; torch.save(model), pickle and copy.deepcopy take packed weights along"
         )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # Only `like` follows: `to_empty` would overwrite the bytes, and no other device decodes them.
+        # Only `like` is changed: `to_empty` would overwrite the bytes, and no other device decodes them.
         like = fn(self.like)
         if like.device.type != "cpu":
             raise ValueError(
@@ -185,7 +190,7 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         self.like = like
         return self
 
-    def __bool__(self) -> bool:  # whether there is one, not what is in it; Python would ask for its length
+    def __bool__(self) -> bool:  # there is a weight; without this method Python would ask for its length
         return True
 
     def extra_repr(self) -> str:
@@ -211,7 +216,7 @@ def _operator(name: str) -> Callable[..., Any]:
     return refuse
 
 
-# Python looks for operators on the type, past __getattr__. What objects have anyway (==, hash) stays theirs.
+# Python looks for operators on the type and does not call __getattr__. What every object has (==, hash) stays.
 for _name in ("matmul", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
         setattr(PackedWeight, _form, _operator(_form))
@@ -246,5 +251,5 @@ def _packed_embedding(
     if not isinstance(weight, PackedWeight) or isinstance(input, PackedWeight):
         raise TypeError("embedding takes a packed weight as its weight only")
     if max_norm is not None:
-        raise TypeError("embedding with max_norm changes its weight, and a packed one does not change")
+        raise TypeError("embedding with max_norm changes its weight, and a packed weight cannot change")
     return weight.rows(input)

@@ -1,4 +1,4 @@
-"""`replace_modules`: a model's embeddings and linears held packed, everything else loaded; `dequantize`: back."""
+"""`replace_modules` packs a model's embeddings and linears and loads the rest; `dequantize` makes it ordinary again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["PackedCounts", "dequantize", "packed_counts", "replace_modules", "re
 
 @dataclass(frozen=True)
 class PackedCounts:
-    """What of a model is packed.
+    """How much of a model is packed.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class PackedCounts:
     n_weights : int
         Packed weights; tied modules share one.
     nbytes : int
-        Packed bytes held, what weights share counted once.
+        Packed bytes; what weights share is counted once.
     n_values : int
-        Numbers they stand for.
+        The numbers that they stand for.
     """
 
     n_embeddings: int
@@ -59,7 +59,17 @@ def packed_counts(model: nn.Module) -> PackedCounts:
 
 @dataclass
 class _Slot:
-    """A parameter or persistent buffer of the model, under all its names and in all its modules."""
+    """A parameter or persistent buffer of a model.
+
+    Attributes
+    ----------
+    tensor : Tensor
+    names : list of str
+        All its names; tied modules give it several.
+    owners : list of (module, attribute)
+    record : TensorRecord or None
+        The tensor of the pack that it becomes.
+    """
 
     tensor: torch.Tensor
     names: list[str] = field(default_factory=list)
@@ -76,73 +86,80 @@ def replace_modules(
 ) -> nn.Module:
     """Hold a model's embeddings and linears packed, and load everything else from the pack, in place.
 
-    Every `nn.Embedding` and `nn.Linear` whose weight the pack encodes becomes a `HhtlEmbedding` or `HhtlLinear`
-    with the output type its weight had; biases stay and are loaded. All other parameters and persistent buffers are
-    loaded as `nn.Module.load_state_dict` would, decoded where the pack encodes them; a `UserWarning` names the
-    encoded tensors that had to be. Those are the weights of subclasses, which may do more than their base (scaled
-    embeddings, the projections of `nn.MultiheadAttention`), of `nn.Embedding` with `max_norm`, of convolutions and of
-    GPT-2's Conv1D, which holds its weights transposed.
+    Every `nn.Embedding` and `nn.Linear` whose weight the pack encodes becomes a `HhtlEmbedding` or `HhtlLinear`, whose
+    output type is that of the weight; biases stay and are loaded. All other parameters and persistent buffers are
+    loaded as `nn.Module.load_state_dict` loads them, and decoded if the pack encodes them; a `UserWarning` names the
+    encoded tensors that are held decoded. Those are the weights of subclasses, which may do more than their base
+    (scaled embeddings, the projections of `nn.MultiheadAttention`), of `nn.Embedding` with `max_norm`, of convolutions,
+    and of GPT-2's Conv1D, which holds its weights transposed.
 
-    What shares a Parameter shares a `PackedWeight` afterwards. Names, shapes and ties are checked before anything is
-    changed. The model may lie on the meta device: what is loaded is then made on the CPU. Keep the pack: ``state_dict``
-    and transformers' ``save_pretrained`` raise until `dequantize` has made an ordinary model of it.
+    Modules that share a Parameter share a `PackedWeight` afterwards. Names, shapes and ties are checked before anything
+    is changed. If the model is on the meta device, what is loaded is made on the CPU. Keep the pack: ``state_dict`` and
+    transformers' ``save_pretrained`` raise until `dequantize` has made an ordinary model again.
 
     Parameters
     ----------
     model : nn.Module
     pack : HhtldPack or path
-        May be closed afterwards.
+        It may be closed afterwards.
     names : str or iterable of str, optional
-        Names or globs of the encoded tensors to hold packed, all by default; others are decoded.
+        Names or globs of the encoded tensors to hold packed, by default all; the others are decoded.
     strict : bool
-        Whether names missing on either side, and buffers left on the meta device, are errors.
+        Whether it is an error if a name is missing on either side, or a buffer stays on the meta device.
 
     Returns
     -------
     nn.Module
-        `model`, or its replacement where it is an embedding or a linear itself. `packed_counts` counts.
+        `model`, or its replacement if it is an embedding or a linear itself. `packed_counts` counts what is packed.
 
     Raises
     ------
     KeyError
-        Strict and names are missing on either side, or `names` picks nothing.
+        If a name is missing on either side and `strict` is set, or if `names` picks nothing.
     ValueError
-        When shapes differ, tied parameters are different tensors in the pack, or a weight to be packed is on another
-        device than the CPU.
+        If shapes differ, if tied parameters are different tensors in the pack, or if a weight to be packed is on
+        another device than the CPU.
     FormatError
-        For a bad file.
+        If the file is damaged or is no pack.
     """
     with opened(pack) as source:
-        tie = getattr(model, "tie_weights", None)
-        if callable(tie) and any(parameter.is_meta for parameter in model.parameters()):
-            tie()  # accelerate.init_empty_weights makes two parameters of a shared one, and ties them again so
+        _tie_on_meta(model)
         slots = _slots(model)
         wanted = {source.info(name).name for name in selected(_encoded(source), names, "encoded tensor of the pack")}
-        _match(slots, source, strict, {name for name, _ in model.named_buffers(remove_duplicate=False)})
+        used = _match(slots, source)
         if strict:
+            buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+            _check_complete(slots, source, used, buffers)
             _check_meta(model, slots)
         packed = {id(slot) for slot in slots if _packable(slot, wanted)}
         _warn_of_decoded([slot for slot in slots if id(slot) not in packed and _was_wanted(slot, wanted)])
-        replaced: dict[int, nn.Module] = {}
+        replacements: dict[int, nn.Module] = {}
         for slot in slots:
             if id(slot) in packed:
-                _pack(slot, source, replaced)
+                _pack(slot, source, replacements)
         for slot in slots:
             if id(slot) not in packed and slot.record is not None:
-                _load(slot, source, slot.record, replaced)
+                _load(slot, source, slot.record, replacements)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if id(child) in replaced:
-                parent._modules[name] = replaced[id(child)]
-    return replaced.get(id(model), model)
+            if id(child) in replacements:
+                parent._modules[name] = replacements[id(child)]
+    return replacements.get(id(model), model)
+
+
+def _tie_on_meta(model: nn.Module) -> None:
+    """Tie parameters again: `accelerate.init_empty_weights` makes two parameters of a shared one."""
+    tie = getattr(model, "tie_weights", None)
+    if callable(tie) and any(parameter.is_meta for parameter in model.parameters()):
+        tie()
 
 
 def _encoded(source: HhtldPack) -> list[str]:
     return [name for name in source if source.info(name).is_encoded]
 
 
-def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and persistent buffers of a module itself."""
+def _persistent(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters and persistent buffers of a module, without those of its children."""
     yield from ((key, tensor) for key, tensor in module._parameters.items() if tensor is not None)
     for key, buffer in module._buffers.items():
         if buffer is not None and key not in module._non_persistent_buffers_set:
@@ -152,50 +169,60 @@ def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _slots(model: nn.Module) -> list[_Slot]:
     slots: dict[int, _Slot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for key, tensor in _held(module):
+        for key, tensor in _persistent(module):
             slot = slots.setdefault(id(tensor), _Slot(tensor))
             slot.names.append(f"{path}.{key}" if path else key)
-            if not any(owner is module and own == key for owner, own in slot.owners):
+            if not any(owner is module and attribute == key for owner, attribute in slot.owners):
                 slot.owners.append((module, key))
     return list(slots.values())
 
 
-def _match(slots: list[_Slot], source: HhtldPack, strict: bool, buffers: set[str]) -> None:
-    """Find every slot's tensor, or say everything that does not fit.
+def _match(slots: list[_Slot], source: HhtldPack) -> set[str]:
+    """Find every slot's tensor in a pack, and return the names of those that were found.
 
-    Old checkpoints hold buffers that models make themselves by now (BERT's position_ids): nobody misses those.
+    Raises
+    ------
+    ValueError
+        If tensors do not fit; the message names all of them.
     """
     used: set[str] = set()
     wrong: list[str] = []
     for slot in slots:
-        found = {source.info(name).name: source.info(name) for name in slot.names if name in source}
-        if len(found) > 1:
+        records = {source.info(name).name: source.info(name) for name in slot.names if name in source}
+        if len(records) > 1:
             shared = " and ".join(shown(name) for name in slot.names if name in source)
             wrong.append(f"{shared} are one tensor of the model and different ones of the pack")
-        slot.record = next(iter(found.values()), None)
-        used.update(found)
+        slot.record = next(iter(records.values()), None)
+        used.update(records)
         if slot.record is not None and torch_shape(slot.record) != tuple(slot.tensor.shape):
             ours, theirs = list(slot.tensor.shape), list(slot.record.info.shape)
             wrong.append(f"{shown(slot.names[0])} is {ours} in the model and {theirs} in the pack")
     if wrong:
         raise ValueError(_listed("the pack is of another model", wrong))
-    if strict:
-        missing = [f"{shown(slot.names[0])} (not in the pack)" for slot in slots if slot.record is None]
-        left = [name for name in source if source.info(name).name not in used and name not in buffers]
-        unknown = [f"{shown(name)} (not in the model)" for name in left]
-        if missing or unknown:
-            raise KeyError(_listed("names do not match; strict=False leaves them as they are", missing + unknown))
+    return used
+
+
+def _check_complete(slots: list[_Slot], source: HhtldPack, used: set[str], buffers: set[str]) -> None:
+    """Raise `KeyError` if a name is missing on either side.
+
+    Old checkpoints hold buffers that models make themselves by now (BERT's position_ids): nobody misses those.
+    """
+    missing = [f"{shown(slot.names[0])} (not in the pack)" for slot in slots if slot.record is None]
+    unused = [name for name in source if source.info(name).name not in used and name not in buffers]
+    unknown = [f"{shown(name)} (not in the model)" for name in unused]
+    if missing or unknown:
+        raise KeyError(_listed("names do not match; strict=False leaves them as they are", missing + unknown))
 
 
 def _check_meta(model: nn.Module, slots: list[_Slot]) -> None:
     loadable = {id(slot.tensor) for slot in slots}
-    left = [name for name, buffer in model.named_buffers() if buffer.is_meta and id(buffer) not in loadable]
-    if left:
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta and id(buffer) not in loadable]
+    if empty:
         raise ValueError(
             _listed(
                 "buffers on the meta device that no checkpoint holds; build the model with them real "
                 "(accelerate.init_empty_weights(include_buffers=False))",
-                [shown(name) for name in left],
+                [shown(name) for name in empty],
             )
         )
 
@@ -228,12 +255,12 @@ def _warn_of_decoded(slots: list[_Slot]) -> None:
     if slots:
         items = [f"{shown(slot.names[0])} ({type(slot.owners[0][0]).__name__})" for slot in slots]
         warnings.warn(
-            _listed(f"{len(items)} encoded tensors are held decoded, their modules have no packed form", items),
+            _listed(f"{len(items)} encoded tensors are held decoded, because their modules have no packed form", items),
             stacklevel=3,
         )
 
 
-def _pack(slot: _Slot, source: HhtldPack, replaced: dict[int, nn.Module]) -> None:
+def _pack(slot: _Slot, source: HhtldPack, replacements: dict[int, nn.Module]) -> None:
     assert slot.record is not None
     weight = PackedWeight(source, slot.record.name, slot.tensor.dtype)
     for module, _ in slot.owners:
@@ -243,10 +270,10 @@ def _pack(slot: _Slot, source: HhtldPack, replaced: dict[int, nn.Module]) -> Non
         else:
             assert isinstance(module, nn.Linear)
             new = HhtlLinear.of_weight(weight, module.bias)
-        replaced[id(module)] = new.train(module.training)
+        replacements[id(module)] = new.train(module.training)
 
 
-def _load(slot: _Slot, source: HhtldPack, record: TensorRecord, replaced: dict[int, nn.Module]) -> None:
+def _load(slot: _Slot, source: HhtldPack, record: TensorRecord, replacements: dict[int, nn.Module]) -> None:
     if not slot.tensor.is_meta:
         fill(slot.tensor.detach(), source, record)
         return
@@ -255,19 +282,19 @@ def _load(slot: _Slot, source: HhtldPack, record: TensorRecord, replaced: dict[i
     if isinstance(slot.tensor, nn.Parameter):
         made = nn.Parameter(made, slot.tensor.requires_grad)
     for module, key in slot.owners:
-        setattr(replaced.get(id(module), module), key, made)  # a bias by now belongs to the module's replacement
+        setattr(replacements.get(id(module), module), key, made)  # a bias by now belongs to the module's replacement
 
 
-def replaced(model: nn.Module, made: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Put what `made` gives for a module, where it gives something, into the module's place."""
-    found: dict[int, nn.Module | None] = {}
+def replaced(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """Put what `replacement` gives for a module, if it gives anything, into the module's place."""
+    replacements: dict[int, nn.Module | None] = {}
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if child is None:
                 continue
-            if id(child) not in found:
-                found[id(child)] = made(child)
-            new = found[id(child)]
+            if id(child) not in replacements:
+                replacements[id(child)] = replacement(child)
+            new = replacements[id(child)]
             if new is not None:
                 parent._modules[key] = new.train(child.training)
     return model
@@ -280,12 +307,12 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     ----------
     model : nn.Module
     dtype : torch.dtype, optional
-        Of the decoded weights, that of what they give by default. They take ``4 * numel`` bytes in float32.
+        The type of the decoded weights, by default that of the packed ones. In float32 they take ``4 * numel`` bytes.
 
     Returns
     -------
     nn.Module
-        `model`, or its replacement where it is a packed embedding or linear itself.
+        `model`, or its replacement if it is a packed embedding or linear itself.
     """
     weights: dict[PackedWeight, nn.Parameter] = {}
 

@@ -63,14 +63,14 @@ def torch_dtype(dtype: DType | str, name: str = "") -> torch.dtype:
     Raises
     ------
     TypeError
-        When this torch has none (6-bit floats; 4-bit ones before 2.8), naming tensor `name`.
+        If this torch has none (6-bit floats; 4-bit ones before 2.8); the message names tensor `name`.
     """
     kind = dtype if isinstance(dtype, str) else dtype.name
-    found = getattr(torch, _TORCH_NAMES.get(kind, ""), None)
-    if not isinstance(found, torch.dtype):
+    torch_type = getattr(torch, _TORCH_NAMES.get(kind, ""), None)
+    if not isinstance(torch_type, torch.dtype):
         where = f"tensor {shown(name)}: " if name else ""
         raise TypeError(f"{where}torch {torch.__version__} has no type for {kind}; leave such tensors out with names=")
-    return found
+    return torch_type
 
 
 def torch_shape(record: TensorRecord) -> tuple[int, ...]:
@@ -86,13 +86,13 @@ def torch_shape(record: TensorRecord) -> tuple[int, ...]:
 
 
 def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Return a floating-point type given itself or by name, None for None, or raise ValueError."""
+    """Return a floating-point type that is given itself or by name, or None for None, or raise ValueError."""
     if dtype is None:
         return None
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    torch_type = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(torch_type, torch.dtype) or not torch_type.is_floating_point:
         raise ValueError(f"dtype must be None or a torch floating-point type such as 'float32', got {dtype!r}")
-    return found
+    return torch_type
 
 
 @contextlib.contextmanager
@@ -111,25 +111,25 @@ def selected(names: Iterable[str], patterns: Iterable[str] | str | None, of: str
     Raises
     ------
     KeyError
-        For a pattern that picks nothing.
+        If a pattern picks nothing.
     """
     known = list(names)
     if patterns is None:
         return known
     picked: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {pattern} & set(known) or set(fnmatch.filter(known, pattern))
-        if not found:
+        matching = {pattern} & set(known) or set(fnmatch.filter(known, pattern))
+        if not matching:
             raise KeyError(f"{shown(pattern)} names no {of}{did_you_mean(pattern, known)}")
-        picked |= found
+        picked |= matching
     return [name for name in known if name in picked]
 
 
 def fill(out: torch.Tensor, pack: HhtldPack, record: TensorRecord) -> None:
-    """Write a tensor of a pack, block by block, into `out`: of its shape, on any device but meta, of any type.
+    """Write a tensor of a pack, block by block, into `out`, which has its shape, any type, and any device but meta.
 
-    Where `out` has the source's type, values are rounded as `hhtld convert` rounds them on the way back and kept
-    tensors are equal bit for bit; else torch converts them, encoded ones from float32.
+    If `out` has the source's type, values are rounded as `hhtld convert` rounds them on the way back, and kept tensors
+    are equal bit for bit. Otherwise torch converts them, encoded ones from float32.
     """
     if not out.is_contiguous():
         plain = torch.empty(out.shape, dtype=out.dtype, device=out.device)
@@ -150,7 +150,7 @@ def fill(out: torch.Tensor, pack: HhtldPack, record: TensorRecord) -> None:
 
 
 def _kept_blocks(pack: HhtldPack, record: TensorRecord) -> Iterator[NDArray[np.uint8]]:
-    """Bytes of whole elements, copied: torch warns of arrays that are read-only, as mapped ones are."""
+    """Yield bytes of whole elements, copied, because torch warns of arrays that are read-only, as mapped ones are."""
     raw = pack.get_tensor(record.name, "source").reshape(-1).view(np.uint8)
     width = max(1, record.info.dtype.nbits // 8)
     for start, stop in row_ranges(len(raw) // width, width):
@@ -158,7 +158,7 @@ def _kept_blocks(pack: HhtldPack, record: TensorRecord) -> Iterator[NDArray[np.u
 
 
 def _decoded_blocks(pack: HhtldPack, record: TensorRecord, as_bytes: bool) -> Iterator[NDArray[np.generic]]:
-    """Flat float32 values, or the bytes of the source's type that they round to."""
+    """Yield float32 values, flat, or the bytes of the source's type that they round to."""
     encoded = pack.get_encoded(record.name)  # all slots at once, for their checksums: a fraction of the result
     for start, stop in row_ranges(record.info.n_rows, 4 * record.info.n_cols):
         rows = encoded.reconstruct_rows(slice(start, stop))
@@ -168,7 +168,7 @@ def _decoded_blocks(pack: HhtldPack, record: TensorRecord, as_bytes: bool) -> It
 def loaded(
     pack: HhtldPack, record: TensorRecord, dtype: torch.dtype | None, device: torch.device | str
 ) -> torch.Tensor:
-    """Return one tensor, decoded, as `dtype` if it holds weights and a type is given, else as the source's type."""
+    """Return a tensor, decoded, as `dtype` if that is given and the tensor holds weights; else as the source's type."""
     native = torch_dtype(record.info.dtype, record.name)
     kind = dtype if dtype is not None and record.info.dtype.is_weight else native
     shape = torch_shape(record)
@@ -192,18 +192,18 @@ def iter_tensors(
     device: torch.device | str = "cpu",
     names: Iterable[str] | str | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield names and decoded tensors one by one; parameters and errors as in `load_state_dict`.
+    """Yield names and decoded tensors one by one; parameters and errors are those of `load_state_dict`.
 
-    Names that share a tensor follow one another and yield the same object, so nothing is held between tensors.
+    Names that share a tensor follow one another and yield the same object, so no tensor must be remembered.
     """
     kind = checked_dtype(dtype)
     with opened(path_or_pack) as pack:
         sharing: dict[str, list[str]] = {}
         for name in selected(pack.keys(), names, "tensor of the pack"):
             sharing.setdefault(pack.info(name).name, []).append(name)
-        for record_name, own in sharing.items():
+        for record_name, sharers in sharing.items():
             tensor = loaded(pack, pack.info(record_name), kind, device)
-            for name in own:
+            for name in sharers:
                 yield name, tensor
             del tensor  # before the next one is made
 
@@ -217,13 +217,14 @@ def load_state_dict(
 ) -> dict[str, torch.Tensor]:
     """Return a pack's tensors, decoded, as a state dict for ``model.load_state_dict``.
 
-    Tensor by tensor and block by block: at most the result, one tensor's slots and one block of rows are held.
+    It works tensor by tensor and block by block: at most the result, one tensor's slots and one block of rows are in
+    memory.
 
     Parameters
     ----------
     path_or_pack : path or HhtldPack
     dtype : torch.dtype or str, optional
-        For tensors of weights; None gives the source's types. Others (integers, bools) stay what they are.
+        The type of tensors of weights; None gives the source's types. Others (integers, bools) keep theirs.
     device : torch.device or str
         "meta" gives shapes and types and decodes nothing.
     names : str or iterable of str, optional
@@ -232,19 +233,19 @@ def load_state_dict(
     Returns
     -------
     dict of str to torch.Tensor
-        In the pack's order, shapes as in the source. Names that share a tensor have one object. Kept tensors are
+        In the pack's order, with the source's shapes. Names that share a tensor have one object. Kept tensors are
         equal to the source bit for bit.
 
     Raises
     ------
     KeyError
-        For a name or glob that picks nothing.
+        If a name or glob picks nothing.
     ValueError
-        For a `dtype` that is no floating-point type.
+        If `dtype` is no floating-point type.
     TypeError
-        Where torch has no such type (6-bit floats).
+        If torch has no type for a tensor (6-bit floats).
     FormatError
-        For a bad file, and for a tensor that passes the pack's budget.
+        If the file is damaged or is no pack, or if a tensor takes more than the pack's budget.
     """
-    found = dict(iter_tensors(path_or_pack, dtype=dtype, device=device, names=names))
-    return {name: found[name] for name in sorted(found)}
+    tensors = dict(iter_tensors(path_or_pack, dtype=dtype, device=device, names=names))
+    return {name: tensors[name] for name in sorted(tensors)}

@@ -4,9 +4,9 @@
 
     model, tokenizer = packed.from_pretrained("model.hhtld"), packed.load_tokenizer("model.hhtld")
 
-Importing it also lets transformers itself load packed folders (`hhtld convert SRC DIR --to hf`):
-``AutoModelForCausalLM.from_pretrained("DIR")``, ``pipeline(model="DIR")`` and the rest. Needs the extra
-``transformers``; weights stay packed, on the CPU and for inference, unless ``packed=False`` decodes them.
+Importing the module also lets transformers itself load packed folders (`hhtld convert SRC DIR --to hf`):
+``AutoModelForCausalLM.from_pretrained("DIR")``, ``pipeline(model="DIR")`` and the rest. It needs the extra
+``transformers``. Weights stay packed, on the CPU and for inference, unless ``packed=False`` decodes them.
 """
 
 from __future__ import annotations
@@ -63,35 +63,35 @@ def from_pretrained(
     Parameters
     ----------
     pack_or_folder : path or HhtldPack
-        A `.hhtld` that was made from a model's folder, so that config.json travels in it, or a packed folder.
+        A packed folder, or a `.hhtld` that was made from a model's folder and therefore holds its config.json.
     packed : bool
-        Embeddings and linears read the pack's bytes as they compute; False decodes them, which gives an ordinary
-        model.
+        Whether embeddings and linears read the pack's bytes as they compute; False decodes them, which gives an
+        ordinary model.
     dtype : torch.dtype or str, optional
-        As transformers takes it: "auto" or None for the type of config.json.
+        What transformers takes; "auto" or None means the type of config.json.
     modules_to_not_convert : iterable of str
-        Modules to hold decoded, named in part or whole: those whose code computes with the weight itself, as Mamba's
-        does with that of "dt_proj", which raises TypeError on a packed one.
+        Modules to hold decoded, named in part or whole. Name those whose code computes with the weight itself, which
+        raises TypeError if the weight is packed: Mamba's "dt_proj" is one.
     **options
-        Of transformers' ``from_pretrained``, for example ``attn_implementation`` or ``trust_remote_code``.
+        Options of transformers' ``from_pretrained``, for example ``attn_implementation`` or ``trust_remote_code``.
 
     Returns
     -------
     transformers.PreTrainedModel
-        ``model.dequantize()`` decodes what is packed; ``save_pretrained`` raises ValueError until then.
+        ``model.dequantize()`` decodes what is packed; until then ``save_pretrained`` raises ValueError.
 
     Raises
     ------
     FormatError
-        For a bad file, a pack without config.json, and a model that this transformers does not know.
+        If a file is damaged, the pack has no config.json, or this transformers does not know the model.
     """
     with _folder(pack_or_folder) as (folder, name):
         options = {"local_files_only": True} | options
         if dtype is not None:
             options["dtype"] = dtype
-        remote = {key: options[key] for key in ("trust_remote_code",) if key in options}
+        trust = {key: options[key] for key in ("trust_remote_code",) if key in options}
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **remote)
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **trust)
         except Exception as error:  # whatever a config that is not one makes transformers raise
             raise FormatError(f"{name}: transformers cannot read its config.json: {error}") from error
         config.quantization_config |= {
@@ -109,7 +109,7 @@ def load_tokenizer(pack_or_folder: PackOrFolder, **options: Any) -> Any:
     Raises
     ------
     FormatError
-        For a bad file, a pack without config.json, and one whose tokenizer transformers cannot read.
+        If a file is damaged, the pack has no config.json, or transformers cannot read its tokenizer.
     """
     with _folder(pack_or_folder) as (folder, name):
         try:
@@ -121,16 +121,16 @@ def load_tokenizer(pack_or_folder: PackOrFolder, **options: Any) -> Any:
 
 
 def _model_class(config: Any, name: str) -> Any:
-    """The class that a config names, of transformers or, for code that came with the model, an Auto class."""
+    """Return the class that a config names: one of transformers, or an Auto class for code that came with a model."""
     architectures = list(getattr(config, "architectures", None) or ())
     autos = getattr(config, "auto_map", None) or {}
     for architecture in architectures:
         for auto, target in autos.items():
             if auto.startswith("AutoModel") and str(target).endswith(f".{architecture}"):
                 return getattr(transformers, auto)
-        found = getattr(transformers, architecture, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
+        named = getattr(transformers, architecture, None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
     if not architectures:
         return transformers.AutoModel
     raise FormatError(
@@ -141,35 +141,40 @@ def _model_class(config: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def _folder(pack_or_folder: PackOrFolder) -> Iterator[tuple[Path, str]]:
-    """Give a packed folder, a temporary one of links for a pack, and the name that it goes by."""
+    """Give a packed folder, for a pack a temporary one of links, and the name that messages call it."""
     if isinstance(pack_or_folder, HhtldPack):
-        with tempfile.TemporaryDirectory(prefix="hhtld-") as made:
-            name = getattr(pack_or_folder.sections, "path", "a pack in memory")
-            _lay_out(PackSource(pack_or_folder), Path(made), str(name))
-            yield Path(made), str(name)
+        name = str(getattr(pack_or_folder.sections, "path", "a pack in memory"))
+        with _laid_out(pack_or_folder, name) as folder:
+            yield folder, name
         return
     path = local_source(pack_or_folder, "what transformers loads")
     if path.is_dir():
         if not is_packed_folder(path):
             raise FormatError(
-                f"{path}: no packed folder, which holds {PACK_NAME} and a config.json that says so; make one with "
+                f"{path}: not a packed folder, which holds {PACK_NAME} and a config.json that says so; make one with "
                 f"hhtld convert {path} OUT --to hf, or a pack with hhtld convert {path} model.hhtld"
             )
         yield path, str(path)
-        return
-    if path.name == PACK_NAME and is_packed_folder(path.parent):  # its side files lie beside it
+    elif path.name == PACK_NAME and is_packed_folder(path.parent):  # its side files lie beside it
         yield path.parent, str(path)
-        return
-    with open_pack(path) as pack, tempfile.TemporaryDirectory(prefix="hhtld-") as made:
-        _lay_out(PackSource(pack), Path(made), str(path))
-        yield Path(made), str(path)
+    else:
+        with open_pack(path) as pack, _laid_out(pack, str(path)) as folder:
+            yield folder, str(path)
+
+
+@contextlib.contextmanager
+def _laid_out(pack: HhtldPack, name: str) -> Iterator[Path]:
+    """Give a temporary packed folder of a pack."""
+    with tempfile.TemporaryDirectory(prefix="hhtld-") as folder:
+        _lay_out(PackSource(pack), Path(folder), name)
+        yield Path(folder)
 
 
 def _lay_out(source: PackSource, folder: Path, name: str) -> None:
     if CONFIG not in source.files():
         raise FormatError(
-            f"{name}: no config.json in it, so there is no telling what model it is: convert the model's folder, not "
-            f"a file of it (and without --no-files), and its config.json and tokenizer come along"
+            f"{name}: it holds no config.json, which says what model it is: convert the model's folder, not a file of "
+            f"it, and without --no-files; then config.json and the tokenizer are in the pack"
         )
     config = packed_config(source, f"{name}: config.json:", source.pack.table.profile)
     write_side_files(source, folder, {CONFIG: config})

@@ -1,4 +1,4 @@
-"""What hhtld uses of transformers beyond its documented interface, all of it, and the releases it was tried with.
+"""Everything that hhtld uses of transformers beyond its documented interface, and the releases it was tried with.
 
 Quantization methods outside of transformers need some of its inner workings: how names of a checkpoint become those
 of a model, what a model remembers of that for saving, and which of its weights are tied. They change without notice,
@@ -65,24 +65,24 @@ def with_operations(conversion: Any, first: Any) -> Any:
 
 
 def conversions_of(model: Any) -> list[Any] | None:
-    """Return the conversions that a model was loaded with and that saving turns back; None where it holds none."""
-    found = getattr(model, "_weight_conversions", None)
-    return None if found is None else list(found)
+    """Return the conversions that a model was loaded with and that saving turns back; None if it holds none."""
+    conversions = getattr(model, "_weight_conversions", None)
+    return None if conversions is None else list(conversions)
 
 
 def conversions_kept(model: Any, conversions: Sequence[Any] | None) -> None:
-    """Let a model hold conversions; 5.24 takes them away with the quantization, and saving needs them all the same."""
+    """Let a model hold conversions, which saving needs: 5.24 takes them away together with the quantization."""
     if conversions is not None:
         model._weight_conversions = list(conversions)
 
 
 def ties_of(model: Any) -> dict[str, str]:
-    """Return the names of a model's parameters that are others, each with the name of the other."""
+    """Return the names of the parameters that are tied to others, each with the name of the other."""
     return dict(getattr(model, "all_tied_weights_keys", {}))
 
 
 def tied_places(model: Any, place: str) -> set[str]:
-    """Return the names of every parameter that is one with the one of this name, itself among them."""
+    """Return the name of a parameter and the names of all that are tied to it."""
     ties = ties_of(model)
     source = ties.get(place, place)
-    return {place, source} | {target for target, own in ties.items() if own == source}
+    return {place, source} | {target for target, tied_to in ties.items() if tied_to == source}

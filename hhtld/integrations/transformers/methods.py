@@ -1,7 +1,7 @@
-"""What a model with packed weights answers itself, where transformers would miscount, fail or leave a part out.
+"""Methods of a model with packed weights for which transformers' own would miscount, fail or leave a part out.
 
-The methods are set on the model alone, so that its class stays what config.json names, and taken away again when it
-becomes an ordinary one.
+They are set on the model alone, so that its class stays the one that config.json names, and are taken away again when
+the model becomes an ordinary one.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ def unset_methods(model: Any) -> None:
 
 
 def _num_parameters(model: Any, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-    """Return what transformers counts, and the numbers that packed weights stand for; none of those is trainable."""
+    """Return what transformers counts, with the numbers that packed weights stand for; none of those is trainable."""
     counted = int(type(model).num_parameters(model, only_trainable, exclude_embeddings))
     if only_trainable:
         return counted
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, HhtlEmbedding)}
-    weights = [module for module in model.modules() if isinstance(module, PackedWeight)]  # each once, tied or not
+    weights = [module for module in model.modules() if isinstance(module, PackedWeight)]  # each once, even if tied
     return counted + sum(weight.numel() for weight in weights if not (exclude_embeddings and id(weight) in embeddings))
 
 
 def _tie_weights(model: Any, *_: Any, **__: Any) -> None:
-    """Leave ties as they are: loading made them, and a packed weight is shared as a whole."""
+    """Leave ties as they are: loading made them, and tied modules share a packed weight."""
     for target, source in ties_of(model).items():
         if _at(model, target) is not _at(model, source):
             raise ValueError(
-                f"{shown(target)} and {shown(source)} are one no more, and packed weights are tied while a model loads "
-                f"only: {HOW_TO_DECODE}"
+                f"{shown(target)} and {shown(source)} are not tied any more, and packed weights can be tied only while "
+                f"a model loads: {HOW_TO_DECODE}"
             )
 
 

@@ -1,9 +1,9 @@
 """How transformers loads a packed folder: a quantization method "hhtld", registered on import.
 
-A packed folder's safetensors file holds names in place of weights (see `hhtld.formats.hf`). transformers reads it as
-any checkpoint, renames, prefixes and ties what it finds as the model asks, and hands every name to `_Unpack`, which
-gives the tensor that it stands for: decoded, or, for the weight of an embedding or linear layer, a parameter that
-carries the packed one. Once everything is in place such layers are replaced.
+A packed folder's safetensors file holds names in the place of weights (see `hhtld.formats.hf`). transformers reads it
+as any checkpoint, renames, prefixes and ties what it finds as the model asks, and hands every name to `_Unpack`. That
+gives the tensor which the name stands for: decoded, or, for the weight of an embedding or linear layer, a parameter
+that carries the packed weight. When everything is in place, such layers are replaced.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class HhtldConfig(QuantizationConfigMixin):
     Parameters
     ----------
     profile : str, optional
-        What the pack was made with; for people.
+        What the pack was made with. Only people read it.
     dtype : str
-        Of the source's weights, as safetensors names it.
+        The type of the source's weights, as safetensors names it.
     dequantize : bool
-        Load an ordinary model with decoded weights.
+        Whether to load an ordinary model with decoded weights.
     modules_to_not_convert : list of str, optional
         Modules whose weights are loaded decoded, named in part or whole as for transformers' own methods.
     """
@@ -84,7 +84,7 @@ class _Unpack(ConversionOps):
     Attributes
     ----------
     dtype : torch.dtype or None
-        What transformers wants of this parameter's floats; set for every parameter anew.
+        The type that transformers asks for, set anew for every parameter.
     """
 
     def __init__(self, quantizer: HhtldQuantizer, *, last: bool) -> None:
@@ -104,7 +104,7 @@ class _Unpack(ConversionOps):
         model: Any = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Return tensors under the keys that came; of a parameter that nothing else converts, under its name."""
+        """Return tensors under the keys that came; if nothing else converts a parameter, under its name."""
         if not self.last:
             return {key: [self.quantizer.decoded(name, self.dtype) for name in n] for key, n in input_dict.items()}
         ((name,),) = input_dict.values()
@@ -113,7 +113,7 @@ class _Unpack(ConversionOps):
 
 @register_quantizer(METHOD)
 class HhtldQuantizer(HfQuantizer):
-    """Loads models from packed folders; what transformers calls is told in its `HfQuantizer`."""
+    """Loads models from packed folders; transformers' `HfQuantizer` says what is called when."""
 
     requires_calibration = True  # packs are made by `hhtld convert`, not while a model loads
 
@@ -127,17 +127,17 @@ class HhtldQuantizer(HfQuantizer):
     # ---- what transformers asks before it loads ----
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the source's type where transformers took the names' bytes for weights."""
+        """Return the source's type if transformers took the bytes of names for weights."""
         return dtype if dtype.is_floating_point else torch_dtype(self.quantization_config.dtype)
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Let transformers find the file of names: the key that stops it where hhtld is missing has done its work."""
+        """Let transformers find the file of names: its key, which stops whoever has no hhtld, is not needed now."""
         if getattr(config, "transformers_weights", None) == PACK_NAME:
             config.transformers_weights = None
         return config
 
     def update_device_map(self, device_map: Any) -> Any:
-        """Refuse other devices than the CPU for packed weights."""
+        """Raise ValueError if packed weights are to be placed on other devices than the CPU."""
         if not self._packed or device_map is None:
             return device_map
         if isinstance(device_map, str):  # "auto" and its kin, the rest are dicts by now
@@ -151,7 +151,7 @@ class HhtldQuantizer(HfQuantizer):
         return device_map
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
-        folder = Path(checkpoint_files[0]).parent  # as given: a hub cache's files are links to elsewhere
+        folder = Path(checkpoint_files[0]).parent  # not resolved: the files of a hub cache are links to elsewhere
         path = folder / PACK_NAME
         if not path.is_file():
             raise FileNotFoundError(
@@ -164,10 +164,7 @@ class HhtldQuantizer(HfQuantizer):
         weakref.finalize(self, self._pack.close)
         if isinstance(self._pack.sections, ContainerReader):
             self._pack.sections.verify()  # everything will be read, and an error here names the file
-        with SafetensorsFile(checkpoint_files[0]) as names:
-            odd = sorted(set(names.infos()) ^ set(self._pack)) or [n for n, i in names.infos().items() if not _named(i)]
-        if odd:
-            raise HeaderError(f"{path}: does not belong to the {NAMES_FILE} beside it, they differ in {shown(odd[0])}")
+        _check_names(path, checkpoint_files[0], self._pack)
         return model
 
     # ---- loading ----
@@ -182,11 +179,11 @@ class HhtldQuantizer(HfQuantizer):
                 updated.append(conversion)
             self._conversions[id(updated[-1])] = conversion
         updated.append(WeightConverter(["(.+)"], [r"\1"], [_Unpack(self, last=True)]))
-        self._updated = updated  # held, so that none of the numbers above is given to another
+        self._updated = updated  # held, so that no other object gets one of the ids above
         return updated
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> None:
-        """Remember the type for what a name stands for; the name itself stays bytes."""
+        """Remember the type of what a name stands for; the name itself stays bytes."""
         for operation in getattr(converter, "operations", ()):
             if isinstance(operation, _Unpack):
                 operation.dtype = dtype
@@ -200,25 +197,25 @@ class HhtldQuantizer(HfQuantizer):
         """Return what goes to a place of the model: a tensor, or a parameter that carries a packed weight."""
         assert self._pack is not None
         record = self._pack.info(_text(name))
-        wanted = dtype or torch.get_default_dtype()
         shape = torch.Size(record.info.shape)
-        takes = self._packed and record.is_encoded and len(shape) == 2
-        if not takes or not all(self._takes_packed(model, own, shape) for own in tied_places(model, place)):
+        can_pack = self._packed and record.is_encoded and len(shape) == 2
+        if not can_pack or not all(self._takes_packed(model, tied, shape) for tied in tied_places(model, place)):
             return self.decoded(name, dtype)
-        if (record.name, wanted) not in self._weights:
-            self._weights[record.name, wanted] = PackedWeight(self._pack, record.name, wanted)
-        # As large as the weight to who asks, and one number in memory; transformers compares what may be tied.
-        number = torch.tensor(list(self._weights).index((record.name, wanted)), dtype=torch.int32)
+        key = record.name, dtype or torch.get_default_dtype()
+        if key not in self._weights:
+            self._weights[key] = PackedWeight(self._pack, *key)
+        # It has the weight's shape and takes the memory of one number; transformers compares what may be tied.
+        number = torch.tensor(list(self._weights).index(key), dtype=torch.int32)
         parameter = nn.Parameter(number.expand(shape), requires_grad=False)
-        parameter.packed = self._weights[record.name, wanted]
+        parameter.packed = self._weights[key]
         return parameter
 
     def _takes_packed(self, model: Any, place: str, shape: torch.Size) -> bool:
         owner, _, key = place.rpartition(".")
         module = model.get_submodule(owner)
-        exact = type(module) is nn.Linear or (type(module) is nn.Embedding and module.max_norm is None)
-        wanted = should_convert_module(owner, self.quantization_config.modules_to_not_convert)
-        return bool(wanted and exact and key == "weight" and module.weight.shape == shape)
+        is_plain = type(module) is nn.Linear or (type(module) is nn.Embedding and module.max_norm is None)
+        is_wanted = should_convert_module(owner, self.quantization_config.modules_to_not_convert)
+        return bool(is_wanted and is_plain and key == "weight" and module.weight.shape == shape)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         if self._pack is not None:
@@ -241,15 +238,15 @@ class HhtldQuantizer(HfQuantizer):
         return dequantize(model, dtype)
 
     def remove_quantization_config(self, model: Any) -> None:
-        """Make an ordinary model of it, which is saved under the names that its checkpoint had."""
+        """Make the model an ordinary one, which is saved under the names that its checkpoint had."""
         loaded_with = conversions_of(model)
         super().remove_quantization_config(model)
         conversions_kept(model, loaded_with)
 
     def is_serializable(self) -> bool:
-        """Refuse: what transformers would write has no weights."""
+        """Raise ValueError, because what transformers would write has no weights."""
         raise ValueError(
-            "packed weights are not saved by save_pretrained: copy the packed folder or the .hhtld, or make the model "
+            "save_pretrained does not save packed weights: copy the packed folder or the .hhtld, or make the model "
             "an ordinary one with model.dequantize() or from_pretrained(..., packed=False) and save that"
         )
 
@@ -257,6 +254,15 @@ class HhtldQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Packed weights take no gradients."""
         return not self._packed
+
+
+def _check_names(path: Path, names_file: str, pack: HhtldPack) -> None:
+    """Raise `HeaderError` if a file of names is not that of a pack."""
+    with SafetensorsFile(names_file) as file:
+        infos = file.infos()
+    odd = sorted(set(infos) ^ set(pack)) or [name for name, info in infos.items() if not _named(info)]
+    if odd:
+        raise HeaderError(f"{path}: does not belong to the {NAMES_FILE} beside it, they differ in {shown(odd[0])}")
 
 
 def _named(info: TensorInfo) -> bool:
