@@ -53,6 +53,7 @@ def code(name: str) -> CodeType:
         for part in parts[n_module:]:
             found = getattr(found, part)
         found = getattr(found, "__func__", getattr(found, "fget", found))
+        assert found.__module__ == ".".join(parts[:n_module]), f"{name} stands in {found.__module__}"
         code: CodeType = found.__code__
         return code
     raise AssertionError(name)
