@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-import hhtld
+import hhtld.slots
 from hhtld.errors import HhtldError
 
 # What is promised of the package `hhtld`, by what a reader looks for; the rest is sorted below by what it is.
 FILES = ["convert", "open", "encode", "save", "load_file", "save_file", "HhtldPack", "ConversionReport", "TensorSource"]
-FORMATS = ["hhtld.formats", "hhtld.formats.base", "hhtld.registry"]
+FORMATS = ["hhtld.formats", "hhtld.registry"]
 CODECS = ["hhtld.codecs", "hhtld.codecs.base"]
 INTEGRATIONS = ["hhtld.integrations.torch", "hhtld.integrations.transformers", "hhtld.integrations.dask"]
 
@@ -39,13 +39,14 @@ def public_names() -> str:
     classes = [name for name in rest if inspect.isclass(values[name]) and name not in errors]
     functions = [name for name in rest if isinstance(values[name], types.FunctionType)]
     constants = [name for name in rest if name not in {*errors, *classes, *functions}]
+    in_slots = [name for name in hhtld.slots.__all__ if name not in hhtld.__all__]
     return "\n".join(
         [
             "# hhtld: what `import hhtld` gives\n",
             section("Files and packs", FILES),
             section("The codec's classes", classes),
             section("Groups, roles and shapes", [*functions, *constants]),
-            section("The mathematics of a row", ["slots"]),
+            section("The mathematics of a row", [f"slots.{name}" for name in in_slots]),
             section("Errors", errors),
         ]
     )
