@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,7 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
+
+# Few examples of every property every day, more with --hypothesis-profile exhaustive, as .ci/run asks.
+settings.register_profile("everyday", max_examples=25, deadline=None)
+settings.register_profile("exhaustive", max_examples=250, deadline=None)
+settings.load_profile("everyday")
+
+# pytest-xdist tells its workers how wide the terminal is; what commands print here is piped, and has no width.
+os.environ.pop("COLUMNS", None)
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -48,7 +48,6 @@ def oracle_fold(row: NDArray[np.float32]) -> list[int]:
 
 
 @given(matrix())
-@settings(max_examples=60, deadline=None)
 def test_fold_is_its_definition(rows: NDArray[np.float32]) -> None:
     folded = Base17.fold(rows)
     assert folded.dims.tolist() == [oracle_fold(row) for row in rows]
@@ -59,7 +58,6 @@ def test_fold_is_its_definition(rows: NDArray[np.float32]) -> None:
 
 
 @given(matrix(30, 30), st.integers(1, 256))
-@settings(max_examples=60, deadline=None)
 def test_palette_picks_are_furthest_points(rows: NDArray[np.float32], k: int) -> None:
     folded = Base17.fold(rows)
     palette = Palette.build(folded, k)
@@ -276,7 +274,6 @@ def test_slot_l_of_rows_equal_to_their_centroids() -> None:
 
 
 @given(matrix(20, 40))
-@settings(max_examples=40, deadline=None)
 def test_slot_l_errs_by_half_a_step(rows: NDArray[np.float32]) -> None:
     basis = SvdBasis.build(rows)
     zero = np.zeros_like(rows)

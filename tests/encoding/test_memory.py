@@ -64,7 +64,9 @@ def test_peak_memory_is_below_what_is_given(profile: str, tmp_path: Path) -> Non
     ("profile", "shape", "what"),
     [
         ("f32", (300_000, 1024), "group other/qko 300000 x 1024"),  # all rows at once
-        ("bits:2", (64, 20_000_000), "group other/qko 64 x 20000000"),  # one row of 80 MB
+        pytest.param(  # one row of 80 MB
+            "bits:2", (64, 20_000_000), "group other/qko 64 x 20000000", marks=pytest.mark.exhaustive
+        ),
         ("lookup", (50_000_000, 4), "group other/qko 50000000 x 4"),
     ],
 )
@@ -141,7 +143,9 @@ def test_a_dry_run_says_what_it_would_take(tmp_path: Path, capsys: pytest.Captur
     assert "expected" not in hhtld.convert(source, target, profile="gates").to_json()
 
 
-@pytest.mark.parametrize("profile", ["parity", "gates", "bits:5"])
+@pytest.mark.parametrize(
+    "profile", ["parity", *(pytest.param(profile, marks=pytest.mark.exhaustive) for profile in ("gates", "bits:5"))]
+)
 def test_a_prediction_of_the_widest_matrix_is_bounded(tmp_path: Path, profile: str) -> None:
     """It coded every row of a sample of 32 MiB at eight rates, and read all rows where some are zeros."""
     source = sparse(tmp_path / "m.safetensors", {"up.weight": ("F32", (8192, 28672), 4 * 8192 * 28672)})

@@ -461,7 +461,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.fl
     return path, gguf.quants.dequantize(stored, Type.Q4_0)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, 8192), max_size=8))
 def test_rows_in_pieces_are_the_whole(large: tuple[Path, NDArray[np.float32]], cuts: list[int]) -> None:
     path, whole = large

@@ -20,6 +20,7 @@ import hhtld
 from hhtld.codecs.lookup import HhtlDTensor
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.commands.main import main
 from hhtld.cosines import summarize
 from hhtld.encoding.measure import compared_rows
 from hhtld.errors import FormatError
@@ -457,29 +458,33 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h5", "m.hhtld"]
 
 
-def test_the_command_line_and_the_example(tmp_path: Path) -> None:
+def test_the_command_line_and_the_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from safetensors.numpy import save_file
 
     save_file({name: np.asarray(array) for name, array in arrays().items()}, tmp_path / "m.safetensors")
     hhtld.save(hhtld.encode(arrays(), profile="bits:2"), tmp_path / "m.hhtld")
-    command = [sys.executable, "-m", "hhtld.formats", "convert", "m.hhtld", "m.h5", "--original", "m.safetensors"]
-    done = subprocess.run([*command, "--max-size", "64MB"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("m.h5 is written: ")
-    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["notes"] == []
-    refused = subprocess.run([*command, "--max-size", "64 lots"], cwd=tmp_path, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "expected a size such as 64MB or 1GiB, got '64 lots'" in refused.stderr
-    refused = subprocess.run([*command, "--report", "m.html"], cwd=tmp_path, capture_output=True, text=True)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert "m.h5 only shows them" in refused.stderr
+    monkeypatch.chdir(tmp_path)
+    command = ["convert", "m.hhtld", "m.h5", "--original", "m.safetensors"]
+    assert main([*command, "--max-size", "64MB"]) == 0
+    assert capsys.readouterr().out.startswith("m.h5 is written: ")
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--max-size", "64 lots"])
+    assert stopped.value.code == 2
+    assert "expected a size such as 64MB or 1GiB, got '64 lots'" in capsys.readouterr().err
+    assert main([*command, "--report", "m.html"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "m.h5 only shows them" in captured.err
     example = [sys.executable, "-m", "hhtld.formats.hdf5.example", "m.h5", "m.png"]
     subprocess.run(example, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
-    plain = [*command[:-2], "--tensor", "*v_proj*"]  # one tensor, and without the original
-    subprocess.run(plain, cwd=tmp_path, capture_output=True, check=True)
+    assert main([*command[:-2], "--tensor", "*v_proj*"]) == 0  # one tensor, and without the original
     subprocess.run(example, cwd=tmp_path, capture_output=True, check=True)
-    subprocess.run([*command[:-2], "--tensor", "scalar"], cwd=tmp_path, capture_output=True, check=True)
+    assert main([*command[:-2], "--tensor", "scalar"]) == 0
     nothing = subprocess.run(example, cwd=tmp_path, capture_output=True, text=True)
     assert nothing.stderr == "m.h5 shows no encoded tensor\n"
 

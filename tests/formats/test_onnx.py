@@ -505,7 +505,7 @@ def test_metadata_and_description(path: Path) -> None:
 # --- rows -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, 301), max_size=8), outside=st.booleans())
 def test_rows_in_pieces_are_the_whole(tmp_path: Path, cuts: list[int], outside: bool) -> None:
     whole = low_rank(301, 17)

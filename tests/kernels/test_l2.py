@@ -270,7 +270,7 @@ ADVERSARIAL += [
 FLOATS = st.sampled_from([float(np.float32(value)) for value in ADVERSARIAL]) | st.floats(
     width=32, allow_nan=False, allow_infinity=False
 )
-SETTINGS = settings(max_examples=60, deadline=None, database=None, derandomize=True)
+SETTINGS = settings(database=None, derandomize=True)
 
 
 def adversarial_rows(n_rows: st.SearchStrategy[int], n_cols: int) -> st.SearchStrategy[Rows]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -142,7 +142,6 @@ def test_among_equals_the_lowest_row_wins() -> None:
         assert (np.diff(found.rows) > 0).all()
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 60), st.integers(1, 40), st.integers(1, 90), st.integers(0, 2**32 - 1), st.sampled_from([16, 29, 48])
 )

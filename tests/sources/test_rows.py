@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -387,7 +387,6 @@ def test_a_group_whose_rows_are_no_axes_of_a_tensor_is_refused(model: Path) -> N
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn}
 
 
-@settings(max_examples=120, deadline=None)
 @given(
     shape=st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 7, 8, 9, 17, 33]), max_size=5).filter(
         lambda s: math.prod(s) < 40_000

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.trust.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,6 +37,7 @@ def test_numbers_are_complete() -> None:
         assert bool(entry.tests) != bool(entry.not_here), number
 
 
+@pytest.mark.exhaustive
 def test_every_test_it_names_is_there() -> None:
     names = collected()
     skipped = [] if any("test_onnx.py" in name for name in names) else ["test_onnx.py"]

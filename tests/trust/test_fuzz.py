@@ -52,12 +52,10 @@ def held(pack: hhtld.HhtldPack) -> list[bytes]:
     return [pack.sections.whole(i).tobytes() for i in range(len(pack.sections.kinds()))]
 
 
-quick = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+drawn = settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@quick
+@drawn
 @given(model=models(), profile=st.sampled_from(PROFILES), metadata=st.dictionaries(st.text(max_size=5), st.just("v")))
 def test_any_model_comes_back(model: Model, profile: str, metadata: dict[str, str], tmp_path: Path) -> None:
     """Names, types, shapes, metadata; kept tensors bit for bit; in memory as in the file; finite as it went in."""
@@ -80,7 +78,7 @@ def test_any_model_comes_back(model: Model, profile: str, metadata: dict[str, st
     assert {n: a.tobytes() for n, a in plain.items()} == {n: made.get_tensor(n, "source").tobytes() for n in model}
 
 
-@quick
+@drawn
 @given(model=models(), profile=st.sampled_from(PROFILES), data=st.data())
 def test_any_rows_are_rows_of_the_whole(model: Model, profile: str, data: st.DataObject, tmp_path: Path) -> None:
     hhtld.save(hhtld.encode(model, profile), tmp_path / "a.hhtld")
@@ -97,7 +95,7 @@ def test_any_rows_are_rows_of_the_whole(model: Model, profile: str, data: st.Dat
                 assert pack.get_rows(name, rows).tobytes() == expected.tobytes()
 
 
-@quick
+@drawn
 @given(model=models(), profile=st.sampled_from(PROFILES), threads=st.integers(1, 5), block=st.integers(100, 5000))
 def test_threads_and_order_do_not_reach_the_bytes(
     model: Model, profile: str, threads: int, block: int, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +110,7 @@ def test_threads_and_order_do_not_reach_the_bytes(
             assert {n: again.get_tensor(n).shape for n in again} == {n: a.shape for n, a in model.items()}
 
 
-@quick
+@drawn
 @given(model=models(), profile=st.sampled_from(PROFILES[:-1]))
 def test_a_pack_saved_again_is_the_same_file(model: Model, profile: str, tmp_path: Path) -> None:
     hhtld.save(hhtld.encode(model, profile), tmp_path / "a.hhtld")
