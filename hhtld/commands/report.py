@@ -11,22 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hhtld.api.convert import GATES_NOTE, ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored, tied_too
+from hhtld.codecs import codecs
 from hhtld.commands.verify import verify
-from hhtld.display.page import (
-    ACCENT,
-    INK,
-    MARK,
-    OTHER,
-    Cell,
-    escaped,
-    page,
-    plots,
-    sizes,
-    sorted_table,
-    verdict,
-    write_page,
-)
-from hhtld.display.terminal import EXPLAINED, human_nbytes
+from hhtld.display.page import Cell, SortedTable, write_page
+from hhtld.display.plots import ACCENT, INK, MARK, OTHER, Drawing, plots
+from hhtld.display.terminal import EXPLAINED, cosine, human_nbytes
 from hhtld.encoding.quality import RegimeCosines
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
@@ -40,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["report_facts", "section_nbytes", "write_report"]
 
-_CODECS = (
-    "codec: hhtl_t holds trellis codes and a gain a row (Slots T and V); hhtl_d a tree address and a magnitude; "
-    "hhtl_f32 the number of a palette's row; keep is as it came, byte for byte"
+_RATES = (
+    "Each mark is a tensor and counts that tensor's own bytes only. The curve is the best that any code can do on "
+    "independent Gaussian weights, √(1 - 2^(-2b)) at b bits; structure in a tensor may carry it above the curve."
 )
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -65,11 +54,11 @@ def write_report(
     Raises
     ------
     MissingExtraError
-        When matplotlib is not installed; JSON does without.
+        If jinja2 or matplotlib is not installed; JSON needs neither.
     OutputError
-        When the file cannot be written.
+        If the file cannot be written.
     """
-    write_page(path, facts, _page(facts, cosines or {}))
+    write_page(path, facts, "commands/report.html.jinja", facts["target"], lambda: _contents(facts, cosines or {}))
 
 
 def report_facts(
@@ -84,7 +73,7 @@ def report_facts(
     Raises
     ------
     FormatError
-        When the file is damaged or was not made from that source.
+        If the file is damaged or was not made from that source.
     """
     found = verify(path, src, jobs=jobs, progress=progress)
     if found.gates is None:
@@ -124,63 +113,53 @@ def section_nbytes(pack: HhtldPack) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def _down(value: float, digits: int = 4) -> str:
-    """Rounded down, as every printed cosine is; the small term undoes the binary error of the product."""
-    return f"{math.floor(value * 10**digits + 1e-6) / 10**digits:.{digits}f}"
+def _contents(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> dict[str, Any]:
+    """Return the variables of report.html.jinja."""
+    return {
+        "drawings": _drawings(facts, cosines),
+        "explained": EXPLAINED,
+        "facts": facts,
+        "figures": _figures(facts),
+        "measured": {name: regime for name, regime in facts["gates"]["regimes"].items() if regime["n_rows"]},
+        "tensors": _tensor_table(facts["tensors"]),
+        "unreached": facts["gates"].get("unreached", {}),
+        "verdicts": list(_verdicts(facts)),
+    }
 
 
-def _page(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> Iterator[str]:
-    profile = f", profile {facts['profile']}" if facts.get("profile") else ""
-    seconds = f", in {facts['seconds']:.1f} s" if facts.get("seconds") else ""
-    return page(
-        facts["target"], "conversion report", f"from {facts['source']}{profile}{seconds}", _body(facts, cosines)
-    )
-
-
-def _body(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> Iterator[str]:
-    yield from _verdicts(facts)
-    yield from _sizes(facts)
-    yield from _gates(facts["gates"])
-    yield '<div class="plots">\n'
-    yield from _plots(facts, cosines)
-    yield "</div>\n"
-    yield from _table(facts["tensors"])
-
-
-def _verdicts(facts: Mapping[str, Any]) -> Iterator[str]:
-    gates = facts["gates"]
-    missed = list(_missed(gates))
-    measured = any(found["n_rows"] for found in gates["regimes"].values())
-    if facts.get("dry_run"):
-        kind, words = "plain", "A dry run: sizes are predicted, nothing was written and no row was measured."
-    elif not measured and not gates.get("unreached"):
-        kind, words = "plain", "No tensor was encoded; every one was kept byte for byte."
-    elif not missed:
-        kind, words = "good", "Every gate is reached."
-    elif gates["enforced"]:
-        kind, words = "bad", "Gates missed: " + "; ".join(missed) + "."
-    else:
-        kind = "plain"
-        words = (
-            f"The gates are shown, not enforced, for profile {facts.get('profile')}. "
-            f"Below what profile gates must reach: {'; '.join(missed)}."
-        )
-    yield verdict(kind, words)
+def _verdicts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the sentences that stand first on the page: what kind each is of, and its words."""
+    yield _gate_verdict(facts)
     for difference in facts.get("differences", ()):
-        yield verdict("bad", difference)
+        yield "bad", difference
     for note in facts.get("notes", ()):
-        yield verdict("plain", f"Note: {note}.")
+        yield "plain", f"Note: {note}."
+
+
+def _gate_verdict(facts: Mapping[str, Any]) -> tuple[str, str]:
+    gates = facts["gates"]
+    if facts.get("dry_run"):
+        return "plain", "A dry run: sizes are predicted, nothing was written and no row was measured."
+    if not gates.get("unreached") and not any(regime["n_rows"] for regime in gates["regimes"].values()):
+        return "plain", "No tensor was encoded; every one was kept byte for byte."
+    missed = "; ".join(_missed(gates))
+    if not missed:
+        return "good", "Every gate is reached."
+    if gates["enforced"]:
+        return "bad", f"Gates missed: {missed}."
+    shown = f"The gates are shown, not enforced, for profile {facts.get('profile')}."
+    return "plain", f"{shown} Below what profile gates must reach: {missed}."
 
 
 def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
-    for regime_name, found in gates["regimes"].items():
+    for name, regime in gates["regimes"].items():
         for quantile in ("median", "p5"):
-            if quantile in found and found[quantile] < found["required"][quantile]:
-                yield f"{regime_name} {quantile} {_down(found[quantile])}, asked {found['required'][quantile]:g}"
-        if "lost" in found:
-            lost = found["lost"]
+            if quantile in regime and regime[quantile] < regime["required"][quantile]:
+                yield f"{name} {quantile} {cosine(regime[quantile])}, asked {regime['required'][quantile]:g}"
+        if "lost" in regime:
+            lost = regime["lost"]
             yield (
-                f"{found['n_zero_rows_lost']:,} rows of zeros of regime {regime_name} do not come back as zeros, the "
+                f"{regime['n_zero_rows_lost']:,} rows of zeros of regime {name} do not come back as zeros, the "
                 f"first of them row {lost['row']} of {lost['tensor']}"
             )
     unreached = gates.get("unreached", {})
@@ -191,64 +170,26 @@ def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
         both = f"{asked['median']:g} and {asked['p5']:g}"
         yield f"6 bits a weight do not reach {both} for {first}{more}, kept byte for byte"
     if gates["ratio"] < gates["min_ratio"]:
-        yield f"{_down(gates['ratio'], 2)} times smaller than bfloat16, asked {gates['min_ratio']:g}"
+        yield f"{cosine(gates['ratio'], 2)} times smaller than bfloat16, asked {gates['min_ratio']:g}"
     elif not gates.get("ratio_reached", True):
-        yield f"larger than its source, which is {_down(gates['source_ratio'], 2)} times the file as stored"
+        yield f"larger than its source, which is {cosine(gates['source_ratio'], 2)} times the file as stored"
     if gates.get("ratio_advice"):
         yield gates["ratio_advice"]
 
 
-def _sizes(facts: Mapping[str, Any]) -> Iterator[str]:
+def _figures(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ratio = f"asked {facts['gates']['min_ratio']:g}"
-    encoded = sum("regime" in tensor and "alias_of" not in tensor for tensor in facts["tensors"])
-    yield from sizes(
-        [
-            ("smaller than bfloat16", f"{_down(facts['ratio'], 2)}{_TIMES}", ratio),
-            ("file", human_nbytes(facts["target_nbytes"]), f"{facts['target_nbytes']:,} bytes"),
-            ("source as bfloat16", human_nbytes(facts["bf16_nbytes"]), f"{facts['bf16_nbytes']:,} bytes"),
-            ("source", human_nbytes(facts["source_nbytes"]), f"{facts['source_nbytes']:,} bytes"),
-            ("tensors", f"{len(facts['tensors']):,}", f"{encoded:,} encoded"),
-        ]
-    )
+    n_encoded = sum("regime" in tensor and "alias_of" not in tensor for tensor in facts["tensors"])
+    return [
+        ("smaller than bfloat16", f"{cosine(facts['ratio'], 2)}{_TIMES}", ratio),
+        ("file", human_nbytes(facts["target_nbytes"]), f"{facts['target_nbytes']:,} bytes"),
+        ("source as bfloat16", human_nbytes(facts["bf16_nbytes"]), f"{facts['bf16_nbytes']:,} bytes"),
+        ("source", human_nbytes(facts["source_nbytes"]), f"{facts['source_nbytes']:,} bytes"),
+        ("tensors", f"{len(facts['tensors']):,}", f"{n_encoded:,} encoded"),
+    ]
 
 
-def _gates(gates: Mapping[str, Any]) -> Iterator[str]:
-    measured = {name: found for name, found in gates["regimes"].items() if found["n_rows"]}
-    unreached = gates.get("unreached", {})
-    if not measured and not unreached:
-        return
-    yield "<section>\n<h2>Cosine of every encoded row with what the file gives back</h2>\n"
-    yield '<div class="scroll"><table>\n<thead><tr>'
-    for heading in ("regime", "rows", "zeros", "median", "asked", "p5", "asked", "min", "worst row"):
-        yield f"<th{'' if heading in ('regime', 'worst row') else ' class=n'}>{heading}</th>"
-    yield "</tr></thead>\n<tbody>\n"
-    for name, found in measured.items():
-        asked, worst = found["required"], found.get("lost", found.get("worst"))
-        yield f"<tr><td>{escaped(name)}</td><td class=n>{found['n_rows']:,}</td>"
-        yield f"<td class=n>{found.get('n_zero_rows', 0):,}</td>"
-        for quantile in ("median", "p5"):
-            if quantile not in found:
-                yield f"<td></td><td class=n>{asked[quantile]:g}</td>"
-                continue
-            passed = "good" if found[quantile] >= asked[quantile] else "bad"
-            words = "" if passed == "good" else "below: "
-            yield f'<td class="n {passed}">{words}{_down(found[quantile], 6)}</td><td class=n>{asked[quantile]:g}</td>'
-        lowest = _down(found["min"], 6) if "min" in found else ""
-        place = f"{escaped(worst['tensor'])} row {worst['row']}" if worst else ""
-        yield f"<td class=n>{lowest}</td><td>{place}</td></tr>\n"
-    for name, asked in unreached.items():
-        yield f"<tr><td>{escaped(asked['regime'])}</td><td></td><td></td>"
-        for quantile in ("median", "p5"):
-            yield f"<td class=n>kept</td><td class=n>{asked[quantile]:g}</td>"
-        yield f"<td></td><td>{escaped(name)}</td></tr>\n"
-    yield "</tbody>\n</table></div>\n"
-    if unreached:
-        yield "<p>Kept: 6 bits a weight do not reach what is asked, so that tensor is stored byte for byte.</p>\n"
-    yield "<p>Rows of zeros must come back as zeros; the cosines are those of the other rows.</p>\n"
-    yield f"<p><small>{escaped(EXPLAINED)}</small></p>\n</section>\n"
-
-
-def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _tensor_table(tensors: Iterable[Mapping[str, Any]]) -> SortedTable:
     headings = (
         "name",
         ">shape",
@@ -265,7 +206,7 @@ def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     )
 
     def row(tensor: Mapping[str, Any]) -> Iterator[Cell]:
-        shape, found = tensor["shape"], tensor.get("cosine")
+        shape, quality = tensor["shape"], tensor.get("cosine")
         yield tensor["name"]
         yield f" {_TIMES} ".join(map(str, shape)) or "scalar", math.prod(shape)
         yield tensor.get("stored_as", tensor["dtype"])
@@ -275,39 +216,39 @@ def _table(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield human_nbytes(tensor["nbytes"]), tensor["nbytes"]
         yield f"{tensor['bits_per_weight']:.3f}", tensor["bits_per_weight"]
         for quantile in ("median", "p5", "min"):
-            yield (_down(found[quantile]), found[quantile]) if found else ""
-        yield str(found["worst_row"]) if found else ""
+            yield (cosine(quality[quantile]), quality[quantile]) if quality else ""
+        yield str(quality["worst_row"]) if quality else ""
 
-    return sorted_table("Tensors", headings, (tuple(row(tensor)) for tensor in tensors), note=_CODECS)
+    codecs_told = "; ".join(f"{codec.id}: {codec.summary}" for codec in codecs())
+    return SortedTable("Tensors", headings, (tuple(row(tensor)) for tensor in tensors), note=f"codec: {codecs_told}")
 
 
-def _plots(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> Iterator[str]:
+def _drawings(facts: Mapping[str, Any], cosines: Mapping[str, RegimeCosines]) -> list[Drawing]:
+    drawings = []
     with plots() as drawn:
-        for name, held in cosines.items():
-            if held.n_live_rows:
-                plot = drawn.figure(2.5)
-                note = _draw_cosines(plot.add_subplot(), held, facts["gates"]["regimes"][name]["required"])
+        for name, regime in cosines.items():
+            if regime.n_live_rows:
+                figure = drawn.figure(2.5)
+                note = _draw_cosines(figure.add_subplot(), regime, facts["gates"]["regimes"][name]["required"])
                 title = f"Row cosines, {name} regime"
-                yield drawn.framed(title, f"{held.n_live_rows:,} rows. {note}", plot)
+                drawings.append(drawn.drawing(title, f"{regime.n_live_rows:,} rows. {note}", figure))
         points = [tensor for tensor in facts["tensors"] if "cosine" in tensor and tensor["bits_per_weight"] > 0]
         if points:
-            plot = drawn.figure(2.9)
-            _draw_rates(plot.add_subplot(), points)
-            note = (
-                "One mark a tensor, its own bytes only. The curve is the best that any code can do on "
-                "independent Gaussian weights, √(1 - 2^(-2b)) at b bits; structure in a tensor may carry it above."
-            )
-            yield drawn.framed("Bits a weight and median cosine", note, plot)
+            figure = drawn.figure(2.9)
+            _draw_rates(figure.add_subplot(), points)
+            drawings.append(drawn.drawing("Bits a weight and median cosine", _RATES, figure))
         sections = {kind: nbytes for kind, nbytes in facts.get("sections", {}).items() if nbytes}
         if sections:
-            plot = drawn.figure(0.6 + 0.26 * len(sections))
-            _draw_sections(plot.add_subplot(), sections)
-            yield drawn.framed("Bytes by kind of section", f"{human_nbytes(sum(sections.values()))} in all.", plot)
+            figure = drawn.figure(0.6 + 0.26 * len(sections))
+            _draw_sections(figure.add_subplot(), sections)
+            note = f"{human_nbytes(sum(sections.values()))} in all."
+            drawings.append(drawn.drawing("Bytes by kind of section", note, figure))
+    return drawings
 
 
-def _draw_cosines(axes: Axes, held: RegimeCosines, required: Mapping[str, float]) -> str:
-    median, p5 = held.median, held.p5
-    values, counts = held.counted()
+def _draw_cosines(axes: Axes, regime: RegimeCosines, required: Mapping[str, float]) -> str:
+    median, p5 = regime.median, regime.p5
+    values, counts = regime.counted()
     cosines, below = values / 1e6, np.concatenate([[0], np.cumsum(counts)])
     # A handful of stray rows would press the rest into one bar; they are counted in the note instead.
     low = float(cosines[np.searchsorted(below[1:], max(1, below[-1] // 1000))])
@@ -322,7 +263,7 @@ def _draw_cosines(axes: Axes, held: RegimeCosines, required: Mapping[str, float]
     heights, _ = np.histogram(cosines, edges, weights=counts)
     axes.stairs(heights, edges, fill=True, color=ACCENT, alpha=0.75, linewidth=0)
     for label, value, style in (("median", median, "-"), ("p5", p5, (0, (4, 2)))):
-        axes.axvline(value, color=INK, linewidth=1.1, linestyle=style, label=f"{label} {_down(value)}")
+        axes.axvline(value, color=INK, linewidth=1.1, linestyle=style, label=f"{label} {cosine(value)}")
     for label, value in near.items():
         style = "-" if label.startswith("median") else (0, (4, 2))
         axes.axvline(value, color=MARK, linewidth=1.1, linestyle=style, label=f"{label} {value:g}")

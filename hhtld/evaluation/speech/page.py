@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hhtld.display.page import ACCENT, OTHER, Plots, escaped, page, plots, sizes, sorted_table, verdict, write_page
+from hhtld.display.page import SortedTable, write_page
+from hhtld.display.plots import ACCENT, OTHER, Drawing, Plots, plots
 from hhtld.display.terminal import cosine
 from hhtld.evaluation.speech.metrics import FLOOR_DB, HOP, decibels, spectrogram
 from hhtld.evaluation.speech.report import (
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["write_speech_page"]
 
-_OWN_CSS = """.heard { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 12px; }
-audio { display: block; width: 100%; margin: 4px 0 8px; }
-"""
 _COLUMNS = 600  # of a drawn waveform and of a spectrogram, at most
 _ROWS = 128
 _CAPTIONS = (
@@ -48,33 +46,37 @@ def write_speech_page(path: str | os.PathLike[str], report: SpeechReport) -> Non
     Raises
     ------
     MissingExtraError
-        When matplotlib is not installed; JSON does without.
+        If jinja2 or matplotlib is not installed; JSON needs neither.
     OutputError
-        When the file cannot be written.
+        If the file cannot be written.
     """
-    beside = f"beside {report.voice}, on {report.text} sentences"
-    write_page(path, report.to_json(), page(report.pack, "speech", beside, _body(report), _OWN_CSS))
+    write_page(path, report.to_json(), "evaluation/speech/page.html.jinja", report.pack, lambda: _contents(report))
 
 
-def _body(report: SpeechReport) -> Iterator[str]:
-    yield verdict("good" if report else "bad", f"{report.verdict}.")
-    for number, item in enumerate(report.items, 1):
-        if item.note:
-            yield verdict("bad", f"Sentence {number}: {item.note}")
-    yield from _numbers(report)
+def _contents(report: SpeechReport) -> dict[str, Any]:
+    """Return the variables of page.html.jinja."""
     note = (
         "Envelopes are correlated after aligning both by their spectra; unaligned: without. "
         "Shift: how far the alignment moved, on average."
     )
-    yield from sorted_table("Every sentence", *sentence_table(report), note=note)
     with plots() as drawn:
-        for number in _shown(report):
-            item = report.items[number]
-            yield f"<section>\n<h2>Sentence {number + 1}: {escaped(item.text)}</h2>\n"
-            yield from _heard(item, report.sample_rate)
-            yield '<div class="plots">\n'
-            yield from _plots(drawn, item, report.sample_rate)
-            yield "</div>\n</section>\n"
+        shown = [_heard(drawn, place + 1, report.items[place], report.sample_rate) for place in _shown(report)]
+    return {
+        "figures": list(_figures(report)),
+        "notes": [f"Sentence {number}: {item.note}" for number, item in enumerate(report.items, 1) if item.note],
+        "report": report,
+        "sentences": SortedTable("Every sentence", *sentence_table(report), note=note),
+        "shown": shown,
+    }
+
+
+def _heard(drawn: Plots, number: int, item: SpokenSentence, rate: int) -> dict[str, Any]:
+    """Return what the template shows of one sentence: its number, text, sounds in base64, and drawings."""
+    sounds = [
+        (kind, base64.b64encode(wav_bytes(samples, rate)).decode())
+        for kind, samples in (("original", item.original), ("decoded", item.decoded))
+    ]
+    return {"number": number, "text": item.text, "sounds": sounds, "drawings": list(_drawings(drawn, item, rate))}
 
 
 def _shown(report: SpeechReport) -> list[int]:
@@ -83,7 +85,7 @@ def _shown(report: SpeechReport) -> list[int]:
     return list(dict.fromkeys((ranked[0], ranked[-1])))
 
 
-def _numbers(report: SpeechReport) -> Iterator[str]:
+def _figures(report: SpeechReport) -> Iterator[tuple[str, str, str]]:
     median, tail = report.median, report.tail
     differences = ("RMS", "rms"), ("zero crossings", "zero_crossings"), ("duration", "duration")
     cells = [
@@ -98,30 +100,22 @@ def _numbers(report: SpeechReport) -> Iterator[str]:
     asked = f"asked {BOUNDS.envelope:g}; last twentieth {cosine(tail.envelope)}, asked {TAIL_BOUNDS.envelope:g}"
     cells.append(("envelope", cosine(median.envelope), asked))
     cells.append(("spectral distance", f"{median.spectral_db:.2f} dB", "told, not judged"))
-    yield from sizes((f"{label}, median", value, note) for label, value, note in cells)
+    yield from ((f"{label}, median", value, note) for label, value, note in cells)
 
 
-def _heard(item: SpokenSentence, rate: int) -> Iterator[str]:
-    yield '<div class="heard">\n'
-    for kind, samples in (("original", item.original), ("decoded", item.decoded)):
-        sound = base64.b64encode(wav_bytes(samples, rate)).decode()
-        yield f'<div><small>{kind}</small><audio controls src="data:audio/wav;base64,{sound}"></audio></div>\n'
-    yield "</div>\n"
-
-
-def _plots(drawn: Plots, item: SpokenSentence, rate: int) -> Iterator[str]:
+def _drawings(drawn: Plots, item: SpokenSentence, rate: int) -> Iterator[Drawing]:
     said = (("original", item.original, ACCENT), ("decoded", item.decoded, OTHER))
     longest = max(item.original.size, item.decoded.size) / rate
     for place, (title, note) in enumerate(_CAPTIONS):
-        plot = drawn.figure(3.6)
-        both = plot.subplots(2, sharex=True, sharey=True)
+        figure = drawn.figure(3.6)
+        both = figure.subplots(2, sharex=True, sharey=True)
         for axes, (kind, samples, color) in zip(both, said, strict=True):
             if samples.size:
                 _draw_wave(axes, samples, rate, color) if place == 0 else _draw_spectrum(axes, item, samples, rate)
             axes.set_title(kind, loc="left", fontsize=9)
         both[1].set_xlim(0, longest)
         both[1].set_xlabel("seconds")
-        yield drawn.framed(title, note, plot)
+        yield drawn.drawing(title, note, figure)
 
 
 def _draw_wave(axes: Axes, samples: Wave, rate: int, color: str) -> None:
