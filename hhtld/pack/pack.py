@@ -191,7 +191,8 @@ class HhtldPack:
         levels : {2, 1}
             1 leaves the second level of Slot T out.
         """
-        from hhtld.search.scorer import PlainRows, Scorer  # reading rows needs no search
+        from hhtld.search.rows import PlainRows  # reading rows needs no search
+        from hhtld.search.scorer import Scorer
 
         record = self.table.resolved(name)
         if record.info.n_cols == 0:

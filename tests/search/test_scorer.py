@@ -23,6 +23,8 @@ from hhtld.cosines import summarize
 from hhtld.errors import NonFiniteError
 from hhtld.formats import open_source
 from hhtld.pack.pack import HhtldPack
+from hhtld.search.bounds import probable_bounds
+from hhtld.search.queries import Queries
 from hhtld.search.scorer import Scorer
 from hhtld.slots.basis import SvdBasis
 from hhtld.slots.palette import RouteAction
@@ -115,7 +117,7 @@ def _isa_only(patch: pytest.MonkeyPatch, isa: str) -> None:
     import functools
 
     from hhtld._kernels import _score, _screen
-    from hhtld.search import scorer
+    from hhtld.search import candidates, rows
 
     class Score:
         MAX_COLS = _score.MAX_COLS
@@ -127,8 +129,9 @@ def _isa_only(patch: pytest.MonkeyPatch, isa: str) -> None:
         add_dots = staticmethod(functools.partial(_screen.add_dots, isa=isa))
         collect = staticmethod(functools.partial(_screen.collect, isa=isa))
 
-    patch.setattr(scorer, "_score", Score)
-    patch.setattr(scorer, "_screen", Screen)
+    patch.setattr(rows, "_score", Score)
+    patch.setattr(rows, "_screen", Screen)
+    patch.setattr(candidates, "_screen", Screen)
 
 
 def test_among_equals_the_lowest_row_wins() -> None:
@@ -298,13 +301,12 @@ def test_the_cosines_tell_the_error_that_rescoring_allows_for() -> None:
     pack = made(rows, "bits:2")
     scorer = pack.scorer(NAME)
     queries = rng.standard_normal((40, 256)).astype(np.float32)
-    held = scorer._prepared(queries, 1)
-    bounds = scorer._bounds(held, 1.0)
-    estimates = scorer._estimated(held, slice(0, 3000), bounds.gain) * (held.size / scorer._unit)[:, None]
+    prepared = Queries.prepare(queries, scorer._rows, 1)
+    bounds = probable_bounds(prepared, scorer._rows, scorer._tangents, 1.0)
+    to_scores = (prepared.powers / scorer._rows.unit)[:, None]
+    estimates = scorer._rows.estimates(prepared, slice(0, 3000), bounds.trellis_factor) * to_scores
     errors = estimates - exact(rows, queries)
-    deviation = (bounds.factors[:, None] * scorer._spreads + bounds.slacks[:, None]) * (held.size / scorer._unit)[
-        :, None
-    ]
+    deviation = (bounds.factors[:, None] * bounds.spreads + bounds.slacks[:, None]) * to_scores
     ratio = errors / deviation
     assert abs(ratio.mean()) < 0.02  # no bias
     assert 0.6 < ratio.std() < 1.05  # the deviation is that of a row worse than most, and what int8 may lose
@@ -341,7 +343,7 @@ def test_the_cascade_counts_every_row_once() -> None:
     assert cascade.counts[RouteAction.SKIP] == cascade.skipped.sum()
     assert cascade.entry == tensor.twigs[17]
     assert not cascade.skipped[17]  # its own entry is always attended
-    with pytest.raises(TypeError, match="only the lookup grade has routes"):
+    with pytest.raises(TypeError, match="only the lookup codec has routes"):
         made(rows, "bits:2").scorer(NAME).cascade(rows[0])
 
 

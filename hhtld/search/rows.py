@@ -1,0 +1,260 @@
+"""A tensor's rows made ready to be searched: estimates of their scores, without decoding them.
+
+A row decodes to ``w = (centroid + L.B + R^T t) / c`` with ``t = gain * level`` (see `hhtld.codecs.trellis`), so
+its score is ``<w, q> = <centroid, y> + <L, B y> + <t, R y>`` with ``y = q / c``: a table of one number a centroid, 8
+numbers a query, and the rotated query against int8 levels, which `score.h` sums in integers while it decodes them in
+registers. A query reads the file's bytes, not the matrix's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld._kernels import _score, _screen
+from hhtld.codecs.base import EncodedTensor, RowIndex, SearchTerms, TrellisLevel
+from hhtld.errors import NonFiniteError, shown
+from hhtld.slots.trellis import Trellis, gain_values
+from hhtld.sources.rows import row_ranges
+
+if TYPE_CHECKING:
+    from hhtld.search.queries import Queries
+
+__all__ = ["PlainRows", "SearchRows", "row_lengths"]
+
+_BLOCK_SCORES = 1 << 19  # estimates of a block: they and their dots stay in a core's cache
+_LEAST_ROWS, _MOST_ROWS = 1024, 1 << 16
+_SAMPLE_ROWS = 1024  # evenly spaced: they set a first floor, and their lengths stand for all
+
+Array32 = NDArray[np.float32]
+Array64 = NDArray[np.float64]
+
+
+class PlainRows(EncodedTensor):
+    """A tensor whose rows are scored as they decode, block by block: one that a pack keeps as it came.
+
+    Parameters
+    ----------
+    shape : (n_rows, n_cols)
+    read : callable
+        Rows, as an index or slice, to float32 (n, n_cols).
+    """
+
+    def __init__(self, shape: tuple[int, int], read: Callable[[Any], Array32]) -> None:
+        self.original_shape = shape
+        self._read = read
+
+    def reconstruct_rows(self, rows: RowIndex = None) -> Array32:
+        return self._read(rows)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class ScaledLevel:
+    """One level of Slot T; its gains are float32 in the unit of the rows."""
+
+    trellis: Trellis
+    slot_t: NDArray[np.uint8]
+    gains: Array32
+
+
+class SearchRows:
+    """What a tensor's rows are estimated from.
+
+    Parameters
+    ----------
+    tensor : EncodedTensor
+    name : str
+        For messages.
+    n_levels : {2, 1}
+        1 leaves a second level of Slot T out.
+
+    Attributes
+    ----------
+    n_rows, n_cols : int
+    terms : SearchTerms
+        What the codec says that a row is the sum of; nothing if rows are scored as they decode.
+    unit : float
+        The power of two that lengths are measured in, near the longest row's: so float32 estimates neither overflow
+        nor fade. The three below are in this unit.
+    longest : float
+        No row is longer.
+    centroids : ndarray of float64, shape (k, n_cols), or None
+    spreads : ndarray of float32, shape (n_rows,)
+        The length of every row's Slot T, rounded up.
+    """
+
+    def __init__(self, tensor: EncodedTensor, name: str, n_levels: int) -> None:
+        self.tensor, self.name, self._n_levels = tensor, name, n_levels
+        self.n_rows, self.n_cols = tensor.original_shape
+        if self.n_cols == 0:
+            raise ValueError(f"tensor {shown(name)} has no columns to search")
+        terms = tensor.search_terms(n_levels)
+        self._scored_as_decoded = terms is None
+        self.terms = terms = SearchTerms() if terms is None else terms
+        self.column_scale = None if terms.column_scale is None else terms.column_scale.astype(np.float64)
+        self._twigs = None
+        if terms.centroids is not None and terms.twigs is not None:
+            self._twigs = np.ascontiguousarray(terms.twigs)
+        level_norms = [self._level_norms(level) for level in terms.levels]
+        longest = self._longest(level_norms)
+        self.unit = 2.0 ** -math.frexp(longest)[1] if longest else 1.0
+        self.longest = longest * self.unit
+        self.centroids = None if terms.centroids is None else terms.centroids.astype(np.float64) * self.unit
+        self._levels = [
+            ScaledLevel(trellis, slot_t, (gain_values(slot_v).astype(np.float64) * self.unit).astype(np.float32))
+            for trellis, slot_v, slot_t in terms.levels
+        ]
+        spreads = sum(level_norms, np.zeros(self.n_rows)) * self.unit
+        self.spreads = np.nextafter(spreads.astype(np.float32), np.float32(np.inf))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the tensor's own: gains as float32 and the length of every row's Slot T."""
+        return self.spreads.nbytes + sum(level.gains.nbytes for level in self._levels)
+
+    # ---- lengths ----
+
+    def _longest(self, level_norms: list[Array64]) -> float:
+        """Return what no row is longer than, and refuse rows that do not decode to finite numbers."""
+        lengths, terms = [np.zeros(1)], self.terms
+        if terms.centroids is not None:
+            lengths.append(row_lengths(terms.centroids))
+        if terms.slot_l is not None and terms.slot_l_scale is not None and terms.basis is not None:
+            lengths.append(np.array([127 * terms.slot_l_scale * row_lengths(terms.basis.vectors).sum()]))
+        if self._scored_as_decoded:
+            lengths.append(self._lengths())
+            self._refuse_nonfinite(lengths[-1])
+        longest = sum(float(part.max(initial=0.0)) for part in (*lengths, *level_norms))
+        if not self._scored_as_decoded and not self._surely_finite(longest):
+            self._refuse_nonfinite(self._lengths())
+        return longest
+
+    def _surely_finite(self, longest: float) -> bool:
+        """Whether no decoded row can pass float32's range. No row that an encoder wrote does.
+
+        On its way a row's sums grow by at most sqrt(n_cols) before the rotation divides them again.
+        """
+        reach = 4 * longest * math.sqrt(max(1, self.n_cols))
+        if self.terms.slot_l_scale is not None:
+            reach = max(reach, 127 * self.terms.slot_l_scale)
+        if self.column_scale is not None:
+            reach = max(reach, reach / float(self.column_scale.min(initial=1.0)))
+        return reach < float(np.finfo(np.float32).max)
+
+    def _refuse_nonfinite(self, lengths: Array64) -> None:
+        if not np.isfinite(lengths).all():
+            row = int((~np.isfinite(lengths)).argmax())
+            raise NonFiniteError(f"row {row} of tensor {shown(self.name)} holds a value that is not finite")
+
+    def _level_norms(self, level: TrellisLevel) -> Array64:
+        """Return the length of every row's part in one level, in the tensor's own unit."""
+        energies = np.empty(self.n_rows, np.int32)
+        _score.trellis_energies(level.slot_t, level.trellis.levels, level.trellis.rate, self.n_cols, energies)
+        norms: Array64 = np.abs(gain_values(level.slot_v).astype(np.float64)) * np.sqrt(energies)
+        return norms
+
+    def _lengths(self) -> Array64:
+        """Return the length of every decoded row, in the tensor's own unit."""
+        lengths = np.zeros(self.n_rows)
+        for start, stop in row_ranges(self.n_rows, 4 * self.n_cols):
+            lengths[start:stop] = row_lengths(self.decoded(slice(start, stop)))
+        return lengths
+
+    def _noise_lengths(self) -> Array64:
+        """Return what a row's error is measured by: the length of its Slot T, or its whole length if it has none."""
+        if self._levels:
+            return self.spreads.astype(np.float64)
+        return self._lengths() * self.unit
+
+    @cached_property
+    def noise_spreads(self) -> Array32:
+        """What a row's error is measured by, rounded up: `spreads`, or whole lengths if there is no Slot T."""
+        if self._levels:
+            return self.spreads
+        return np.nextafter(self._noise_lengths().astype(np.float32), np.float32(np.inf))
+
+    def sample_lengths(self) -> tuple[Array64, Array64, Array64 | None]:
+        """Return lengths of the rows of `sample`: whole, what their error is measured by, and of an omitted level."""
+        lengths = row_lengths(self.decoded(self.sample)) * self.unit
+        omitted = None
+        if self.terms.omitted is not None:
+            omitted = self._level_norms(self.terms.omitted)[self.sample] * self.unit
+        return lengths, self._noise_lengths()[self.sample], omitted
+
+    # ---- rows ----
+
+    def decoded(self, rows: NDArray[np.int64] | slice) -> Array32:
+        """Return rows as they are scored, decoded, float32 (n, n_cols)."""
+        return self.tensor.reconstruct_rows(rows) if self._n_levels == 2 else self.tensor.first_level_rows(rows)
+
+    def blocks(self, n_queries: int) -> Iterator[slice]:
+        """Yield ranges of rows, small ones first: what they tell keeps many of the other rows out."""
+        largest = min(_MOST_ROWS, max(_LEAST_ROWS, _BLOCK_SCORES // max(1, n_queries)))
+        start, step = 0, min(largest, 4 * _LEAST_ROWS)
+        while start < self.n_rows:
+            yield slice(start, min(start + step, self.n_rows))
+            start, step = start + step, min(largest, 2 * step)
+
+    @cached_property
+    def sample(self) -> NDArray[np.intp]:
+        """Row numbers, evenly spaced."""
+        return np.unique(np.linspace(0, self.n_rows - 1, min(self.n_rows, _SAMPLE_ROWS)).astype(np.intp))
+
+    @property
+    def is_worth_sampling(self) -> bool:
+        """Whether the rows are so many that the estimates of a sample pay."""
+        return self.n_rows > 4 * _SAMPLE_ROWS
+
+    def estimates(self, queries: Queries, rows: slice | NDArray[np.intp], trellis_factor: float = 1.0) -> Array32:
+        """Estimate scores, in the units of rows and queries.
+
+        Parameters
+        ----------
+        queries : Queries
+        rows : slice or ndarray
+            A range of rows, or row numbers.
+        trellis_factor : float
+            What Slot T's part is multiplied by.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_queries, n)
+        """
+        if self._scored_as_decoded:
+            return self._decoded_estimates(queries, np.arange(self.n_rows)[rows])
+        n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        estimates = np.empty((len(queries.batch), n_rows), np.float32)
+        twigs = None if self._twigs is None else self._twigs[rows]
+        slot_l = None if self.terms.slot_l is None else np.ascontiguousarray(self.terms.slot_l[rows])
+        _screen.estimate(twigs, queries.tables, slot_l, queries.lanes, estimates)
+        if self._levels:
+            dots = np.empty(estimates.shape, np.int32)
+            for level in self._levels:
+                for codes, scales in queries.planes:
+                    _score.trellis_dots(level.slot_t[rows], level.trellis.levels, level.trellis.rate, codes, dots)
+                    _screen.add_dots(dots, level.gains[rows], scales * np.float32(trellis_factor), estimates)
+        return estimates
+
+    def _decoded_estimates(self, queries: Queries, rows: NDArray[np.intp]) -> Array32:
+        parts = []
+        for start, stop in row_ranges(len(rows), 4 * self.n_cols):
+            # In float64: rows of float32's smallest numbers are measured in units that float32 does not reach.
+            block = self.decoded(rows[start:stop]).T.astype(np.float64) * self.unit
+            parts.append(queries.batch / queries.powers[:, None] @ block)
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def row_lengths(rows: NDArray[np.floating[Any]]) -> Array64:
+    """Return the Euclidean length of every row (n, n_cols), float64 (n,)."""
+    wide = rows.astype(np.float64, copy=False)
+    lengths: Array64 = np.sqrt((wide * wide).sum(axis=1))
+    return lengths
