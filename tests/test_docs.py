@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import os
+import pty
 import re
 import runpy
 import shlex
@@ -160,6 +161,30 @@ def test_sessions_with_commands_are_run_or_say_why_not() -> None:
         for block in blocks(page):
             if block.code.startswith("$ "):
                 assert block.comment.startswith("not run: "), f"{page.name}:{block.line}"
+
+
+def on_a_terminal(words: list[str], folder: Path) -> str:
+    """Return what one of hhtld's commands prints on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb"}
+    command = [sys.executable, "-m", "hhtld.formats", *words]
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, cwd=folder, env=environment)
+    os.close(theirs)
+    printed = b""
+    with contextlib.suppress(OSError):  # the end of a terminal on Linux
+        while part := os.read(ours, 1 << 16):
+            printed += part
+    os.close(ours)
+    assert process.wait() == 0
+    return "\n".join(line.rstrip() for line in printed.decode().splitlines())
+
+
+def test_the_first_command_prints_what_the_readme_shows(minilm_to_encode: Path, tmp_path: Path) -> None:
+    shown = next(block.code for block in blocks(README) if block.code.startswith("encoded tensor"))
+    parts = [re.escape(re.sub(r"\d[\d.]* s$", "SECONDS", part, flags=re.MULTILINE)) for part in shown.split("...\n")]
+    printed = on_a_terminal(["convert", "demo:", "minilm.hhtld"], tmp_path) + "\n"
+    printed = re.sub(r"\d[\d.]* s$", "SECONDS", printed, flags=re.MULTILINE)
+    assert re.fullmatch("(?:.*\n)*".join(parts), printed), printed
 
 
 def test_readme_is_short_and_its_commands_are_marked() -> None:
