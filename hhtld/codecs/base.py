@@ -37,6 +37,7 @@ __all__ = [
     "Coder",
     "EncodedTensor",
     "GroupCode",
+    "GroupEstimate",
     "GroupRequest",
     "Layout",
     "Profile",
@@ -405,6 +406,30 @@ class GroupRequest:
     dtype: DType
 
 
+class GroupEstimate(ABC):
+    """What a sample of a group's rows tells of encoding all of them.
+
+    Attributes
+    ----------
+    median : float
+        Of the cosines of the sample's rows.
+    """
+
+    median: float
+
+    @abstractmethod
+    def nbytes(self, key: PaletteGroupKey, profile: Profile) -> tuple[int, int]:
+        """Return about the bytes of a tensor's own sections and of the group's shared ones."""
+
+    @abstractmethod
+    def seconds(self, key: PaletteGroupKey, profile: Profile, n_tensors: int) -> float:
+        """Return how long one thread takes for the group, about."""
+
+    @abstractmethod
+    def like(self, key: PaletteGroupKey, seed: int) -> GroupEstimate:
+        """Return the estimate of another group whose rows need the same rate."""
+
+
 class Codec(ABC):
     """One way to hold the rows of a tensor.
 
@@ -525,9 +550,13 @@ class Codec(ABC):
     def predicted_nbytes(self, key: PaletteGroupKey) -> tuple[int, int]:
         """Return about the bytes of a tensor's own sections and of a group's shared ones, known without its rows.
 
-        A codec that chooses rates is not asked: samples of rows tell.
+        A codec that chooses rates is asked for an `estimate` instead.
         """
         return key.shape[0] * key.shape[1], 0
+
+    def estimate(self, request: GroupRequest, n_weights: int) -> GroupEstimate | None:
+        """Return what about `n_weights` weights tell of a group, or None if no rate suffices."""
+        raise NotImplementedError(f"codec {self.word!r} does not choose rates")
 
     def decoding_nbytes(self, group_nbytes: Mapping[str, int], n_cols: int) -> int:
         """Return the bytes that decoding any row of a tensor takes once, from the sizes of its group's sections."""

@@ -42,6 +42,7 @@ from hhtld.codecs.base import (
     Codec,
     Coder,
     GroupCode,
+    GroupEstimate,
     GroupRequest,
     Layout,
     Profile,
@@ -190,6 +191,11 @@ class TrellisCodec(Codec):
         from hhtld.codecs.trellis_rate import decide_nbytes  # which decoding does not need
 
         return decide_nbytes(key.shape[0] * n_tensors, key.shape[1])
+
+    def estimate(self, request: GroupRequest, n_weights: int) -> GroupEstimate | None:
+        from hhtld.codecs.trellis_rate import estimate_group
+
+        return estimate_group(request, n_weights)
 
 
 def _sixteenths(text: str) -> int | None:

@@ -1,13 +1,12 @@
 """Rate control: what a group's rows share and the smallest rate at which they pass a threshold.
 
-A sample of rows, spread evenly over all tensors of the group, decides; of wide rows it is smaller, so that its bytes
-are bounded. Centroids and Slot L are kept when
-the bits they save a row, ``n_cols * log2(|before| / |after|)`` in the median, pass the bits they cost. The rate
-is predicted by coding the sample; the encoder verifies it on every row and goes up where it must.
+A sample of rows, spread evenly over all tensors of the group, decides; it has fewer rows if they are wide, so that its
+bytes are bounded. Centroids and Slot L are kept if the bits that they save in a row, the median of
+``n_cols * log2(|before| / |after|)``, are more than the bits that they cost. The rate is predicted by coding the
+sample; the encoder verifies it on every row and goes up if it must.
 
-Rows of zeros decide nothing: where the sample meets some, all rows are read once and the sample is taken from the
-others. A group with centroids and a row of zeros has a centroid of zeros beside them, so that this row comes back as
-it was.
+Rows of zeros decide nothing: if the sample meets some, all rows are read once and the sample is taken from the others.
+A group with centroids and a row of zeros has a centroid of zeros beside them, so that this row comes back as it was.
 """
 
 from __future__ import annotations
@@ -21,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld import _kernels, slots
+from hhtld.codecs.base import GroupEstimate, GroupRequest, Profile
 from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
 from hhtld.cosines import is_live, judged_cosines
 from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
 from hhtld.gates import Threshold
-from hhtld.identity import DEFAULT_STATE_BITS, MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES
+from hhtld.identity import DEFAULT_STATE_BITS, MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES, PaletteGroupKey
 from hhtld.sources.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
 
 __all__ = [
-    "Estimate",
     "Prediction",
+    "TrellisEstimate",
     "decide_group",
     "decide_nbytes",
     "decide_shared",
@@ -42,13 +42,14 @@ __all__ = [
 
 CENTROIDS = (16, 64, 256)
 STRUCTURE_ROWS = 8192  # decide centroids and basis: 32 rows a centroid at most
-PREDICTION_ROWS = 1024  # decide the rate: the median's standard error is .0001 at 576 columns
+PREDICTION_ROWS = 1024  # decide the rate: the median's standard error is 0.0001 at 576 columns
 LEAF_ROWS = 512
 _TURNS = 6  # of k-means
 # Wide rows are sampled up to these bytes of float32: a rule, as the bytes of a file must not depend on a machine's
 # memory. Up to 1536 columns the first is no limit, up to 8192 the second.
 STRUCTURE_NBYTES = 48 << 20
 PREDICTION_NBYTES = 32 << 20
+_RATES = 8  # that a search for the smallest rate tries
 _SIDE_BY_SIDE = 32  # rows that the trellis search takes at a time
 _ROWS_A_CENTROID = 32  # of a sample cut short: fewer would flatter centroids that 8192 rows would not
 
@@ -265,60 +266,67 @@ def decide_group(
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a small sample of a group told.
+class TrellisEstimate(GroupEstimate):
+    """What a small sample of a group tells.
 
     Attributes
     ----------
     shared : TrellisShared
         At the rate of the prediction.
-    prediction : Prediction
-    seconds : float
-        That coding a weight took.
+    median : float
+    seconds_a_weight : float
+        How long coding a weight took.
     """
 
     shared: TrellisShared
-    prediction: Prediction
-    seconds: float
+    median: float
+    seconds_a_weight: float
+
+    def nbytes(self, key: PaletteGroupKey, profile: Profile) -> tuple[int, int]:
+        second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2, profile.state_bits)
+        shared = replace(self.shared, second=second)
+        return shared.tensor_nbytes(key.shape[0]), shared.shared_nbytes()
+
+    def seconds(self, key: PaletteGroupKey, profile: Profile, n_tensors: int) -> float:
+        n_rows, n_cols = key.shape
+        n_weights = n_rows * n_cols * n_tensors
+        n_searched = 0 if profile.rate is not None else _RATES * min(n_weights, PREDICTION_ROWS * n_cols)
+        return (n_weights + n_searched) * self.seconds_a_weight
+
+    def like(self, key: PaletteGroupKey, seed: int) -> TrellisEstimate:
+        return replace(self, shared=TrellisShared(self.shared.trellis, slots.Rotation(key.shape[1], seed)))
 
 
-def estimate_group(
-    rows: Sequence[Rows],
-    rate: int | None,
-    threshold: Threshold | None,
-    seed: int,
-    n_bits: int,
-    n_weights: int,
-    dtype: DType = FLOAT32,
-) -> Estimate | None:
-    """Return nearly what `decide_group` would in a bounded time, or None where no rate passes the threshold.
+def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | None:
+    """Return nearly what `decide_group` would in a bounded time, or None if no rate passes the threshold.
 
     About `n_weights` weights decide on the rate, and eight times as many on what is shared; nothing else is read. Of
-    long rows the beginnings are coded: the search takes as long for one row as for 32.
+    long rows only the beginnings are coded, because the search takes as long for one row as for 32.
     """
-    n_rows, n_cols = sum(own.n_rows for own in rows), rows[0].n_cols
-    every = sample_rows(rows, sample_size(n_rows, n_cols, STRUCTURE_ROWS, 4 * 8 * n_weights))
-    live = every[_norms2(every) > 0]
-    found = live if len(live) else every[:1]
+    rate, n_bits, seed = request.profile.rate, request.profile.state_bits, request.seed
+    n_rows, n_cols = sum(rows.n_rows for rows in request.rows), request.key.shape[1]
+    sampled = sample_rows(request.rows, sample_size(n_rows, n_cols, STRUCTURE_ROWS, 4 * 8 * n_weights))
+    live = sampled[_norms2(sampled) > 0]
+    kept = live if len(live) else sampled[:1]
     code = slots.Trellis.trained(32 if rate is None else rate, n_bits)
-    n_live = n_rows * len(live) // len(every)
-    shared = decide_shared([ArrayRows(found)], code, seed, len(live) < len(every), n_live)
+    n_live = n_rows * len(live) // len(sampled)
+    shared = decide_shared([ArrayRows(kept)], code, seed, len(live) < len(sampled), n_live)
     coded, width = shared, max(1, n_weights // _SIDE_BY_SIDE)
-    sample = sample_rows(
-        [ArrayRows(found)], sample_size(len(found), min(n_cols, width), PREDICTION_ROWS, 4 * n_weights)
-    )
+    n_coded = sample_size(len(kept), min(n_cols, width), PREDICTION_ROWS, 4 * n_weights)
+    sample = sample_rows([ArrayRows(kept)], n_coded)
     if width < n_cols:
         sample, coded = np.ascontiguousarray(sample[:, :width]), TrellisShared(code, slots.Rotation(width, seed))
     prediction = None
-    if rate is None and threshold is not None:
-        prediction = smallest_rate(sample, coded, threshold, n_bits, dtype)
+    if rate is None and request.threshold is not None:
+        prediction = smallest_rate(sample, coded, request.threshold, n_bits, request.dtype)
         if prediction is None:
             return None
         code = slots.Trellis.trained(prediction.rate, n_bits)
     started = time.perf_counter()
-    again = predict(sample, replace(coded, trellis=code), dtype)
-    n_coded = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]
-    return Estimate(replace(shared, trellis=code), prediction or again, (time.perf_counter() - started) / n_coded)
+    timed = predict(sample, replace(coded, trellis=code), request.dtype)
+    n_timed = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]
+    seconds = (time.perf_counter() - started) / n_timed
+    return TrellisEstimate(replace(shared, trellis=code), (prediction or timed).median, seconds)
 
 
 def decide_nbytes(n_rows: int, n_cols: int) -> int:

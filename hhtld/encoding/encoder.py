@@ -22,7 +22,7 @@ from hhtld.codecs import KEEP
 from hhtld.codecs.base import GroupCode
 from hhtld.encoding.attempt import Attempt, ReservedTensor, begin, resume
 from hhtld.encoding.coding import RowCoder
-from hhtld.encoding.group import GroupFinder, PlannedGroup, WhyKept, planned_groups
+from hhtld.encoding.group import GroupFinder, PlannedGroup, WhyKept, judged_threshold, planned_groups
 from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, make_plan
 from hhtld.encoding.quality import GateReport
@@ -84,7 +84,7 @@ class _Encoder:
         facts = self._journal.trusted("group", group.number)
         if isinstance(facts, str):
             return WhyKept(facts)
-        attempt = None if facts is None else resume(group, facts, self._finder.threshold(group), self._sink)
+        attempt = None if facts is None else resume(group, facts, judged_threshold(self._plan, group), self._sink)
         return attempt or self._begun(group, self._finder.find(group))
 
     def _next_attempt(self, attempt: Attempt) -> Attempt | WhyKept:
@@ -94,7 +94,7 @@ class _Encoder:
     def _begun(self, group: PlannedGroup, code: GroupCode | WhyKept) -> Attempt | WhyKept:
         if isinstance(code, WhyKept):
             return code
-        return begin(group, code, self._finder.threshold(group), self._sink, self._journal)
+        return begin(group, code, judged_threshold(self._plan, group), self._sink, self._journal)
 
     def _code(self, attempt: Attempt) -> bool:
         """Code all rows; False if float32 does not suffice for them, at no rate."""

@@ -20,7 +20,7 @@ from hhtld.gates import Threshold
 from hhtld.identity import PaletteGroupKey
 from hhtld.sources.contract import SourceRows, TensorSource
 
-__all__ = ["GroupFinder", "PlannedGroup", "WhyKept", "planned_groups"]
+__all__ = ["GroupFinder", "PlannedGroup", "WhyKept", "judged_threshold", "planned_groups"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def planned_groups(plan: Plan) -> list[PlannedGroup]:
     """Return the groups of a plan in the order in which they are encoded."""
     groups = plan.groups().items()
     return [PlannedGroup(number, key, profile, names) for number, ((key, profile), names) in enumerate(groups)]
+
+
+def judged_threshold(plan: Plan, group: PlannedGroup) -> Threshold | None:
+    """Return the cosines that a group's rows must reach, or None if its rate is given."""
+    is_judged = group.codec.chooses_rates and group.profile.rate is None
+    return plan.threshold(group.profile, group.key.regime) if is_judged else None
 
 
 class WhyKept(StrEnum):
@@ -109,15 +115,10 @@ class GroupFinder:
         for future in self._ahead.values():
             future.cancel()
 
-    def threshold(self, group: PlannedGroup) -> Threshold | None:
-        """Return the cosines that a group's rows must reach, or None if its rate is given."""
-        is_judged = group.codec.chooses_rates and group.profile.rate is None
-        return self._plan.threshold(group.profile, group.key.regime) if is_judged else None
-
     def _request(self, group: PlannedGroup) -> GroupRequest:
         rows = [SourceRows(self._source, name) for name in group.names]
         dtype = self._source.infos()[group.names[0]].dtype  # to predict; every tensor is measured in its own
-        threshold, seed = self.threshold(group), self._plan.seed
+        threshold, seed = judged_threshold(self._plan, group), self._plan.seed
         return GroupRequest(group.key, rows, group.profile, threshold, seed, self._column_scales(group), dtype)
 
     def _column_scales(self, group: PlannedGroup) -> list[NDArray[np.uint16] | None]:

@@ -1,32 +1,26 @@
-"""What a conversion would give, from samples of rows: in some ten seconds and 256 MiB, whatever the model.
+"""What a conversion would give, from samples of rows: in some ten seconds and 256 MiB, whatever the model is.
 
-Groups are sampled in turn, those of the most weights first, until the time is over; the rest is taken to need the rate
-of the sampled group that is most like it. How much was sampled is told with the sizes.
+Groups are sampled in turn, those of the most weights first, until the time is over. The others are taken to need the
+rate of the sampled group that is most like them. The prediction says how much was sampled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from hhtld.codecs.base import Profile
-from hhtld.codecs.trellis_rate import PREDICTION_ROWS, Estimate, estimate_group
-from hhtld.codecs.trellis_tensor import TrellisShared
+from hhtld.codecs.base import GroupEstimate, GroupRequest
+from hhtld.encoding.group import PlannedGroup, judged_threshold, planned_groups
 from hhtld.encoding.memory import expected_nbytes
 from hhtld.encoding.plan import Plan
 from hhtld.encoding.work import Work
 from hhtld.errors import RangeError
-from hhtld.identity import PaletteGroupKey
-from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import Trellis
 from hhtld.sources.contract import SourceRows, TensorSource
 
 __all__ = ["PredictedPack", "PredictedTensor", "predict_pack"]
 
-_SECONDS = 5.0  # of sampling; the group that is at work when they are over is finished
-_RATES = 8  # that a search tries
+_SECONDS = 5.0  # of sampling; the group that is being sampled then is finished
 _WEIGHTS = 1 << 21  # coded for all groups together, at each rate
 _MOST, _LEAST = 1 << 17, 1 << 14  # for one
 
@@ -62,88 +56,108 @@ class PredictedPack:
     expected: dict[str, Any] | None = None
 
 
-_Group = tuple[PaletteGroupKey, Profile]
+@dataclass
+class _Samples:
+    """What samples of groups tell.
+
+    Attributes
+    ----------
+    estimates : dict of group number to GroupEstimate or None
+        None if no rate suffices. Groups for which there was no time are not in it.
+    out_of_range : set of group numbers
+        Those that float32 does not suffice to code.
+    """
+
+    estimates: dict[int, GroupEstimate | None] = field(default_factory=dict)
+    out_of_range: set[int] = field(default_factory=set)
 
 
 def predict_pack(source: TensorSource, plan: Plan, work: Work) -> PredictedPack:
     """Return what a conversion under a plan would give."""
-    found = PredictedPack()
-    memory, all_timed, coding = expected_nbytes(source, plan, work), True, 0.0
-    sampled, out_of_range = _sampled(source, plan)
-    n_sampled = n_coded = 0
-    for group, names in plan.groups().items():
-        key, profile = group
-        if not profile.codec.chooses_rates:
-            all_timed = False
-            own, shared = profile.codec.predicted_nbytes(key)
-            found.shared_nbytes += shared
-            found.tensors.update(dict.fromkeys(names, PredictedTensor(profile.codec.id, own)))
+    memory_nbytes = expected_nbytes(source, plan, work)
+    pack = PredictedPack()
+    groups = planned_groups(plan)
+    samples = _sampled(source, plan, groups)
+    seconds, n_sampled, n_coded = 0.0, 0, 0
+    for group in groups:
+        if not group.codec.chooses_rates:
+            _add(pack, group, *group.codec.predicted_nbytes(group.key))
             continue
-        n_weights = key.shape[0] * key.shape[1] * len(names)
-        n_coded += n_weights
-        n_sampled += n_weights if group in sampled else 0
-        told = sampled[group] if group in sampled else _most_alike(group, sampled, plan.seed)
-        if told is None:
-            if profile.rate is None and group not in out_of_range:
-                found.unreached.update(names)
-            continue
-        second = None if profile.rate_2 is None else Trellis.trained(profile.rate_2, profile.state_bits)
-        coded = replace(told.shared, second=second)
-        own = coded.tensor_nbytes(key.shape[0])
-        if coded.shared_nbytes() + own * len(names) >= sum(plan.tensors[name].info.nbytes for name in names):
-            continue
-        at_rates = 0 if profile.rate is not None else _RATES * min(n_weights, PREDICTION_ROWS * key.shape[1])
-        coding += (n_weights + at_rates) * told.seconds
-        found.shared_nbytes += coded.shared_nbytes()
-        median = told.prediction.median if group in sampled else None
-        found.tensors.update(dict.fromkeys(names, PredictedTensor(profile.codec.id, own, median)))
-    if all_timed and coding:
-        found.expected = {
-            "seconds": round(coding / work.crew.jobs, 1),
+        n_coded += _n_weights(group)
+        n_sampled += _n_weights(group) if group.number in samples.estimates else 0
+        seconds += _add_estimated(pack, group, groups, samples, plan)
+    if seconds and all(group.codec.chooses_rates for group in groups):
+        pack.expected = {
+            "seconds": round(seconds / work.crew.jobs, 1),
             "jobs": work.crew.jobs,
-            "memory_nbytes": memory,
+            "memory_nbytes": memory_nbytes,
             "sampled_share": round(n_sampled / n_coded, 4),
         }
-    return found
+    return pack
 
 
-def _sampled(source: TensorSource, plan: Plan) -> tuple[dict[_Group, Estimate | None], set[_Group]]:
-    """What samples of groups told, None of those that no rate suffices, and which of these float32 does not suffice.
+def _n_weights(group: PlannedGroup) -> int:
+    return group.key.shape[0] * group.key.shape[1] * len(group.names)
 
-    Groups that time did not allow are in neither.
-    """
-    groups = {group: names for group, names in plan.groups().items() if group[1].codec.chooses_rates}
+
+def _add(
+    pack: PredictedPack, group: PlannedGroup, nbytes: int, shared_nbytes: int, median: float | None = None
+) -> None:
+    pack.shared_nbytes += shared_nbytes
+    pack.tensors.update(dict.fromkeys(group.names, PredictedTensor(group.codec.id, nbytes, median)))
+
+
+def _add_estimated(
+    pack: PredictedPack, group: PlannedGroup, groups: list[PlannedGroup], samples: _Samples, plan: Plan
+) -> float:
+    """Add a group to what a pack would hold, if it would be encoded, and return the seconds that it takes."""
+    is_sampled = group.number in samples.estimates
+    estimate = samples.estimates[group.number] if is_sampled else _most_alike(group, groups, samples, plan.seed)
+    if estimate is None:
+        if group.profile.rate is None and group.number not in samples.out_of_range:
+            pack.unreached.update(group.names)
+        return 0.0
+    nbytes, shared_nbytes = estimate.nbytes(group.key, group.profile)
+    if shared_nbytes + nbytes * len(group.names) >= sum(plan.tensors[name].info.nbytes for name in group.names):
+        return 0.0
+    _add(pack, group, nbytes, shared_nbytes, estimate.median if is_sampled else None)
+    return estimate.seconds(group.key, group.profile, len(group.names))
+
+
+def _sampled(source: TensorSource, plan: Plan, groups: list[PlannedGroup]) -> _Samples:
+    """Sample the groups whose rates are chosen, the largest first, while there is time."""
+    chosen = [group for group in groups if group.codec.chooses_rates]
     until = time.perf_counter() + _SECONDS
-    n_weights = max(_LEAST, min(_MOST, _WEIGHTS // max(1, len(groups))))
-    found: dict[_Group, Estimate | None] = {}
-    out_of_range: set[_Group] = set()
-    largest_first = sorted(groups, key=lambda group: -group[0].shape[0] * group[0].shape[1] * len(groups[group]))
-    for group in largest_first:
-        if found and time.perf_counter() > until:
+    n_weights = max(_LEAST, min(_MOST, _WEIGHTS // max(1, len(chosen))))
+    samples = _Samples()
+    for group in sorted(chosen, key=_n_weights, reverse=True):
+        if samples.estimates and time.perf_counter() > until:
             break
-        key, profile = group
-        rows = [SourceRows(source, name) for name in groups[group]]
-        threshold = None if profile.rate is not None else plan.threshold(profile, key.regime)
+        rows = [SourceRows(source, name) for name in group.names]
+        threshold, dtype = judged_threshold(plan, group), plan.tensors[group.names[0]].info.dtype
+        scales = [None] * len(rows)  # they change the cosines little
+        request = GroupRequest(group.key, rows, group.profile, threshold, plan.seed, scales, dtype)
         try:
-            dtype = plan.tensors[groups[group][0]].info.dtype
-            found[group] = estimate_group(
-                rows, profile.rate, threshold, plan.seed, profile.state_bits, n_weights, dtype
-            )
+            samples.estimates[group.number] = group.codec.estimate(request, n_weights)
         except RangeError:  # the group will be kept
-            found[group] = None
-            out_of_range.add(group)
-    return found, out_of_range
+            samples.estimates[group.number] = None
+            samples.out_of_range.add(group.number)
+    return samples
 
 
-def _most_alike(group: _Group, sampled: Mapping[_Group, Estimate | None], seed: int) -> Estimate | None:
-    """What the sampled group of the same profile and regime told whose rows are most nearly as long."""
-    key, profile = group
-    others = [
-        (other.regime != key.regime, abs(other.shape[1] - key.shape[1]), told)
-        for (other, same), told in sampled.items()
-        if same == profile and told is not None
+def _most_alike(group: PlannedGroup, groups: list[PlannedGroup], samples: _Samples, seed: int) -> GroupEstimate | None:
+    """Return what the most similar sampled group of the same profile tells: of the regime, and of the row length."""
+
+    sampled = [
+        (groups[number], estimate)
+        for number, estimate in samples.estimates.items()
+        if estimate is not None and groups[number].profile == group.profile
     ]
-    if not others:
+    if not sampled:
         return None
-    told = min(others, key=lambda found: found[:2])[2]
-    return replace(told, shared=TrellisShared(told.shared.trellis, Rotation(key.shape[1], seed)))
+
+    def distance(pair: tuple[PlannedGroup, GroupEstimate]) -> tuple[bool, int]:
+        key = pair[0].key
+        return key.regime != group.key.regime, abs(key.shape[1] - group.key.shape[1])
+
+    return min(sampled, key=distance)[1].like(group.key, seed)

@@ -24,8 +24,10 @@ from hhtld.codecs.base import (
     Coder,
     EncodedTensor,
     GroupCode,
+    GroupEstimate,
     GroupRequest,
     Layout,
+    Profile,
     ReadPart,
     RecordCheck,
     RowIndex,
@@ -208,3 +210,41 @@ def test_a_file_of_an_unknown_codec_names_it(tmp_path: Path) -> None:
         hhtld.open(packed)
     with pytest.raises(ValueError, match="no profile 'toy'; available: lookup, f32, gates, parity, bits:B"):
         hhtld.encode(weights(), "toy")
+
+
+class SevenByteEstimate(GroupEstimate):
+    median = 0.99
+
+    def nbytes(self, key: PaletteGroupKey, profile: Profile) -> tuple[int, int]:
+        return 7 * key.shape[0], 5
+
+    def seconds(self, key: PaletteGroupKey, profile: Profile, n_tensors: int) -> float:
+        return 3.0
+
+    def like(self, key: PaletteGroupKey, seed: int) -> GroupEstimate:
+        return self
+
+
+class ChoosingCodec(Int8Codec):
+    id: ClassVar[str] = "choosing"
+    profiles: ClassVar[tuple[str, ...]] = ("choosing",)
+    chooses_rates: ClassVar[bool] = True
+
+    def estimate(self, request: GroupRequest, n_weights: int) -> GroupEstimate | None:
+        assert request.threshold is not None
+        return SevenByteEstimate()
+
+
+def test_a_dry_run_asks_a_codec_that_chooses_rates(tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file(weights(), source)
+    codecs.register(ChoosingCodec())
+    try:
+        report = hhtld.convert(source, tmp_path / "m.hhtld", profile="choosing", dry_run=True, jobs=1)
+    finally:
+        codecs.unregister("choosing")
+    embed, norm = report.tensors
+    assert (embed.codec, embed.nbytes, embed.predicted_median) == ("choosing", 7 * 700, 0.99)
+    assert report.target_nbytes == 7 * 700 + 5 + norm.nbytes
+    assert report.expected is not None
+    assert report.expected["seconds"] == 3.0
