@@ -84,9 +84,11 @@ class Candidates:
             self._sample_floors = np.partition(estimates - margins, -self.k, axis=1)[:, -self.k]
             return
         best = np.argpartition(estimates, -self.k, axis=1)[:, -self.k :]
-        self._sample_floors = np.array(
-            [self._score_rows(query, row_index[places]).min() for query, places in enumerate(best)]
-        )
+        for query, places in enumerate(best):
+            scores = self._score_rows(query, row_index[places])
+            # A probable bound may lie below the score. A floor above it would keep these very rows out.
+            uppers = estimates[query, places] + margins[query, places]
+            self._sample_floors[query] = np.minimum(scores, uppers).min()
         self.n_sampled = self.k
 
     def add(self, query_index: IndexArray, row_index: IndexArray, estimates: Array64, margins: Array64) -> None:

@@ -265,6 +265,14 @@ def test_rescoring_the_lookup_grades_reads_what_it_must(profile: str) -> None:
     np.testing.assert_array_equal(found.rows[:, 0], exact(rows, perturbed(rows, 20)).argmax(axis=1))
 
 
+@pytest.mark.parametrize("profile", ["lookup", "bits:1"])
+def test_rescoring_returns_k_rows_though_every_bound_is_too_tight(profile: str) -> None:
+    rows = low_rank(4300, 48)  # so many that a sample sets the first floors
+    found = made(rows, profile).scorer(NAME).topk(perturbed(rows, 60), 5, rescore=rows, epsilon=0.0)
+    assert all(len(set(best)) == 5 for best in found.rows.tolist())
+    assert (found.n_rescored >= 5).all()
+
+
 def test_rescoring_takes_any_source_of_rows(tmp_path: Path) -> None:
     rows = low_rank(800, 64)
     path = tmp_path / "m.safetensors"
