@@ -3,7 +3,7 @@
 Layout
 ------
 Tensors: "scale:NAME" -> F32 (n_cols,), "moments:NAME" -> F32 (n_cols, n_cols). Metadata: "schema" =
-"hhtld.encoding.calibration/1", "calibration" = a JSON object with ``sensitivities`` [{names, n_weights, kl}],
+"hhtld.calibration/1", "calibration" = a JSON object with ``sensitivities`` [{names, n_weights, kl}],
 ``measurements`` [{level, bits, top1, kl, n_positions, error}] and ``facts`` {str: str}, of which "source" is
 `digest` of what was calibrated.
 """
@@ -25,7 +25,7 @@ from hhtld.sources.contract import ArraySource, TensorSource
 
 __all__ = ["calibrated", "check_calibrates", "read_calibration", "write_calibration"]
 
-SCHEMA = "hhtld.encoding.calibration/1"
+SCHEMA = "hhtld.calibration/1"
 _SCALE, _MOMENTS = "scale:", "moments:"
 
 

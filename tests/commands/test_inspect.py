@@ -431,7 +431,9 @@ def test_rows_in_json_are_finite_numbers_or_null(files: dict[str, Path], model: 
 
     def found(name: str) -> Any:
         done = run(tmp_path / "m.hhtld", "--tensor", name, "--rows", "0:2", "--json")
-        return json.loads(done.stdout, parse_constant=pytest.fail)["rows"]
+        facts = json.loads(done.stdout, parse_constant=pytest.fail)
+        assert facts["schema"] == "hhtld.rows/1"
+        return facts["rows"]
 
     assert found("w") == {"0": [1, None], "1": [None, -2]}
     assert found("c")["0"] == [[1, 1], [None, 1]]

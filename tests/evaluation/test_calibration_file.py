@@ -54,6 +54,11 @@ def test_a_calibration_comes_back_from_its_file(calibration: Calibration, tmp_pa
             np.testing.assert_array_equal(mine[name], theirs[name])
 
 
+def test_a_file_names_its_format(calibration: Calibration, tmp_path: Path) -> None:
+    write_calibration(calibration, tmp_path / "c.safetensors")
+    assert b"hhtld.calibration/1" in (tmp_path / "c.safetensors").read_bytes()
+
+
 def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibration: Calibration, tmp_path: Path) -> None:
     write_calibration(calibration, tmp_path / "c.safetensors")
     out = tmp_path / "m.hhtld"

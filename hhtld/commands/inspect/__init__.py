@@ -287,7 +287,7 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
         block = block.reshape(len(chosen), -1)
     if as_json:
         rows = {str(row): _json_values(values) for row, values in zip(chosen, block, strict=True)}
-        emit(json.dumps({"schema": "hhtld.sources.rows/1", "tensor": name, "rows": rows}, allow_nan=False))
+        emit(json.dumps({"schema": "hhtld.rows/1", "tensor": name, "rows": rows}, allow_nan=False))
         return
     with np.printoptions(threshold=24, edgeitems=6, linewidth=max(60, out.width - 16), precision=5, suppress=True):
         for row, values in zip(chosen, block, strict=True):
