@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from hhtld.api.convert import ConversionReport as ConversionReport
     from hhtld.api.convert import convert as convert
     from hhtld.api.files import load_file as load_file
     from hhtld.api.files import save as save
     from hhtld.api.files import save_file as save_file
+    from hhtld.api.report import ConversionReport as ConversionReport
     from hhtld.codecs.lookup import HhtlDTensor as HhtlDTensor
     from hhtld.codecs.lookup import SharedPaletteGroup as SharedPaletteGroup
     from hhtld.codecs.lookup import build_group_with_fisher_z as build_group_with_fisher_z
@@ -65,7 +65,7 @@ _HOMES = {
     "BudgetError": "errors",
     "ChecksumError": "errors",
     "ClosedError": "errors",
-    "ConversionReport": "api.convert",
+    "ConversionReport": "api.report",
     "FisherZTable": "slots.fisher_z",
     "FormatError": "errors",
     "GateError": "errors",

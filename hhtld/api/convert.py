@@ -6,236 +6,41 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
 
-from hhtld.codecs import KEEP, parse_profile
+from hhtld.api.advice import kept_notes, profile_notes, ratio_advice
+from hhtld.api.counting import count_files, count_pack, count_predicted, count_source
+from hhtld.api.crew import check_unchanged, crew, open_in_worker
+from hhtld.api.report import ConversionReport, tell_as_stored
+from hhtld.codecs import parse_profile
 from hhtld.encoding.calibration import Calibration
-from hhtld.encoding.fingerprint import content_digest, source_facts
-from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, TensorPlan, check_quantized, make_plan
-from hhtld.encoding.prediction import predict_pack
+from hhtld.encoding.fingerprint import source_facts
+from hhtld.encoding.plan import DEFAULT_PROFILE, check_quantized, make_plan
 from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import DEFAULT_MEMORY, Work
-from hhtld.errors import GateError, HeaderError, HhtldError, QuantizedError, shown
+from hhtld.errors import GateError, QuantizedError
 from hhtld.evaluation.calibration_file import calibrated
 from hhtld.formats import format_for_output, open_source
-from hhtld.gates import CosineSummary, Threshold, Unreached, checked_thresholds
-from hhtld.matrix import TensorInfo
-from hhtld.pack.notebook import card
-from hhtld.pack.opening import open_pack
+from hhtld.gates import Threshold, checked_thresholds
 from hhtld.pack.source import PackSource
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
-from hhtld.sources.remote import CarryingExecutor, RemoteSource
+from hhtld.sources.remote import RemoteSource
 from hhtld.sources.schedule import Crew, default_jobs, workers
 from hhtld.storage.journal import journal_path, partial_path
 from hhtld.storage.locations import locate, output_path, spelled
 from hhtld.storage.urls import Location
 
-__all__ = [
-    "GATES_NOTE",
-    "ConversionReport",
-    "TensorOutcome",
-    "convert",
-    "crew",
-    "tell_as_stored",
-    "tied_too",
-]
+__all__ = ["convert"]
 
 _FEW_POSITIONS = 1000  # the share of 0.9 of them has a standard error of 0.01
-
-GATES_NOTE = (
-    "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
-    "--profile parity, then hhtld gate-parity"
-)
-
-
-@contextmanager
-def crew(executor: str | Executor | None, jobs: int) -> Iterator[Crew]:
-    """Give a crew: threads, dask's workers, or an executor that is given."""
-    if isinstance(executor, str) and executor.startswith("dask:"):
-        from hhtld.integrations.dask import dask_crew
-
-        with dask_crew(executor.removeprefix("dask:"), jobs) as found:
-            yield found
-    elif executor is None or executor == "threads":
-        with workers(jobs) as threads:
-            yield Crew(threads, jobs)
-    elif isinstance(executor, str):
-        raise ValueError(f"no executor {executor!r}; available: threads, dask:local, dask:ADDRESS")
-    elif not callable(getattr(executor, "submit", None)):
-        raise TypeError(f"an executor is a name or has submit(), got {type(executor).__name__}")
-    else:
-        yield Crew(executor if isinstance(executor, ThreadPoolExecutor) else CarryingExecutor(executor), jobs)
-
-
-def as_bf16_nbytes(info: TensorInfo) -> int:
-    """Return a tensor's bytes with floats as bfloat16, what models are shipped in."""
-    return 2 * info.n_rows * info.n_cols if info.dtype.is_weight else info.nbytes
-
-
-@dataclass(frozen=True)
-class TensorOutcome:
-    """What became of one tensor."""
-
-    info: TensorInfo
-    codec: str
-    nbytes: int
-    regime: str | None = None
-    regime_reason: str | None = None
-    alias_of: str | None = None
-    cosines: CosineSummary | None = None
-    predicted_median: float | None = None
-    stored: tuple[str, int] | None = None
-    unreached: Unreached | None = None
-
-    @property
-    def source_nbytes(self) -> int:
-        """Bytes in the source, as stored there."""
-        return self.info.nbytes if self.stored is None else self.stored[1]
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits of its own sections over its elements."""
-        elements = self.info.n_rows * self.info.n_cols
-        return 8 * self.nbytes / elements if elements else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return every number."""
-        record: dict[str, Any] = {
-            "name": self.info.name,
-            "dtype": self.info.dtype.name,
-            "shape": list(self.info.shape),
-            "codec": self.codec,
-            "source_nbytes": self.source_nbytes,
-            "nbytes": self.nbytes,
-            "bits_per_weight": round(self.bits_per_weight, 4),
-        }
-        if self.stored is not None and self.stored[0] != self.info.dtype.name:
-            record["stored_as"] = self.stored[0]
-        if self.alias_of is not None:
-            record["alias_of"] = self.alias_of
-        if self.regime is not None:
-            record |= {"regime": self.regime, "regime_reason": self.regime_reason}
-        if self.unreached is not None:
-            record["unreached"] = self.unreached.to_json()
-        if self.predicted_median is not None:
-            record["predicted_median"] = round(self.predicted_median, 6)
-        if self.cosines is not None:
-            record["cosine"] = self.cosines.to_json() | {
-                "median": self.cosines.median,
-                "p5": self.cosines.p5,
-                "min": self.cosines.minimum,
-            }
-        return record
-
-
-@dataclass(repr=False)
-class ConversionReport:
-    """Everything a conversion did; truthy when every enforced gate passed.
-
-    Attributes
-    ----------
-    source, target : str
-    profile : str or None
-        None where nothing was encoded.
-    source_nbytes, bf16_nbytes, target_nbytes : int
-        Tensor bytes of the source as stored, the same with floats as bfloat16, and the file or folder (predicted
-        ones in a dry run, where `gates.tensors` is empty). Side files that came along count in all three.
-    files_nbytes : int
-        Of those side files.
-    tensors : list of TensorOutcome
-    gates : GateReport
-    seconds : float
-    dry_run : bool
-    expected : dict or None
-        Of a dry run whose encoded tensors all get Slot T: "seconds" with "jobs" threads, from the time that coding
-        samples took, "memory_nbytes" at most, beyond what the interpreter takes, and "sampled_share", that of the
-        encoded weights that are in groups which were sampled; the others are taken to need the same rate.
-    notes : list of str
-        What a user should know, one sentence each.
-    is_text_model : bool
-        Whether a tokenizer and a config stand beside the weights, so that `hhtld gate-parity` can run the model.
-    """
-
-    source: str
-    target: str
-    profile: str | None
-    gates: GateReport
-    source_nbytes: int = 0
-    bf16_nbytes: int = 0
-    target_nbytes: int = 0
-    files_nbytes: int = 0
-    tensors: list[TensorOutcome] = field(default_factory=list)
-    seconds: float = 0.0
-    dry_run: bool = False
-    expected: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
-    is_text_model: bool = False
-
-    @property
-    def ratio(self) -> float:
-        """Source as bfloat16 over the target."""
-        return self.bf16_nbytes / self.target_nbytes if self.target_nbytes else 0.0
-
-    def __bool__(self) -> bool:
-        return self.dry_run or bool(self.gates)
-
-    def __repr__(self) -> str:
-        how = "predicted" if self.dry_run else "passed" if self else "a gate was missed"
-        profile = "" if self.profile is None else f", profile {self.profile}"
-        return (
-            f"<ConversionReport {self.target}: {self.target_nbytes:,} bytes, {self.ratio:.2f} times smaller than as "
-            f"bfloat16{profile}, {how}>"
-        )
-
-    def _repr_html_(self) -> str:
-        facts = {
-            "source": f"{self.source}, {self.source_nbytes:,} bytes, as bfloat16 {self.bf16_nbytes:,}",
-            **{"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(self.notes)},
-        }
-        rows = (
-            (
-                t.info.name,
-                list(t.info.shape),
-                t.codec,
-                f"{t.nbytes:,}",
-                *((c.median, c.p5) if (c := t.cosines) else ("", "")),
-            )
-            for t in self.tensors
-        )
-        return card(repr(self)[1:-1], facts, ("tensor", "shape", "codec", "bytes", "median cosine", "p5"), rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return every number, for scripts."""
-        return {
-            "schema": "hhtld.convert/1",
-            "source": self.source,
-            "target": self.target,
-            "profile": self.profile,
-            "dry_run": self.dry_run,
-            **({} if self.expected is None else {"expected": self.expected}),
-            "source_nbytes": self.source_nbytes,
-            "bf16_nbytes": self.bf16_nbytes,
-            "target_nbytes": self.target_nbytes,
-            "files_nbytes": self.files_nbytes,
-            "ratio": round(self.ratio, 4),
-            "seconds": round(self.seconds, 3),
-            "gates": self.gates.to_json(),
-            "notes": self.notes,
-            "tensors": [tensor.to_json() for tensor in self.tensors],
-        }
-
-    def to_text(self) -> str:
-        """Return `to_json()` as indented text."""
-        return json.dumps(self.to_json(), indent=2, allow_nan=False)
 
 
 def convert(
@@ -429,8 +234,8 @@ def convert(
                 given |= {key: value for key, value in offered.items() if key in output.options}
                 report.notes = output.write_source(source, target, **given) or []
             report.notes += source.notes
-            _count(report, source, target)
-            _count_files(report, source if output.name == "folder" and files else None)
+            count_source(report, source, target)
+            count_files(report, source if output.name == "folder" and files else None)
         else:
             told: dict[str, Any] = {}
             notes: list[str] = []
@@ -456,7 +261,7 @@ def convert(
                 **({"column_scales": column_scales} | told),
             )
             plan.files = plan.files if files else ()
-            of_profile = list(_profile_notes(plan, calibrate is not None))
+            of_profile = list(profile_notes(plan, calibrate is not None))
             notes += of_profile
             measured = GateReport(plan.profile.judged, plan.thresholds, 2.0 if min_ratio is None else min_ratio)
             measured.allow_keep = allow_keep
@@ -466,52 +271,34 @@ def convert(
             report.is_text_model = {"config.json", "tokenizer_config.json"} <= set(source.files())
             limit = DEFAULT_MEMORY if memory is None else memory
             if dry_run:
-                _predict_pack(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))
+                count_predicted(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))
                 report.notes = notes
             else:
                 work = Work(stack.enter_context(crew(executor, jobs or default_jobs())), limit, progress or silent)
                 facts = source_facts(source, source_path)
                 here = (source_path, facts["content"], json.dumps(facts))
-                look = partial(_check_unchanged, source, source_path, facts)
-                shared = RemoteSource(source, _opened_there, here, look)
+                look = partial(check_unchanged, source, source_path, facts)
+                shared = RemoteSource(source, open_in_worker, here, look)
                 report.notes = output.write_plan(
                     shared, plan, target, measured, work, source_facts=facts, resume=resume
                 )
                 report.notes += notes
-                _count_pack(report, plan, target)
-            _count_files(report, source if files else None)
+                count_pack(report, plan, target)
+            count_files(report, source if files else None)
         tell_as_stored(report, source)
         if files and output.name in ("folder", "hf", "hhtld"):
             report.notes += source.file_notes
     report.gates.ratio = report.ratio
     report.gates.source_ratio = report.source_nbytes / report.target_nbytes if report.target_nbytes else math.inf
     if report.profile is not None:
-        report.gates.ratio_advice = _ratio_advice(report)
+        report.gates.ratio_advice = ratio_advice(report)
         if all(tensor.regime is None for tensor in report.tensors):
             report.notes = [note for note in report.notes if note not in of_profile]
-        report.notes = [*_kept_notes(report, plan), *report.notes]
+        report.notes = [*kept_notes(report, plan), *report.notes]
     report.seconds = time.perf_counter() - started
     if not report:
         raise GateError(f"{target} is written, but {report.gates.verdict()}", report)
     return report
-
-
-def _opened_there(path: Location, content: str, facts: str) -> TensorSource:
-    """Open a source in a worker; the facts are the client's, so that what has been replaced is opened again."""
-    try:
-        source = open_source(path)
-    except (HhtldError, OSError) as error:
-        raise HhtldError(f"a worker cannot open {path}: {error}; workers need the source at the same path") from error
-    if content_digest(source) != content:
-        source.close()
-        raise HhtldError(f"a worker finds another model at {path} than this process; workers need the same files")
-    return source
-
-
-def _check_unchanged(source: TensorSource, place: Location, facts: dict[str, Any]) -> None:
-    """Raise where workers, who open a source by its path, may have found another one there than this process."""
-    if not place.exists() or source_facts(source, place) != facts:
-        raise HeaderError(f"{place}: was written to or replaced while workers read it; convert it again")
 
 
 def _calibrated(
@@ -541,81 +328,6 @@ def _calibrated(
     return facts, notes
 
 
-def _profile_notes(plan: Plan, is_calibrated: bool) -> Iterator[str]:
-    """What profiles, by name or by rule, say of a model's answers."""
-    used = {tensor.profile.text: tensor.profile for tensor in plan.tensors.values() if tensor.group is not None}
-    if "parity" in used and not is_calibrated:
-        asked = sorted({plan.threshold(used["parity"], kind).median for kind in plan.thresholds})
-        yield (
-            f"no calibration was given; rates keep a row cosine of {' and '.join(f'{cosine:g}' for cosine in asked)}, "
-            f"which says nothing about the model's answers (see --calibrate)"
-        )
-    if "gates" in used:
-        yield GATES_NOTE
-
-
-def _kept_notes(report: ConversionReport, plan: Plan) -> Iterator[str]:
-    """Why tensors were kept that profiles could have encoded, and why all were where none is encoded."""
-    out_of_range = report.gates.out_of_range
-    if out_of_range:
-        yield (
-            f"values near the end of float32's range, which codecs compute in, keep {len(out_of_range)} of the tensors "
-            f"byte for byte: {', '.join(map(shown, sorted(out_of_range)[:3]))}"
-        )
-    if any(tensor.regime is not None for tensor in report.tensors):
-        return
-    own = [tensor for tensor in plan.tensors.values() if tensor.alias_of is None]
-    planned = [tensor.info.name for tensor in own if tensor.group is not None]
-    floats = [tensor for tensor in own if tensor.info.dtype.is_weight]
-    if not own:
-        why = "the source holds no tensors"
-    elif not floats:
-        why = "no tensor is of floats; others are kept as they are"
-    elif planned and len(report.gates.unreached) == len(planned):
-        why = "6 bits a weight do not reach what is asked"
-    elif planned:
-        why = "coding would not save a byte: small matrices cost more for what they share than they save"
-    elif any(_takes_rows(tensor.info) for tensor in floats):
-        why = "what could be encoded is kept by a rule, or for what the notes say"
-    else:
-        why = "no tensor is a matrix that this profile encodes; vectors and scalars are kept as they are"
-    yield f"nothing {'would be' if report.dry_run else 'was'} encoded: {why}"
-
-
-def _takes_rows(info: TensorInfo) -> bool:
-    return info.has_rows and info.n_rows * info.n_cols > 0
-
-
-def _ratio_advice(report: ConversionReport) -> str:
-    """What takes a file's bytes, and what would help where they are too many."""
-    own = [tensor for tensor in report.tensors if tensor.alias_of is None]
-    kept = sum(tensor.nbytes for tensor in own if tensor.regime is None)
-    encoded = sum(tensor.nbytes for tensor in own if tensor.regime is not None)
-    rest = report.target_nbytes - kept - encoded - report.files_nbytes
-    parts = {
-        "encoded tensors": encoded,
-        "tensors kept byte for byte": kept,
-        "the table and what groups share": rest,
-        "side files": report.files_nbytes,
-    }
-    most = max(parts, key=lambda part: parts[part])
-    told = ", ".join(f"{nbytes:,} are {part}" for part, nbytes in parts.items() if nbytes > 0)
-    unreached = sum(tensor.nbytes for tensor in own if tensor.unreached is not None)
-    advice = {
-        "encoded tensors": "a lower rate (--profile bits:B) takes fewer",
-        "tensors kept byte for byte": (
-            f"{unreached:,} of these for what is asked of them and 6 bits do not reach"
-            if unreached
-            else "rules, or their shapes and types, keep them"
-        ),
-        "the table and what groups share": "small models cost what every file holds",
-        "side files": "--no-files leaves them behind",
-    }[most]
-    if report.source_nbytes < report.bf16_nbytes:
-        advice += f"; the source itself takes {report.source_nbytes:,}, less than 16 bits a weight"
-    return f"of {report.target_nbytes:,} bytes {told}; {advice}, and --min-ratio asks for less"
-
-
 def _overwrites(target: Path, source: Location) -> str | None:
     """What of what is read writing `target` would replace, as the beginning of a sentence: the source, or its shard."""
     if not isinstance(source, Path) or not source.exists():
@@ -631,103 +343,3 @@ def _overwrites(target: Path, source: Location) -> str | None:
 
 def _inside(target: Path, folder: Path) -> bool:
     return folder.resolve() in target.resolve().parents
-
-
-def _written_nbytes(target: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
-    if not target.is_dir():
-        return target.stat().st_size
-    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-
-
-def _count_files(report: ConversionReport, source: TensorSource | None) -> None:
-    """Side files are as large on both sides; what was written has counted them already."""
-    nbytes = sum(source.files().values()) if source is not None else 0
-    report.files_nbytes = nbytes
-    report.source_nbytes += nbytes
-    report.bf16_nbytes += nbytes
-    report.target_nbytes += nbytes if report.dry_run else 0
-
-
-def tell_as_stored(report: ConversionReport, source: TensorSource) -> None:
-    """Put the types and bytes into a report that tensors have in the source, where they are given as wider ones."""
-    for number, tensor in enumerate(report.tensors):
-        found = replace(tensor, stored=source.stored(tensor.info.name))
-        report.source_nbytes += found.source_nbytes - tensor.info.nbytes
-        report.tensors[number] = found
-    kinds = sorted({t.stored[0] for t in report.tensors if t.stored is not None and t.stored[0] != t.info.dtype.name})
-    if kinds and report.target_nbytes > report.source_nbytes:
-        report.notes.append(
-            f"this takes {report.target_nbytes:,} bytes, more than the {report.source_nbytes:,} of the source, whose "
-            f"tensors are stored as {', '.join(kinds)}"
-        )
-
-
-def _count(report: ConversionReport, source: TensorSource, target: Path) -> None:
-    for info in source.infos().values():
-        report.tensors.append(TensorOutcome(info, KEEP.id, info.nbytes))
-        report.source_nbytes += info.nbytes
-        report.bf16_nbytes += as_bf16_nbytes(info)
-    report.target_nbytes = report.source_nbytes if report.dry_run else _written_nbytes(target)
-
-
-def _count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
-    with open_pack(target) as pack:
-        records = {name: (pack.table.tensors[name], pack.nbytes(name)) for name in pack}
-    report.target_nbytes = _written_nbytes(target)
-    for name, tensor in plan.tensors.items():
-        record, nbytes = records[name]
-        told = _regime(tensor) if record.is_encoded else (None, None)
-        cosines = report.gates.tensors.get(name)
-        unreached = report.gates.unreached.get(name)
-        outcome = TensorOutcome(tensor.info, record.codec, nbytes, *told, tensor.alias_of, cosines, unreached=unreached)
-        report.tensors.append(outcome)
-        _add_source(report, tensor)
-    report.tensors = tied_too(report.tensors)
-
-
-def _regime(tensor: TensorPlan) -> tuple[str | None, str | None]:
-    """The regime of what is encoded, and what decided for it."""
-    return (None, None) if tensor.group is None else (tensor.group.regime, tensor.regime_reason)
-
-
-def tied_too(outcomes: Iterable[TensorOutcome]) -> list[TensorOutcome]:
-    """Return outcomes in which names that share another's bytes tell how well these came back."""
-    held = {outcome.info.name: outcome for outcome in outcomes}
-    return [
-        outcome if outcome.alias_of is None else replace(held[outcome.alias_of], **_own(outcome))
-        for outcome in held.values()
-    ]
-
-
-def _own(outcome: TensorOutcome) -> dict[str, Any]:
-    return {key: getattr(outcome, key) for key in ("info", "codec", "nbytes", "alias_of", "stored")}
-
-
-def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:
-    report.source_nbytes += tensor.info.nbytes
-    if tensor.alias_of is None:
-        report.bf16_nbytes += as_bf16_nbytes(tensor.info)
-
-
-def _predict_pack(report: ConversionReport, source: TensorSource, plan: Plan, work: Work) -> None:
-    """Fill a report with what a conversion would give, from samples of rows."""
-    found = predict_pack(source, plan, work)
-    report.target_nbytes += found.shared_nbytes
-    for name, tensor in plan.tensors.items():
-        own = found.tensors.get(name)
-        if own is None:
-            nbytes = 0 if tensor.alias_of else tensor.info.nbytes
-            if name in found.unreached and tensor.group is not None:
-                missed = tensor.group.regime
-                report.gates.unreached[name] = Unreached(missed, plan.threshold(tensor.profile, missed))
-            unreached = report.gates.unreached.get(name)
-            outcome = TensorOutcome(tensor.info, KEEP.id, nbytes, alias_of=tensor.alias_of, unreached=unreached)
-        else:
-            told = _regime(tensor)
-            outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, *told, predicted_median=own.median)
-        report.tensors.append(outcome)
-        report.target_nbytes += outcome.nbytes
-        _add_source(report, tensor)
-    report.tensors = tied_too(report.tensors)
-    report.expected = found.expected

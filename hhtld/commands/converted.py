@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from hhtld.api.convert import ConversionReport, TensorOutcome
+from hhtld.api.report import ConversionReport, TensorOutcome
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import (
     EXPLAINED,

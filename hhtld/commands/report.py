@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hhtld.api.convert import GATES_NOTE, ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored, tied_too
+from hhtld.api.advice import GATES_NOTE
+from hhtld.api.report import ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored, tied_too
 from hhtld.codecs import codecs
 from hhtld.commands.verify import verify
 from hhtld.display.page import Cell, SortedTable, write_page

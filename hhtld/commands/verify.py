@@ -179,6 +179,6 @@ def _equal_in_source(source: TensorSource, one: str, other: str) -> bool:
 
 
 def _bf16_nbytes(pack: HhtldPack) -> int:
-    from hhtld.api.convert import as_bf16_nbytes
+    from hhtld.api.report import as_bf16_nbytes
 
     return sum(as_bf16_nbytes(record.info) for record in pack.table.tensors.values() if record.alias_of is None)

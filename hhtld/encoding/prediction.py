@@ -47,7 +47,7 @@ class PredictedPack:
     unreached : set of str
         Tensors that would be kept because no rate reaches what is asked.
     expected : dict or None
-        See `hhtld.api.convert.ConversionReport`.
+        See `hhtld.api.report.ConversionReport`.
     """
 
     tensors: dict[str, PredictedTensor] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 import hhtld
 import hhtld.codecs.base
 import hhtld.formats.hhtld
-from hhtld.api.convert import GATES_NOTE
+from hhtld.api.advice import GATES_NOTE
 from hhtld.commands.main import main
 from hhtld.gates import Threshold
 from hhtld.storage.journal import Journal, journal_path, partial_path

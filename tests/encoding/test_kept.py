@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
-from hhtld.api.convert import ConversionReport
+from hhtld.api.report import ConversionReport
 from hhtld.commands.main import main
 from hhtld.commands.report import report_facts
 from hhtld.commands.verify import verify

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from hhtld.api.convert import as_bf16_nbytes
+from hhtld.api.report import as_bf16_nbytes
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
 from hhtld.display.card import print_tensor
 from hhtld.display.listing import print_listing

@@ -1,0 +1,89 @@
+"""Counting what a conversion wrote, or would write, into its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hhtld.api.report import ConversionReport, TensorOutcome, as_bf16_nbytes, tied_too
+from hhtld.codecs import KEEP
+from hhtld.encoding.plan import Plan, TensorPlan
+from hhtld.encoding.prediction import predict_pack
+from hhtld.encoding.work import Work
+from hhtld.gates import Unreached
+from hhtld.pack.opening import open_pack
+from hhtld.sources.contract import TensorSource
+
+__all__ = ["count_files", "count_pack", "count_predicted", "count_source"]
+
+
+def count_source(report: ConversionReport, source: TensorSource, target: Path) -> None:
+    for info in source.infos().values():
+        report.tensors.append(TensorOutcome(info, KEEP.id, info.nbytes))
+        report.source_nbytes += info.nbytes
+        report.bf16_nbytes += as_bf16_nbytes(info)
+    report.target_nbytes = report.source_nbytes if report.dry_run else _written_nbytes(target)
+
+
+def count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
+    with open_pack(target) as pack:
+        records = {name: (pack.table.tensors[name], pack.nbytes(name)) for name in pack}
+    report.target_nbytes = _written_nbytes(target)
+    for name, tensor in plan.tensors.items():
+        record, nbytes = records[name]
+        told = _regime(tensor) if record.is_encoded else (None, None)
+        cosines = report.gates.tensors.get(name)
+        unreached = report.gates.unreached.get(name)
+        outcome = TensorOutcome(tensor.info, record.codec, nbytes, *told, tensor.alias_of, cosines, unreached=unreached)
+        report.tensors.append(outcome)
+        _add_source(report, tensor)
+    report.tensors = tied_too(report.tensors)
+
+
+def count_predicted(report: ConversionReport, source: TensorSource, plan: Plan, work: Work) -> None:
+    """Fill a report with what a conversion would give, from samples of rows."""
+    found = predict_pack(source, plan, work)
+    report.target_nbytes += found.shared_nbytes
+    for name, tensor in plan.tensors.items():
+        own = found.tensors.get(name)
+        if own is None:
+            nbytes = 0 if tensor.alias_of else tensor.info.nbytes
+            if name in found.unreached and tensor.group is not None:
+                missed = tensor.group.regime
+                report.gates.unreached[name] = Unreached(missed, plan.threshold(tensor.profile, missed))
+            unreached = report.gates.unreached.get(name)
+            outcome = TensorOutcome(tensor.info, KEEP.id, nbytes, alias_of=tensor.alias_of, unreached=unreached)
+        else:
+            told = _regime(tensor)
+            outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, *told, predicted_median=own.median)
+        report.tensors.append(outcome)
+        report.target_nbytes += outcome.nbytes
+        _add_source(report, tensor)
+    report.tensors = tied_too(report.tensors)
+    report.expected = found.expected
+
+
+def count_files(report: ConversionReport, source: TensorSource | None) -> None:
+    """Side files are as large on both sides; what was written has counted them already."""
+    nbytes = sum(source.files().values()) if source is not None else 0
+    report.files_nbytes = nbytes
+    report.source_nbytes += nbytes
+    report.bf16_nbytes += nbytes
+    report.target_nbytes += nbytes if report.dry_run else 0
+
+
+def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:
+    report.source_nbytes += tensor.info.nbytes
+    if tensor.alias_of is None:
+        report.bf16_nbytes += as_bf16_nbytes(tensor.info)
+
+
+def _regime(tensor: TensorPlan) -> tuple[str | None, str | None]:
+    """The regime of what is encoded, and what decided for it."""
+    return (None, None) if tensor.group is None else (tensor.group.regime, tensor.regime_reason)
+
+
+def _written_nbytes(target: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    if not target.is_dir():
+        return target.stat().st_size
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
