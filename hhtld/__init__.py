@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from hhtld.identity import should_use_leaf as should_use_leaf
     from hhtld.pack.opening import open_pack
     from hhtld.pack.pack import HhtldPack as HhtldPack
+    from hhtld.slots.address import HeelBasin as HeelBasin
+    from hhtld.slots.address import HhtlDEntry as HhtlDEntry
     from hhtld.slots.base17 import Base17 as Base17
-    from hhtld.slots.basis import SvdBasis as SvdBasis
-    from hhtld.slots.entries import HeelBasin as HeelBasin
-    from hhtld.slots.entries import HhtlDEntry as HhtlDEntry
     from hhtld.slots.fisher_z import FisherZTable as FisherZTable
+    from hhtld.slots.leaf import SvdBasis as SvdBasis
     from hhtld.slots.palette import MAX_PALETTE_K as MAX_PALETTE_K
     from hhtld.slots.palette import HhtlCache as HhtlCache
     from hhtld.slots.palette import RouteAction as RouteAction
@@ -69,9 +69,9 @@ _HOMES = {
     "FisherZTable": "slots.fisher_z",
     "FormatError": "errors",
     "GateError": "errors",
-    "HeelBasin": "slots.entries",
+    "HeelBasin": "slots.address",
     "HhtlCache": "slots.palette",
-    "HhtlDEntry": "slots.entries",
+    "HhtlDEntry": "slots.address",
     "HhtlDTensor": "codecs.lookup",
     "HhtlF32Tensor": "codecs.palette",
     "HhtlTTensor": "codecs.trellis_tensor",
@@ -86,7 +86,7 @@ _HOMES = {
     "RangeError": "errors",
     "RouteAction": "slots.palette",
     "SharedPaletteGroup": "codecs.lookup",
-    "SvdBasis": "slots.basis",
+    "SvdBasis": "slots.leaf",
     "TensorSource": "sources.contract",
     "UnknownFormatError": "errors",
     "build_group_with_fisher_z": "codecs.lookup",
@@ -113,7 +113,7 @@ def _first_use(name: str) -> Any:
         from importlib.metadata import version
 
         return version("hhtld")
-    if name in ("formats", "slots"):  # promised as hhtld.slots.entries and hhtld.formats, whoever imported them
+    if name in ("formats", "slots"):  # promised as hhtld.slots and hhtld.formats, whoever imported them
         return importlib.import_module(f"hhtld.{name}")
     home = _HOMES.get(name)
     if home is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
-from hhtld.slots.entries import SLOT_L_LANES
+from hhtld.slots.leaf import SLOT_L_LANES
 from hhtld.slots.palette import MAX_PALETTE_K
 from hhtld.sources.names import matching
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from hhtld.codecs.view import TensorView
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, plot, put, text
 from hhtld.pack.pack import HhtldPack
-from hhtld.slots.basis import SvdBasis
-from hhtld.slots.entries import residual
+from hhtld.slots.address import residual
 from hhtld.slots.fisher_z import FisherZTable
+from hhtld.slots.leaf import SvdBasis
 from hhtld.slots.palette import HhtlCache, RouteAction, build_hip_families
 from hhtld.sources.rows import row_ranges
 

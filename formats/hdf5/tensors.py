@@ -18,7 +18,8 @@ from hhtld.formats.hdf5.shared import column_axis, entry_axis
 from hhtld.gates import CosineSummary
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
-from hhtld.slots.entries import SLOT_L_LANES, HeelBasin, heel_basin, hip_family, polarity, residual, twig
+from hhtld.slots.address import HeelBasin, heel_basin, hip_family, polarity, residual, twig
+from hhtld.slots.leaf import SLOT_L_LANES
 from hhtld.slots.trellis import gain_values
 from hhtld.sources.contract import TensorSource
 

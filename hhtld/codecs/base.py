@@ -28,7 +28,7 @@ from hhtld.sources.rows import BLOCK_NBYTES, Rows
 if TYPE_CHECKING:
     from hhtld.codecs.view import TensorView
     from hhtld.dtypes import DType
-    from hhtld.slots.basis import SvdBasis
+    from hhtld.slots.leaf import SvdBasis
     from hhtld.slots.palette import HhtlCache
     from hhtld.slots.trellis import Trellis
 

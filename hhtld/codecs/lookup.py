@@ -5,7 +5,7 @@ reconstruct them.
 
 Layout
 ------
-Of a tensor: entries (`hhtld.slots.entries`), Slot L. Of a group: palette, Fisher z table, basis. All of what a group
+Of a tensor: entries (`hhtld.slots.address`), Slot L. Of a group: palette, Fisher z table, basis. All of what a group
 shares is built from its first tensor: the palette and the Fisher z representatives from all rows, the basis from the
 first 4096.
 

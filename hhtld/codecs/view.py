@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from hhtld.slots.basis import SvdBasis
     from hhtld.slots.fisher_z import FisherZTable
+    from hhtld.slots.leaf import SvdBasis
     from hhtld.slots.palette import HhtlCache
     from hhtld.slots.trellis import Trellis
 

@@ -22,7 +22,7 @@ from hhtld.encoding.plan import Plan
 from hhtld.encoding.tasks import Coded, code_rows, peak_of_rows
 from hhtld.encoding.work import Work
 from hhtld.pack.sections import SectionSink, as_bytes
-from hhtld.slots.entries import leaf_scale
+from hhtld.slots.leaf import leaf_scale
 from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.rows import Rows, row_ranges
 from hhtld.sources.schedule import Call, completed

@@ -9,27 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hhtld.slots.address import ENTRY_DTYPE as ENTRY_DTYPE
+    from hhtld.slots.address import Entries as Entries
+    from hhtld.slots.address import HeelBasin as HeelBasin
+    from hhtld.slots.address import HhtlDEntry as HhtlDEntry
+    from hhtld.slots.address import encode_entries as encode_entries
+    from hhtld.slots.address import entries_from_bytes as entries_from_bytes
+    from hhtld.slots.address import twig as twig
     from hhtld.slots.base17 import Base17 as Base17
-    from hhtld.slots.basis import SAMPLE_ROWS as SAMPLE_ROWS
-    from hhtld.slots.basis import SvdBasis as SvdBasis
-    from hhtld.slots.basis import basis_nbytes as basis_nbytes
-    from hhtld.slots.entries import ENTRY_DTYPE as ENTRY_DTYPE
-    from hhtld.slots.entries import SLOT_L_LANES as SLOT_L_LANES
-    from hhtld.slots.entries import Entries as Entries
-    from hhtld.slots.entries import HeelBasin as HeelBasin
-    from hhtld.slots.entries import HhtlDEntry as HhtlDEntry
-    from hhtld.slots.entries import decode_row as decode_row
-    from hhtld.slots.entries import decode_rows as decode_rows
-    from hhtld.slots.entries import encode_entries as encode_entries
-    from hhtld.slots.entries import encode_leaf as encode_leaf
-    from hhtld.slots.entries import encode_rows as encode_rows
-    from hhtld.slots.entries import entries_from_bytes as entries_from_bytes
-    from hhtld.slots.entries import leaf_coefficients as leaf_coefficients
-    from hhtld.slots.entries import leaf_scale as leaf_scale
-    from hhtld.slots.entries import quantized_leaf as quantized_leaf
-    from hhtld.slots.entries import twig as twig
     from hhtld.slots.feedback import feedback_matrix as feedback_matrix
     from hhtld.slots.fisher_z import FisherZTable as FisherZTable
+    from hhtld.slots.leaf import SAMPLE_ROWS as SAMPLE_ROWS
+    from hhtld.slots.leaf import SLOT_L_LANES as SLOT_L_LANES
+    from hhtld.slots.leaf import SvdBasis as SvdBasis
+    from hhtld.slots.leaf import basis_nbytes as basis_nbytes
+    from hhtld.slots.leaf import decode_row as decode_row
+    from hhtld.slots.leaf import decode_rows as decode_rows
+    from hhtld.slots.leaf import encode_leaf as encode_leaf
+    from hhtld.slots.leaf import encode_rows as encode_rows
+    from hhtld.slots.leaf import leaf_coefficients as leaf_coefficients
+    from hhtld.slots.leaf import leaf_scale as leaf_scale
+    from hhtld.slots.leaf import quantized_leaf as quantized_leaf
     from hhtld.slots.palette import HhtlCache as HhtlCache
     from hhtld.slots.palette import Palette as Palette
     from hhtld.slots.palette import build_hip_families as build_hip_families
@@ -42,35 +42,35 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Base17": "base17",
-    "ENTRY_DTYPE": "entries",
-    "Entries": "entries",
+    "ENTRY_DTYPE": "address",
+    "Entries": "address",
     "FisherZTable": "fisher_z",
-    "HeelBasin": "entries",
+    "HeelBasin": "address",
     "HhtlCache": "palette",
-    "HhtlDEntry": "entries",
+    "HhtlDEntry": "address",
     "Palette": "palette",
     "Rotation": "rotation",
-    "SAMPLE_ROWS": "basis",
-    "SLOT_L_LANES": "entries",
-    "SvdBasis": "basis",
+    "SAMPLE_ROWS": "leaf",
+    "SLOT_L_LANES": "leaf",
+    "SvdBasis": "leaf",
     "Trellis": "trellis",
-    "basis_nbytes": "basis",
+    "basis_nbytes": "leaf",
     "build_hip_families": "palette",
     "checked_palette_k": "palette",
-    "decode_row": "entries",
-    "decode_rows": "entries",
-    "encode_entries": "entries",
-    "encode_leaf": "entries",
-    "encode_rows": "entries",
-    "entries_from_bytes": "entries",
+    "decode_row": "leaf",
+    "decode_rows": "leaf",
+    "encode_entries": "address",
+    "encode_leaf": "leaf",
+    "encode_rows": "leaf",
+    "entries_from_bytes": "address",
     "feedback_matrix": "feedback",
     "gain_bits": "trellis",
     "gain_values": "trellis",
-    "leaf_coefficients": "entries",
-    "leaf_scale": "entries",
-    "quantized_leaf": "entries",
+    "leaf_coefficients": "leaf",
+    "leaf_scale": "leaf",
+    "quantized_leaf": "leaf",
     "search_cols": "trellis",
-    "twig": "entries",
+    "twig": "address",
 }
 
 __all__ = sorted(_HOMES)

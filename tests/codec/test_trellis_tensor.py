@@ -15,7 +15,7 @@ from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
 from hhtld.cosines import row_cosines
 from hhtld.errors import RangeError
 from hhtld.gates import THRESHOLDS, Threshold
-from hhtld.slots.basis import SvdBasis
+from hhtld.slots.leaf import SvdBasis
 from hhtld.slots.rotation import Rotation, splitmix64
 from hhtld.slots.trellis import Trellis
 from hhtld.sources.rows import ArrayRows, LiveRows

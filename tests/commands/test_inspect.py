@@ -29,7 +29,7 @@ from hhtld.commands.main import main
 from hhtld.display.terminal import column_chart, cosine, merged, safe, shortened, sparkline
 from hhtld.dtypes import bf16_values, dtype_named
 from hhtld.formats import open_source
-from hhtld.slots.entries import residual
+from hhtld.slots.address import residual
 from hhtld.slots.trellis import gain_values
 
 PROFILES = ("gates", "lookup", "f32", "bits:2+1")

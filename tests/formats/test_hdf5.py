@@ -30,7 +30,7 @@ from hhtld.formats.hdf5.nexus import CHUNK_NBYTES, escaped
 from hhtld.formats.hdf5.selection import select
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import HhtldPack
-from hhtld.slots.entries import residual
+from hhtld.slots.address import residual
 from hhtld.slots.palette import build_hip_families
 from hhtld.slots.trellis import gain_values
 from hhtld.sources.contract import ArraySource

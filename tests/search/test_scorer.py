@@ -26,7 +26,7 @@ from hhtld.pack.pack import HhtldPack
 from hhtld.search.bounds import probable_bounds
 from hhtld.search.queries import Queries
 from hhtld.search.scorer import Scorer
-from hhtld.slots.basis import SvdBasis
+from hhtld.slots.leaf import SvdBasis
 from hhtld.slots.palette import RouteAction
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows
