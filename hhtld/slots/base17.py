@@ -13,8 +13,8 @@ exact in float32.
 
 Error
 -----
-A lookup code: 17 means keep of a row what is common to whole residue classes of columns, a median cosine
-of .10 over the feed-forward rows of MiniLM (`hhtld convert demo: m.hhtld --profile lookup`).
+A lookup code: 17 means keep of a row only what is common to whole residue classes of columns, so rows do not come back
+from it (docs/decisions/lookup-grades.md).
 
 Edge cases
 ----------

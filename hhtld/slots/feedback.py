@@ -6,14 +6,9 @@ come can do for errors e of the weights D before them is to move by ``e . (U[D, 
 rest stay as white as they were, so the cost falls towards that of a basis in which H is diagonal, and the decoder
 knows nothing of it.
 
-On rows of 576 columns whose inputs lie near 8 directions, products then lose .07 of what they lose without, at any rate
-and number of states, and the rows themselves 1.05 to 1.09 as much. Errors must be final before they are told: those of
-the cheapest path so far, which the search may still leave, gave .26 at 5.25 bits with 1024 states, .61 with 4096, and
-more than 1 at 2 bits.
-
-SmolLM2-135M at 5 bits throughout: KL .0314 without, .0287 where its tied embedding is fed back, .0245 where every
-matrix is (.11 b more), which takes an H of every layer: 400 MB for a model of 270. So it is for heads. (Measured when
-blocks looked 16 weights ahead; 32 cost less still of the rows themselves.)
+Errors must be final before they are fed back; those of the cheapest path so far may still change. Only heads are coded
+with feedback, because an H of every layer takes more memory than the model. docs/decisions/feedback.md has what was
+measured.
 
 Source: GPTQ (arXiv 2210.17323) and QuIP (arXiv 2307.13304, LDLQ); here in blocks, upon a trellis.
 """

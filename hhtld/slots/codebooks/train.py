@@ -6,9 +6,8 @@ A table starts as Gaussian draws; rows of unit variance are encoded with it, eve
 the weights that chose its state, and so on. The best of a few seeds on rows of their own is kept. Rotated rows
 of any tensor look Gaussian, so one table serves all.
 
-Tables of 4096 states climb instead: each rate begins with the table of the rate below. From draws of its own the
-table for 5.25 bits ends .26 bits above the bound, from the next lower rate's .18 (the table for 4 bits, trained from
-draws, used there: .24). Few rows a turn are better than many: .19 with 256, .22 with 3072, whose means are less noisy.
+Tables of 4096 states climb instead: each rate begins with the table of the rate below, and takes few rows a turn.
+docs/decisions/codebooks.md has what was measured.
 
 Takes about half an hour on one core. The arithmetic of the means may differ in last bits between numpy builds, so the
 stored files, not this script, are what packs are made with; a pack carries the table it uses.
