@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,10 +38,11 @@ __all__ = [
 ]
 
 DEFAULT_PROFILE = "parity"
+_KEEP = Profile(KEEP.word, KEEP)
 
 
 def thresholds_of(profile: str) -> Mapping[str, Threshold]:
-    """Return what a pack's profile asks of each regime where no one asked for anything else; any text is a profile."""
+    """Return what a pack's profile asks of each regime unless something else was asked for; any text is a profile."""
     try:
         return parse_profile(profile).thresholds
     except ValueError:
@@ -176,84 +178,134 @@ def make_plan(
     Raises
     ------
     ValueError
-        For an unknown profile or regime, a rule or role that no tensor matches, and scales that fit no tensor.
+        If a profile or regime is unknown, a rule or role matches no tensor, or a scale fits no tensor.
     QuantizedError
-        For a model whose weights are quantized already, unless `quantized` is "keep".
+        If the model's weights are quantized already, unless `quantized` is "keep".
     """
     warn_if_unusual()  # before anything is encoded, whichever door it came through
     chosen = parse_profile(profile)
     parsed = _parsed(rules)
+    _check_options(profile, nonfinite, quantized, rates, seed)
+    asked = checked_thresholds(thresholds)
+    infos = source.infos()
+    _check_globs(parsed, infos)
+    ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
+    companions, notes = _quantized(source, ruled, quantized == "keep")
+    companions.update(name for name, used in source.uses().items() if used == {ADDS})
+    tied = _tied(source, infos.values()) | dict(source.aliases())
+    choices = choose_regimes(source, tied, roles)
+    plan = Plan(chosen, asked=asked, seed=int(seed), files=tuple(sorted(source.files())))
+    plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
+    plan.moments = {name: _moments(infos, name, products) for name, products in (moments or {}).items()}
+    decisions = _Decisions(source, tied, companions, choices, roles, nonfinite == "keep")
+    families = _families(tied)
+    for name in sorted(infos):
+        family = [name, *families.get(name, ())]
+        by_rule = next((rule for each in family if (rule := ruled.get(each)) is not None), None)
+        by_rate = chosen.at_rate(rates[name]) if rates and name in rates else chosen
+        plan.tensors[name] = decisions.tensor(infos[name], by_rule or by_rate, family)
+    plan.notes = notes + decisions.notes()
+    return plan
+
+
+def _check_options(profile: str, nonfinite: str, quantized: str, rates: Mapping[str, int] | None, seed: object) -> None:
     if nonfinite not in ("refuse", "keep"):
         raise ValueError(f"nonfinite must be 'refuse' or 'keep', got {nonfinite!r}")
     if quantized not in ("refuse", "keep"):
         raise ValueError(f"quantized must be 'refuse' or 'keep', got {quantized!r}")
     if rates and profile != "parity":
         raise ValueError(f"rates are for profile 'parity', got {profile!r}")
-    if type(seed) is bool or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**64:
+    if type(seed) is bool or not isinstance(seed, SupportsIndex) or not 0 <= operator.index(seed) < 2**64:
         raise ValueError(f"seed must be an integer of 0..2^64 - 1, got {seed!r}")
-    asked = checked_thresholds(thresholds)
-    infos = source.infos()
-    for glob, _ in parsed:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
-            raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
-    ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
-    companions, notes = _quantized(source, ruled, quantized == "keep")
-    companions.update(name for name, used in source.uses().items() if used == {ADDS})
-    whole: list[str] = []
-    tied = _tied(source, infos.values()) | dict(source.aliases())
-    choices = choose_regimes(source, tied, roles)
-    families = _families(tied)
-    plan = Plan(chosen, asked=asked, seed=int(seed))
-    plan.files = tuple(sorted(source.files()))
-    plan.notes = notes
-    plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
-    plan.moments = {name: _moments(infos, name, found) for name, found in (moments or {}).items()}
-    keep, beyond = Profile("keep", KEEP), []
-    for name in sorted(infos):
-        info = infos[name]
-        family = [name, *families.get(name, ())]
-        own = next((found for each in family if (found := ruled.get(each)) is not None), chosen)
-        if own is chosen and rates and name in rates:
-            own = chosen.at_rate(rates[name])
-        if name in tied:
-            plan.tensors[name] = TensorPlan(info, keep, alias_of=tied[name])
-        elif name in companions or not _takes(own, info):
-            plan.tensors[name] = TensorPlan(info, keep)
-        elif (row := _beyond_float32(source, info)) is not None:
-            plan.tensors[name] = TensorPlan(info, keep)
-            beyond.append(f"row {row} of {shown(name)}")
-        elif nonfinite == "keep" and not _finite(source, name):
-            plan.tensors[name] = TensorPlan(info, keep)
-        elif not own.codec.is_specified and holds_integers(source, name):
-            plan.tensors[name] = TensorPlan(info, keep)
-            whole.append(name)
-        else:
-            if own.codec.is_specified:
-                _refuse_roles(own, family, roles)
-            plan.tensors[name] = _grouped(info, own, family, choices[name])
-    if whole:
-        names = ", ".join(shown(name, 60) for name in whole[:3]) + (", ..." if len(whole) > 3 else "")
-        told = "1 tensor holds whole numbers only, as masks do, and is"
-        if len(whole) > 1:
-            told = f"{len(whole)} tensors hold whole numbers only, as masks do, and are"
-        plan.notes += (f"{told} kept byte for byte: {names}",)
-    if beyond:
-        plan.notes += (
-            f"float32, which codecs compute in, does not hold all values of {len(beyond)} of the float64 tensors; they "
-            f"are kept byte for byte: {', '.join(beyond[:3])}{', ...' if len(beyond) > 3 else ''}",
-        )
-    return plan
+
+
+def _check_globs(rules: Sequence[tuple[str, Profile]], names: Iterable[str]) -> None:
+    names = sorted(names)
+    for glob, _ in rules:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(names[:5])}, ...")
+
+
+@dataclass
+class _Decisions:
+    """Decides what each tensor becomes, and collects what a user should know of it.
+
+    Attributes
+    ----------
+    source : TensorSource
+    tied : mapping of name to the name whose bytes it shares
+    companions : set of str
+        Tensors that are kept because of what they belong to.
+    choices : mapping of name to RegimeChoice
+    roles : sequence of (glob, regime)
+    keeps_nonfinite : bool
+    integers : list of str
+        Tensors that are kept because they hold only whole numbers.
+    beyond_float32 : list of str
+        Rows that float32 does not hold, one for each tensor that is kept for it.
+    """
+
+    source: TensorSource
+    tied: Mapping[str, str]
+    companions: set[str]
+    choices: Mapping[str, RegimeChoice]
+    roles: Sequence[tuple[str, str]]
+    keeps_nonfinite: bool
+    integers: list[str] = field(default_factory=list)
+    beyond_float32: list[str] = field(default_factory=list)
+
+    def tensor(self, info: TensorInfo, profile: Profile, family: Sequence[str]) -> TensorPlan:
+        """Return what a tensor becomes under a profile; `family` is its name and those that share its bytes."""
+        if info.name in self.tied:
+            return TensorPlan(info, _KEEP, alias_of=self.tied[info.name])
+        if info.name in self.companions or not _takes(profile, info) or self._is_kept(info, profile):
+            return TensorPlan(info, _KEEP)
+        if profile.codec.is_specified:
+            _refuse_roles(profile, family, self.roles)
+        return _grouped(info, profile, family, self.choices[info.name])
+
+    def _is_kept(self, info: TensorInfo, profile: Profile) -> bool:
+        """Whether a tensor is kept for the values that it holds, which must be read to know it."""
+        row = _beyond_float32(self.source, info)
+        if row is not None:
+            self.beyond_float32.append(f"row {row} of {shown(info.name)}")
+            return True
+        if self.keeps_nonfinite and not _finite(self.source, info.name):
+            return True
+        if profile.codec.is_specified or not holds_integers(self.source, info.name):
+            return False
+        self.integers.append(info.name)
+        return True
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a user should know, one sentence each."""
+        notes = []
+        if self.integers:
+            names = ", ".join(shown(name, 60) for name in self.integers[:3]) + (
+                ", ..." if len(self.integers) > 3 else ""
+            )
+            hold = "1 tensor holds whole numbers only, as masks do, and is"
+            if len(self.integers) > 1:
+                hold = f"{len(self.integers)} tensors hold whole numbers only, as masks do, and are"
+            notes.append(f"{hold} kept byte for byte: {names}")
+        beyond = self.beyond_float32
+        if beyond:
+            notes.append(
+                f"float32, which codecs compute in, does not hold all values of {len(beyond)} of the float64 tensors; "
+                f"they are kept byte for byte: {', '.join(beyond[:3])}{', ...' if len(beyond) > 3 else ''}"
+            )
+        return tuple(notes)
 
 
 def _parsed(rules: Any) -> list[tuple[str, Profile]]:
-    """Rules with their profiles parsed."""
+    """Return rules with their profiles parsed."""
     if isinstance(rules, str) or not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules):
         raise TypeError(f"rules are pairs of a glob and a profile, got {rules!r:.80}")
     return [(glob, parse_profile(text, keep=True)) for glob, text in rules]
 
 
 def _families(tied: Mapping[str, str]) -> dict[str, list[str]]:
-    """The names that share the bytes of each tensor that has any."""
+    """Return the names that share the bytes of each tensor, if there are any."""
     families: dict[str, list[str]] = defaultdict(list)
     for name, holder in tied.items():
         families[holder].append(name)
@@ -261,9 +313,9 @@ def _families(tied: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _grouped(info: TensorInfo, profile: Profile, family: Sequence[str], choice: RegimeChoice) -> TensorPlan:
-    """A tensor in its group: by its own name, or by that of a tied one whose role keeps row identity.
+    """Return a tensor in its group: that of its own name, or of a tied one whose role keeps the identity of rows.
 
-    Its regime is the chosen one, but the role's under the lookup grades, as specified.
+    Its regime is the chosen one, but that of the role if the codec is specified.
     """
     named = next((name for name in family if classify_role(name) in INDEX_ROLES), family[0])
     key = group_key(named, info.shape)
@@ -284,7 +336,7 @@ def _refuse_roles(profile: Profile, family: Sequence[str], roles: Sequence[tuple
 
 
 def _ruled(name: str, rules: Sequence[tuple[str, Profile]]) -> Profile | None:
-    """The profile of the first rule that matches a name."""
+    """Return the profile of the first rule that matches a name."""
     return next((profile for glob, profile in rules if fnmatch.fnmatchcase(name, glob)), None)
 
 
@@ -297,22 +349,22 @@ def check_quantized(source: TensorSource, rules: Sequence[tuple[str, str]] = ())
 def _quantized(
     source: TensorSource, ruled: Mapping[str, Profile | None], keep: bool
 ) -> tuple[set[str], tuple[str, ...]]:
-    """Names that belong to quantized weights, which no profile encodes, and what to tell of them."""
-    infos, declared, told = source.infos(), source.declared_quantization, source.quantized()
-    used = told or {}
-    found = quantized_tensors(infos, declared) if told is None else {}
-    coded = [name for name in found if infos[name].dtype.is_weight and infos[name].has_rows]
-    if found and not keep and not all(_keeps(ruled.get(name)) for name in coded or found):
-        raise QuantizedError(refusal(found, infos, declared))
+    """Return the names that belong to quantized weights, which no profile encodes, and notes about them."""
+    infos, declared, in_graph = source.infos(), source.declared_quantization, source.quantized()
+    used = in_graph or {}
+    schemes = quantized_tensors(infos, declared) if in_graph is None else {}
+    weights = [name for name in schemes if infos[name].dtype.is_weight and infos[name].has_rows]
+    if schemes and not keep and not all(_keeps(ruled.get(name)) for name in weights or schemes):
+        raise QuantizedError(refusal(schemes, infos, declared))
     notes = list(source.notes)
-    if found or used:
-        how = ", ".join(sorted({scheme.name for scheme in found.values()} | set(used.values())))
-        notes.append(f"{len(found) + len(used)} tensors of quantized weights ({how}) are kept byte for byte")
+    if schemes or used:
+        how = ", ".join(sorted({scheme.name for scheme in schemes.values()} | set(used.values())))
+        notes.append(f"{len(schemes) + len(used)} tensors of quantized weights ({how}) are kept byte for byte")
     elif declared is not None:
         notes.append(
             f"the model is said to be quantized ({declared}), but no tensor here is: the floats are coded as they are"
         )
-    return {*found, *used}, tuple(notes)
+    return {*schemes, *used}, tuple(notes)
 
 
 def _keeps(profile: Profile | None) -> bool:
@@ -357,7 +409,7 @@ def _finite(source: TensorSource, name: str) -> bool:
 
 
 def _beyond_float32(source: TensorSource, info: TensorInfo) -> int | None:
-    """The first row that float32 does not hold, of a float64 tensor."""
+    """Return the first row of a float64 tensor that float32 does not hold, or None."""
     if info.dtype.name != "F64":
         return None
     for start, stop in row_ranges(info.n_rows, info.row_nbytes):
@@ -368,10 +420,10 @@ def _beyond_float32(source: TensorSource, info: TensorInfo) -> int | None:
 
 
 def _tied(source: TensorSource, infos: Iterable[TensorInfo]) -> dict[str, str]:
-    """Matrices equal byte for byte to one of an earlier name: tied weights that were saved twice.
+    """Return the matrices that are equal, byte for byte, to one of an earlier name: tied weights that were saved twice.
 
-    Only tensors of one type and shape are compared, first and last row before the rest, so that a
-    model without tied weights pays for a few rows.
+    Only tensors of one type and shape are compared, and the first and last row before the rest, so that only a few rows
+    are read of a model without tied weights.
     """
     alike: dict[tuple[str, tuple[int, ...]], list[TensorInfo]] = defaultdict(list)
     for info in sorted(infos, key=lambda info: info.name):
