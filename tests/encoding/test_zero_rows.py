@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -80,5 +81,5 @@ def test_the_page_counts_them(padded: Path) -> None:
     args = ["convert", str(padded), str(padded.with_suffix(".hhtld")), "--profile", "gates"]
     assert main([*args, "--report", str(padded.with_suffix(".html"))]) == 0
     text = padded.with_suffix(".html").read_text()
-    assert "<td class=n>1,100</td>" in text
+    assert re.search(r'<td class="n"[^>]*>1,100</td>', text)
     assert "Rows of zeros must come back as zeros" in text
