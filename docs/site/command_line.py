@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-import hhtld.commands.main as program
+from hhtld.commands.main import parser
 
-parser = vars(program).get("parser") or vars(program)["_parser"]
 INTRODUCTION = """\
 # Commands
 

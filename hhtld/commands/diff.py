@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -14,7 +16,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from hhtld.commands.arguments import add_all, add_jobs, add_json, every
+from hhtld.commands.exits import DONE, FAILED
 from hhtld.cosines import judged_cosines, summarize
+from hhtld.display.streams import emit
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import counted, human_nbytes, safe, shape_text
 from hhtld.dtypes import widen
@@ -27,7 +32,7 @@ from hhtld.sources.contract import TensorSource
 from hhtld.sources.rows import row_ranges
 from hhtld.sources.schedule import default_jobs, workers
 
-__all__ = ["DiffReport", "TensorDiff", "diff", "print_diff"]
+__all__ = ["DESCRIPTION", "DiffReport", "TensorDiff", "add_arguments", "diff", "print_diff", "run"]
 
 
 @dataclass(frozen=True)
@@ -280,3 +285,34 @@ def _row(name: str, tensors: Sequence[TensorDiff]) -> tuple[Any, ...]:
         "" if worst is None else worst.worst_row,
         f"{max(errors):.3g}" if errors else "",
     )
+
+
+# ---- the command ----
+
+
+DESCRIPTION = "Compare A and B, any two readable sources."
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    command.add_argument("a", metavar="A")
+    command.add_argument("b", metavar="B")
+    add_jobs(command)
+    add_all(command)
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from hhtld.display.terminal import console, progress_bar
+    from hhtld.formats import open_source
+
+    with open_source(arguments.a) as source:
+        total = sum(info.nbytes for info in source.infos().values())
+    with progress_bar(total, wanted=not arguments.json) as progress:
+        report = diff(arguments.a, arguments.b, jobs=arguments.jobs, progress=progress)
+    if arguments.json:
+        emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        print_diff(report, console(), every(arguments))
+    return DONE if report else FAILED

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +16,12 @@ import numpy as np
 from hhtld.api.advice import GATES_NOTE
 from hhtld.api.report import ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored, tied_too
 from hhtld.codecs import codecs
+from hhtld.commands.arguments import add_jobs, add_json
+from hhtld.commands.exits import DONE, FAILED
 from hhtld.commands.verify import verify
 from hhtld.display.page import Cell, SortedTable, write_page
 from hhtld.display.plots import ACCENT, INK, MARK, OTHER, Drawing, plots
+from hhtld.display.streams import emit
 from hhtld.display.terminal import EXPLAINED, cosine, human_nbytes
 from hhtld.encoding.quality import RegimeCosines
 from hhtld.errors import HeaderError
@@ -28,7 +34,7 @@ from hhtld.progress import Progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["report_facts", "section_nbytes", "write_report"]
+__all__ = ["DESCRIPTION", "add_arguments", "report_facts", "run", "section_nbytes", "write_report"]
 
 _RATES = (
     "Each mark is a tensor and counts that tensor's own bytes only. The curve is the best that any code can do on "
@@ -312,3 +318,40 @@ def _draw_sections(axes: Axes, sections: Mapping[str, int]) -> None:
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[["bottom", "left"]].set_visible(False)
+
+
+# ---- the command ----
+
+
+DESCRIPTION = "Measure FILE against SRC anew and write one self-contained HTML page, or JSON."
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("src", metavar="SRC", help="what FILE was made from")
+    command.add_argument("out", metavar="OUT", nargs="?", help="page to write (default: FILE with .html)")
+    add_jobs(command)
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from hhtld.display.page import check_page
+    from hhtld.display.terminal import progress_bar
+    from hhtld.pack.opening import open_pack
+    from hhtld.storage.locations import locate
+
+    place = locate(arguments.file)  # the page about a file behind a URL stands here, under its name
+    out = arguments.out or (place if isinstance(place, Path) else Path(place.name)).with_suffix(".html")
+    check_page(out, draws=True)
+    with open_pack(arguments.file) as pack:
+        total = sum(pack.info(name).info.nbytes for name in pack)
+    with progress_bar(total, wanted=not arguments.json) as progress:
+        facts, cosines = report_facts(arguments.file, arguments.src, jobs=arguments.jobs, progress=progress)
+    write_report(out, facts, cosines)
+    if arguments.json:
+        emit(json.dumps(facts, indent=2, allow_nan=False))
+    else:
+        emit(f"{out} is written")
+    return FAILED if facts.get("differences") else DONE

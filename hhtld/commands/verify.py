@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -10,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from hhtld.commands.arguments import add_jobs, add_json
+from hhtld.commands.exits import DONE, FAILED
 from hhtld.cosines import is_live, summarize
+from hhtld.display.streams import emit
 from hhtld.encoding.measure import compared_rows, measure
 from hhtld.encoding.plan import thresholds_of
 from hhtld.encoding.quality import GateReport
@@ -25,7 +30,7 @@ from hhtld.sources.rows import row_ranges
 from hhtld.sources.schedule import default_jobs, workers
 from hhtld.storage.locations import spelled
 
-__all__ = ["VerifyReport", "verify"]
+__all__ = ["DESCRIPTION", "VerifyReport", "add_arguments", "run", "verify"]
 
 
 @dataclass(repr=False)
@@ -182,3 +187,53 @@ def _bf16_nbytes(pack: HhtldPack) -> int:
     from hhtld.api.report import as_bf16_nbytes
 
     return sum(as_bf16_nbytes(record.info) for record in pack.table.tensors.values() if record.alias_of is None)
+
+
+# ---- the command ----
+
+
+DESCRIPTION = "Check a .hhtld file."
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("src", metavar="SRC", nargs="?", help="what FILE was made from")
+    add_jobs(command)
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from hhtld.display.terminal import console, counted, gate_table, human_nbytes, progress_bar
+    from hhtld.pack.opening import open_pack
+
+    with open_pack(arguments.file) as pack:
+        total = sum(pack.info(name).info.nbytes for name in pack)
+    with progress_bar(total, wanted=not arguments.json) as progress:
+        report = verify(arguments.file, arguments.src, jobs=arguments.jobs, progress=progress)
+    if arguments.json:
+        emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        return DONE if report else FAILED
+    out = console()
+    out.print(
+        f"{report.path}: structure, {counted(report.n_sections, 'checksum')} and "
+        f"{counted(report.n_tensors, 'tensor')} sound, {human_nbytes(report.nbytes)}",
+        highlight=False,
+        markup=False,
+    )
+    if report.gates is not None:
+        if report.gates.tensors or report.gates.unreached:
+            out.print(gate_table(report.gates))
+        if report and not report.gates.tensors:
+            held = "no tensor of it is encoded; all are kept and equal the source byte for byte"
+            out.print(held if report.n_tensors else "it holds no tensors, and neither does the source", markup=False)
+        elif report:
+            made = "the encoded ones were made from its rows; " if report.is_source else ""
+            out.print(
+                f"kept tensors equal the source byte for byte; {made}the recorded cosines are those measured now",
+                markup=False,
+            )
+    for difference in report.differences:
+        out.print(difference, highlight=False, markup=False)
+    return DONE if report else FAILED

@@ -19,7 +19,8 @@ from rich.console import Console
 import hhtld
 from hhtld.codecs.lookup import HhtlDTensor
 from hhtld.codecs.palette import HhtlF32Tensor
-from hhtld.commands.main import BAD_INPUT, DONE, USAGE, main
+from hhtld.commands.exits import BAD_INPUT, DONE, USAGE
+from hhtld.commands.main import main
 from hhtld.commands.probe import probe
 from hhtld.commands.probe.ground_truth import exact_rows, perturbed_rows
 from hhtld.commands.probe.report import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from hhtld.api.report import as_bf16_nbytes
+from hhtld.commands.arguments import add_all, add_json, every, row_range
+from hhtld.commands.exits import DONE
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
 from hhtld.display.card import print_tensor
 from hhtld.display.listing import print_listing
 from hhtld.display.streams import emit
 from hhtld.display.terminal import counted
 from hhtld.dtypes import view, widen
+from hhtld.errors import no_such_tensor
 from hhtld.gates import rounded_down
 from hhtld.matrix import TensorInfo
 from hhtld.pack.container import ContainerReader
@@ -32,7 +36,7 @@ from hhtld.sources.quantized import quantized_tensors
 from hhtld.sources.rows import row_ranges
 from hhtld.storage.locations import spelled
 
-__all__ = ["describe", "print_description", "print_rows"]
+__all__ = ["DESCRIPTION", "add_arguments", "describe", "print_description", "print_rows", "run"]
 
 
 def describe(source: TensorSource, path: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
@@ -302,3 +306,41 @@ def _json_values(values: NDArray[Any]) -> list[Any]:
         plain: list[Any] = values.tolist()
         return plain
     return [value if math.isfinite(value) else None for value in values.astype(np.float64).tolist()]
+
+
+# ---- the command ----
+
+
+DESCRIPTION = "Show what is in FILE."
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    command.add_argument(
+        "file", metavar="FILE", help="a .hhtld file, or whatever else convert reads: .safetensors, .gguf, a folder, ..."
+    )
+    command.add_argument("--tensor", metavar="NAME", help="only this tensor (a whole name), and what its slots hold")
+    command.add_argument("--rows", type=row_range, metavar="A:B", help="print these rows of --tensor, decoded")
+    add_all(command)
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from hhtld.display.terminal import console
+    from hhtld.formats import open_source
+
+    if arguments.rows is not None and arguments.tensor is None:
+        raise ValueError("--rows needs --tensor")
+    with open_source(arguments.file) as source:
+        if arguments.tensor is not None and arguments.tensor not in source:
+            raise ValueError(no_such_tensor(arguments.tensor, source.infos()))
+        if arguments.rows is not None:
+            print_rows(source, arguments.tensor, arguments.rows, arguments.json, console())
+            return DONE
+        facts = describe(source, arguments.file, arguments.tensor)
+    if arguments.json:
+        emit(json.dumps(facts, indent=2, allow_nan=False))
+    else:
+        print_description(facts, console(), every(arguments))
+    return DONE

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hhtld.commands.arguments import add_json, positive
+from hhtld.commands.exits import DONE
 from hhtld.commands.probe.ground_truth import (
     NOISE,
     GivenQueries,
@@ -19,6 +23,7 @@ from hhtld.commands.probe.ground_truth import (
 from hhtld.commands.probe.report import ProbeReport, TensorProbe
 from hhtld.commands.probe.search_methods import SearchCase, measured_methods
 from hhtld.cosines import is_live, judged_cosines
+from hhtld.display.streams import emit
 from hhtld.display.terminal import shape_text
 from hhtld.dtypes import rounded
 from hhtld.errors import FormatError, shown
@@ -30,7 +35,7 @@ from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.names import matching
 from hhtld.storage.locations import spelled
 
-__all__ = ["chosen_tensors", "probe"]
+__all__ = ["DESCRIPTION", "add_arguments", "chosen_tensors", "probe", "run"]
 
 BEST = 5
 
@@ -146,3 +151,56 @@ def _probed(
     results, cascade = measured_methods(case)
     info = pack.info(name)
     return TensorProbe(name, info.info.shape, info.codec, len(queries), results, cascade)
+
+
+# ---- the command ----
+
+
+DESCRIPTION = (
+    "Search encoded tensors of FILE in every way there is and exactly in SRC: what each way finds, the time and "
+    "the bytes it takes. It measures and does not judge: exit code 0."
+)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("src", metavar="SRC", help="what FILE was made from")
+    command.add_argument(
+        "--tensor",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="search the encoded tensors whose name matches (default: embeddings and heads)",
+    )
+    command.add_argument(
+        "--queries", metavar="NPY", help="floats (n, n_cols) saved by numpy (default: rows of SRC with a little noise)"
+    )
+    command.add_argument(
+        "--count", type=positive, default=256, metavar="N", help="queries to make, evenly spaced (default 256)"
+    )
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from hhtld.commands.probe.report import print_probe
+    from hhtld.display.terminal import console, progress_bar
+    from hhtld.pack.opening import open_pack
+
+    with open_pack(arguments.file) as pack:
+        total = sum(pack.info(name).info.nbytes for name in chosen_tensors(pack, arguments.tensor))
+    with progress_bar(total, wanted=not arguments.json) as progress:
+        report = probe(
+            arguments.file,
+            arguments.src,
+            tensors=arguments.tensor,
+            queries=arguments.queries,
+            count=arguments.count,
+            progress=progress,
+        )
+    if arguments.json:
+        emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        print_probe(report, console())
+    return DONE

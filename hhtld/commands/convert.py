@@ -1,0 +1,221 @@
+"""`hhtld convert`: between formats, and what became of every tensor."""
+
+from __future__ import annotations
+
+import argparse
+
+from hhtld.commands.arguments import add_all, add_json, every, gate, positive, role, row_range, rule, size
+from hhtld.commands.exits import DONE, FAILED
+from hhtld.display.streams import emit
+from hhtld.errors import GateError
+
+__all__ = ["DESCRIPTION", "add_arguments", "run"]
+
+DESCRIPTION = (
+    "Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes, .h5 exports "
+    "what is inside a .hhtld for HDF5 viewers; a name that ends in / is an ordinary model folder, decoded, and "
+    "with --to hf a packed one for transformers."
+)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    command.add_argument(
+        "src",
+        metavar="SRC",
+        help=".safetensors, snapshot or packed folder, a snapshot's index.json or a hub cache's models--ORG--NAME, "
+        ".hhtld, the URL of one of these (https://, s3://, hf://, ...; extra 'fsspec'), .gguf, .onnx, or demo:",
+    )
+    command.add_argument(
+        "dst",
+        metavar="DST",
+        help="file to write, replaced only by a complete, verified one; or folder, new or empty",
+    )
+    command.add_argument(
+        "--profile",
+        help="parity (default): rates at which rows lose little, and with --calibrate those that keep a language "
+        "model's next tokens; gates: the smallest file whose rows pass the gates, which keeps no model's answers; "
+        "bits:B: B bits a weight, 1 to 6 in sixteenths; "
+        "lookup: 4 bytes a row (12 with Slot L), routes and looks up, does not reconstruct; "
+        "f32: 1 byte a row (9 with Slot L) into a palette of real rows",
+    )
+    command.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        type=rule,
+        metavar="GLOB=PROFILE",
+        help="profile for the tensors whose name matches; the first match wins; GLOB=keep keeps them as they are",
+    )
+    command.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        type=role,
+        metavar="GLOB=REGIME",
+        help="index (a table or head, each of whose rows must keep its identity) or argmax (everything else) for the "
+        "tensors whose name matches; the first match wins; without it name, graph and shape decide",
+    )
+    command.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        type=gate,
+        metavar="REGIME=MEDIAN,P5",
+        help="cosines that the rows of a regime must reach, for example 'index=0.98,0.95': instead of those of profile "
+        "gates (index: these, argmax: 0.95,0.90) or parity (0.9997,0.999)",
+    )
+    command.add_argument(
+        "--min-ratio", type=float, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
+    )
+    command.add_argument(
+        "--allow-keep",
+        action="store_true",
+        help="take tensors that are kept byte for byte, because no rate reaches what --gate or the profile asks, for a "
+        "pass; they have their rows in tables either way",
+    )
+    command.add_argument(
+        "--calibrate",
+        metavar="TEXT",
+        help="for --profile parity: run the model of SRC on a text (builtin, or a file as --prompts of gate-parity "
+        "takes; extra 'transformers') and choose rates by what errors cost it; what it told is kept beside DST as "
+        "NAME.calibration.safetensors, which TEXT may also be",
+    )
+    command.add_argument(
+        "--target-top1", type=float, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"
+    )
+    command.add_argument("--seed", type=int, metavar="N", help="of the rotations (default 0)")
+    command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
+    command.add_argument(
+        "--jobs", type=positive, metavar="N", help="threads (default: all processors); same bytes for any N"
+    )
+    command.add_argument(
+        "--executor",
+        metavar="WHERE",
+        help="threads (default), dask:local for --jobs worker processes here, or dask:ADDRESS for a cluster whose "
+        "workers reach SRC by the same path (extra 'dask'); same bytes anywhere",
+    )
+    command.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="stay below this, as 512MiB or 4GiB, beyond what Python itself takes (default 1GiB); same bytes for any",
+    )
+    command.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="refuse a .hhtld file whose tensors take more than this, decoded (default 64GiB, or 100 times the file)",
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue what an interrupted or killed conversion of the same SRC with the same settings left",
+    )
+    command.add_argument(
+        "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
+    )
+    command.add_argument(
+        "--quantized",
+        default="refuse",
+        choices=("refuse", "keep"),
+        help="what to do with a model whose weights are quantized already (GPTQ, AWQ, bitsandbytes, MLX, ...): refuse "
+        "it (default), or keep all that belongs to quantized weights byte for byte and encode the rest",
+    )
+    command.add_argument(
+        "--no-files", action="store_true", help="leave config, tokenizer and other side files of SRC behind"
+    )
+    command.add_argument("--dry-run", action="store_true", help="predict what each tensor becomes; write nothing")
+    command.add_argument(
+        "--report", metavar="FILE", help="write a page of tables and plots as well (.html, extra 'report'; or .json)"
+    )
+    export = command.add_argument_group("debug export (DST ends in .h5)")
+    export.add_argument(
+        "--original", metavar="SRC", help="what the .hhtld was made from: adds row cosines, originals and errors"
+    )
+    export.add_argument(
+        "--tensor", action="append", default=[], metavar="GLOB", help="export only tensors whose name matches"
+    )
+    export.add_argument(
+        "--rows",
+        type=row_range,
+        metavar="A:B",
+        help="export only these rows of every tensor (--rows=-8: for the last 8)",
+    )
+    export.add_argument(
+        "--max-size",
+        type=size,
+        metavar="SIZE",
+        help="stay below this, as 64MB or 1GiB, by taking rows evenly (default 256MB)",
+    )
+    export.add_argument("--codes", action="store_true", help="export Slot T's codes too")
+    add_all(command)
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    if arguments.report and arguments.dry_run:
+        raise ValueError("--report tells what was measured, and --dry-run measures nothing")
+    from hhtld.api.convert import convert
+    from hhtld.commands.converted import print_conversion
+    from hhtld.display.page import check_page
+    from hhtld.display.terminal import console, progress_bar
+    from hhtld.formats import format_for_output, open_source
+    from hhtld.gates import Threshold
+    from hhtld.storage.locations import output_path
+
+    output_path(arguments.dst)  # a URL is refused before anything is read
+    if arguments.report and "max_nbytes" in format_for_output(arguments.dst, arguments.to).options:
+        raise ValueError(f"--report tells what became of tensors; {arguments.dst} only shows them")
+    if arguments.report:
+        check_page(arguments.report, draws=True)
+    with open_source(arguments.src) as source:
+        total = sum(info.nbytes for info in source.infos().values())
+    with progress_bar(total, wanted=not arguments.json and not arguments.dry_run) as progress:
+        try:
+            report = convert(
+                arguments.src,
+                arguments.dst,
+                profile=arguments.profile,
+                rules=arguments.rule,
+                roles=arguments.role,
+                gates={regime: Threshold(median, p5) for regime, median, p5 in arguments.gate},
+                min_ratio=arguments.min_ratio,
+                allow_keep=arguments.allow_keep,
+                to=arguments.to,
+                jobs=arguments.jobs,
+                executor=arguments.executor,
+                memory=arguments.memory,
+                budget=arguments.budget,
+                resume=arguments.resume,
+                nonfinite=arguments.nonfinite,
+                quantized=arguments.quantized,
+                seed=arguments.seed,
+                calibrate=arguments.calibrate,
+                target_top1=arguments.target_top1,
+                files=not arguments.no_files,
+                dry_run=arguments.dry_run,
+                progress=progress,
+                original=arguments.original,
+                tensors=arguments.tensor,
+                rows=arguments.rows,
+                max_nbytes=arguments.max_size,
+                codes=arguments.codes,
+            )
+        except GateError as missed:
+            report = missed.report
+    if arguments.report:
+        from hhtld.commands.report import section_nbytes, write_report
+        from hhtld.pack.opening import open_pack
+
+        facts = report.to_json()
+        if report.profile is not None:
+            with open_pack(arguments.dst) as pack:
+                facts["sections"] = section_nbytes(pack)
+        write_report(arguments.report, facts, report.gates.regimes)
+    if arguments.json:
+        emit(report.to_text())
+        return DONE if report else FAILED
+    print_conversion(report, console(), every(arguments))
+    return DONE if report else FAILED

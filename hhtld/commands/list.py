@@ -1,0 +1,60 @@
+"""`hhtld list`: the formats, and where they come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from hhtld.commands.arguments import add_json
+from hhtld.commands.exits import DONE
+from hhtld.display.streams import emit
+
+__all__ = ["DESCRIPTION", "add_arguments", "run"]
+
+DESCRIPTION = "Show the formats and where they come from."
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from hhtld.display.tables import Table
+    from hhtld.display.terminal import console
+    from hhtld.formats import Format, registry
+
+    records: list[dict[str, Any]] = []
+    for plugin in registry:
+        record: dict[str, Any] = {"name": plugin.name, "from": plugin.origin, "class": plugin.target}
+        try:
+            found = plugin.load()
+            if not (isinstance(found, type) and issubclass(found, Format)):
+                record["error"] = f"{found!r} is not a Format"
+            else:
+                record |= {
+                    "suffixes": list(found.suffixes),
+                    "reads": found.reads,
+                    "writes": found.writes,
+                    "description": found.description,
+                }
+        except Exception as error:
+            record["error"] = f"{type(error).__name__}: {error}"
+        records.append(record)
+    if arguments.json:
+        emit(json.dumps({"schema": "hhtld.list/1", "formats": records}, indent=2))
+        return DONE
+    rows = (
+        (
+            r["name"],
+            " ".join(r.get("suffixes", ())),
+            "" if "error" in r else " ".join(verb for verb in ("reads", "writes") if r[verb]),
+            r["from"],
+            r.get("description", r.get("error", "")),
+        )
+        for r in records
+    )
+    console().print(Table(("format", "suffixes", "", "from", "~what"), rows, spared=("from",)))
+    return DONE
