@@ -241,6 +241,15 @@ def test_names_and_files_that_are_named_exist(page: Path) -> None:
         assert [name for name in sorted(set(FILE.findall(text))) if not (ROOT / name).exists()] == []
 
 
+def test_the_tests_that_the_landing_script_names_exist() -> None:
+    script = ROOT / ".ci" / "run"
+    if not script.exists():
+        pytest.skip("the script does not lie beside an installed copy")
+    named = set(re.findall(r"(?<![\w$/])tests/[\w./]+", script.read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not any(ROOT.glob(f"{name}*"))] == []
+
+
 def test_sizes_of_rows_are_those_of_the_kernel() -> None:
     from hhtld._kernels._trellis import row_nbytes
 
