@@ -63,8 +63,8 @@ HH_KERNEL int32_t hh_trellis_energy_scalar(const uint8_t *codes, ptrdiff_t n_col
 
 /* ---- vector bodies ---- */
 
-/* GCC 12 holds a sum of a loop twice, before and after its change of vector type, and spills. Held to one register,
- * AVX-512 VNNI makes 510 products a ns and not 200, AVX2 102 and not 79. */
+/* GCC 12 holds a sum of a loop twice, before and after its change of vector type, and spills. This holds it
+ * to one register (docs/decisions/score-kernels.md). */
 #if defined(__GNUC__)
 #define HH_HOLD(v) __asm__("" : "+v"(v))
 #else
@@ -195,8 +195,8 @@ HH_KERNEL int32_t hh_energy_avx2(const uint8_t *levels, ptrdiff_t n_cols) {
     return hh_sum_i32x8_avx2_(sum_i32x8);
 }
 
-/* Rows of levels to a panel. Lanes of 128 bits are filled by loads, so that two rounds of shuffles remain; in 512 bits
- * it took 0.54 ns for 64 levels and not 0.62, of 11 with 64 queries. */
+/* Rows of levels to a panel. Lanes of 128 bits are filled by loads, so that two rounds of shuffles remain.
+ * There is no body of 512 bits: it gains too little (docs/decisions/score-kernels.md). */
 HH_KERNEL void hh_panel_avx2(const uint8_t *levels, ptrdiff_t n_cols, uint8_t *panel) {
     for (ptrdiff_t t = 0; t < n_cols; t += 16, panel += 16 * HH_SCORE_PANEL)
         for (int half = 0; half < 2; half++) {
@@ -285,9 +285,7 @@ HH_INLINE void hh_score_read_avx512vnni_(int keep, int n_bits, const hh_score_ro
         const uint8_t *block = codes;
         __m512i sum0_i32x16 = _mm512_setzero_si512(), sum1_i32x16 = _mm512_setzero_si512();
         for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, block += rate) {
-            if (!keep)
-                _mm_prefetch((const char *)(block + 4096),
-                             _MM_HINT_T0); /* rows that no cache holds: 86 weights a ns, not 62 */
+            if (!keep) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0); /* for rows that no cache holds */
             const __m512i level0_i8x64 =
                 hh_levels64_avx512vnni_(block, n_bits, table, spread0_i8x64, shift0_i8x64, above0_i8x64);
             if (keep) _mm512_storeu_si512(levels + t, level0_i8x64);
@@ -446,7 +444,7 @@ HH_KERNEL void hh_score_tile_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff
         hh_score_levels_(rows, from + r, hh_least_(n_rows - r, HH_SCORE_PANEL), first, n_cols);
         hh_panel_avx2(scratch->levels, n_cols, scratch->tile + r * HH_SCORE_COLS);
     }
-    /* The next tile comes from memory while this one is multiplied: 320 products a ns and not 255, 64 queries. */
+    /* The next tile comes from memory while this one is multiplied (docs/decisions/score-kernels.md). */
     const uint8_t *const next =
         rows->codes + (from + n_rows) * rows->row_nbytes + first / HH_TRELLIS_BLOCK * rows->rate;
     for (ptrdiff_t r = 0; r < n_next; r++)

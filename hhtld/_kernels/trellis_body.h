@@ -28,8 +28,8 @@ HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int doublings, int renorm
     }
     const HH_V down_i16 = HH_SUBS(least_i16, HH_SET1(INT16_MIN));
     /* A group's new states lie `stride` bytes apart. Where more than 8 of them share a set of the cache (4 KiB a way),
-     * the cheapest ways into all groups wait where branch 0 of each will be, and then branch after branch is done: 4096
-     * states at 5.25 bits, AVX-512, 5.7 instead of 1.6 Mweights/s. Elsewhere that is up to a fifth slower. */
+     * the cheapest ways into all groups wait where branch 0 of each will be, and then branch after branch is done.
+     * Elsewhere that is slower (docs/decisions/crowded-cache-sets.md). */
     const ptrdiff_t stride = (ptrdiff_t)n_groups * (ptrdiff_t)sizeof(HH_V);
     const int crowded = n_branches * (stride < 4096 ? stride : 4096) > 8 * 4096;
     HH_V word_i16 = HH_SET1(0);

@@ -48,22 +48,22 @@ def feedback_matrix(
     n_cols, block = rotation.n_cols, _trellis.FEEDBACK_BLOCK
     if moments.shape != (n_cols, n_cols) or column_scale.shape != (n_cols,):
         raise ValueError(f"moments must be ({n_cols}, {n_cols}) and scales ({n_cols},), got {moments.shape}")
-    inverse = 1 / column_scale.astype(np.float64)
-    wide = inverse[:, None] * moments.astype(np.float64) * inverse
-    coded = (wide / (np.abs(wide).max() or 1.0)).astype(np.float32)  # so that no step passes float32's range
+    inverse_scale = 1 / column_scale.astype(np.float64)
+    unscaled = inverse_scale[:, None] * moments.astype(np.float64) * inverse_scale
+    coded = (unscaled / (np.abs(unscaled).max() or 1.0)).astype(np.float32)  # so that no step passes float32's range
     for _ in range(2):  # rows, then columns
         rotation.rotate(coded)
         coded = np.ascontiguousarray(coded.T)
-    turned = (coded.astype(np.float64) + coded.T) / 2
-    turned[np.diag_indices(n_cols)] += DAMPING * float(np.trace(turned)) / n_cols + 1e-12
+    symmetric = (coded.astype(np.float64) + coded.T) / 2
+    symmetric[np.diag_indices(n_cols)] += DAMPING * float(np.trace(symmetric)) / n_cols + 1e-12
     # From the last weight to the first, U is a lower triangle: the kernel's, in one order on every processor, because
     # the last bits of these sums reach codes.
-    lower = np.ascontiguousarray(turned[::-1, ::-1])
+    lower = np.ascontiguousarray(symmetric[::-1, ::-1])
     _cholesky.cholesky(lower)
-    out = np.zeros((n_cols, n_cols), np.float32)
+    feedback = np.zeros((n_cols, n_cols), np.float32)
     for start in range(block, n_cols, block):
-        left = n_cols - start  # weights to come
-        rows = np.ascontiguousarray(lower[left : left + block, :left])
+        n_left = n_cols - start  # weights to come
+        rows = np.ascontiguousarray(lower[n_left : n_left + block, :n_left])
         _cholesky.divide_rows(lower, rows)
-        out[start:, start - block : start] = rows[::-1, ::-1].T
-    return out
+        feedback[start:, start - block : start] = rows[::-1, ::-1].T
+    return feedback

@@ -68,10 +68,10 @@ SAMPLE_ROWS = 4096  # a basis of the lookup codec: the first rows of the first t
 
 def basis_nbytes(n_rows: int, n_cols: int) -> int:
     """Return the bytes that building a basis of `n_rows` rows takes at most, the rows included."""
-    # Where there are fewer rows than columns, they are turned. Two Gram matrices: eigen.h works in a copy. Vectors come
-    # and go as float64.
-    turned = 2 if n_rows < n_cols else 1
-    return 4 * n_rows * n_cols * turned + 2 * 8 * min(n_rows, n_cols) ** 2 + 5 * 8 * SLOT_L_LANES * n_cols
+    # With fewer rows than columns a transposed copy is made. There are two Gram matrices, because eigen.h works
+    # in a copy. Vectors come and go as float64.
+    n_copies = 2 if n_rows < n_cols else 1
+    return 4 * n_rows * n_cols * n_copies + 2 * 8 * min(n_rows, n_cols) ** 2 + 5 * 8 * SLOT_L_LANES * n_cols
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +119,11 @@ class SvdBasis:
         values = np.sqrt(np.maximum(energies, 0))
         alive = values > 1e-7 * values[0]
         if by_rows:
-            turned = np.zeros((keep, block.shape[1]))
+            spanned = np.zeros((keep, block.shape[1]))
             # One row after the other, because the order of sums in a matrix product is its own.
             for row, weights in zip(block, vectors.T, strict=True):
-                turned += weights[:, None] * row
-            vectors = turned / np.where(alive, values, 1)[:, None]
+                spanned += weights[:, None] * row
+            vectors = spanned / np.where(alive, values, 1)[:, None]
         vectors = np.where(alive[:, None], vectors, 0)
         peak = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
         vectors = np.where(peak < 0, -vectors, vectors).astype(np.float32)
