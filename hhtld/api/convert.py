@@ -18,17 +18,18 @@ from numpy.typing import ArrayLike
 from hhtld.api.advice import kept_notes, profile_notes, ratio_advice
 from hhtld.api.counting import count_files, count_pack, count_predicted, count_source
 from hhtld.api.crew import check_unchanged, crew, open_in_worker
+from hhtld.api.options import Encoding, Run
 from hhtld.api.report import ConversionReport, tell_as_stored
-from hhtld.codecs import parse_profile
 from hhtld.encoding.calibration import Calibration
 from hhtld.encoding.fingerprint import source_facts
-from hhtld.encoding.plan import DEFAULT_PROFILE, check_quantized, make_plan
+from hhtld.encoding.plan import Plan, check_quantized, make_plan
 from hhtld.encoding.quality import GateReport
-from hhtld.encoding.work import DEFAULT_MEMORY, Work
+from hhtld.encoding.work import Work
 from hhtld.errors import GateError, QuantizedError
 from hhtld.evaluation.calibration_file import calibrated
 from hhtld.formats import format_for_output, open_source
-from hhtld.gates import Threshold, checked_thresholds
+from hhtld.formats.base import Format
+from hhtld.gates import Threshold
 from hhtld.pack.source import PackSource
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
@@ -165,140 +166,201 @@ def convert(
     OutputError
         When the target cannot be written; what stood there before is untouched.
     """
-    started = time.perf_counter()
-    if profile is not None:
-        parse_profile(profile)  # before anything is opened
     if calibration is not None:
         if calibrate is not None:
             raise ValueError("calibration and calibrate say the same: give one")
         calibrate = calibration
-    if min_ratio is not None and not 0 <= min_ratio < math.inf:
-        raise ValueError(f"min_ratio (--min-ratio) must be a finite number, 0 or more, got {min_ratio!r}")
-    checked_thresholds(gates)
-    source_path, target = locate(src), output_path(dst)
-    output = format_for_output(dst, to)
-    options: dict[str, Any] = {
+    encoding = Encoding(
+        profile=profile,
+        rules=rules,
+        roles=roles,
+        gates=gates,
+        min_ratio=min_ratio,
+        allow_keep=allow_keep,
+        nonfinite=nonfinite,
+        quantized=quantized,
+        seed=seed,
+        column_scales=column_scales,
+        calibrate=calibrate,
+        target_top1=target_top1,
+    )
+    run = Run(
+        jobs=jobs or default_jobs(),
+        executor=executor,
+        memory=memory,
+        budget=budget,
+        resume=resume,
+        files=files,
+        dry_run=dry_run,
+        progress=progress or silent,
+    )
+    export = {
         "original": original,
         "tensors": tuple(tensors) or None,
         "rows": rows,
         "max_nbytes": max_nbytes,
+        "codes": codes or None,
     }
-    given = {key: value for key, value in (options | {"codes": codes or None}).items() if value is not None}
-    if not set(given) <= output.options:
-        others = " and ".join(sorted(set(given) - output.options))
-        raise ValueError(f"format {output.name!r} takes no {others}; only a debug export (.h5) does")
-    if not files and output.name not in ("hhtld", "folder"):
-        raise ValueError(f"format {output.name!r} has no choice of side files (--no-files); .hhtld and folders have")
-    if not output.encodes:
-        encoding: dict[str, Any] = {
-            "profile": profile,
-            "rules": tuple(rules) or None,
-            "roles": tuple(roles) or None,
-            "gates": gates or None,
-            "min_ratio": min_ratio,
-            "allow_keep": allow_keep or None,
-        }
-        encoding |= {"seed": seed, "column_scales": column_scales, "calibrate": calibrate, "target_top1": target_top1}
-        encoding |= {"executor": executor, "memory": memory, "resume": resume or None}
-        others = " and ".join(key for key, value in encoding.items() if value is not None)
-        if others:
-            raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
-    if (profile or DEFAULT_PROFILE) != "parity" and (calibrate is not None or target_top1 is not None):
-        raise ValueError("calibrate and target_top1 (--calibrate, --target-top1) are for profile 'parity'")
-    if calibrate is None and target_top1 is not None:
-        raise ValueError(
-            "target_top1 (--target-top1) needs calibrate (--calibrate): 'builtin', a text, or a calibration"
-        )
-    if calibrate is not None and column_scales is not None:
-        raise ValueError("a calibration brings its own column_scales")
-    if dry_run and "max_nbytes" in output.options:
-        raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
-    original_path = None if original is None else locate(original)
+    return _converted(src, dst, to, encoding, run, {key: value for key, value in export.items() if value is not None})
+
+
+def _converted(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    to: str | None,
+    encoding: Encoding,
+    run: Run,
+    export: dict[str, Any],
+) -> ConversionReport:
+    """Convert with checked options; `export` holds those of a debug export that were given."""
+    started = time.perf_counter()
+    encoding.check_values()
+    source_path, target = locate(src), output_path(dst)
+    output = format_for_output(dst, to)
+    _check_output(output, encoding, run, export)
+    original_path = locate(export["original"]) if "original" in export else None
     for path in (source_path, original_path):
-        what = None if path is None else _overwrites(target, path)
-        if what is not None:
-            raise ValueError(f"{what} the source itself; give the result another name")
-        if isinstance(path, Path) and output.name in ("folder", "hf") and path.is_dir() and _inside(target, path):
-            raise ValueError(f"{target} lies inside the source folder {path}; give a folder outside of it")
+        if path is not None:
+            _check_apart(target, path, output)
+    plan: Plan | None = None
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
         if isinstance(source, PackSource) and "max_nbytes" not in output.options:
-            source.check_budget(budget, "hhtld.convert(..., budget=...) (--budget)")
+            source.check_budget(run.budget, "hhtld.convert(..., budget=...) (--budget)")
         if original_path is not None:
-            given["original"] = stack.enter_context(open_source(original_path))
-        if not output.encodes:
-            threads = stack.enter_context(workers(jobs or default_jobs()))
-            report = ConversionReport(spelled(src), str(target), None, GateReport(enforced=False), dry_run=dry_run)
-            if not dry_run:
-                offered = {"executor": threads, "progress": progress or silent, "files": files}
-                given |= {key: value for key, value in offered.items() if key in output.options}
-                report.notes = output.write_source(source, target, **given) or []
-            report.notes += source.notes
-            count_source(report, source, target)
-            count_files(report, source if output.name == "folder" and files else None)
+            export = export | {"original": stack.enter_context(open_source(original_path))}
+        report = ConversionReport(spelled(src), str(target), None, GateReport(enforced=False), dry_run=run.dry_run)
+        if output.encodes:
+            plan = _encode(report, output, source, source_path, target, encoding, run)
         else:
-            told: dict[str, Any] = {}
-            notes: list[str] = []
-            if quantized == "refuse":
-                try:
-                    check_quantized(source, rules)
-                except QuantizedError as error:
-                    raise QuantizedError(f"{spelled(src)}: {error}") from None
-            if calibrate is not None:
-                wanted = 0.9 if target_top1 is None else target_top1
-                told, notes = _calibrated(
-                    calibrate, source, source_path, target, wanted, jobs or default_jobs(), progress or silent
-                )
-            plan = make_plan(
-                source,
-                profile or DEFAULT_PROFILE,
-                rules=rules,
-                roles=roles,
-                thresholds=gates,
-                nonfinite=nonfinite,
-                quantized=quantized,
-                seed=seed or 0,
-                **({"column_scales": column_scales} | told),
-            )
-            plan.files = plan.files if files else ()
-            of_profile = list(profile_notes(plan, calibrate is not None))
-            notes += of_profile
-            measured = GateReport(plan.profile.judged, plan.thresholds, 2.0 if min_ratio is None else min_ratio)
-            measured.allow_keep = allow_keep
-            measured.exempt = {n for n, t in plan.tensors.items() if t.profile != plan.profile}
-            report = ConversionReport(spelled(src), str(target), plan.profile.text, measured, dry_run=dry_run)
-            notes = [*plan.notes, *notes]
-            report.is_text_model = {"config.json", "tokenizer_config.json"} <= set(source.files())
-            limit = DEFAULT_MEMORY if memory is None else memory
-            if dry_run:
-                count_predicted(report, source, plan, Work(Crew(jobs=jobs or default_jobs()), limit))
-                report.notes = notes
-            else:
-                work = Work(stack.enter_context(crew(executor, jobs or default_jobs())), limit, progress or silent)
-                facts = source_facts(source, source_path)
-                here = (source_path, facts["content"], json.dumps(facts))
-                look = partial(check_unchanged, source, source_path, facts)
-                shared = RemoteSource(source, open_in_worker, here, look)
-                report.notes = output.write_plan(
-                    shared, plan, target, measured, work, source_facts=facts, resume=resume
-                )
-                report.notes += notes
-                count_pack(report, plan, target)
-            count_files(report, source if files else None)
+            _copy(report, output, source, target, run, export)
         tell_as_stored(report, source)
-        if files and output.name in ("folder", "hf", "hhtld"):
+        if run.files and output.name in ("folder", "hf", "hhtld"):
             report.notes += source.file_notes
-    report.gates.ratio = report.ratio
-    report.gates.source_ratio = report.source_nbytes / report.target_nbytes if report.target_nbytes else math.inf
-    if report.profile is not None:
-        report.gates.ratio_advice = ratio_advice(report)
-        if all(tensor.regime is None for tensor in report.tensors):
-            report.notes = [note for note in report.notes if note not in of_profile]
-        report.notes = [*kept_notes(report, plan), *report.notes]
+    _judge(report, plan, encoding)
     report.seconds = time.perf_counter() - started
     if not report:
         raise GateError(f"{target} is written, but {report.gates.verdict()}", report)
     return report
+
+
+def _check_output(output: Format, encoding: Encoding, run: Run, export: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for options that the format of the target does not take, or that contradict one another."""
+    if not set(export) <= output.options:
+        others = " and ".join(sorted(set(export) - output.options))
+        raise ValueError(f"format {output.name!r} takes no {others}; only a debug export (.h5) does")
+    if not run.files and output.name not in ("hhtld", "folder"):
+        raise ValueError(f"format {output.name!r} has no choice of side files (--no-files); .hhtld and folders have")
+    others = " and ".join(encoding.given() | run.given())
+    if others and not output.encodes:
+        raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
+    encoding.check_calibration()
+    if run.dry_run and "max_nbytes" in output.options:
+        raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
+
+
+def _check_apart(target: Path, path: Location, output: Format) -> None:
+    """Raise `ValueError` if writing the target would replace, or lie inside, what is read."""
+    what = _overwrites(target, path)
+    if what is not None:
+        raise ValueError(f"{what} the source itself; give the result another name")
+    if isinstance(path, Path) and output.name in ("folder", "hf") and path.is_dir() and _inside(target, path):
+        raise ValueError(f"{target} lies inside the source folder {path}; give a folder outside of it")
+
+
+def _copy(
+    report: ConversionReport,
+    output: Format,
+    source: TensorSource,
+    target: Path,
+    run: Run,
+    export: Mapping[str, Any],
+) -> None:
+    """Write tensors as they are, and count them."""
+    with workers(run.jobs) as threads:
+        if not run.dry_run:
+            offered = {"executor": threads, "progress": run.progress, "files": run.files}
+            taken = {key: value for key, value in offered.items() if key in output.options}
+            report.notes = output.write_source(source, target, **export, **taken) or []
+    report.notes += source.notes
+    count_source(report, source, target)
+    count_files(report, source if output.name == "folder" and run.files else None)
+
+
+def _encode(
+    report: ConversionReport,
+    output: Format,
+    source: TensorSource,
+    place: Location,
+    target: Path,
+    encoding: Encoding,
+    run: Run,
+) -> Plan:
+    """Plan and encode a source, or predict what that would give, and count it."""
+    plan, calibration_notes = _planned(report.source, source, place, target, encoding, run)
+    plan.files = plan.files if run.files else ()
+    report.profile = plan.profile.text
+    ratio = 2.0 if encoding.min_ratio is None else encoding.min_ratio
+    report.gates = GateReport(plan.profile.judged, plan.thresholds, ratio)
+    report.gates.allow_keep = encoding.allow_keep
+    report.gates.exempt = {name for name, tensor in plan.tensors.items() if tensor.profile != plan.profile}
+    report.is_text_model = {"config.json", "tokenizer_config.json"} <= set(source.files())
+    if run.dry_run:
+        count_predicted(report, source, plan, Work(Crew(jobs=run.jobs), run.memory_limit))
+    else:
+        with crew(run.executor, run.jobs) as workforce:
+            work = Work(workforce, run.memory_limit, run.progress)
+            facts = source_facts(source, place)
+            here = (place, facts["content"], json.dumps(facts))
+            shared = RemoteSource(source, open_in_worker, here, partial(check_unchanged, source, place, facts))
+            report.notes = output.write_plan(
+                shared, plan, target, report.gates, work, source_facts=facts, resume=run.resume
+            )
+        count_pack(report, plan, target)
+    report.notes += [*plan.notes, *calibration_notes, *profile_notes(plan, encoding.calibrate is not None)]
+    count_files(report, source if run.files else None)
+    return plan
+
+
+def _planned(
+    where: str, source: TensorSource, place: Location, target: Path, encoding: Encoding, run: Run
+) -> tuple[Plan, list[str]]:
+    """Plan a source, after a run of the model if a calibration is asked for, and return what to tell of that."""
+    if encoding.quantized == "refuse":
+        try:
+            check_quantized(source, encoding.rules)
+        except QuantizedError as error:
+            raise QuantizedError(f"{where}: {error}") from None
+    measured: dict[str, Any] = {"column_scales": encoding.column_scales}
+    notes: list[str] = []
+    if encoding.calibrate is not None:
+        target_top1 = 0.9 if encoding.target_top1 is None else encoding.target_top1
+        measured, notes = _calibrated(encoding.calibrate, source, place, target, target_top1, run.jobs, run.progress)
+    plan = make_plan(
+        source,
+        encoding.profile_text,
+        rules=encoding.rules,
+        roles=encoding.roles,
+        thresholds=encoding.gates,
+        nonfinite=encoding.nonfinite,
+        quantized=encoding.quantized,
+        seed=encoding.seed or 0,
+        **measured,
+    )
+    return plan, notes
+
+
+def _judge(report: ConversionReport, plan: Plan | None, encoding: Encoding) -> None:
+    """Put ratios into the gates, and why tensors were kept into the notes."""
+    report.gates.ratio = report.ratio
+    report.gates.source_ratio = report.source_nbytes / report.target_nbytes if report.target_nbytes else math.inf
+    if plan is None:
+        return
+    report.gates.ratio_advice = ratio_advice(report)
+    if all(tensor.regime is None for tensor in report.tensors):
+        of_profile = set(profile_notes(plan, encoding.calibrate is not None))
+        report.notes = [note for note in report.notes if note not in of_profile]
+    report.notes = [*kept_notes(report, plan), *report.notes]
 
 
 def _calibrated(
