@@ -49,6 +49,8 @@ def kept_notes(report: ConversionReport, plan: Plan) -> Iterator[str]:
         why = "no tensor is of floats; others are kept as they are"
     elif planned and len(report.gates.unreached) == len(planned):
         why = "6 bits a weight do not reach what is asked"
+    elif planned and set(planned) <= set(out_of_range):
+        why = "every tensor that could be encoded holds such values"
     elif planned:
         why = "coding would not save a byte: small matrices cost more for what they share than they save"
     elif any(_takes_rows(tensor.info) for tensor in floats):

@@ -53,8 +53,8 @@ class PackSource(TensorSource):
         needed = sum(info.nbytes for info in self._infos.values())
         if needed > budget:
             raise HeaderError(
-                f"{self.pack._place}its tensors take {needed} bytes decoded, the budget is {budget}; "
-                f"open it and read fewer, or raise it with {how}"
+                f"{self.pack._place}its tensors take {needed:,} bytes decoded, and the budget is {budget:,}; "
+                f"open the file and read fewer, or raise the budget with {how}"
             )
 
     @property

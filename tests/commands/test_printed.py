@@ -65,6 +65,12 @@ TYPED = {
     "error_memory": "convert small.safetensors x.hhtld --memory 1KiB",
     "error_output": "convert small.safetensors nowhere/x.hhtld",
     "error_same": "convert small.safetensors small.safetensors",
+    "error_magic": "verify junk.hhtld",
+    "error_header": "inspect header.safetensors",
+    "convert_huge": "convert huge.safetensors x.hhtld --profile bits:3",
+    "error_quantized": "convert quantized x.hhtld",
+    "error_budget": "convert m.hhtld x.safetensors --budget 1KB",
+    "error_size": "convert small.safetensors x.hhtld --memory much",
     "error_report": "convert small.safetensors x.hhtld --report page.pdf",
 }
 ON_A_TERMINAL = {
@@ -94,6 +100,12 @@ def _written(folder: Path) -> None:
     infinite = small["lm_head.weight"].copy()
     infinite[3, 5] = np.inf
     save_file({"lm_head.weight": infinite}, folder / "infinite.safetensors")
+    save_file({"lm_head.weight": small["lm_head.weight"] * np.float32(6e37)}, folder / "huge.safetensors")
+    (folder / "junk.hhtld").write_bytes(b"PK\3\4" + bytes(200))
+    (folder / "header.safetensors").write_bytes((9).to_bytes(8, "little") + b'{"w": [1]' + bytes(16))
+    (folder / "quantized").mkdir()
+    save_file({"q_proj.qweight": np.ones((8, 64), np.int32)}, folder / "quantized" / "model.safetensors")
+    (folder / "quantized" / "config.json").write_text('{"quantization_config": {"quant_method": "gptq", "bits": 4}}\n')
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\0.")
     (folder / "empty").mkdir()
 
@@ -181,6 +193,19 @@ def test_what_is_printed(printed: dict[str, str], name: str) -> None:
         assert len(lines) <= 80
     else:
         assert [line for line in lines[1:] if line != line.rstrip()] == [], "no blanks at line ends"
+
+
+@pytest.mark.parametrize("words", [("-m", "hhtld"), ("-m", "hhtld.formats")])
+def test_the_ways_in_are_one_program(words: tuple[str, ...]) -> None:
+    """The installed command is `hhtld.__main__:main`, which `python -m hhtld` runs as well."""
+    said = [
+        subprocess.run([sys.executable, *words, *typed], capture_output=True, text=True, check=False)
+        for typed in (["--version"], ["convert", "nowhere", "x.hhtld"], ["convert"])
+    ]
+    assert [done.returncode for done in said] == [0, 3, 2]
+    assert said[0].stdout.startswith("hhtld ")
+    assert said[1].stderr.startswith("hhtld: nowhere: no such file or folder")
+    assert said[2].stderr.startswith("hhtld convert: the following arguments are required: SRC, DST")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def test_a_conversion_of_a_pack_honours_its_budget(tmp_path: Path, capsys: pytes
     hhtld.save(made("lookup", 1 << 30), tmp_path / "m.hhtld")
     needed = 4 * N_ROWS * N_COLS
     for target in ("m.safetensors", "plain/", "again.hhtld"):
-        with pytest.raises(HeaderError, match=f"its tensors take {needed} bytes decoded, the budget is {needed - 1}"):
+        said = f"its tensors take {needed:,} bytes decoded, and the budget is {needed - 1:,}"
+        with pytest.raises(HeaderError, match=said):
             hhtld.convert(tmp_path / "m.hhtld", f"{tmp_path / target}", budget=needed - 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.hhtld"]
     command = ["convert", str(tmp_path / "m.hhtld"), str(tmp_path / "m.safetensors"), "--budget"]

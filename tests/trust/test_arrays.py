@@ -151,7 +151,7 @@ def test_open_packs_are_opened_again_where_they_are_sent(tmp_path: Path) -> None
 def test_all_tensors_together_have_a_budget(tmp_path: Path) -> None:
     hhtld.save_file({"a.up_proj": W, "b.up_proj": W}, tmp_path / "a.hhtld", profile="bits:2")
     assert len(hhtld.load_file(tmp_path / "a.hhtld", budget=2 * W.nbytes)) == 2
-    with pytest.raises(FormatError, match="307200 bytes decoded, the budget is 307199"):
+    with pytest.raises(FormatError, match="307,200 bytes decoded, and the budget is 307,199"):
         hhtld.load_file(tmp_path / "a.hhtld", budget=2 * W.nbytes - 1)
 
 
