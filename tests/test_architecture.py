@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import runpy
 import sys
 import threading
@@ -111,3 +112,12 @@ def test_the_packages_are_those_of_the_source(tmp_path: Path) -> None:
     packages["draw"](tmp_path / "drawn.svg")
     kept = PLOTS / "packages.svg"
     assert (tmp_path / "drawn.svg").read_bytes() == kept.read_bytes(), "run python docs/plots/packages.py"
+
+
+@of_a_checkout
+def test_the_parts_of_the_landing_script_are_described() -> None:
+    script, page = (ROOT / ".ci" / "run").read_text(), (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    parts = re.search(r"^parts=\((.*)\)$", script, re.MULTILINE)
+    assert parts
+    table = page[page.index("| part of `.ci/run` |") :]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(parts[1].split())
