@@ -24,6 +24,7 @@ from hhtld.formats.hdf5.shared import group_name, write_group
 from hhtld.formats.hdf5.tensors import TensorWriter
 from hhtld.gates import THRESHOLDS, CosineSummary
 from hhtld.pack.container import ContainerReader
+from hhtld.pack.origin import differences_of_tensors
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
 from hhtld.progress import Progress, silent
@@ -131,14 +132,8 @@ class _StoppedError(Exception):
 
 
 def _check_original(pack: HhtldPack, original: TensorSource, chosen: Selection) -> None:
-    infos = original.infos()
-    for name in chosen.rows:
-        held = pack.table.tensors[name].info
-        if name not in infos or (infos[name].shape, infos[name].dtype) != (held.shape, held.dtype):
-            found = "is missing" if name not in infos else f"is {infos[name].dtype.name} {infos[name].shape}"
-            raise ValueError(
-                f"the original is not what the pack was made from: {name!r}, {held.dtype.name} {held.shape}, {found}"
-            )
+    for difference in differences_of_tensors(pack, original, chosen.rows):
+        raise ValueError(f"the original is not what the pack was made from: {difference}")
 
 
 class _Export:

@@ -23,6 +23,7 @@ from hhtld.formats import open_source
 from hhtld.gates import CosineSummary
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.opening import open_pack
+from hhtld.pack.origin import differences_of_tensors
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import SourceRows, TensorSource
@@ -116,16 +117,12 @@ def _compare(
     report: VerifyReport, pack: HhtldPack, source: TensorSource, executor: Executor | None, progress: Progress
 ) -> None:
     infos = source.infos()
-    missing, extra = sorted(set(infos) - set(pack)), sorted(set(pack) - set(infos))
-    report.differences += [f"tensor {name!r} of the source is missing" for name in missing]
-    report.differences += [f"tensor {name!r} is not in the source" for name in extra]
+    report.differences += differences_of_tensors(pack, source)
     for name in sorted(set(infos) & set(pack)):
-        held, info = pack.table.tensors[name].info, infos[name]
-        if (held.shape, held.dtype) != (info.shape, info.dtype):
-            report.differences.append(
-                f"tensor {name!r} is {held.dtype.name} {held.shape}, the source {info.dtype.name} {info.shape}"
-            )
-        elif (shared := pack.table.tensors[name].alias_of) is not None and not _equal_in_source(source, shared, name):
+        packed, info = pack.table.tensors[name].info, infos[name]
+        if (packed.shape, packed.dtype) != (info.shape, info.dtype):
+            continue
+        if (shared := pack.table.tensors[name].alias_of) is not None and not _equal_in_source(source, shared, name):
             report.differences.append(f"tensor {name!r} shares the bytes of {shared!r}, in the source the two differ")
         elif not pack.info(name).is_encoded and not _same_bytes(pack, source, name):
             report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")

@@ -429,9 +429,9 @@ def test_a_source_that_the_file_was_not_made_from(slot_t: tuple[Path, Path], tmp
             probe(slot_t[0], tmp_path / "other.safetensors")
 
     good = model()
-    against({name: good[name] for name in good if name != NAME}, "it has no tensor 'embed.weight'")
-    against({**good, NAME: good[NAME][:599]}, "is F32 599 x 96 there, F32 600 x 96 in the file")
-    against({**good, NAME: good[NAME].astype(np.float16)}, "is F16 600 x 96 there")
+    against({name: good[name] for name in good if name != NAME}, "tensor 'embed.weight' is not in the source")
+    against({**good, NAME: good[NAME][:599]}, r"is F32 \(600, 96\), the source F32 \(599, 96\)")
+    against({**good, NAME: good[NAME].astype(np.float16)}, r"the source F16 \(600, 96\)")
     against({**good, NAME: good[NAME][::-1].copy()}, r"row \d+ of tensor 'embed.weight' has cosine")
     bad = good[NAME].copy()
     bad[3, 4] = np.inf

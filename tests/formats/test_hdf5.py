@@ -379,7 +379,7 @@ def test_bad_input_is_named(pack: HhtldPack, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no tensor matches 'model\.nrm'; did you mean 'model\.norm\.weight'"):
         export_pack(pack, path, tensors=["model.nrm"])
     others = arrays() | {"scalar": np.zeros(2, np.float32)}
-    with pytest.raises(ValueError, match=r"not what the pack was made from: 'scalar', F32 \(\), is F32 \(2,\)"):
+    with pytest.raises(ValueError, match=r"was made from: tensor 'scalar' is F32 \(\), the source F32 \(2,\)"):
         export_pack(pack, path, original=ArraySource(others))
     with pytest.raises(TypeError, match="tensors must be a sequence of globs"):
         export_pack(pack, path, tensors="scalar")

@@ -7,28 +7,18 @@ import json
 import os
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hhtld.commands.arguments import add_json, positive
 from hhtld.commands.exits import DONE
-from hhtld.commands.probe.ground_truth import (
-    NOISE,
-    GivenQueries,
-    evenly_spaced,
-    exact_rows,
-    given_queries,
-    perturbed_rows,
-)
+from hhtld.commands.probe.ground_truth import NOISE, GivenQueries, exact_rows, given_queries, perturbed_rows
 from hhtld.commands.probe.report import ProbeReport, TensorProbe
 from hhtld.commands.probe.search_methods import SearchCase, measured_methods
-from hhtld.cosines import is_live, judged_cosines
 from hhtld.display.streams import emit
-from hhtld.display.terminal import shape_text
-from hhtld.dtypes import rounded
-from hhtld.errors import FormatError, shown
+from hhtld.errors import shown
 from hhtld.formats import open_source
 from hhtld.pack.opening import open_pack
+from hhtld.pack.origin import check_made_from
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import SourceRows, TensorSource
@@ -83,8 +73,8 @@ def probe(
     report = ProbeReport(spelled(path), spelled(src), origin, seed)
     with open_pack(path) as pack, open_source(src) as source:
         names = chosen_tensors(pack, tensors)
+        check_made_from(pack, source, names)
         for name in names:
-            _check_source(pack, source, name)
             if given is not None:
                 given.check(name, pack.info(name).info.n_cols)
         for name in names:
@@ -111,41 +101,11 @@ def chosen_tensors(pack: HhtldPack, globs: Sequence[str] = ()) -> list[str]:
     return chosen
 
 
-def _check_source(pack: HhtldPack, source: TensorSource, name: str) -> None:
-    """Refuse a source that the file was not made from: its scores would mean nothing."""
-    held, infos = pack.info(name).info, source.infos()
-    if name not in infos:
-        raise FormatError(f"SRC is not what the file was made from: it has no tensor {shown(name)}")
-    info = infos[name]
-    if (held.shape, held.dtype) != (info.shape, info.dtype):
-        raise FormatError(
-            f"SRC is not what the file was made from: tensor {shown(name)} is {info.dtype.name} "
-            f"{shape_text(info.shape)} there, {held.dtype.name} {shape_text(held.shape)} in the file"
-        )
-
-
-def _check_rows(pack: HhtldPack, name: str, rows: NDArray[np.float32]) -> None:
-    """Refuse other weights of the same shape: no row may be further from its decoded self than was recorded."""
-    gates = pack.info(name).gates
-    if gates is None:
-        return
-    picks = evenly_spaced(len(rows), 256)
-    found = judged_cosines(rows[picks], rounded(pack.get_rows(name, picks), pack.info(name).info.dtype))
-    found[~is_live(found)] = 1.0
-    if found.min() < gates.minimum - 1e-4:
-        row = int(picks[found.argmin()])
-        raise FormatError(
-            f"SRC is not what the file was made from: row {row} of tensor {shown(name)} has cosine {found.min():.4f} "
-            f"with its decoded self, {gates.minimum:.4f} is recorded for the worst row"
-        )
-
-
 def _probed(
     pack: HhtldPack, source: TensorSource, name: str, given: GivenQueries | None, count: int, seed: int
 ) -> TensorProbe:
     own = SourceRows(source, name, pack.info(name).info.n_cols)
     rows = own.read(0, own.n_rows)
-    _check_rows(pack, name, rows)
     queries = perturbed_rows(rows, count, seed) if given is None else given.values
     case = SearchCase(pack, source, name, rows, queries, exact_rows(rows, queries, min(BEST, len(rows))))
     results, cascade = measured_methods(case)

@@ -28,6 +28,8 @@ from hhtld.errors import FormatError, GateError, MissingExtraError, shown
 from hhtld.evaluation.parity.metrics import compare_positions, nearest_others
 from hhtld.evaluation.parity.prompts import BUILTIN, Prompt, Prompts, chosen_prompts, retrieval_sentences
 from hhtld.evaluation.parity.report import EmbeddingReport, ParityReport, PromptParity, print_parity
+from hhtld.formats import open_source
+from hhtld.pack.origin import check_made_from
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.storage.locations import local_source, spelled
@@ -90,7 +92,7 @@ def gate_parity(
     """
     _check_options(min_top1, max_tokens, n_continued, jobs)
     _require_libraries()
-    from hhtld.evaluation.parity.models import Snapshot, check_made_from, fixed_threads
+    from hhtld.evaluation.parity.models import Snapshot, fixed_threads
     from hhtld.integrations.torch.tensors import opened
 
     origin, texts = chosen_prompts(prompts)
@@ -98,7 +100,8 @@ def gate_parity(
     head = (os.fspath(model), name, origin, min_top1)
     with fixed_threads(jobs), opened(pack) as open_pack:
         snapshot = Snapshot(local_source(model, "MODEL"))
-        check_made_from(open_pack, snapshot.folder)
+        with open_source(snapshot.folder) as source:
+            check_made_from(open_pack, source)
         report: ParityReport | EmbeddingReport
         if snapshot.causal:
             items = _next_tokens(snapshot, open_pack, texts, max_tokens, n_continued, progress or silent)

@@ -17,16 +17,11 @@ import transformers
 from numpy.typing import NDArray
 from transformers.models.auto import modeling_auto
 
-from hhtld.cosines import is_live, judged_cosines
-from hhtld.display.terminal import shape_text
-from hhtld.dtypes import rounded
 from hhtld.errors import FormatError, NonFiniteError, OutputError, shown
-from hhtld.formats import open_source
 from hhtld.integrations.torch.tensors import load_state_dict
 from hhtld.pack.pack import HhtldPack
-from hhtld.sources.contract import SourceRows, TensorSource
 
-__all__ = ["LogitSpool", "Snapshot", "check_made_from", "continued", "embedded", "fixed_threads"]
+__all__ = ["LogitSpool", "Snapshot", "continued", "embedded", "fixed_threads"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -36,7 +31,6 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "sentencepiece.bpe.model",
 )
-_CHECKED_ROWS = 8
 
 
 @contextlib.contextmanager
@@ -150,55 +144,6 @@ def _is_causal(config: Any, folder: Path) -> bool:
         f"{folder}: {', '.join(names) or kind} is neither a causal language model nor a text encoder; "
         "gate-parity measures next tokens of the one and sentence embeddings of the other"
     )
-
-
-def check_made_from(pack: HhtldPack, folder: Path) -> None:
-    """Refuse a model that the pack was not made from: their agreement would say nothing about the pack.
-
-    Names and shapes of all tensors must be the same, and the bytes of kept ones. A few rows of every encoded tensor
-    may be no further from their decoded selves than the worst row on record. A model that was trained a little further
-    may pass; `hhtld verify` compares every row.
-
-    Raises
-    ------
-    FormatError
-        If they differ; the message names the tensors.
-    """
-    with open_source(folder) as source:
-        infos = source.infos()
-        differences = [f"no tensor {shown(name)} in PACK" for name in sorted(set(infos) - set(pack))]
-        differences += [f"no tensor {shown(name)} in MODEL" for name in sorted(set(pack) - set(infos))]
-        for name in sorted(set(infos) & set(pack)):
-            packed, source_shape = pack.info(name).info.shape, infos[name].shape
-            if packed != source_shape:
-                where = f"{shape_text(source_shape)} in MODEL, {shape_text(packed)} in PACK"
-                differences.append(f"tensor {shown(name)} is {where}")
-        if not differences:
-            differences = [text for name in pack for text in _other_values(pack, source, name)]
-    if differences:
-        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise FormatError(f"PACK was not made from MODEL, {folder}: {'; '.join(differences[:3])}{more}")
-
-
-def _other_values(pack: HhtldPack, source: TensorSource, name: str) -> Iterator[str]:
-    """Yield a sentence if a tensor's values in a pack are not those of a source."""
-    record = pack.info(name)
-    if not record.is_encoded:
-        ours, theirs = pack.get_tensor(name, "source"), source.read_tensor(name)
-        if ours.dtype == theirs.dtype and ours.tobytes() != theirs.tobytes():
-            yield f"tensor {shown(name)} is kept, and its bytes differ"
-        return
-    rows = SourceRows(source, name, record.info.n_cols)
-    if record.gates is None or not rows.n_rows:
-        return
-    picks = sorted({i * rows.n_rows // _CHECKED_ROWS for i in range(_CHECKED_ROWS)})
-    original = np.concatenate([rows.read(row, row + 1) for row in picks])
-    cosines = judged_cosines(original, rounded(pack.get_rows(name, picks), record.info.dtype))
-    cosines[~is_live(cosines)] = 1.0
-    lowest, recorded = cosines.min(), record.gates.minimum
-    if lowest < recorded - 1e-4:
-        row = picks[int(cosines.argmin())]
-        yield f"row {row} of tensor {shown(name)} has cosine {lowest:.4f}, on record is {recorded:.4f}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hhtld.errors import FormatError, HeaderError, HhtldError, MissingExtraError, shown
 from hhtld.formats.onnx import OnnxFile, TensorWalk  # weights go back to where the reader found them
+from hhtld.pack.origin import check_made_from
 from hhtld.pack.pack import HhtldPack
 from hhtld.storage.locations import local_source
 
@@ -130,7 +131,7 @@ class Voice:
         """
         model = onnx.load(str(self.path))
         if pack is not None:
-            self._check(pack, where)
+            check_made_from(pack, self._source)
             for name, tensor in TensorWalk(self.path).model(model):
                 if name not in pack:  # a pack holds no tensors of text
                     continue
@@ -142,33 +143,6 @@ class Voice:
         if "sid" in self._inputs:
             feeds["sid"] = np.array([_FIRST_SPEAKER], np.int64)
         return Speaker(model.SerializeToString(), feeds, where if pack is not None else str(self.path))
-
-    def _check(self, pack: HhtldPack, where: str) -> None:
-        """Raise `HeaderError` if a pack was not made from this voice."""
-        infos, other = self._source.infos(), f"{where}: not made from {self.path.name}"
-        for names, others, what in ((infos, pack, "the pack lacks"), (pack, infos, "the voice lacks")):
-            lacking = [name for name in names if name not in others]
-            if lacking:
-                more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
-                raise HeaderError(f"{other}: {what} tensor {shown(lacking[0], 60)}{more}")
-        for name, info in infos.items():
-            record = pack.info(name)
-            packed = record.info
-            if (packed.dtype.name, packed.shape) != (info.dtype.name, info.shape):
-                raise HeaderError(
-                    f"{other}: tensor {shown(name, 60)} is {packed.dtype.name} {list(packed.shape)} in the pack, "
-                    f"{info.dtype.name} {list(info.shape)} in the voice"
-                )
-            if not record.is_encoded and pack.get_tensor(name, "source").tobytes() != self._kept(name):
-                # Voices of one size have the same names and shapes, and differ in what is kept.
-                raise HeaderError(
-                    f"{other}: tensor {shown(name, 60)}, which the pack keeps byte for byte, "
-                    "has other bytes in the voice"
-                )
-
-    def _kept(self, name: str) -> bytes:
-        info = self._source.infos()[name]
-        return self._source.read_rows(name, 0, info.n_rows).tobytes()
 
 
 class Speaker:
