@@ -15,8 +15,8 @@ cdef extern from "trellis.h" nogil:
     enum: HH_WHOLE_COLS
     ctypedef struct hh_trellis_scratch:
         int16_t *x
-        int16_t *values
         int16_t *costs
+        int16_t *level_costs
         int16_t *back
         uint8_t *steps
         float *targets
@@ -79,24 +79,25 @@ cdef class _Scratch:
 
     def __cinit__(self, Py_ssize_t n_cols, Py_ssize_t joined, int rate, int n_bits, bint has_feedback):
         cdef Py_ssize_t lanes = HH_TRELLIS_LANES, states = 1 << n_bits
-        cdef Py_ssize_t costs = 2 * states * lanes * 2, back = n_cols * hh_back_words(rate, n_bits) * lanes * 2
+        cdef Py_ssize_t costs = 2 * states * lanes * 2, level_costs = 256 * lanes * 2, both = costs + level_costs
+        cdef Py_ssize_t back = n_cols * hh_back_words(rate, n_bits) * lanes * 2
         cdef Py_ssize_t x = n_cols * lanes * 2, targets = n_cols * lanes * 4 if has_feedback else 0
         cdef Py_ssize_t errors = HH_FEEDBACK_BLOCK * lanes * 4 if has_feedback else 0
         cdef Py_ssize_t steps = n_cols * lanes
-        self.block = <char *> malloc(costs + targets + errors + back + x + steps + 2 * states + joined + 64)
+        self.block = <char *> malloc(both + targets + errors + back + x + steps + joined + 64)
         if not self.block:
             raise MemoryError(f"cannot allocate the trellis of rows of {n_cols} columns")
         # Costs come first and on a cache line's edge: they are loaded 64 bytes at a time.
         cdef char *at = self.block + (64 - <size_t> self.block % 64) % 64
         self.scratch.costs = <int16_t *> at
-        self.scratch.targets = <float *> (at + costs)
-        self.scratch.errors = <float *> (at + costs + targets)
-        at += targets + errors
-        self.scratch.back = <int16_t *> (at + costs)
-        self.scratch.x = <int16_t *> (at + costs + back)
-        self.scratch.values = <int16_t *> (at + costs + back + x)
-        self.scratch.steps = <uint8_t *> (at + costs + back + x + 2 * states)
-        self.scratch.joined = <uint8_t *> (at + costs + back + x + 2 * states + steps)
+        self.scratch.level_costs = <int16_t *> (at + costs)
+        self.scratch.targets = <float *> (at + both)
+        self.scratch.errors = <float *> (at + both + targets)
+        at += both + targets + errors
+        self.scratch.back = <int16_t *> at
+        self.scratch.x = <int16_t *> (at + back)
+        self.scratch.steps = <uint8_t *> (at + back + x)
+        self.scratch.joined = <uint8_t *> (at + back + x + steps)
 
     def __dealloc__(self):
         free(self.block)

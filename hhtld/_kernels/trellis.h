@@ -20,10 +20,10 @@
  *
  * Feedback: what a weight lost may be told to weights that are not coded yet. Weights are settled in blocks of
  * HH_FEEDBACK_BLOCK, each when the search is HH_FEEDBACK_AHEAD weights past it: the path of the cheapest state is kept
- * there, its errors go to all targets behind the block, targets[j] += matrix[j][k] * error[k], k ascending, each
- * product and sum rounded to float32, and the search goes on from the block's last state; any other costs INT16_MAX
- * there. Targets start as row * (8192 / rms) in float32, an error is its target less the value of its state. The last
- * weights, a block or less, are not settled. The gain is then that of the targets, brought back from units.
+ * there, its errors go to all targets behind the block, targets[j] += matrix[j][k] * error[k], k ascending, each product
+ * and sum rounded to float32, and the search goes on from the block's last state; any other costs INT16_MAX there. Targets
+ * start as row * (8192 / rms) in float32, an error is its target less the value of its state. The last weights, a block
+ * or less, are not settled. The gain is then that of the targets, brought back from units.
  *
  * Wide rows, of more than HH_WHOLE_COLS weights, are searched in pieces, side by side as rows are, so that few of them
  * take neither 32 times the time nor the memory of their width. Pieces are about a multiple of 32 in number, and begin
@@ -84,6 +84,27 @@ typedef struct {
     int first[HH_TRELLIS_LANES], last[HH_TRELLIS_LANES];
     ptrdiff_t end[HH_TRELLIS_LANES];
 } hh_ends;
+
+/* The levels of a table as the search uses them: level + 128 of every state, and the value of each in the search's units. */
+typedef struct {
+    uint8_t of[1 << HH_MAX_STATE_BITS];
+    int16_t values[256];
+    int least, most; /* numbers in use */
+} hh_levels;
+
+HH_KERNEL void hh_levels_open_(const int8_t *table, int n_bits, int step, hh_levels *levels) {
+    levels->least = 255, levels->most = 0;
+    for (int s = 0; s < 1 << n_bits; s++) {
+        const int number = table[s] + 128;
+        levels->of[s] = (uint8_t)number;
+        if (number < levels->least) levels->least = number;
+        if (number > levels->most) levels->most = number;
+    }
+    for (int k = 0; k < 256; k++) {
+        const int value = (k - 128) * step;
+        levels->values[k] = (int16_t)(value < -32767 ? -32767 : value > 32767 ? 32767 : value);
+    }
+}
 
 /* ---- scalar: one row ---- */
 #define HH_LANES_T 1
@@ -147,14 +168,14 @@ HH_TARGET_END
 
 /* Scratch of the encoder; the caller owns the memory. Lanes travel 32 at a time at most. */
 typedef struct {
-    int16_t *x;      /* [n_cols][32]; n_cols is that of one search here and below */
-    int16_t *values; /* [2^L] */
-    int16_t *costs;  /* [2][2^L][32] */
-    int16_t *back;   /* [n_cols][back_words][32] */
-    uint8_t *steps;  /* [n_cols][32] */
-    float *targets;  /* [n_cols][32], with feedback */
-    float *errors;   /* [HH_FEEDBACK_BLOCK][32], with feedback */
-    uint8_t *joined; /* of all weights of a wide row */
+    int16_t *x;           /* [n_cols][32]; n_cols is that of one search here and below */
+    int16_t *costs;       /* [2][2^L][32] */
+    int16_t *level_costs; /* [256][32] */
+    int16_t *back;        /* [n_cols][back_words][32] */
+    uint8_t *steps;       /* [n_cols][32] */
+    float *targets;       /* [n_cols][32], with feedback */
+    float *errors;        /* [HH_FEEDBACK_BLOCK][32], with feedback */
+    uint8_t *joined;      /* of all weights of a wide row */
 } hh_trellis_scratch;
 
 HH_INLINE ptrdiff_t hh_back_words(int rate, int n_bits) {
@@ -227,21 +248,21 @@ HH_INLINE double hh_pack_row_(const float *row, ptrdiff_t stride, ptrdiff_t n_co
 }
 
 /* The search of as many rows, or pieces, as the tier takes at once: their int16 targets are in scratch.x. */
-HH_KERNEL void hh_search_lanes_(int lanes, ptrdiff_t n_cols, int rate, int n_bits, hh_feedback feedback,
-                                const hh_ends *ends, hh_trellis_scratch scratch, uint16_t *last) {
+HH_KERNEL void hh_search_lanes_(int lanes, ptrdiff_t n_cols, int rate, int n_bits, const hh_levels *levels,
+                                hh_feedback feedback, const hh_ends *ends, hh_trellis_scratch scratch, uint16_t *last) {
     const ptrdiff_t words = hh_back_words(rate, n_bits);
     const int doublings = hh_trellis_doublings(rate);
 #if HH_X86
     if (lanes == 32)
-        hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back,
-                          words, feedback, ends, scratch.steps, last);
+        hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
+                          scratch.back, words, feedback, ends, scratch.steps, last);
     else if (lanes == 16)
-        hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back, words,
-                        feedback, ends, scratch.steps, last);
+        hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
+                        scratch.back, words, feedback, ends, scratch.steps, last);
     else
 #endif
-        hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, scratch.values, scratch.costs, scratch.back,
-                          words, feedback, ends, scratch.steps, last);
+        hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
+                          scratch.back, words, feedback, ends, scratch.steps, last);
     (void)lanes;
 }
 
@@ -253,7 +274,7 @@ HH_INLINE ptrdiff_t hh_piece_begin_(ptrdiff_t p, ptrdiff_t n_cols) {
 
 /* The states where pieces `first` to `first + count` begin, by the weights around. */
 HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, int count, int lanes, int rate,
-                         int n_bits, double units, hh_trellis_scratch scratch, int *seams) {
+                         int n_bits, const hh_levels *levels, double units, hh_trellis_scratch scratch, int *seams) {
     const hh_feedback none = {NULL, NULL, NULL};
     const unsigned mask = (1u << n_bits) - 1u;
     uint16_t last[HH_TRELLIS_LANES];
@@ -265,7 +286,7 @@ HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, in
         begin[lane] = wanted < 0 ? 0 : wanted < latest ? wanted : latest;
         hh_quantize_row_(row + begin[lane], HH_SEAM_COLS, units, lanes, lane, scratch.x);
     }
-    hh_search_lanes_(lanes, HH_SEAM_COLS, rate, n_bits, none, NULL, scratch, last);
+    hh_search_lanes_(lanes, HH_SEAM_COLS, rate, n_bits, levels, none, NULL, scratch, last);
     for (int lane = 0; lane < count; lane++) {
         unsigned state = last[lane];
         for (ptrdiff_t t = HH_SEAM_COLS - 1; t > hh_piece_begin_(first + lane, n_cols) - begin[lane]; t--) {
@@ -277,8 +298,8 @@ HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, in
 }
 
 /* One wide row, piece by piece: its steps into scratch.joined; returns its last state. */
-HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lanes, int rate, int n_bits, double units,
-                                     hh_trellis_scratch scratch) {
+HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lanes, int rate, int n_bits,
+                                     const hh_levels *levels, double units, hh_trellis_scratch scratch) {
     const ptrdiff_t piece = hh_piece_cols(n_cols), reach = hh_piece_reach(n_cols);
     const ptrdiff_t n_pieces = (n_cols - reach + piece - 1) / piece + 1;
     const hh_feedback none = {NULL, NULL, NULL};
@@ -288,7 +309,7 @@ HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lan
         const int count = (int)(n_pieces - first < lanes ? n_pieces - first : lanes);
         const int n_seams = first + count < n_pieces ? count : count - 1;
         hh_ends ends;
-        if (n_seams) hh_seams_(row, n_cols, first + 1, n_seams, lanes, rate, n_bits, units, scratch, ends.last);
+        if (n_seams) hh_seams_(row, n_cols, first + 1, n_seams, lanes, rate, n_bits, levels, units, scratch, ends.last);
         if (count < lanes) memset(scratch.x, 0, (size_t)(reach * lanes) * sizeof(int16_t));
         for (int lane = 0; lane < lanes; lane++) {
             ends.first[lane] = lane >= count ? -1 : lane ? ends.last[lane - 1] : end_state;
@@ -299,7 +320,7 @@ HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lan
                 hh_quantize_row_(row + hh_piece_begin_(first + lane, n_cols), reach, units, lanes, lane, scratch.x);
         }
         end_state = ends.last[count - 1];
-        hh_search_lanes_(lanes, reach, rate, n_bits, none, &ends, scratch, last);
+        hh_search_lanes_(lanes, reach, rate, n_bits, levels, none, &ends, scratch, last);
         for (int lane = 0; lane < count; lane++)
             for (ptrdiff_t t = 1; t <= ends.end[lane]; t++)
                 scratch.joined[hh_piece_begin_(first + lane, n_cols) + t] = scratch.steps[t * lanes + lane];
@@ -313,10 +334,8 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
                                  hh_trellis_scratch scratch, uint8_t *codes, float *gains) {
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     const int cut = !matrix && hh_search_cols(n_cols, whole) < n_cols;
-    for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << n_bits; s++) {
-        const int value = table[s] * step;
-        scratch.values[s] = (int16_t)(value < -32767 ? -32767 : value > 32767 ? 32767 : value);
-    }
+    hh_levels levels;
+    hh_levels_open_(table, n_bits, step, &levels);
 #if HH_X86
     const int lanes = tier >= HH_TIER_AVX512 ? 32 : tier >= HH_TIER_AVX2 ? 16 : 1;
 #else
@@ -324,7 +343,8 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
 #endif
     for (ptrdiff_t r = 0; cut && r < n_rows; r++) {
         const float *const row = rows + r * n_cols;
-        const unsigned end = hh_search_pieces_(row, n_cols, lanes, rate, n_bits, hh_units_(row, n_cols), scratch);
+        const unsigned end =
+            hh_search_pieces_(row, n_cols, lanes, rate, n_bits, &levels, hh_units_(row, n_cols), scratch);
         gains[r] =
             (float)hh_pack_row_(row, 1, n_cols, rate, n_bits, table, 1, 0, scratch.joined, end, codes + r * row_nbytes);
     }
@@ -342,7 +362,7 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
             for (ptrdiff_t t = 0; matrix && t < n_cols; t++)
                 scratch.targets[t * lanes + lane] = (float)((double)row[t] * units[lane]);
         }
-        hh_search_lanes_(lanes, n_cols, rate, n_bits, feedback, NULL, scratch, last);
+        hh_search_lanes_(lanes, n_cols, rate, n_bits, &levels, feedback, NULL, scratch, last);
         for (int lane = 0; lane < count; lane++) {
             const ptrdiff_t r = first + lane;
             const float *const row = matrix ? scratch.targets + lane : rows + r * n_cols;
@@ -457,8 +477,7 @@ HH_INLINE __m256i hh_levels32_avx2_(const uint8_t *codes, const uint8_t *table, 
                                                    _mm256_andnot_si256(_mm256_set1_epi16(0xFF), odd_i16x16)));
 }
 
-/* The bytes of 16 weights' windows, `offset` bits behind the first byte, shifted into 32-bit lanes, for larger tables.
- * */
+/* The bytes of 16 weights' windows, `offset` bits behind the first byte, shifted into 32-bit lanes, for larger tables. */
 HH_INLINE __m256i hh_states8_avx2_(__m256i bytes_i8x32, __m256i offset_i32x8, __m256i mask_i32x8) {
     const __m256i spread_i8x32 = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4,
                                                   4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
