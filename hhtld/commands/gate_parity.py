@@ -10,7 +10,7 @@ from hhtld.commands.exits import DONE, FAILED
 from hhtld.display.streams import emit
 from hhtld.errors import GateError
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]
 
 DESCRIPTION = (
     "Compare a model with what its pack decodes to, on held-out prompts: agreement on the next token at every "
@@ -19,6 +19,10 @@ DESCRIPTION = (
     "at a time, as float32; the source's logits wait in a temporary file (TMPDIR). Exit code 1 when top-1 "
     "agreement is below --min-top1: the share itself is judged, its 95 % intervals are printed."
 )
+EXAMPLES = """\
+  hhtld gate-parity snapshot/ model.hhtld
+  hhtld gate-parity snapshot/ model.hhtld --prompts own.txt --min-top1 0.95 --report page.html
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

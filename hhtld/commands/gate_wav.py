@@ -9,7 +9,7 @@ from hhtld.commands.arguments import add_json
 from hhtld.commands.exits import DONE, FAILED
 from hhtld.display.streams import emit
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]
 
 DESCRIPTION = (
     "Let a Piper voice say sentences with its own weights and with those its pack decodes to: the same graph and "
@@ -22,6 +22,10 @@ DESCRIPTION = (
     "'shift' what it moved. Spectrum, the log-spectral distance, is told and not judged. Exit code 1 when not "
     "within."
 )
+EXAMPLES = """\
+  hhtld gate-wav voice.onnx voice.hhtld --wav sounds/
+  hhtld gate-wav voice.onnx --find
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

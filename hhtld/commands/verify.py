@@ -31,7 +31,7 @@ from hhtld.sources.rows import row_ranges
 from hhtld.sources.schedule import default_jobs, workers
 from hhtld.storage.locations import spelled
 
-__all__ = ["DESCRIPTION", "VerifyReport", "add_arguments", "run", "verify"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "VerifyReport", "add_arguments", "run", "verify"]
 
 
 @dataclass(repr=False)
@@ -189,7 +189,11 @@ def _bf16_nbytes(pack: HhtldPack) -> int:
 # ---- the command ----
 
 
-DESCRIPTION = "Check a .hhtld file."
+DESCRIPTION = "Check the structure and every checksum of a .hhtld file, and with SRC every row against its source."
+EXAMPLES = """\
+  hhtld verify model.hhtld                     structure and every checksum
+  hhtld verify model.hhtld model.safetensors   and every row against what it was made from
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

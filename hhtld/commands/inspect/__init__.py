@@ -36,7 +36,7 @@ from hhtld.sources.quantized import quantized_tensors
 from hhtld.sources.rows import row_ranges
 from hhtld.storage.locations import spelled
 
-__all__ = ["DESCRIPTION", "add_arguments", "describe", "print_description", "print_rows", "run"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "describe", "print_description", "print_rows", "run"]
 
 
 def describe(source: TensorSource, path: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
@@ -311,7 +311,13 @@ def _json_values(values: NDArray[Any]) -> list[Any]:
 # ---- the command ----
 
 
-DESCRIPTION = "Show what is in FILE."
+DESCRIPTION = "Show what is in FILE: its tensors and what they became, or with --tensor what one tensor's slots hold."
+EXAMPLES = """\
+  hhtld inspect model.hhtld
+  hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight
+  hhtld inspect model.hhtld --tensor embeddings.word_embeddings.weight --rows 0:4
+  hhtld inspect model.safetensors --json
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.names import matching
 from hhtld.storage.locations import spelled
 
-__all__ = ["DESCRIPTION", "add_arguments", "chosen_tensors", "probe", "run"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "chosen_tensors", "probe", "run"]
 
 BEST = 5
 
@@ -120,6 +120,11 @@ DESCRIPTION = (
     "Search encoded tensors of FILE in every way there is and exactly in SRC: what each way finds, the time and "
     "the bytes it takes. It measures and does not judge: exit code 0."
 )
+EXAMPLES = """\
+  hhtld probe model.hhtld model.safetensors
+  hhtld probe model.hhtld model.safetensors --tensor '*lm_head*' --count 1000
+  hhtld probe model.hhtld model.safetensors --queries questions.npy
+"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

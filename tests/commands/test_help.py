@@ -1,0 +1,52 @@
+"""`--help` teaches: every command says what it is for, with examples that the program takes, and how it ends."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from hhtld.commands.main import COMMANDS, main, parser
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 250])
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_lines_have_at_most_100_columns(
+    words: list[str], columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = shown(capsys, *words)
+    assert max(map(len, text.splitlines())) <= 110, "examples keep their lines"
+    assert max(map(len, text.partition("examples:")[0].splitlines())) <= max(78, min(100, columns))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_examples_that_it_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, name)
+    assert "exit codes: 0 done" in text
+    lines = [line.strip() for line in text.partition("examples:")[2].splitlines()]
+    commands = [line.split("   ")[0] for line in lines if line.startswith("hhtld ")]
+    assert len(commands) >= 2
+    for command in commands:
+        program, *words = shlex.split(command)
+        assert program == "hhtld"
+        assert parser(name).parse_args(words).command == name
+
+
+def test_the_help_of_convert_ends_with_how_to_run_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "convert")
+    assert "from_pretrained(" in text
+    assert ".generate(" in text
+
+
+def test_help_names_a_command_as_the_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["help", "verify"])
+    assert capsys.readouterr().out == shown(capsys, "verify")
