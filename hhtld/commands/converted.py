@@ -14,10 +14,10 @@ from hhtld.api.report import ConversionReport, TensorOutcome
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import (
     EXPLAINED,
-    cosine,
     counted,
     gate_table,
     human_nbytes,
+    reached,
     safe,
     shape_text,
 )
@@ -90,7 +90,7 @@ def _row(name: str, tensors: Sequence[TensorOutcome]) -> tuple[Any, ...]:
     predicted = [tensor.predicted_median for tensor in tensors if tensor.predicted_median is not None]
     median = p5 = ""
     if measured:
-        median, p5 = (cosine(min(values)) for values in zip(*((c.median, c.p5) for c in measured), strict=True))
+        median, p5 = (reached(min(values)) for values in zip(*((c.median, c.p5) for c in measured), strict=True))
     elif predicted:
         median = f"~{min(predicted):.4f}"
     return (
@@ -111,8 +111,10 @@ def _row(name: str, tensors: Sequence[TensorOutcome]) -> tuple[Any, ...]:
 def _summary(report: ConversionReport) -> Iterator[str]:
     size, bf16 = human_nbytes(report.target_nbytes), human_nbytes(report.bf16_nbytes)
     verb = "would take about" if report.dry_run else "takes"
-    smaller = report.ratio >= 1
-    how = f"{report.ratio:.2f} times smaller than" if smaller else f"{1 / (report.ratio or 1):.2f} times as large as"
+    if report.ratio >= 1:
+        how = f"{reached(report.ratio, 2)} times smaller than"
+    else:
+        how = f"{1 / (report.ratio or 1):.2f} times as large as"
     yield f"{report.target} {verb} {size}: {how} the model as bfloat16, {bf16}"
     if report.source_nbytes < report.bf16_nbytes:
         times = report.source_nbytes / report.target_nbytes if report.target_nbytes else 0.0

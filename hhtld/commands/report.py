@@ -22,7 +22,7 @@ from hhtld.commands.verify import verify
 from hhtld.display.page import Cell, SortedTable, write_page
 from hhtld.display.plots import ACCENT, INK, MARK, OTHER, Drawing, plots
 from hhtld.display.streams import emit
-from hhtld.display.terminal import EXPLAINED, cosine, human_nbytes
+from hhtld.display.terminal import EXPLAINED, human_nbytes, reached
 from hhtld.encoding.quality import RegimeCosines
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
@@ -162,7 +162,7 @@ def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
     for name, regime in gates["regimes"].items():
         for quantile in ("median", "p5"):
             if quantile in regime and regime[quantile] < regime["required"][quantile]:
-                yield f"{name} {quantile} {cosine(regime[quantile])}, asked {regime['required'][quantile]:g}"
+                yield f"{name} {quantile} {reached(regime[quantile])}, asked {regime['required'][quantile]:g}"
         if "lost" in regime:
             lost = regime["lost"]
             yield (
@@ -177,9 +177,9 @@ def _missed(gates: Mapping[str, Any]) -> Iterator[str]:
         both = f"{asked['median']:g} and {asked['p5']:g}"
         yield f"6 bits a weight do not reach {both} for {first}{more}, kept byte for byte"
     if gates["ratio"] < gates["min_ratio"]:
-        yield f"{cosine(gates['ratio'], 2)} times smaller than bfloat16, asked {gates['min_ratio']:g}"
+        yield f"{reached(gates['ratio'], 2)} times smaller than bfloat16, asked {gates['min_ratio']:g}"
     elif not gates.get("ratio_reached", True):
-        yield f"larger than its source, which is {cosine(gates['source_ratio'], 2)} times the file as stored"
+        yield f"larger than its source, which is {reached(gates['source_ratio'], 2)} times the file as stored"
     if gates.get("ratio_advice"):
         yield gates["ratio_advice"]
 
@@ -188,7 +188,7 @@ def _figures(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ratio = f"asked {facts['gates']['min_ratio']:g}"
     n_encoded = sum("regime" in tensor and "alias_of" not in tensor for tensor in facts["tensors"])
     return [
-        ("smaller than bfloat16", f"{cosine(facts['ratio'], 2)}{_TIMES}", ratio),
+        ("smaller than bfloat16", f"{reached(facts['ratio'], 2)}{_TIMES}", ratio),
         ("file", human_nbytes(facts["target_nbytes"]), f"{facts['target_nbytes']:,} bytes"),
         ("source as bfloat16", human_nbytes(facts["bf16_nbytes"]), f"{facts['bf16_nbytes']:,} bytes"),
         ("source", human_nbytes(facts["source_nbytes"]), f"{facts['source_nbytes']:,} bytes"),
@@ -223,7 +223,7 @@ def _tensor_table(tensors: Iterable[Mapping[str, Any]]) -> SortedTable:
         yield human_nbytes(tensor["nbytes"]), tensor["nbytes"]
         yield f"{tensor['bits_per_weight']:.3f}", tensor["bits_per_weight"]
         for quantile in ("median", "p5", "min"):
-            yield (cosine(quality[quantile]), quality[quantile]) if quality else ""
+            yield (reached(quality[quantile]), quality[quantile]) if quality else ""
         yield str(quality["worst_row"]) if quality else ""
 
     codecs_told = "; ".join(f"{codec.id}: {codec.summary}" for codec in codecs())
@@ -270,7 +270,7 @@ def _draw_cosines(axes: Axes, regime: RegimeCosines, required: Mapping[str, floa
     heights, _ = np.histogram(cosines, edges, weights=counts)
     axes.stairs(heights, edges, fill=True, color=ACCENT, alpha=0.75, linewidth=0)
     for label, value, style in (("median", median, "-"), ("p5", p5, (0, (4, 2)))):
-        axes.axvline(value, color=INK, linewidth=1.1, linestyle=style, label=f"{label} {cosine(value)}")
+        axes.axvline(value, color=INK, linewidth=1.1, linestyle=style, label=f"{label} {reached(value)}")
     for label, value in near.items():
         style = "-" if label.startswith("median") else (0, (4, 2))
         axes.axvline(value, color=MARK, linewidth=1.1, linestyle=style, label=f"{label} {value:g}")

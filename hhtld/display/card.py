@@ -17,11 +17,11 @@ from hhtld.codecs import codec
 from hhtld.display.tables import FactGrid, Table, print_titled
 from hhtld.display.terminal import (
     column_chart,
-    cosine,
     counted,
     human_nbytes,
     joined,
     merged,
+    reached,
     safe,
     shape_text,
     sparkline,
@@ -119,7 +119,7 @@ def _stored_table(tensor: Facts, shapes: Facts, ascii_only: bool) -> Table:
 
 def _print_cosines(gates: Facts, out: Console) -> None:
     quantiles = gates["quantiles"]
-    low, p5, median, high = (cosine(quantiles[i]) for i in (0, 1, N_QUANTILES // 2, -1))
+    low, p5, median, high = (reached(quantiles[i]) for i in (0, 1, N_QUANTILES // 2, -1))
     line = f"{low} {sparkline(quantiles, out.options.ascii_only)} {high}"
     notes = f"min {low} (row {gates['worst_row']}), p5 {p5}, median {median}, max {high}"
     zeros, lost = gates.get("n_zero_rows", 0), gates.get("n_zero_rows_lost", 0)

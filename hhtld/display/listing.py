@@ -15,10 +15,10 @@ from rich.text import Text
 
 from hhtld.display.tables import FactGrid, Table, alike, print_titled, tensor_table
 from hhtld.display.terminal import (
-    cosine,
     counted,
     human_nbytes,
     joined,
+    reached,
     safe,
     shape_text,
     shortened,
@@ -77,7 +77,7 @@ def _total_facts(facts: Facts) -> Iterator[tuple[str, Any]]:
     yield (
         "size",
         f"source {human_nbytes(totals['source_nbytes'])}, as bfloat16 {human_nbytes(totals['bf16_nbytes'])}"
-        + (f", {totals['ratio']:.2f} times the file" if totals["ratio"] is not None else ""),
+        + (f", {reached(totals['ratio'], 2)} times the file" if totals["ratio"] is not None else ""),
     )
     yield (
         "bits/weight",
@@ -151,10 +151,10 @@ def _regime_text(found: Facts, ascii_only: bool) -> Text:
         head += f", {found['n_zero_rows']:,} of them zeros" + (f" ({lost:,} not given back as zeros)" if lost else "")
     if "worst" not in found:
         return Text(head)
-    median, p5 = (f"{cosine(found[key]['min'])} to {cosine(found[key]['max'])}" for key in ("median", "p5"))
+    median, p5 = (f"{reached(found[key]['min'])} to {reached(found[key]['max'])}" for key in ("median", "p5"))
     worst = found["worst"]
     return Text.assemble(
-        f"{head}: median {median}, p5 {p5}\nworst row {cosine(found['min'])}: ",
+        f"{head}: median {median}, p5 {p5}\nworst row {reached(found['min'])}: ",
         safe(worst["tensor"], ascii_only),
         f" row {worst['row']}",
     )
@@ -236,7 +236,7 @@ def _encoded_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple
         if (found := tensor.get("gates")) and found["n_rows"] > found.get("n_zero_rows", 0)
     ]
     places = (N_QUANTILES // 2, 1, 0)
-    cosines = [cosine(min(quantiles[i] for quantiles in recorded)) if recorded else "" for i in places]
+    cosines = [reached(min(quantiles[i] for quantiles in recorded)) if recorded else "" for i in places]
     return (
         safe(name, ascii_only),
         f"{len(tensors):,}",

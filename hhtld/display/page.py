@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hhtld.display.plots import require_matplotlib
-from hhtld.display.terminal import cosine, human_nbytes, safe
+from hhtld.display.terminal import human_nbytes, reached, safe
 from hhtld.errors import MissingExtraError, OutputError
 from hhtld.storage.atomic import replacing, require_regular, writing
 
@@ -179,7 +179,7 @@ def _templates() -> Environment:
         undefined=StrictUndefined,
     )
     style, script = (_packaged(f"display/templates/page.{suffix}") for suffix in ("css", "js"))
-    templates.filters |= {"cosine": cosine, "human_nbytes": human_nbytes, "lines": lines}
+    templates.filters |= {"human_nbytes": human_nbytes, "lines": lines, "reached": reached}
     templates.globals |= {
         "script": Markup(script),
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -23,13 +23,13 @@ __all__ = [
     "EXPLAINED",
     "column_chart",
     "console",
-    "cosine",
     "counted",
     "gate_table",
     "human_nbytes",
     "joined",
     "merged",
     "progress_bar",
+    "reached",
     "safe",
     "shape_text",
     "shortened",
@@ -77,9 +77,13 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
-def cosine(value: float, digits: int = 4) -> str:
-    """Return a cosine with so many decimals, rounded down: what is printed was reached."""
-    return f"{math.floor(value * 10**digits + 1e-6) / 10**digits:.{digits}f}"  # the small term undoes binary rounding
+def reached(value: float, digits: int = 4) -> str:
+    """Return a cosine, a share or a ratio with so many decimals, rounded down: what is printed was reached.
+
+    A gate that asks 1 is not reached by 0.99996, and 99.96 % of the rows are not all of them; so neither may read so.
+    """
+    # 0.99 * 10**4 is a little less than 9900 in binary; the small term undoes that.
+    return f"{math.floor(value * 10**digits + 1e-6) / 10**digits:.{digits}f}"
 
 
 def human_nbytes(nbytes: float) -> str:
@@ -150,7 +154,7 @@ def gate_table(gates: GateReport) -> Table:
                 regime,
                 f"{record['n_rows']:,}",
                 *([f"{record.get('n_zero_rows', 0):,}"] if with_zeros else []),
-                *(cosine(record[key], min(digits, 6)) if key in record else "" for key in ("median", "p5", "min")),
+                *(reached(record[key], min(digits, 6)) if key in record else "" for key in ("median", "p5", "min")),
                 f"{_asked(asked.median)} / {_asked(asked.p5)}",
                 verdict,
                 worst["row"] if worst else "",

@@ -26,7 +26,7 @@ from hhtld.codecs.trellis_tensor import HhtlTTensor
 from hhtld.commands.inspect import describe, print_description
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
 from hhtld.commands.main import main
-from hhtld.display.terminal import column_chart, cosine, merged, safe, shortened, sparkline
+from hhtld.display.terminal import column_chart, merged, reached, safe, shortened, sparkline
 from hhtld.dtypes import bf16_values, dtype_named
 from hhtld.formats import open_source
 from hhtld.slots.address import residual
@@ -287,12 +287,12 @@ def test_json_holds_what_the_text_prints(files: dict[str, Path], profile: str) -
     text = text_of(path)
     for words in (
         f"profile {profile}",
-        f"{whole['totals']['ratio']:.2f} times the file",
+        f"{reached(whole['totals']['ratio'], 2)} times the file",
         f"{whole['totals']['bits_per_weight']:.3f} for the whole file",
         "note: xxx",
         "(3,000 characters)",
         "Tied: 1",
-        *(cosine(regime["min"]) for regime in whole["regimes"].values()),
+        *(reached(regime["min"]) for regime in whole["regimes"].values()),
         *(f"{group['bits_per_weight']:.3f}" for group in whole["groups"]),
     ):
         assert words in text
@@ -304,7 +304,7 @@ def test_json_holds_what_the_text_prints(files: dict[str, Path], profile: str) -
     assert max(first[name] for name in encoded) < min(first[name] for name in kept)
     for tensor in whole["tensors"]:
         if "gates" in tensor:
-            assert cosine(tensor["gates"]["quantiles"][10]) in lines[first[tensor["name"]]]
+            assert reached(tensor["gates"]["quantiles"][10]) in lines[first[tensor["name"]]]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -314,7 +314,7 @@ def test_the_card_prints_what_json_holds(files: dict[str, Path], profile: str) -
         assert card["tensor"] == name
         tensor, text = card["tensors"][0], text_of(files[profile], name)
         quantiles, slots = tensor["gates"]["quantiles"], tensor["slots"]
-        line = f"{cosine(quantiles[0])} {sparkline(quantiles)} {cosine(quantiles[20])}"
+        line = f"{reached(quantiles[0])} {sparkline(quantiles)} {reached(quantiles[20])}"
         assert line in text
         assert f"(row {tensor['gates']['worst_row']})" in text
         for section in tensor["stored"]:
@@ -373,7 +373,7 @@ def test_a_narrow_terminal_keeps_the_quality_and_says_what_is_missing(files: dic
     text = done.stdout.decode()
     assert all(cell_len(line) <= 60 for line in text.splitlines())
     median = next(t["gates"]["quantiles"][10] for t in described(files["gates"])["tensors"] if t["name"] == UP)
-    assert cosine(median) in next(line for line in text.splitlines() if line.startswith(UP))
+    assert reached(median) in next(line for line in text.splitlines() if line.startswith(UP))
     assert "not shown at this width" in text
 
 
@@ -461,7 +461,7 @@ def test_column_charts() -> None:
 def test_pieces_of_text() -> None:
     assert merged(list(range(10)), 4) == ([3, 12, 21, 9], 3)
     assert merged([1, 2], 80) == ([1, 2], 1)
-    assert cosine(0.95999999) == "0.9599"
-    assert [cosine(x) for x in (1.0, 0.0018, -0.00001)] == ["1.0000", "0.0018", "-0.0001"]
+    assert reached(0.95999999) == "0.9599"
+    assert [reached(x) for x in (1.0, 0.0018, -0.00001)] == ["1.0000", "0.0018", "-0.0001"]
     assert shortened("a" * 30, 10) == "a" * 10 + "... (30 characters)"
     assert safe("é\x1b", ascii_only=True).plain == r"\xe9\x1b"

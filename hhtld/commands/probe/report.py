@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.display.tables import Table, print_titled
-from hhtld.display.terminal import human_nbytes, safe, shape_text
+from hhtld.display.terminal import human_nbytes, reached, safe, shape_text
 from hhtld.slots.palette import RouteAction
 
 __all__ = ["CascadeProbe", "NotEncodable", "ProbeReport", "SearchResult", "TensorProbe", "print_probe"]
@@ -225,8 +224,7 @@ class ProbeReport:
 
 
 def _percent(share: float) -> str:
-    """A share, rounded down: 100 % is all."""
-    return f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
+    return f"{reached(100 * share, 1)} %"
 
 
 def _ms(milliseconds: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hhtld.display.page import Cell, SortedTable, write_page
-from hhtld.display.terminal import cosine
+from hhtld.display.terminal import reached
 from hhtld.evaluation.parity.report import (
     EmbeddingReport,
     ParityReport,
@@ -40,7 +40,7 @@ def _contents(report: ParityReport | EmbeddingReport) -> dict[str, Any]:
 
 
 def _furthest_table(report: EmbeddingReport) -> SortedTable:
-    rows = [(cosine(report.cosines[place]), report.sentences[place].text) for place in report.worst]
+    rows = [(reached(report.cosines[place]), report.sentences[place].text) for place in report.worst]
     return SortedTable("Embeddings furthest from their packed selves", (">cosine", "sentence"), rows)
 
 
@@ -59,13 +59,13 @@ def _all_is_most(cell: str) -> Cell:
 
 
 def _figures(report: ParityReport | EmbeddingReport) -> Iterator[tuple[str, str, str]]:
-    yield "top-1 agreement", cosine(report.top1.share), f"{report.top1.agreed:,} of {report.top1.total:,}"
+    yield "top-1 agreement", reached(report.top1.share), f"{report.top1.agreed:,} of {report.top1.total:,}"
     if isinstance(report, EmbeddingReport):
-        median, p5, low = (cosine(value) for value in cosine_facts(report.cosines).values())
+        median, p5, low = (reached(value) for value in cosine_facts(report.cosines).values())
         yield "cosine of an embedding with its packed self", median, f"median; p5 {p5}, min {low}"
         return
     facts = report.scores.to_json()
     source, packed = report.scores.perplexities
-    yield "top-5 agreement", cosine(facts["top5"]), "source's first among the packed five"
+    yield "top-5 agreement", reached(facts["top5"]), "source's first among the packed five"
     yield "KL divergence", number(facts["kl_nats"]), "nats a token, source to packed"
     yield "perplexity", number(source), f"packed {number(packed)}"

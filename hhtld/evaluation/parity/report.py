@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.display.tables import Table, print_titled
-from hhtld.display.terminal import cosine, safe, shortened
+from hhtld.display.terminal import reached, safe, shortened
 from hhtld.evaluation.parity.metrics import Agreement, PositionScores, first_difference
 from hhtld.evaluation.parity.prompts import Prompt
 
@@ -89,7 +89,7 @@ class _Gate(ABC):
     @property
     def verdict(self) -> str:
         """One sentence."""
-        return f"{self.what} is {cosine(self.top1.share)}, asked {self.min_top1:g}: {'pass' if self else 'below'}"
+        return f"{self.what} is {reached(self.top1.share)}, asked {self.min_top1:g}: {'pass' if self else 'below'}"
 
     @property
     def intervals(self) -> str:
@@ -162,7 +162,7 @@ class ParityReport(_Gate):
         rows = []
         for kind, (n, scores) in {**self.kinds, "all": (len(self.items), self.scores)}.items():
             facts = scores.to_json()
-            agreement = cosine(facts["top1"]), cosine(facts["top5"])
+            agreement = reached(facts["top1"]), reached(facts["top5"])
             perplexities = (number(value) for value in scores.perplexities)
             counts = f"{n:,}", f"{scores.n_positions:,}"
             rows.append((kind, *counts, *agreement, number(facts["kl_nats"]), *perplexities))
@@ -238,14 +238,14 @@ class EmbeddingReport(_Gate):
         """Return headings (">": numbers) and one row a kind, the last one for all."""
         everything = (len(self.sentences), self.top1.share, self.cosines)
         rows = [
-            (kind, f"{n:,}", cosine(share), *(cosine(value) for value in cosine_facts(cosines).values()))
+            (kind, f"{n:,}", reached(share), *(reached(value) for value in cosine_facts(cosines).values()))
             for kind, (n, share, cosines) in {**self.kinds, "all": everything}.items()
         ]
         return ("kind", ">sentences", ">same nearest", ">cosine, median", ">p5", ">min"), rows
 
     def print_details(self, out: Console) -> None:
         """Print the sentences whose embeddings are furthest from their packed selves."""
-        worst = [(cosine(self.cosines[i]), safe(self.sentences[i].text)) for i in self.worst]
+        worst = [(reached(self.cosines[i]), safe(self.sentences[i].text)) for i in self.worst]
         print_titled("Embeddings furthest from their packed selves", Table((">cosine", "~sentence"), worst), out)
 
     def to_json(self) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def continuations(report: ParityReport) -> Iterator[tuple[str, str, str, str, st
     """Yield each prompt's number, kind, top-1, tokens until continuations part, and both of them."""
     for place, item in enumerate(report.items, 1):
         same = "all" if item.diverged_at is None else str(item.diverged_at)
-        share = cosine(item.scores.top1 / item.scores.n_positions)
+        share = reached(item.scores.top1 / item.scores.n_positions)
         yield str(place), item.prompt.kind, share, same, *item.texts
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hhtld.display.page import SortedTable, write_page
 from hhtld.display.plots import ACCENT, OTHER, Drawing, Plots, plots
-from hhtld.display.terminal import cosine
+from hhtld.display.terminal import reached
 from hhtld.evaluation.speech.metrics import FLOOR_DB, HOP, decibels, spectrogram
 from hhtld.evaluation.speech.report import (
     BOUNDS,
@@ -97,8 +97,8 @@ def _figures(report: SpeechReport) -> Iterator[tuple[str, str, str]]:
         )
         for label, name in differences
     ]
-    asked = f"asked {BOUNDS.envelope:g}; last twentieth {cosine(tail.envelope)}, asked {TAIL_BOUNDS.envelope:g}"
-    cells.append(("envelope", cosine(median.envelope), asked))
+    asked = f"asked {BOUNDS.envelope:g}; last twentieth {reached(tail.envelope)}, asked {TAIL_BOUNDS.envelope:g}"
+    cells.append(("envelope", reached(median.envelope), asked))
     cells.append(("spectral distance", f"{median.spectral_db:.2f} dB", "told, not judged"))
     yield from ((f"{label}, median", value, note) for label, value, note in cells)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.display.tables import Table, print_titled
-from hhtld.display.terminal import cosine, counted, human_nbytes, safe
+from hhtld.display.terminal import counted, human_nbytes, reached, safe
 from hhtld.evaluation.speech.metrics import SpeechScores
 
 __all__ = ["BOUNDS", "TAIL_BOUNDS", "Bounds", "RateSearch", "RateTrial", "SpeechReport", "SpokenSentence"]
@@ -240,7 +240,7 @@ def percent(difference: float, sign: str = "+") -> str:
 def _told(scores: SpeechScores) -> str:
     differences = (("RMS", scores.rms), ("zero crossings", scores.zero_crossings), ("duration", scores.duration))
     words = ", ".join(f"{name} {percent(value, '')}" for name, value in differences)
-    return f"{words} off, envelope {cosine(scores.envelope)}"
+    return f"{words} off, envelope {reached(scores.envelope)}"
 
 
 def score_cells(scores: SpeechScores, sign: str = "+") -> tuple[str, ...]:
@@ -249,7 +249,7 @@ def score_cells(scores: SpeechScores, sign: str = "+") -> tuple[str, ...]:
     correlations = (scores.envelope, scores.envelope_unaligned)
     return (
         *(percent(value, sign) for value in differences),
-        *map(cosine, correlations),
+        *map(reached, correlations),
         f"{scores.spectral_db:.2f}",
         f"{scores.shift_ms:.1f}",
     )
@@ -291,7 +291,7 @@ def print_rates(search: RateSearch, out: Console) -> None:
         (
             trial.profile,
             human_nbytes(trial.nbytes),
-            f"{trial.ratio:.2f}",
+            reached(trial.ratio, 2),
             *(score_cells(trial.report.median, "")[place] for place in (0, 1, 2, 3, 5)),
             *score_cells(trial.report.tail, "")[:4],
             f"{trial.report.n_within}/{len(trial.report.items)}",
@@ -308,7 +308,5 @@ def print_rates(search: RateSearch, out: Console) -> None:
     if smallest is None:
         out.print(Text("FAILED: the largest tried does not pass"))
     else:
-        size = human_nbytes(smallest.nbytes)
-        out.print(
-            Text(f"the smallest from which on all pass: {smallest.profile}, {size}, {smallest.ratio:.2f} times smaller")
-        )
+        size, ratio = human_nbytes(smallest.nbytes), reached(smallest.ratio, 2)
+        out.print(Text(f"the smallest from which on all pass: {smallest.profile}, {size}, {ratio} times smaller"))
