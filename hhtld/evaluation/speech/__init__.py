@@ -7,8 +7,8 @@
     print(find_rate("voice.onnx", convert=hhtld.convert).smallest.profile)  # "bits:4.5"
 
 One graph in onnxruntime speaks every sentence twice: with its own weights, and with those of the pack in their place.
-Both times it gets the same phonemes and no noise, and runs on one thread. The module needs the extra ``speech``;
-importing it without that raises `MissingExtraError`.
+Both times it gets the same phonemes and no noise, and runs on one thread. Speaking needs the extra ``speech``;
+`SpeechGate` raises `MissingExtraError` without it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from hhtld.errors import GateError, HeaderError, HhtldError, MissingExtraError, shown
-
-try:
-    import onnx as _onnx  # noqa: F401  (imported to see whether it is there)
-    import onnxruntime as _onnxruntime  # noqa: F401  (the same)
-except ImportError as error:
-    raise MissingExtraError(
-        f"hhtld.evaluation.speech needs onnx and onnxruntime ({error}): pip install 'hhtld[speech]'"
-    ) from error
-
 from hhtld.evaluation.speech.metrics import SpeechScores, compare
 from hhtld.evaluation.speech.report import (
     BOUNDS,
@@ -44,10 +35,12 @@ from hhtld.evaluation.speech.report import (
     SpokenSentence,
 )
 from hhtld.evaluation.speech.sentences import BUILTIN, Text, chosen_sentences
-from hhtld.evaluation.speech.voice import Speaker, Voice, Wave
 from hhtld.pack.opening import open_pack as open_file
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from hhtld.evaluation.speech.voice import Speaker, Wave
 
 __all__ = [
     "BOUNDS",
@@ -98,7 +91,7 @@ def gate_wav(
     FormatError
         If the files are no voice, the voice does not speak the same twice, or the pack was not made from it.
     MissingExtraError
-        If the phonemes need piper, and it is not installed.
+        If onnx or onnxruntime is not installed, or the phonemes need piper, and it is not installed.
     """
     with SpeechGate(voice, text, progress=progress) as gate:
         report = gate.judge(pack)
@@ -141,6 +134,13 @@ class SpeechGate:
     """
 
     def __init__(self, voice: PathLike, text: Text = BUILTIN, *, progress: Progress | None = None) -> None:
+        try:
+            from hhtld.evaluation.speech.voice import Voice
+        except ImportError as error:
+            raise MissingExtraError(
+                f"hhtld.evaluation.speech needs onnx and onnxruntime ({error}): pip install 'hhtld[speech]'"
+            ) from error
+
         self._progress = progress or silent
         self._from, self._sentences = chosen_sentences(text)
         self._voice = Voice(voice)
