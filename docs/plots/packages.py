@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ARCHITECTURE, CONTRIBUTING = ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"
 TABLE = re.compile(r"(?<=<!-- packages -->\n).*?(?=\n\n)", re.DOTALL)
+MODULES = re.compile(r"(?<=<!-- modules -->\n).*?(?=\n\n<!-- end of modules -->)", re.DOTALL)
 LAYERING = ROOT / "tests" / "test_layering.py"
 CELL, LEFT, TOP = 26, 100, 92
 
@@ -92,9 +93,31 @@ def folder(name: str) -> Path:
 
 def sentence(name: str) -> str:
     """Return the first sentence of a package's docstring."""
-    text = ast.get_docstring(ast.parse((folder(name) / "__init__.py").read_text(encoding="utf-8"))) or ""
-    found = re.match(r".*?\.(?=\s|$)", text, re.DOTALL)
-    return " ".join(found[0].split()) if found else ""
+    return first_sentence(folder(name) / "__init__.py")
+
+
+def first_sentence(path: Path) -> str:
+    """Return the first sentence of a module's docstring."""
+    text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+    found = re.match(r".*?[.?](?=\s|$)", text, re.DOTALL)
+    return " ".join((found[0] if found else text).split())
+
+
+def module_tables() -> str:
+    """Return a table for each package: its modules, and what each holds."""
+    packages, leaves = order()
+    parts = []
+    for name in packages:
+        if name in ("_kernels", "__main__"):
+            continue
+        if name == "leaves":
+            where, paths = "`hhtld/`, single modules", [ROOT / "hhtld" / f"{leaf}.py" for leaf in sorted(leaves)]
+        else:
+            where, paths = f"`{folder(name).relative_to(ROOT).as_posix()}/`", sorted(folder(name).rglob("*.py"))
+        rows = [(path.relative_to(ROOT).as_posix(), first_sentence(path)) for path in paths if path.stem != "__main__"]
+        lines = [f"| `{path}` | {text} |".replace("\\", "\\\\") for path, text in rows if text]
+        parts.append("\n".join([f"### {where}", "", "| module | what it holds |", "|---|---|", *lines]))
+    return "\n\n".join(parts)
 
 
 def modules(name: str) -> list[str]:
@@ -121,7 +144,8 @@ def table(with_modules: bool) -> str:
 
 def filled(page: Path) -> str:
     """Return a page with the table as it is now."""
-    return TABLE.sub(lambda _: table(page == ARCHITECTURE), page.read_text(encoding="utf-8"))
+    text = TABLE.sub(lambda _: table(page == ARCHITECTURE), page.read_text(encoding="utf-8"))
+    return MODULES.sub(lambda _: module_tables(), text)
 
 
 if __name__ == "__main__":
