@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.api.report import ConversionReport, TensorOutcome
+from hhtld.display.gate_table import gate_table
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import (
     EXPLAINED,
     counted,
-    gate_table,
     human_nbytes,
     reached,
     safe,

@@ -15,6 +15,7 @@ import numpy as np
 from hhtld.commands.arguments import add_jobs, add_json
 from hhtld.commands.exits import DONE, FAILED
 from hhtld.cosines import is_live, summarize
+from hhtld.display.gate_table import gate_table
 from hhtld.display.streams import emit
 from hhtld.encoding.measure import compared_rows, measure
 from hhtld.encoding.plan import thresholds_of
@@ -206,7 +207,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from hhtld.display.terminal import console, counted, gate_table, human_nbytes, progress_bar
+    from hhtld.display.terminal import console, counted, human_nbytes, progress_bar
     from hhtld.pack.opening import open_pack
 
     with open_pack(arguments.file) as pack:

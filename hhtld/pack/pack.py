@@ -88,7 +88,7 @@ class HhtldPack:
         return f"<HhtldPack {self._place}{count}, profile {self.table.profile}{', closed' if self.closed else ''}>"
 
     def _repr_html_(self) -> str:
-        from hhtld.pack.notebook import card
+        from hhtld.pack.html_card import card
 
         rows = (
             (name, record.info.dtype.name, list(record.info.shape), record.codec, f"{self.nbytes(name):,}")

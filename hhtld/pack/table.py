@@ -101,7 +101,7 @@ class TensorRecord:
         return self.group is not None
 
     def _repr_html_(self) -> str:
-        from hhtld.pack.notebook import card
+        from hhtld.pack.html_card import card
 
         facts: dict[str, object] = {"type": self.info.dtype.name, "shape": list(self.info.shape), "codec": self.codec}
         if self.alias_of is not None:
