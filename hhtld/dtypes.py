@@ -163,7 +163,7 @@ def _largest(dtype: DType) -> np.float32:
 
 
 def _held(flat: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
-    """Finite values brought into a type's range, so that they stay finite; infinities too where it has 8 bits."""
+    """Finite values brought into a type's range, so that they stay finite; of 8-bit types infinities too."""
     largest = _largest(dtype)
     if flat.max(initial=0) <= largest and flat.min(initial=0) >= -largest:  # neither holds where there is a NaN
         return flat

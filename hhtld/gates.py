@@ -144,7 +144,7 @@ class CosineSummary:
         return not self.n_zero_rows_lost and self.median >= threshold.median and self.p5 >= threshold.p5
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the table of a file records; counts of rows of zeros only where there are some."""
+        """Return what the table of a file records; counts of rows of zeros only if there are some."""
         record = {"n_rows": self.n_rows, "quantiles": list(self.quantiles), "worst_row": self.worst_row}
         return record | zeros_json(self.n_zero_rows, self.n_zero_rows_lost)
 

@@ -31,7 +31,7 @@ def profile_notes(plan: Plan, is_calibrated: bool) -> Iterator[str]:
 
 
 def kept_notes(report: ConversionReport, plan: Plan) -> Iterator[str]:
-    """Why tensors were kept that profiles could have encoded, and why all were where none is encoded."""
+    """Why tensors were kept that a profile could have encoded, and, if none is encoded, why all were kept."""
     out_of_range = report.gates.out_of_range
     if out_of_range:
         yield (
@@ -65,7 +65,7 @@ def _takes_rows(info: TensorInfo) -> bool:
 
 
 def ratio_advice(report: ConversionReport) -> str:
-    """What takes a file's bytes, and what would help where they are too many."""
+    """What takes a file's bytes, and what would help if they are too many."""
     own = [tensor for tensor in report.tensors if tensor.alias_of is None]
     kept = sum(tensor.nbytes for tensor in own if tensor.regime is None)
     encoded = sum(tensor.nbytes for tensor in own if tensor.regime is not None)

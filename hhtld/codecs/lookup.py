@@ -472,7 +472,7 @@ class HhtlDTensor(LeafTensor):
 
 
 def representatives(rows: Rows, dims: slots.Base17, cache: slots.HhtlCache) -> NDArray[np.float32]:
-    """Return for every palette entry the row nearest to it (first wins), or its unfold where it has none."""
+    """Return for every palette entry the row nearest to it (first wins), or its unfold if it has none."""
     twigs, distances = cache.nearest(dims)
     out = cache.unfolded(rows.n_cols).copy()
     order = np.lexsort((np.arange(len(twigs)), distances, twigs))

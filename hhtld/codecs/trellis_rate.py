@@ -114,7 +114,7 @@ def _centroids(sample: NDArray[np.float32], norms2: NDArray[np.float64], k: int)
 def _with_zero_centroid(
     shared: TrellisShared, sample: NDArray[np.float32], norms2: NDArray[np.float64]
 ) -> TrellisShared:
-    """Add a centroid of zeros; where a twig can name no more, there is one less of the others."""
+    """Add a centroid of zeros; if a twig can name no more, there is one less of the others."""
     assert shared.centroid_bits is not None
     bits = shared.centroid_bits
     if len(bits) == MAX_PALETTE_K:

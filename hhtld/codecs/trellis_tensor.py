@@ -67,7 +67,7 @@ class TrellisShared:
 
     @cached_property
     def centroids(self) -> NDArray[np.float32]:
-        """The centroids, float32 (k, n_cols); one row of zeros where there are none."""
+        """The centroids, float32 (k, n_cols); one row of zeros if there are none."""
         if self.centroid_bits is None:
             return np.zeros((1, self.n_cols), np.float32)
         return bf16_values(self.centroid_bits)

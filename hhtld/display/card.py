@@ -172,7 +172,7 @@ def _print_addresses(slots: Facts, out: Console) -> None:
 
 
 def _print_usage(title: str, counts: Sequence[int], notes: Sequence[str], out: Console) -> None:
-    """A chart of rows; where one column would flatten the others the heights are logarithms, and said to be."""
+    """A chart of rows. If one column would flatten the others, the heights are logarithms, and the chart says so."""
     used = sorted(filter(None, counts))
     heights: Sequence[float] = counts
     if used and used[-1] > _SKEWED * used[len(used) // 2]:

@@ -104,7 +104,7 @@ class Table:
     def _lines(
         self, cells: Sequence[str | Text], kinds: Sequence[str], widths: Sequence[int], options: ConsoleOptions
     ) -> Iterator[list[str | Text]]:
-        """A row's lines: one, or more where a sentence is wrapped."""
+        """A row's lines: one, or more if a sentence is wrapped."""
         wrapped: list[list[str | Text]] = []
         for cell, kind, width in zip(cells, kinds, widths, strict=True):
             if _length(cell) <= width:
@@ -156,7 +156,7 @@ def print_titled(title: str, body: Any, out: Console) -> None:
 
 
 def shortened_middle(text: str, width: int, ascii_only: bool = False) -> str:
-    """Return a text without its middle where it is wider than `width` cells: names differ at both ends."""
+    """Return a text without its middle if it is wider than `width` cells: names differ at both ends."""
     if cell_len(text) <= width:
         return text
     mark = "..." if ascii_only else "\u2026"

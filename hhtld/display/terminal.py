@@ -53,7 +53,7 @@ class _Screen(Console):
 
 
 def console() -> Console:
-    """Return standard output; a line is as long as what it says where that is no terminal and COLUMNS is not set."""
+    """Return standard output. If it is no terminal and COLUMNS is not set, a line is as long as what it says."""
     columns = os.environ.get("COLUMNS", "")
     if sys.stdout.isatty():
         return _Screen()
@@ -69,7 +69,7 @@ def safe(name: str, ascii_only: bool = False) -> Text:
 
 
 def shortened(text: str, limit: int) -> str:
-    """Return `text`, or its beginning and its length where that is longer than `limit`."""
+    """Return `text`, or its beginning and its length if it is longer than `limit`."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 

@@ -285,7 +285,10 @@ def _read_table(file: PositionalFile, path: Location) -> tuple[dict[str, Any], l
     if end != size:
         raise TruncatedError(f"{path}: declares {end} bytes and has {size}")
     if nbytes > MAX_TABLE_NBYTES or offset % ALIGNMENT or not HEADER.size <= offset <= size:
-        raise HeaderError(f"{path}: table of {nbytes} bytes at offset {offset} cannot be")
+        raise HeaderError(
+            f"{path}: table of {nbytes:,} bytes at offset {offset:,} does not fit the file "
+            f"(limit {MAX_TABLE_NBYTES:,}; offsets are multiples of {ALIGNMENT})"
+        )
     if align_up(offset + nbytes, ALIGNMENT) != size - TRAILER.size:
         raise HeaderError(f"{path}: the table does not end at the trailer")
     padded = bytes(file.read(offset, size - TRAILER.size - offset))

@@ -62,7 +62,7 @@ class SectionSink(ABC):
 
     @abstractmethod
     def write_at(self, index: int, offset: int, block: Buffer | NDArray[Any], crc: int | None = None) -> None:
-        """Place a block at `offset` in a section; `crc` is its CRC-32 where that is known. No byte comes twice."""
+        """Place a block at `offset` in a section; `crc` is its CRC-32 if that is known. No byte comes twice."""
 
     @abstractmethod
     def rewind(self, count: int) -> None:
@@ -71,7 +71,7 @@ class SectionSink(ABC):
     def recall(self, blocks: Iterable[tuple[int, int, int, int]]) -> list[NDArray[np.uint8]] | None:
         """Return what stands at blocks (section, offset, nbytes, crc) from an earlier run, and take it as written.
 
-        None, and nothing is taken, where one of them is not what its CRC-32 says.
+        Returns None, and takes nothing, if any block fails its CRC-32.
         """
         return None
 

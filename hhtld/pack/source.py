@@ -33,7 +33,7 @@ class PackSource(TensorSource):
         }
 
     def check_budget(self, budget: int | None, how: str) -> None:
-        """Refuse to decode everything where that takes more than a budget.
+        """Refuse to decode everything if that takes more than a budget.
 
         Parameters
         ----------

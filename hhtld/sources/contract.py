@@ -70,7 +70,7 @@ class TensorSource(ABC):
 
     @property
     def declared_quantization(self) -> str | None:
-        """How the source says that its weights are quantized, where they are not given as what they mean."""
+        """How the source says that its weights are quantized, if they are not given as what they mean."""
         return None
 
     def quantized(self) -> Mapping[str, str] | None:

@@ -11,7 +11,7 @@ __all__ = ["matching"]
 
 
 def matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
-    """Return the names that globs, or names as they are, choose, in the order of `names`; all where there is no glob.
+    """Return the names that globs, or names as they are, choose, in the order of `names`; all if there is no glob.
 
     Raises
     ------

@@ -213,7 +213,7 @@ def _is_lm_head(component: str) -> bool:
 
 
 def _head(name: _Name) -> RegimeChoice | None:
-    """What a name says of a head over a vocabulary; None where it says nothing of heads."""
+    """What a name says of a head over a vocabulary; None if it says nothing of heads."""
     if _is_lm_head(name.module):
         return _index(name.module)
     if _is_lm_head(name.parent):
@@ -237,7 +237,7 @@ def _has_vocabulary(name: _Name, shape: Sequence[int], facts: ModelFacts) -> boo
 
 
 def _named(name: _Name, shape: Sequence[int]) -> RegimeChoice | None:
-    """What a name says of tables and of layers that are called like them; None where it says nothing."""
+    """What a name says of tables and of layers that are called like them; None if it says nothing."""
     module, words = name.module, name.words
     if module in _LAYERS or _random_features(name):
         return _argmax(module)

@@ -145,7 +145,7 @@ def require_regular(target: Path) -> None:
 
 
 def require_same(fd: int, path: Path, target: Path) -> None:
-    """Raise where a path is no longer that of the open file: what is verified there would not be what was written."""
+    """Raise if a path is no longer that of the open file: what is verified there would not be what was written."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False)):
             return

@@ -111,7 +111,7 @@ def _listed(names: list[str], limit: int) -> str:
 
 
 def side_files(folder: Location, weights: Collection[str] = ()) -> SideFiles:
-    """Return the side files of a folder; none on the web, where no folder can be listed.
+    """Return the side files of a folder; none on the web, because plain servers cannot list a folder.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def _link(out: Path) -> str:
 
 
 def _modules(folder: Location) -> dict[str, str]:
-    """Return the folders that modules.json names, each with the module's type; none where it is no such file."""
+    """Return the folders that modules.json names, each with the module's type; none if it is no such file."""
     found = _json(folder, _MODULES)
     entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     paths = [(PurePosixPath(str(entry.get("path", ""))).parts, str(entry.get("type", ""))) for entry in entries]

@@ -152,7 +152,7 @@ class Url:
         return self.facts().get("size") or 0
 
     def open(self) -> RemoteFile:
-        """Open a file; raises FileNotFoundError where there is none."""
+        """Open a file; raises FileNotFoundError if there is none."""
         return RemoteFile(self)
 
     @cached_property

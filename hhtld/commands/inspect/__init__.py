@@ -90,7 +90,7 @@ def _source_facts(source: TensorSource) -> dict[str, Any]:
 
 
 def _quantized_facts(source: TensorSource) -> dict[str, Any]:
-    """How many tensors belong to quantized weights, by scheme or by what uses them; nothing where none does."""
+    """How many tensors belong to quantized weights, by scheme or by what uses them; nothing if none does."""
     used = source.quantized()
     if used is None:
         used = {n: s.name for n, s in quantized_tensors(source.infos(), source.declared_quantization).items()}

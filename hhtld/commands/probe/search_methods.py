@@ -125,7 +125,7 @@ def _dense(case: SearchCase) -> _Method:
 
 
 def _encoded(case: SearchCase, profile: str) -> HhtldPack | NotEncodable:
-    """The file itself where it holds the tensor so, else an encoding of this tensor alone."""
+    """The file itself if it holds the tensor so, else an encoding of this tensor alone."""
     if case.pack.info(case.name).codec == parse_profile(profile).codec.id:
         return case.pack
     made = encode({case.name: case.source.read_tensor(case.name)}, profile)
