@@ -93,7 +93,9 @@ def test_without_jinja2_the_extra_is_named(
 
 
 def test_every_template_ships() -> None:
-    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["package-data"]
     shipped = {
         path
         for package, patterns in declared.items()
