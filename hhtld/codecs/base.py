@@ -224,6 +224,7 @@ class Coder(ABC):
 
     def peak(self, block: NDArray[np.float32], start: int) -> float:
         """Return the largest magnitude that Slot L must hold for rows from `start` on."""
+        # Only coders that say `has_leaf` are asked.
         raise NotImplementedError(f"{type(self).__name__} has no Slot L")
 
     @abstractmethod
@@ -508,6 +509,7 @@ class Codec(ABC):
 
     def find(self, request: GroupRequest) -> tuple[Callable[..., GroupCode | None], tuple[Any, ...]]:
         """Return the call that finds what a group shares; its result of None means that no rate suffices."""
+        # Only codecs that take tensors are asked; the keep codec takes none.
         raise NotImplementedError(f"codec {self.word!r} does not encode")
 
     @abstractmethod
@@ -556,6 +558,7 @@ class Codec(ABC):
 
     def estimate(self, request: GroupRequest, n_weights: int) -> GroupEstimate | None:
         """Return what about `n_weights` weights tell of a group, or None if no rate suffices."""
+        # Only codecs that say `chooses_rates` are asked.
         raise NotImplementedError(f"codec {self.word!r} does not choose rates")
 
     def decoding_nbytes(self, group_nbytes: Mapping[str, int], n_cols: int) -> int:

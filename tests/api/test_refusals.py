@@ -48,6 +48,7 @@ def test_conversions_refuse_what_cannot_be_meant(model: Path, given: dict[str, A
 
 
 def test_a_seed_of_numpy_is_a_seed(model: Path) -> None:
+    # numpy's integers are no `int` to a type checker, and people pass them.
     hhtld.convert(model, model.with_suffix(".hhtld"), profile="gates", seed=np.uint64(7))  # type: ignore[arg-type]
     with hhtld.open(model.with_suffix(".hhtld")) as pack:
         assert pack.table.groups[0].numbers["seed"] == 7
@@ -55,7 +56,7 @@ def test_a_seed_of_numpy_is_a_seed(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("call", "message"),
-    [
+    [  # types that a checker would refuse: the door must, too
         (lambda: hhtld.encode({"w": np.ones((2, 2))}, None), "a profile is text"),  # type: ignore[arg-type]
         (lambda: hhtld.encode({"w": np.ones((2, 2))}, metadata=["a"]), "metadata must map str to str, got list"),  # type: ignore[arg-type]
         (lambda: hhtld.save({"w": np.ones((2, 2))}, "x.hhtld"), "save writes a pack, got dict; save_file"),  # type: ignore[arg-type]
