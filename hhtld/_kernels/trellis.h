@@ -71,8 +71,9 @@ HH_INLINE ptrdiff_t hh_piece_reach(ptrdiff_t n_cols) { return hh_piece_cols(n_co
 
 /* Weights that one search takes: all of a row's, or as many as a piece and a seam need. */
 HH_INLINE ptrdiff_t hh_search_cols(ptrdiff_t n_cols, ptrdiff_t whole) {
+    if (n_cols <= whole) return n_cols; /* a row of no weights has no pieces */
     const ptrdiff_t reach = hh_piece_reach(n_cols), most = reach > HH_SEAM_COLS ? reach : HH_SEAM_COLS;
-    return n_cols > whole && n_cols > most ? most : n_cols;
+    return n_cols > most ? most : n_cols;
 }
 
 /* Bits that a branch number takes in the back-pointer words, and log2 of how many fit one. */
