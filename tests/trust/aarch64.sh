@@ -50,6 +50,6 @@ test "$(head -1 "$work/lines")" = "tier neon"
 # Every kernel on both tiers against its numpy twin, the container, and packs encoded and decoded anew.
 emulated -m pytest -q -p no:cacheprovider tests/formats/test_golden.py tests/formats/test_hhtld.py
 if [ "${2:-}" != quick ]; then
-    emulated -m pytest -q -p no:cacheprovider tests/kernels -k "not objdump and not other_threads and not environment"
+    emulated -m pytest -q -p no:cacheprovider tests/kernels -k "not other_threads and not environment"
 fi
 echo "aarch64: all held"
