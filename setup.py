@@ -130,6 +130,7 @@ setup(
         "hhtld.evaluation.parity",
         "hhtld.evaluation.speech",
         "hhtld.formats",
+        "hhtld.formats.gguf",
         "hhtld.formats.hdf5",
         "hhtld.formats.hhtld",
         "hhtld.formats.onnx",

@@ -34,37 +34,33 @@ Source: https://github.com/ggml-org/ggml (docs/gguf.md; src/gguf.cpp for the rul
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.dtypes import DTYPES, DType
 from hhtld.errors import (
     BadMagicError,
     ClosedError,
     HeaderError,
-    MissingExtraError,
     TruncatedError,
     UnsupportedVersionError,
     shown,
 )
-from hhtld.formats.base import Format
+from hhtld.formats.gguf.kinds import Kind, dequantised, kind_numbered, package
 from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.reading import PositionalFile, open_regular
 from hhtld.storage.signatures import lookalike
-from hhtld.storage.urls import Location
 
-__all__ = ["GgufFile", "GgufFormat"]
+__all__ = ["MAGIC", "GgufFile"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -77,7 +73,6 @@ ALIGNMENTS = frozenset(1 << n for n in range(3, 17))
 KEY_VALUE_NBYTES = 8 + 1 + 4 + 1  # the least that one takes
 TENSOR_NBYTES = 8 + 1 + 4 + 4 + 8
 WINDOW_NBYTES = 1 << 20
-PIECE_ELEMENTS = 1 << 18  # dequantised at once: fastest as measured, and little beside the rows themselves
 
 _NUMBERS: dict[int, tuple[str, np.dtype[Any]]] = {
     0: ("UINT8", np.dtype("u1")),
@@ -93,71 +88,6 @@ _NUMBERS: dict[int, tuple[str, np.dtype[Any]]] = {
     12: ("FLOAT64", np.dtype("<f8")),
 }
 _STRING, _ARRAY = 8, 9
-_PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
-
-
-def _package() -> ModuleType:
-    """Return the package `gguf`, imported on use."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingExtraError(
-            f"reading GGUF files needs the package gguf ({error}): pip install 'hhtld[gguf]'"
-        ) from error
-    package: ModuleType = gguf  # which mypy may have no types of
-    return package
-
-
-# --- element types ----------------------------------------------------------------------------
-
-
-class _Kind(NamedTuple):
-    """A type of elements: blocks of `block` elements in `nbytes` bytes; `dtype` is what they are given as."""
-
-    name: str
-    block: int
-    nbytes: int
-    dtype: DType
-    quantised: Any = None  # the package's own type of a quantised one
-
-
-@functools.cache
-def _kind(number: int) -> _Kind | str:
-    """Return the type of this number, or why it cannot be read."""
-    if number in _PLAIN:
-        dtype = DTYPES[_PLAIN[number]]
-        return _Kind(dtype.name, 1, dtype.nbits // 8, dtype)
-    package = _package()
-    version = _package_version()
-    try:
-        quantised = package.GGMLQuantizationType(number)
-    except ValueError:
-        return f"has the unknown type {number}; gguf {version} does not name it"
-    block, nbytes = map(int, package.GGML_QUANT_SIZES[quantised])
-    try:  # the only question about it that the package's public names answer
-        package.quants.dequantize(np.zeros((1, nbytes), np.uint8), quantised)
-    except NotImplementedError:  # the package's own: it names more types than it dequantises
-        return f"has the type {quantised.name}, which gguf {version} does not dequantise"
-    return _Kind(str(quantised.name), block, nbytes, DTYPES["F32"], quantised)
-
-
-def _package_version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("gguf")
-    except metadata.PackageNotFoundError:
-        return "as installed"
-
-
-def _dequantised(blocks: NDArray[np.uint8], kind: _Kind, out: NDArray[np.float32]) -> None:
-    """Fill `out` (n, kind.block) from blocks (n, kind.nbytes), a piece at a time."""
-    dequantize, step = _package().quants.dequantize, max(1, PIECE_ELEMENTS // kind.block)
-    with np.errstate(all="ignore"):  # a scale that is not finite is for the encoder to refuse, by row and column
-        for start in range(0, len(blocks), step):
-            piece = blocks[start : start + step]
-            # As one long row: the package splits what it is given into groups of 16 rows, however short.
-            out[start : start + step] = dequantize(piece.reshape(1, -1), kind.quantised).reshape(-1, kind.block)
 
 
 # --- the header -------------------------------------------------------------------------------
@@ -240,7 +170,7 @@ class _Entry(NamedTuple):
     """A tensor, its stored type, and where in the file its bytes begin."""
 
     info: TensorInfo
-    kind: _Kind
+    kind: Kind
     offset: int
 
     @property
@@ -395,13 +325,13 @@ def _entry(cursor: _Cursor, number: int, path: Path) -> _Entry:
     if n_axes > MAX_AXES:
         raise HeaderError(f"{where}: {n_axes} axes, GGUF has at most {MAX_AXES}")
     sizes = [cursor.integer(8, "a size") for _ in range(n_axes)]
-    kind = _kind(cursor.integer(4, "its type"))
+    kind = kind_numbered(cursor.integer(4, "its type"))
     if isinstance(kind, str):
         raise HeaderError(f"{where}: {kind}")
     return _Entry(_info(name, sizes, kind, where), kind, cursor.integer(8, "its offset"))
 
 
-def _info(name: str, sizes: list[int], kind: _Kind, where: str) -> TensorInfo:
+def _info(name: str, sizes: list[int], kind: Kind, where: str) -> TensorInfo:
     """Return a tensor of these sizes, innermost first as the file has them."""
     shape = checked_shape(sizes[::-1], where)
     if 0 in shape:
@@ -469,7 +399,7 @@ class GgufFile(TensorSource):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        _package()
+        package()
         self._path = Path(path)
         self._file = open_regular(self._path)
         try:
@@ -542,33 +472,8 @@ class GgufFile(TensorSource):
         if entry.kind.quantised is None:
             return stored
         out = np.empty((stop - start, entry.info.n_cols), "<f4")
-        _dequantised(stored.reshape(-1, entry.kind.nbytes), entry.kind, out.reshape(-1, entry.kind.block))
+        dequantised(stored.reshape(-1, entry.kind.nbytes), entry.kind, out.reshape(-1, entry.kind.block))
         return out.view(np.uint8)
 
     def close(self) -> None:
         self._file.close()
-
-
-class GgufFormat(Format):
-    """GGUF files of llama.cpp and its kin."""
-
-    name: ClassVar[str] = "gguf"
-    suffixes: ClassVar[tuple[str, ...]] = (".gguf",)
-    description: ClassVar[str] = "GGUF file of llama.cpp; quantised tensors are read as float32 (extra: gguf)"
-    writes: ClassVar[bool] = False
-
-    def sniff(self, path: Location, head: bytes) -> bool:
-        """Whether the magic bytes or the suffix say so."""
-        return head.startswith(MAGIC) or super().sniff(path, head)
-
-    def open_source(self, path: Path) -> TensorSource:
-        """Open a file.
-
-        Raises
-        ------
-        FormatError
-            For every malformation, naming the path.
-        MissingExtraError
-            When the package `gguf` is not installed.
-        """
-        return GgufFile(path)
