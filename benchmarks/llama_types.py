@@ -23,6 +23,7 @@ from ggml import BLOCK, Ggml
 from lookup_grade import processor
 
 import hhtld
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.evaluation.calibration_file import read_calibration
 from hhtld.evaluation.parity.metrics import PositionScores, compare_positions
@@ -89,7 +90,7 @@ def main() -> None:
     calibration = read_calibration(args.calibration)
     with fixed_threads(args.jobs), open_source(args.model) as source:
         said = Agreement(args.model)
-        plan = make_plan(source, "bits:4")
+        plan = make_plan(source, Encoding("bits:4"))
         names = [name for name, tensor in plan.tensors.items() if tensor.group is not None]
         kept = sum(
             tensor.info.nbytes for tensor in plan.tensors.values() if tensor.group is None and not tensor.alias_of

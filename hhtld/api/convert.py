@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from numpy.typing import ArrayLike
 from hhtld.api.advice import kept_notes, profile_notes, ratio_advice
 from hhtld.api.counting import count_files, count_pack, count_predicted, count_source
 from hhtld.api.crew import check_unchanged, crew, open_in_worker
-from hhtld.api.options import Encoding, Run
 from hhtld.api.report import ConversionReport, tell_as_stored
+from hhtld.api.run import Run
 from hhtld.encoding.calibration import Calibration
 from hhtld.encoding.fingerprint import source_facts
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import Plan, check_quantized, make_plan
 from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import Work
@@ -129,7 +131,7 @@ def convert(
     seed : int
         Of the rotations, 0 by default.
     column_scales : mapping of str to array (n_cols,), optional
-        See `hhtld.encoding.plan.make_plan`; a dry run predicts without them.
+        See `hhtld.encoding.options.Encoding`. A dry run predicts without them.
     calibration : Calibration, optional
         For profile "parity": what a run of the model told, from `hhtld.evaluation.calibrate.calibrate`.
     calibrate : path, "builtin" or Calibration, optional
@@ -331,23 +333,10 @@ def _planned(
             check_quantized(source, encoding.rules)
         except QuantizedError as error:
             raise QuantizedError(f"{where}: {error}") from None
-    measured: dict[str, Any] = {"column_scales": encoding.column_scales}
-    notes: list[str] = []
-    if encoding.calibrate is not None:
-        target_top1 = 0.9 if encoding.target_top1 is None else encoding.target_top1
-        measured, notes = _calibrated(encoding.calibrate, source, place, target, target_top1, run.jobs, run.progress)
-    plan = make_plan(
-        source,
-        encoding.profile_text,
-        rules=encoding.rules,
-        roles=encoding.roles,
-        thresholds=encoding.gates,
-        nonfinite=encoding.nonfinite,
-        quantized=encoding.quantized,
-        seed=encoding.seed or 0,
-        **measured,
-    )
-    return plan, notes
+    if encoding.calibrate is None:
+        return make_plan(source, encoding), []
+    encoding, notes = _calibrated(encoding, encoding.calibrate, source, place, target, run)
+    return make_plan(source, encoding), notes
 
 
 def _judge(report: ConversionReport, plan: Plan | None, encoding: Encoding) -> None:
@@ -364,30 +353,35 @@ def _judge(report: ConversionReport, plan: Plan | None, encoding: Encoding) -> N
 
 
 def _calibrated(
+    encoding: Encoding,
     calibrate: Calibration | str | os.PathLike[str],
     source: TensorSource,
     model: Location,
     target: Path,
-    target_top1: float,
-    jobs: int,
-    progress: Progress,
-) -> tuple[dict[str, Any], list[str]]:
-    """What to plan with, and what to tell of it."""
-    found, kept = calibrated(
-        calibrate, source, str(model), target, target_top1=target_top1, jobs=jobs, progress=progress
+    run: Run,
+) -> tuple[Encoding, list[str]]:
+    """Return the options with the rates, column scales and moments of a calibration, and what to tell of it."""
+    target_top1 = 0.9 if encoding.target_top1 is None else encoding.target_top1
+    calibration, kept_at = calibrated(
+        calibrate, source, str(model), target, target_top1=target_top1, jobs=run.jobs, progress=run.progress
     )
-    level = found.level_for(target_top1)
-    n_positions = min((measured.n_positions for measured in found.measurements), default=0)
+    level = calibration.level_for(target_top1)
+    n_positions = min((measured.n_positions for measured in calibration.measurements), default=0)
     counted = f"{n_positions:,} positions" + (", too few to rely on" if n_positions < _FEW_POSITIONS else "")
     notes = [
         f"rates about {level:g} bits were chosen for top-1 agreement of {target_top1:g}: "
-        f"{found.expected_top1(level):.3f} is expected on text like that of the calibration, measured on {counted}; "
-        f"hhtld gate-parity measures it on other text"
+        f"{calibration.expected_top1(level):.3f} is expected on text like that of the calibration, measured on "
+        f"{counted}; hhtld gate-parity measures it on other text"
     ]
-    if kept is not None:
-        notes.append(f"what the model told is kept in {kept}; give it to calibrate (--calibrate) for other targets")
-    facts = {"column_scales": found.column_scales, "rates": found.rates(level), "moments": found.moments}
-    return facts, notes
+    if kept_at is not None:
+        notes.append(f"what the model told is kept in {kept_at}; give it to calibrate (--calibrate) for other targets")
+    measured_options = replace(
+        encoding,
+        column_scales=calibration.column_scales,
+        rates=calibration.rates(level),
+        moments=calibration.moments,
+    )
+    return measured_options, notes
 
 
 def _overwrites(target: Path, source: Location) -> str | None:

@@ -24,7 +24,8 @@ from hhtld.encoding.attempt import Attempt, ReservedTensor, begin, resume
 from hhtld.encoding.coding import RowCoder
 from hhtld.encoding.group import GroupFinder, PlannedGroup, WhyKept, judged_threshold, planned_groups
 from hhtld.encoding.memory import TaskMemory
-from hhtld.encoding.plan import DEFAULT_PROFILE, Plan, make_plan
+from hhtld.encoding.options import DEFAULT_PROFILE, Encoding
+from hhtld.encoding.plan import Plan, make_plan
 from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import Work
 from hhtld.errors import RangeError
@@ -226,17 +227,16 @@ def encode(
     profile : str
         "parity" (the default), "gates", "bits:B", "lookup" or "f32".
     metadata : mapping of str to str, optional
-        Travels with the pack; a source brings its own.
+        Stored in the pack. A source brings its own.
     nonfinite, quantized : {"refuse", "keep"}
     column_scales, rates, moments : mappings, optional
-        See `hhtld.encoding.plan.make_plan`.
+        See `hhtld.encoding.options.Encoding`.
     executor : concurrent.futures.Executor, optional
         Threads to spread blocks of rows over.
     """
     source = tensors if isinstance(tensors, TensorSource) else ArraySource(tensors, metadata)
-    plan = make_plan(
-        source,
-        profile,
+    encoding = Encoding(
+        profile=profile,
         nonfinite=nonfinite,
         quantized=quantized,
         column_scales=column_scales,
@@ -245,5 +245,5 @@ def encode(
     )
     sections = MemorySections()
     crew = Crew(executor, os.cpu_count() or 1) if executor is not None else Crew()
-    table = encode_source(source, plan, sections, work=Work(crew, memory=_NO_LIMIT))
+    table = encode_source(source, make_plan(source, encoding), sections, work=Work(crew, memory=_NO_LIMIT))
     return HhtldPack(table, sections.reader())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +16,7 @@ from hhtld.codecs import KEEP, parse_profile
 from hhtld.codecs.base import Codec, Profile
 from hhtld.dtypes import first_beyond_float32, view
 from hhtld.encoding.arithmetic import warn_if_unusual
+from hhtld.encoding.options import Encoding
 from hhtld.errors import NonFiniteError, QuantizedError, shown
 from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
 from hhtld.identity import INDEX_ROLES, PaletteGroupKey, classify_role, group_key
@@ -29,7 +29,6 @@ from hhtld.sources.regimes import RegimeChoice, choose_regimes
 from hhtld.sources.rows import row_ranges
 
 __all__ = [
-    "DEFAULT_PROFILE",
     "Plan",
     "TensorPlan",
     "check_quantized",
@@ -37,7 +36,6 @@ __all__ = [
     "thresholds_of",
 ]
 
-DEFAULT_PROFILE = "parity"
 _KEEP = Profile(KEEP.word, KEEP)
 
 
@@ -128,95 +126,39 @@ class Plan:
         return [name for name, plan in self.tensors.items() if plan.group is None and plan.alias_of is None]
 
 
-def make_plan(
-    source: TensorSource,
-    profile: str,
-    *,
-    rules: Sequence[tuple[str, str]] = (),
-    roles: Sequence[tuple[str, str]] = (),
-    thresholds: Mapping[str, Threshold] | None = None,
-    nonfinite: str = "refuse",
-    quantized: str = "refuse",
-    seed: int = 0,
-    column_scales: Mapping[str, ArrayLike] | None = None,
-    rates: Mapping[str, int] | None = None,
-    moments: Mapping[str, ArrayLike] | None = None,
-) -> Plan:
-    """Plan a source under a profile.
-
-    Parameters
-    ----------
-    source : TensorSource
-    profile : str
-        "lookup", "f32", "gates", "parity" or "bits:B".
-    rules : sequence of (glob, profile)
-        The first whose glob matches a name decides for it, and for names that share its bytes and have no rule; "keep"
-        keeps the tensor as it is.
-    roles : sequence of (glob, "index" or "argmax")
-        The first whose glob matches a name decides for the regime of its rows, see `hhtld.sources.regimes`. Not for
-        profiles "lookup" and "f32", whose specification goes by names.
-    thresholds : mapping of regime to Threshold, optional
-        Cosines that rows under "gates" and "parity" must reach instead of `THRESHOLDS` and `PARITY_THRESHOLD`.
-    nonfinite : {"refuse", "keep"}
-        What becomes of a weight tensor that holds an infinity or NaN; "keep" reads every candidate
-        once more to find them.
-    quantized : {"refuse", "keep"}
-        What becomes of a model whose weights are quantized already (`hhtld.sources.quantized`): "keep" keeps every
-        tensor that belongs to quantized weights as it is and encodes the rest. Tensors that rules keep need no refusal.
-        What an ONNX model's graph uses as quantized weights, scales and zero points is kept either way.
-    seed : int
-    column_scales : mapping of str to array (n_cols,), optional
-        Positive numbers by which Slot T multiplies a tensor's columns before it codes them, for example
-        the fourth root of what the columns' activations measure; decoding divides. Rounded to bfloat16.
-    rates : mapping of str to int, optional
-        Sixteenths of a bit for tensors of profile "parity", from `hhtld.encoding.calibration`; its other tensors take
-        the rate at which their rows pass `PARITY_THRESHOLD`.
-    moments : mapping of str to array (n_cols, n_cols), optional
-        Mean products of the inputs of tensors' columns: Slot T then spreads errors where they cost products least
-        (`hhtld.slots.feedback`).
+def make_plan(source: TensorSource, encoding: Encoding) -> Plan:
+    """Plan what a source becomes.
 
     Raises
     ------
     ValueError
-        If a profile or regime is unknown, a rule or role matches no tensor, or a scale fits no tensor.
+        If a profile, regime or other option is unknown, a rule or role matches no tensor, or a scale fits no tensor.
     QuantizedError
-        If the model's weights are quantized already, unless `quantized` is "keep".
+        If the model's weights are quantized already, unless `encoding.quantized` is "keep".
     """
     warn_if_unusual()  # before anything is encoded, whichever door it came through
-    chosen = parse_profile(profile)
-    parsed = _parsed(rules)
-    _check_options(profile, nonfinite, quantized, rates, seed)
-    asked = checked_thresholds(thresholds)
-    infos = source.infos()
-    _check_globs(parsed, infos)
-    ruled = {name: _ruled(name, parsed) for name in infos} if parsed else {}
-    companions, notes = _quantized(source, ruled, quantized == "keep")
+    encoding.check_values()
+    profile, rules, infos = parse_profile(encoding.profile_text), _parsed(encoding.rules), source.infos()
+    _check_globs(rules, infos)
+    ruled = {name: _ruled(name, rules) for name in infos} if rules else {}
+    companions, notes = _quantized(source, ruled, encoding.quantized == "keep")
     companions.update(name for name, used in source.uses().items() if used == {ADDS})
     tied = _tied(source, infos.values()) | dict(source.aliases())
-    choices = choose_regimes(source, tied, roles)
-    plan = Plan(chosen, asked=asked, seed=int(seed), files=tuple(sorted(source.files())))
-    plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (column_scales or {}).items()}
-    plan.moments = {name: _moments(infos, name, products) for name, products in (moments or {}).items()}
-    decisions = _Decisions(source, tied, companions, choices, roles, nonfinite == "keep")
+    choices = choose_regimes(source, tied, encoding.roles)
+    seed = 0 if encoding.seed is None else int(encoding.seed)
+    plan = Plan(profile, asked=checked_thresholds(encoding.gates), seed=seed, files=tuple(sorted(source.files())))
+    plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (encoding.column_scales or {}).items()}
+    plan.moments = {name: _moments(infos, name, products) for name, products in (encoding.moments or {}).items()}
+    decisions = _Decisions(source, tied, companions, choices, encoding.roles, encoding.nonfinite == "keep")
     families = _families(tied)
+    rates = encoding.rates or {}
     for name in sorted(infos):
         family = [name, *families.get(name, ())]
         by_rule = next((rule for each in family if (rule := ruled.get(each)) is not None), None)
-        by_rate = chosen.at_rate(rates[name]) if rates and name in rates else chosen
+        by_rate = profile.at_rate(rates[name]) if name in rates else profile
         plan.tensors[name] = decisions.tensor(infos[name], by_rule or by_rate, family)
     plan.notes = notes + decisions.notes()
     return plan
-
-
-def _check_options(profile: str, nonfinite: str, quantized: str, rates: Mapping[str, int] | None, seed: object) -> None:
-    if nonfinite not in ("refuse", "keep"):
-        raise ValueError(f"nonfinite must be 'refuse' or 'keep', got {nonfinite!r}")
-    if quantized not in ("refuse", "keep"):
-        raise ValueError(f"quantized must be 'refuse' or 'keep', got {quantized!r}")
-    if rates and profile != "parity":
-        raise ValueError(f"rates are for profile 'parity', got {profile!r}")
-    if type(seed) is bool or not isinstance(seed, SupportsIndex) or not 0 <= operator.index(seed) < 2**64:
-        raise ValueError(f"seed must be an integer of 0..2^64 - 1, got {seed!r}")
 
 
 def _check_globs(rules: Sequence[tuple[str, Profile]], names: Iterable[str]) -> None:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from hhtld.encoding.calibration import TRIAL_RATE, Calibration, Measurement, Sensitivity, column_scale, digest
 from hhtld.encoding.encoder import encode
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError, MissingExtraError, shown
 from hhtld.evaluation.parity.metrics import PositionScores, compare_positions
@@ -312,7 +313,7 @@ def _column_squares(weight: torch.Tensor) -> torch.Tensor:
 
 def _matched(model: Any, source: TensorSource) -> dict[str, _Matrix]:
     """Return the tensors that are encoded and that the model holds, by their names in the source."""
-    plan = make_plan(source, f"bits:{MAX_RATE // 16}", quantized="keep")
+    plan = make_plan(source, Encoding(f"bits:{MAX_RATE // 16}", quantized="keep"))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     matrices = {}

@@ -566,7 +566,7 @@ def test_bits_rules_and_gates(snapshot: Path, tmp_path: Path) -> None:
         (("--rule", "*=zip"), "no profile 'zip'; available: lookup, f32, gates, parity, bits:B, keep"),
         (("--gate", "argmax=2,1"), "two cosines"),
         (("--gate", "argmax=.9"), "REGIME=MEDIAN,P5"),
-        (("--seed", "-1"), "seed must be"),
+        (("--seed", "-1"), "seed (--seed) must be"),
     ],
 )
 def test_bad_settings(

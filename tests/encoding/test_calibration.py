@@ -9,6 +9,7 @@ import hhtld
 from hhtld.codecs.trellis import PARITY_THRESHOLD
 from hhtld.cosines import row_cosines
 from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, column_scale
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError
 from hhtld.sources.contract import ArraySource
@@ -117,13 +118,13 @@ def test_rates_become_the_groups(source: ArraySource) -> None:
 
 
 def test_rules_come_before_rates(source: ArraySource) -> None:
-    plan = make_plan(source, "parity", rules=[("lm_head*", "keep")], rates={"lm_head.weight": 81})
+    plan = make_plan(source, Encoding("parity", rules=[("lm_head*", "keep")], rates={"lm_head.weight": 81}))
     assert plan.tensors["lm_head.weight"].codec.id == "keep"
 
 
 def test_rates_are_for_parity(source: ArraySource) -> None:
     with pytest.raises(ValueError, match="rates are for profile 'parity'"):
-        make_plan(source, "gates", rates={"lm_head.weight": 81})
+        make_plan(source, Encoding("gates", rates={"lm_head.weight": 81}))
 
 
 def test_moments_make_products_lose_less_and_the_file_no_larger(source: ArraySource) -> None:
@@ -152,4 +153,4 @@ def test_moments_make_products_lose_less_and_the_file_no_larger(source: ArraySou
 )
 def test_moments_are_checked(source: ArraySource, moments: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_plan(source, "parity", moments={"lm_head.weight": moments})
+        make_plan(source, Encoding("parity", moments={"lm_head.weight": moments}))

@@ -11,6 +11,7 @@ import hhtld
 from hhtld.cosines import judged_cosines, row_cosines, summarize
 from hhtld.encoding.encoder import encode
 from hhtld.encoding.measure import measure
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.encoding.quality import GateReport, GroupCosines
 from hhtld.errors import NonFiniteError
@@ -139,12 +140,12 @@ def test_order_of_insertion_does_not_matter(model: dict[str, NDArray[np.generic]
 
 
 def test_tied_weights_are_stored_once(model: dict[str, NDArray[np.generic]]) -> None:
-    plan = make_plan(ArraySource(model), "lookup")
+    plan = make_plan(ArraySource(model), Encoding("lookup"))
     assert plan.tensors["model.embed_tokens.weight"].alias_of == "lm_head.weight"
     nearly = dict(model)
     nearly["lm_head.weight"] = nearly["lm_head.weight"].copy()
     nearly["lm_head.weight"][300, 3] += 1
-    assert make_plan(ArraySource(nearly), "lookup").tensors["model.embed_tokens.weight"].alias_of is None
+    assert make_plan(ArraySource(nearly), Encoding("lookup")).tensors["model.embed_tokens.weight"].alias_of is None
 
 
 def test_weights_that_are_not_finite_are_refused_by_name_and_row(model: dict[str, NDArray[np.generic]]) -> None:
@@ -354,9 +355,9 @@ def test_thresholds_that_are_no_cosines_are_refused() -> None:
 def test_gates_of_unknown_regimes_are_refused() -> None:
     source = ArraySource({"w": np.ones((4, 4), np.float32)})
     with pytest.raises(ValueError, match="no regime 'Index'; gates are for 'argmax' and 'index'"):
-        make_plan(source, "gates", thresholds={"Index": Threshold(0.9999, 0.9999)})
+        make_plan(source, Encoding("gates", gates={"Index": Threshold(0.9999, 0.9999)}))
     with pytest.raises(TypeError, match="must be a Threshold, got tuple"):
-        make_plan(source, "gates", thresholds={"index": (0.99, 0.98)})  # type: ignore[dict-item]
+        make_plan(source, Encoding("gates", gates={"index": (0.99, 0.98)}))  # type: ignore[dict-item]
 
 
 def test_what_is_recorded_is_what_is_measured(model: dict[str, NDArray[np.generic]]) -> None:

@@ -15,6 +15,7 @@ import hhtld
 import hhtld.codecs.base
 from hhtld.commands.main import main
 from hhtld.encoding.memory import check_memory, expected_nbytes
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.encoding.work import Work
 from hhtld.formats import open_source
@@ -75,7 +76,7 @@ def test_what_cannot_be_done_is_refused_before_it_begins(
 ) -> None:
     source = sparse(tmp_path / "m.safetensors", {"a.q_proj.weight": ("BF16", shape, 2 * shape[0] * shape[1])})
     with open_source(source) as tensors:
-        plan = make_plan(tensors, profile)
+        plan = make_plan(tensors, Encoding(profile))
         with pytest.raises(hhtld.BudgetError) as caught:
             check_memory(tensors, plan, Work())
         for part in ("'a.q_proj.weight' needs ", what, "1,073,741,824 are given", "--memory "):
@@ -99,7 +100,7 @@ def test_many_tensors_are_counted(tmp_path: Path) -> None:
     """What is known of each takes some 10 kB: 20,000 small ones took 190 MiB where 64 were given."""
     shapes: dict[str, tuple[str, tuple[int, ...], int]] = {f"w{i}": ("BF16", (8, 16), 256) for i in range(20_000)}
     with open_source(sparse(tmp_path / "m.safetensors", shapes)) as tensors:
-        plan = make_plan(tensors, "bits:2")
+        plan = make_plan(tensors, Encoding("bits:2"))
         with pytest.raises(hhtld.BudgetError, match="beside what is known of 20,000 tensors"):
             check_memory(tensors, plan, Work(memory=64 << 20))
         assert check_memory(tensors, plan, Work(memory=256 << 20)) > 180 << 20
@@ -123,7 +124,7 @@ def test_too_little_memory_keeps_what_an_earlier_run_finished(tmp_path: Path) ->
 
 def test_more_threads_are_given_no_more_than_fits() -> None:
     source = ArraySource({"q_proj": np.zeros((30_000, 512), np.float16)})
-    plan = make_plan(source, "bits:3")
+    plan = make_plan(source, Encoding("bits:3"))
     found = [expected_nbytes(source, plan, Work(Crew(jobs=jobs), 1 << 30)) for jobs in (1, 2, 64)]
     assert found[0] < found[1] < found[2] < 1 << 30
     assert expected_nbytes(source, plan, Work(Crew(jobs=64), 200 << 20)) == 200 << 20

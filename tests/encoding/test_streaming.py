@@ -26,6 +26,7 @@ from hhtld.codecs.trellis_rate import sample_rows, sample_size
 from hhtld.cosines import summarize
 from hhtld.dtypes import FLOAT32
 from hhtld.encoding.encoder import encode_source
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.encoding.quality import GroupCosines
 from hhtld.encoding.tasks import code_rows
@@ -270,7 +271,7 @@ def written(path: Path, profile: str, work: Work) -> bytes:
     source = ArraySource(model())
     with replacing(path) as file:
         writer = ContainerWriter(file)
-        table = encode_source(source, make_plan(source, profile), writer, work=work)
+        table = encode_source(source, make_plan(source, Encoding(profile)), writer, work=work)
         writer.finish(table.to_json())
     return path.read_bytes()
 
@@ -351,6 +352,6 @@ def test_errors_of_workers_say_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     source = ArraySource(bad)
     for crew in (Crew(), Crew(ThreadPoolExecutor(2), 2)):
         with pytest.raises(hhtld.NonFiniteError, match=r"layers\.0\.up_proj.*row 599, column 71"):
-            encode_source(source, make_plan(source, "bits:2"), MemorySections(), work=Work(crew))
+            encode_source(source, make_plan(source, Encoding("bits:2")), MemorySections(), work=Work(crew))
         if crew.executor is not None:
             crew.executor.shutdown()

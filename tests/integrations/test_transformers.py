@@ -247,6 +247,7 @@ def test_models_of_other_kinds(kind: str, tmp_path: Path) -> None:
 
 def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
     """The pack with other side files."""
+    from hhtld.encoding.options import Encoding
     from hhtld.encoding.plan import make_plan
     from hhtld.pack.pack import HhtldPack
     from hhtld.pack.sections import MemorySections
@@ -264,7 +265,7 @@ def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
 
     with hhtld.open(pack) as held:
         source, sections = Changed(held), MemorySections()
-        table = encode_source(source, make_plan(source, "bits:2"), sections)
+        table = encode_source(source, make_plan(source, Encoding("bits:2")), sections)
         hhtld.save(HhtldPack(table, sections), target)
     return target
 

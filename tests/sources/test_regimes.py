@@ -16,6 +16,7 @@ from hhtld.commands.main import main
 from hhtld.dtypes import DTYPES
 from hhtld.encoding.encoder import encode
 from hhtld.encoding.fingerprint import plan_facts
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS
@@ -704,7 +705,7 @@ def test_lookup_grades_go_by_names_as_specified(profile: str) -> None:
     assert pack.table.regime("patch_embed.proj.weight") == "index"
     assert not any("regime" in group.to_json() for group in pack.table.groups)
     with pytest.raises(ValueError, match="roles are for profiles gates, parity and bits:B"):
-        make_plan(ArraySource(tensors), profile, roles=[("wte*", "index")])
+        make_plan(ArraySource(tensors), Encoding(profile, roles=[("wte*", "index")]))
 
 
 def test_tied_names_take_the_strictest_role_and_each_has_its_line(
@@ -737,7 +738,7 @@ def test_a_rule_for_one_of_tied_names_decides_for_both() -> None:
         ([("model.embed_tokens.weight", "keep")], "keep"),
         ([("model.*", "keep"), ("lm_head.*", "bits:2")], "hhtl_t"),
     ):
-        plan = make_plan(source, "bits:3", rules=rules)
+        plan = make_plan(source, Encoding("bits:3", rules=rules))
         assert plan.tensors["lm_head.weight"].codec.id == codec
         assert plan.tensors["model.embed_tokens.weight"].alias_of == "lm_head.weight"
 
@@ -762,7 +763,7 @@ def test_roles_on_the_command_line(
 
 def test_other_roles_are_another_conversion(gpt2: dict[str, NDArray[np.float32]]) -> None:
     source = ArraySource(gpt2)
-    plans = [make_plan(source, "bits:3", roles=roles) for roles in ([], [("wte*", "argmax")])]
+    plans = [make_plan(source, Encoding("bits:3", roles=roles)) for roles in ([], [("wte*", "argmax")])]
     assert plan_facts(plans[0]) != plan_facts(plans[1]), "so that --resume does not mix them"
 
 

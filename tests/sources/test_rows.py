@@ -23,6 +23,7 @@ from hhtld.commands.verify import verify
 from hhtld.cosines import row_cosines
 from hhtld.dtypes import DTYPES
 from hhtld.encoding.memory import check_memory
+from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.encoding.work import Work
 from hhtld.errors import HeaderError
@@ -220,7 +221,7 @@ def whole_numbers() -> dict[str, Array]:
 
 def test_masks_and_integers_in_float_types_are_kept_and_told() -> None:
     source = ArraySource(whole_numbers())
-    plan = make_plan(source, "gates")
+    plan = make_plan(source, Encoding("gates"))
     assert {plan.tensors[name].codec.id for name in source.infos()} == {"keep"}
     (note,) = plan.notes
     assert note.startswith("9 tensors hold whole numbers only, as masks do, and are kept byte for byte: 'causal', ")
@@ -230,7 +231,7 @@ def test_masks_and_integers_in_float_types_are_kept_and_told() -> None:
 
 
 def test_one_mask_is_told_of_in_one() -> None:
-    plan = make_plan(ArraySource({"attn.bias": np.tril(np.ones((8, 8), np.float32))}), "parity")
+    plan = make_plan(ArraySource({"attn.bias": np.tril(np.ones((8, 8), np.float32))}), Encoding("parity"))
     assert plan.notes == ("1 tensor holds whole numbers only, as masks do, and is kept byte for byte: 'attn.bias'",)
 
 
@@ -245,13 +246,13 @@ def test_what_only_looks_like_whole_numbers_is_coded() -> None:
         "zeros": np.zeros((64, 64), np.float32),
         "sinusoids": np.sin(np.arange(4096).reshape(64, 64) / 50).astype(np.float32),
     }
-    plan = make_plan(ArraySource(tensors), "bits:3")
+    plan = make_plan(ArraySource(tensors), Encoding("bits:3"))
     assert {name for name in tensors if plan.tensors[name].codec.id == "hhtl_t"} == set(tensors)
     assert plan.notes == ()
 
 
 def test_lookup_grades_code_whole_numbers_as_they_did() -> None:
-    plan = make_plan(ArraySource({"w": np.arange(600 * 64, dtype=np.float32).reshape(600, 64) % 5}), "lookup")
+    plan = make_plan(ArraySource({"w": np.arange(600 * 64, dtype=np.float32).reshape(600, 64) % 5}), Encoding("lookup"))
     assert plan.tensors["w"].codec.id == "hhtl_d"
 
 
@@ -271,7 +272,7 @@ class Shapes(ArraySource):
 )
 def test_the_default_memory_is_enough_for_tensors_of_more_axes(shape: tuple[int, ...], profile: str) -> None:
     source = Shapes(w=shape)
-    check_memory(source, make_plan(source, profile), Work())
+    check_memory(source, make_plan(source, Encoding(profile)), Work())
 
 
 def test_few_wide_rows_are_coded_in_pieces_and_as_well() -> None:

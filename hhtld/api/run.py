@@ -1,0 +1,43 @@
+"""How the work of a conversion is done, as one frozen object; nothing of it reaches the bytes of encoded tensors."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+from hhtld.encoding.work import DEFAULT_MEMORY
+from hhtld.progress import Progress, silent
+from hhtld.sources.schedule import default_jobs
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the work is done.
+
+    Attributes
+    ----------
+    jobs, executor, memory, budget, resume, files, dry_run, progress
+        See `hhtld.convert`, whose keywords these are.
+    """
+
+    jobs: int = field(default_factory=default_jobs)
+    executor: str | Executor | None = None
+    memory: int | None = None
+    budget: int | None = None
+    resume: bool = False
+    files: bool = True
+    dry_run: bool = False
+    progress: Progress = silent
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes to stay below, beyond what the interpreter and its modules take."""
+        return DEFAULT_MEMORY if self.memory is None else self.memory
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that only a format that encodes takes, by keyword, if they were given."""
+        options = {"executor": self.executor, "memory": self.memory, "resume": self.resume or None}
+        return {key: value for key, value in options.items() if value is not None}
