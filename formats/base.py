@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,14 +74,11 @@ class Format(ABC):
         plan: Plan,
         path: Path,
         report: GateReport,
-        work: Work | None = None,
-        *,
-        source_facts: Mapping[str, Any] | None = None,
-        resume: bool = False,
+        work: Work,
     ) -> list[str]:
         """Encode a source as planned, atomically, put what was measured into `report`, and return notes.
 
-        `source_facts` and `resume` are for formats that can continue what an earlier call left, see
+        A format that can continue what an earlier call left goes by `work.resume` and `work.source_facts`, see
         `hhtld.formats.hhtld.write_pack`.
         """
         raise TypeError(f"format {self.name!r} does not encode")

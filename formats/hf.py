@@ -22,7 +22,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -171,10 +171,7 @@ class HfFormat(Format):
         plan: Plan,
         path: Path,
         report: GateReport,
-        work: Work | None = None,
-        *,
-        source_facts: Mapping[str, Any] | None = None,
-        resume: bool = False,
+        work: Work,
     ) -> list[str]:
         """Encode a source into a folder, which must not exist or be empty.
 
@@ -200,16 +197,7 @@ class HfFormat(Format):
             if not has_how_to:
                 loading = _LOADING if _names_model_type(config) else ""
                 write_bytes(folder, _HOW_TO, f"{_TITLE}{loading}{_DECODING}".encode())
-            notes = write_pack(
-                source,
-                bare,
-                folder / PACK_NAME,
-                report,
-                work,
-                source_facts=source_facts,
-                resume=resume,
-                beside=beside,
-            )
+            notes = write_pack(source, bare, folder / PACK_NAME, report, work, beside=beside)
             with open_pack(folder / PACK_NAME) as pack:
                 write_names(pack, folder / NAMES_FILE)
         return [*notes, _who_loads(path, config, has_how_to=has_how_to)]

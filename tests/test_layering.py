@@ -193,7 +193,10 @@ def questions_about_codecs(path: Path) -> Iterator[int]:
 
 def test_nobody_outside_codecs_asks_which_codec_it_is() -> None:
     """Ask the codec object what you need to know (`hhtld.codecs.base.Codec`): a fifth codec then changes nothing."""
-    allowed = {("hhtld.encoding.plan", "keep"), ("hhtld.encoding.options", "keep")}  # words of options: nonfinite="keep"
+    allowed = {
+        ("hhtld.encoding.plan", "keep"),
+        ("hhtld.encoding.options", "keep"),
+    }  # nonfinite="keep"
     asked = []
     for name, path in modules():
         if name.startswith("hhtld.codecs"):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hhtld.codecs.section_kinds import SECTION_KINDS
 from hhtld.encoding.encoder import encode_source
@@ -51,10 +49,8 @@ def write_pack(
     plan: Plan,
     path: Path,
     report: GateReport,
-    work: Work | None = None,
+    work: Work,
     *,
-    source_facts: Mapping[str, Any] | None = None,
-    resume: bool = False,
     beside: Path | None = None,
 ) -> list[str]:
     """Encode a source into a file, measure every row with what its bytes decode to, and record that.
@@ -65,29 +61,25 @@ def write_pack(
     Parameters
     ----------
     source, plan, path, report
-    work : Work, optional
-        Its journal is not used.
-    source_facts : mapping, optional
-        What tells this source from another, see `hhtld.encoding.fingerprint`; for resuming.
-    resume : bool
-        Continue what an earlier call left.
+    work : Work
+        If `work.resume` is set, what an earlier call left is continued. Its journal is not used.
     beside : Path, optional
-        Beside which path the partial file and the journal lie, for a `path` in a folder that a failure takes along.
+        The partial file and the journal lie beside this path instead, if `path` is in a folder that a failure removes.
 
     Returns
     -------
     list of str
         What a user should know of an earlier run.
     """
-    work = work or Work()
     check_memory(source, plan, work)
-    facts = dict(source_facts or {})
+    facts = dict(work.source_facts)
     place = facts.pop("files", None)
     begin = {"journal": JOURNAL_VERSION, "settings": plan_facts(plan), "source": facts}
     target = path if beside is None else beside
     check = partial(_verified_again, target=target)
     heads = (UNFINISHED, MAGIC)
-    with resumable(target, begin, resume=resume, check=check, heads=heads, place=place, into=path) as (file, journal):
+    with resumable(target, begin, resume=work.resume, check=check, heads=heads, place=place, into=path) as opened:
+        file, journal = opened
         writer = ContainerWriter(file)
         table = encode_source(source, plan, writer, report, replace(work, journal=journal))
         writer.finish(table.to_json())
@@ -135,10 +127,7 @@ class HhtldFormat(Format):
         plan: Plan,
         path: Path,
         report: GateReport,
-        work: Work | None = None,
-        *,
-        source_facts: Mapping[str, Any] | None = None,
-        resume: bool = False,
+        work: Work,
     ) -> list[str]:
         """Encode a source into a file; see `write_pack`."""
-        return write_pack(source, plan, path, report, work, source_facts=source_facts, resume=resume)
+        return write_pack(source, plan, path, report, work)

@@ -311,13 +311,11 @@ def _encode(
         count_predicted(report, source, plan, Work(Crew(jobs=run.jobs), run.memory_limit))
     else:
         with crew(run.executor, run.jobs) as workforce:
-            work = Work(workforce, run.memory_limit, run.progress)
             facts = source_facts(source, place)
+            work = Work(workforce, run.memory_limit, run.progress, source_facts=facts, resume=run.resume)
             here = (place, facts["content"], json.dumps(facts))
             shared = RemoteSource(source, open_in_worker, here, partial(check_unchanged, source, place, facts))
-            report.notes = output.write_plan(
-                shared, plan, target, report.gates, work, source_facts=facts, resume=run.resume
-            )
+            report.notes = output.write_plan(shared, plan, target, report.gates, work)
         count_pack(report, plan, target)
     report.notes += [*plan.notes, *calibration_notes, *profile_notes(plan, encoding.calibrate is not None)]
     count_files(report, source if run.files else None)

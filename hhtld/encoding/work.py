@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hhtld.progress import Progress, silent
 from hhtld.sources.schedule import Crew
@@ -26,10 +28,16 @@ class Work:
         Called with "encode" for rows that were coded, "resume" for rows that an earlier run had coded, and
         "again" for rows that must be coded at a higher rate.
     journal : Journal
-        What an earlier run finished, and where this one writes what it finished.
+        What an earlier run finished, and where this one writes what it finished. A format that writes packs opens it.
+    source_facts : mapping
+        What tells the source from another, see `hhtld.encoding.fingerprint`; the journal of a file keeps it.
+    resume : bool
+        Whether to continue what an earlier run left.
     """
 
     crew: Crew = field(default_factory=Crew)
     memory: int = DEFAULT_MEMORY
     progress: Progress = silent
     journal: Journal = field(default_factory=Journal)
+    source_facts: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
