@@ -13,7 +13,6 @@ next tokens that differ falls with the root of the divergence, by a factor of ne
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,9 +22,8 @@ from numpy.typing import NDArray
 
 from hhtld.errors import FormatError
 from hhtld.slots.trellis import MAX_RATE, MIN_RATE
-from hhtld.sources.contract import TensorSource
 
-__all__ = ["TRIAL_RATE", "Calibration", "Measurement", "Sensitivity", "column_scale", "digest"]
+__all__ = ["TRIAL_RATE", "Calibration", "Measurement", "Sensitivity", "column_scale"]
 
 TRIAL_RATE = 56  # 3.5 b: what single sets lose stands out from rounding, and the model is still itself
 _STEP = 1 / 16  # of rates
@@ -169,14 +167,3 @@ class Calibration:
         if slope >= 0:
             raise FormatError("more bits did not bring more agreement in the calibration; use more text")
         return slope, float(heights.mean() - slope * levels.mean())
-
-
-def digest(source: TensorSource) -> str:
-    """Return a checksum of a source: names, types, shapes, and the first and last row of every matrix."""
-    found = hashlib.sha256()
-    for name, info in sorted(source.infos().items()):
-        found.update(f"{name}\0{info.dtype.name}\0{info.shape}\0".encode())
-        if info.has_rows and info.n_rows:
-            for row in (0, info.n_rows - 1):
-                found.update(source.read_rows(name, row, row + 1).tobytes())
-    return found.hexdigest()

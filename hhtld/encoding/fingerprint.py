@@ -1,4 +1,4 @@
-"""What the bytes of a pack depend on, as facts that an unfinished conversion keeps in its journal."""
+"""What tells one source, or one plan, from another: facts for journals and workers, digests for calibrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hhtld.pack.source import PackSource
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.urls import Location
 
-__all__ = ["JOURNAL_VERSION", "content_digest", "plan_facts", "source_facts"]
+__all__ = ["JOURNAL_VERSION", "content_digest", "plan_facts", "source_facts", "weights_digest"]
 
 JOURNAL_VERSION = 2
 _SAMPLED = 16  # tensors: fine-tuned models differ in nearly all of them
@@ -46,15 +46,15 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def _planned(name: str, tensor: TensorPlan) -> list[Any]:
-    own = [name, tensor.profile.text, tensor.profile.state_bits, tensor.alias_of]
-    return own if tensor.group is None else [*own, tensor.group.role, tensor.group.regime, tensor.regime_reason]
+    codec = [name, tensor.profile.text, tensor.profile.state_bits, tensor.alias_of]
+    return codec if tensor.group is None else [*codec, tensor.group.role, tensor.group.regime, tensor.regime_reason]
 
 
 def _arrays_digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
-    found = sorted(
+    by_name = sorted(
         (name, hashlib.sha256(np.asarray(array, "<f4").tobytes()).hexdigest()) for name, array in arrays.items()
     )
-    return _digest(found)
+    return _digest(by_name)
 
 
 def source_facts(source: TensorSource, place: Location | None = None) -> dict[str, Any]:
@@ -69,12 +69,29 @@ def source_facts(source: TensorSource, place: Location | None = None) -> dict[st
     return facts | {"files": {file.name: _identity(file) for file in _files(source, place) if file.is_file()}}
 
 
+# Two digests, because they answer two questions. A journal and a worker ask "is this the same file?" before every
+# piece of work, of sources behind URLs, too: `content_digest` covers the whole header and samples a few rows. A
+# calibration asks "are these the same weights?", whatever file holds them: `weights_digest` leaves out metadata and
+# shards, and reads every matrix. Files that users keep record the second, so its bytes stay as they are.
+
+
 def content_digest(source: TensorSource) -> str:
     """Return what tells a source from another wherever it lies: its header, and a row of some of its tensors."""
     infos = source.infos().items()
     small = [name for name, info in infos if info.has_rows and info.n_rows and info.row_nbytes <= _MOST_ROW_NBYTES]
     sampled = small[:: -(-len(small) // _SAMPLED) or 1]
     return _digest([_header(source), [zlib.crc32(as_bytes(source.read_rows(name, 0, 1))) for name in sampled]])
+
+
+def weights_digest(source: TensorSource) -> str:
+    """Return a digest of a model's weights: names, types, shapes, and the first and last row of every matrix."""
+    digest = hashlib.sha256()
+    for name, info in sorted(source.infos().items()):
+        digest.update(f"{name}\0{info.dtype.name}\0{info.shape}\0".encode())
+        if info.has_rows and info.n_rows:
+            for row in (0, info.n_rows - 1):
+                digest.update(source.read_rows(name, row, row + 1).tobytes())
+    return digest.hexdigest()
 
 
 def _header(source: TensorSource) -> list[Any]:
@@ -99,8 +116,8 @@ def _files(source: TensorSource, place: Location) -> list[Location]:
 
 def _identity(file: Location) -> list[Any]:
     if isinstance(file, Path):
-        found = file.stat()
-        # The last is none that a program can set: it tells of other content under an old size and time.
-        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-    nbytes, *told = file.identity()
-    return [nbytes, _digest(told)]
+        status = file.stat()
+        # No program can set the last one: it changes if other content comes under an old size and time.
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    nbytes, *markers = file.identity()
+    return [nbytes, _digest(markers)]

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.encoding.calibration import TRIAL_RATE, Calibration, Measurement, Sensitivity, column_scale, digest
+from hhtld.encoding.calibration import TRIAL_RATE, Calibration, Measurement, Sensitivity, column_scale
 from hhtld.encoding.encoder import encode
+from hhtld.encoding.fingerprint import weights_digest
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError, MissingExtraError, shown
@@ -112,7 +113,7 @@ def calibrate(
         sensitivities = loaded.sensitivities([text_ids[:n_tokens] for text_ids in fitted])
         measurements = loaded.measurements(Calibration(loaded.scales, sensitivities), judged, target_top1)
         facts = {
-            "source": digest(source),
+            "source": weights_digest(source),
             "text": text_digest(text),
             "text_origin": origin,
             "n_tokens": str(sum(map(len, ids))),

@@ -5,7 +5,7 @@ Layout
 Tensors: "scale:NAME" -> F32 (n_cols,), "moments:NAME" -> F32 (n_cols, n_cols). Metadata: "schema" =
 "hhtld.calibration/1", "calibration" = a JSON object with ``sensitivities`` [{names, n_weights, kl}],
 ``measurements`` [{level, bits, top1, kl, n_positions, error}] and ``facts`` {str: str}, of which "source" is
-`digest` of what was calibrated.
+`weights_digest` of what was calibrated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, digest
+from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
+from hhtld.encoding.fingerprint import weights_digest
 from hhtld.errors import FormatError, HeaderError, shown
 from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat
 from hhtld.progress import Progress
@@ -106,7 +107,7 @@ def check_calibrates(calibration: Calibration, source: TensorSource, where: str)
     FormatError
         If its checksum of the source is another one.
     """
-    if calibration.facts.get("source") != digest(source):
+    if calibration.facts.get("source") != weights_digest(source):
         raise FormatError(f"{where} was made from another model; calibrate this one (--calibrate TEXT)")
 
 
@@ -156,7 +157,7 @@ def calibrated(
         with contextlib.suppress(FormatError):
             calibration = read_calibration(beside)
             made_from = calibration.facts.get("source"), calibration.facts.get("text")
-            if made_from == (digest(source), text_digest(text)):
+            if made_from == (weights_digest(source), text_digest(text)):
                 return calibration, None
     calibration = run(model, text, target_top1=target_top1, jobs=jobs, progress=progress)
     write_calibration(calibration, beside)

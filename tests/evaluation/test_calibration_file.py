@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import hhtld
 from hhtld.commands.main import main
-from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity, digest
+from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
+from hhtld.encoding.fingerprint import weights_digest
 from hhtld.errors import FormatError
 from hhtld.evaluation.calibration_file import read_calibration, write_calibration
 from hhtld.formats import open_source
@@ -30,7 +31,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def calibration(model: Path) -> Calibration:
     with open_source(model) as source:
-        facts = {"source": digest(source)}
+        facts = {"source": weights_digest(source)}
     return Calibration(
         {QUERY: np.linspace(0.5, 2, 64, dtype=np.float32)},
         (Sensitivity((HEAD,), 300 * 64, 0.02), Sensitivity((QUERY,), 96 * 64, 0.01)),
@@ -143,7 +144,7 @@ def _edit(metadata: dict[str, str], change) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--profile", "gates", "--calibrate", "builtin"], "(--calibrate, --target-top1) are for profile 'parity'"),
+        (["--profile", "gates", "--calibrate", "builtin"], "(--target-top1) are for profile 'parity' only"),
         (["--profile", "parity", "--target-top1", ".9"], "target_top1 (--target-top1) needs calibrate (--calibrate)"),
     ],
 )
