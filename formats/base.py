@@ -60,6 +60,9 @@ class Format(ABC):
         """Open what lies behind a URL; formats that cannot read by ranges alone say so."""
         raise ValueError(f"{url}: {self.name} is read from local files only: download it, then give its path")
 
+    def check_source(self, source: TensorSource, **options: Any) -> None:
+        """Raise if a source lacks what a file of this format needs; nothing is written. Keywords as `write_source`."""
+
     def write_source(self, source: TensorSource, path: Path, **options: Any) -> list[str] | None:
         """Write a source's tensors atomically; may return what a user should know, one sentence each.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hhtld.formats.base import Format
 from hhtld.formats.gguf.reading import MAGIC, GgufFile
+from hhtld.formats.gguf.writing import SOURCE, planned_layout, write_gguf
+from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.urls import Location
 
@@ -18,8 +20,10 @@ class GgufFormat(Format):
 
     name: ClassVar[str] = "gguf"
     suffixes: ClassVar[tuple[str, ...]] = (".gguf",)
-    description: ClassVar[str] = "GGUF file of llama.cpp; quantised tensors are read as float32 (extra: gguf)"
-    writes: ClassVar[bool] = False
+    description: ClassVar[str] = (
+        "GGUF file of llama.cpp; quantised tensors are read as float32; written is what came from one (extra: gguf)"
+    )
+    options: ClassVar[frozenset[str]] = frozenset({"progress", "type"})
 
     def sniff(self, path: Location, head: bytes) -> bool:
         """Whether the magic bytes or the suffix say so."""
@@ -36,3 +40,13 @@ class GgufFormat(Format):
             When the package `gguf` is not installed.
         """
         return GgufFile(path)
+
+    def check_source(self, source: TensorSource, *, type: str = SOURCE, **options: Any) -> None:
+        """Raise what `write_source` would raise before it writes anything."""
+        planned_layout(source, type)
+
+    def write_source(
+        self, source: TensorSource, path: Path, *, type: str = SOURCE, progress: Progress = silent, **options: Any
+    ) -> list[str]:
+        """Write what came from a GGUF file as one again; see `hhtld.formats.gguf.writing`."""
+        return write_gguf(source, path, type, progress)

@@ -10,9 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.dtypes import DTYPES, DType
-from hhtld.errors import MissingExtraError
+from hhtld.errors import MissingExtraError, shown
 
-__all__ = ["Kind", "dequantised", "kind_numbered", "package"]
+__all__ = [
+    "Kind",
+    "can_quantise",
+    "dequantised",
+    "kind_named",
+    "kind_numbered",
+    "package",
+    "package_version",
+    "quantised",
+]
 
 PIECE_ELEMENTS = 1 << 18  # dequantised at once: fastest as measured, and little beside the rows themselves
 _PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
@@ -23,9 +32,7 @@ def package() -> ModuleType:
     try:
         import gguf
     except ImportError as error:
-        raise MissingExtraError(
-            f"reading GGUF files needs the package gguf ({error}): pip install 'hhtld[gguf]'"
-        ) from error
+        raise MissingExtraError(f"GGUF files need the package gguf ({error}): pip install 'hhtld[gguf]'") from error
     found: ModuleType = gguf  # which mypy may have no types of
     return found
 
@@ -33,6 +40,7 @@ def package() -> ModuleType:
 class Kind(NamedTuple):
     """A type of elements: blocks of `block` elements in `nbytes` bytes; `dtype` is what they are given as."""
 
+    number: int
     name: str
     block: int
     nbytes: int
@@ -45,9 +53,9 @@ def kind_numbered(number: int) -> Kind | str:
     """Return the type of this number, or why it cannot be read."""
     if number in _PLAIN:
         dtype = DTYPES[_PLAIN[number]]
-        return Kind(dtype.name, 1, dtype.nbits // 8, dtype)
+        return Kind(number, dtype.name, 1, dtype.nbits // 8, dtype)
     names = package()
-    version = _package_version()
+    version = package_version()
     try:
         quantised = names.GGMLQuantizationType(number)
     except ValueError:
@@ -57,10 +65,38 @@ def kind_numbered(number: int) -> Kind | str:
         names.quants.dequantize(np.zeros((1, nbytes), np.uint8), quantised)
     except NotImplementedError:  # the package's own: it names more types than it dequantises
         return f"has the type {quantised.name}, which gguf {version} does not dequantise"
-    return Kind(str(quantised.name), block, nbytes, DTYPES["F32"], quantised)
+    return Kind(number, str(quantised.name), block, nbytes, DTYPES["F32"], quantised)
 
 
-def _package_version() -> str:
+def kind_named(name: str) -> Kind:
+    """Return the type of this name, or raise `ValueError` with what is wrong with it."""
+    numbers = {plain: number for number, plain in _PLAIN.items()}
+    number = numbers.get(name)
+    if number is None:
+        known = package().GGMLQuantizationType.__members__
+        if name not in known:
+            raise ValueError(f"the unknown type {shown(name, 40)}")
+        number = int(known[name])
+    found = kind_numbered(number)
+    if isinstance(found, str):
+        raise ValueError(found.partition(" ")[2])  # noqa: TRY004 - what is wrong is the name
+    return found
+
+
+@functools.cache
+def can_quantise(kind: Kind) -> bool:
+    """Whether the package writes a type, and does not only read it."""
+    if kind.quantised is None:
+        return True
+    try:  # the only question about it that the package's public names answer
+        package().quants.quantize(np.zeros((1, kind.block), np.float32), kind.quantised)
+    except NotImplementedError:  # the package's own
+        return False
+    return True
+
+
+def package_version() -> str:
+    """Return the version of the package `gguf`, for messages."""
     from importlib import metadata
 
     try:
@@ -77,3 +113,11 @@ def dequantised(blocks: NDArray[np.uint8], kind: Kind, out: NDArray[np.float32])
             piece = blocks[start : start + step]
             # As one long row: the package splits what it is given into groups of 16 rows, however short.
             out[start : start + step] = dequantize(piece.reshape(1, -1), kind.quantised).reshape(-1, kind.block)
+
+
+def quantised(values: NDArray[np.float32], kind: Kind) -> NDArray[np.uint8]:
+    """Return the flat bytes of the blocks (n, kind.nbytes) that stand for values, n times `kind.block` of them."""
+    quantize, step = package().quants.quantize, PIECE_ELEMENTS // kind.block * kind.block
+    flat = values.reshape(1, -1)
+    pieces = [quantize(flat[:, start : start + step], kind.quantised) for start in range(0, flat.size, step)]
+    return np.concatenate(pieces, axis=None).view(np.uint8)

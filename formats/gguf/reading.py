@@ -74,7 +74,7 @@ KEY_VALUE_NBYTES = 8 + 1 + 4 + 1  # the least that one takes
 TENSOR_NBYTES = 8 + 1 + 4 + 4 + 8
 WINDOW_NBYTES = 1 << 20
 
-_NUMBERS: dict[int, tuple[str, np.dtype[Any]]] = {
+NUMBERS: dict[int, tuple[str, np.dtype[Any]]] = {
     0: ("UINT8", np.dtype("u1")),
     1: ("INT8", np.dtype("i1")),
     2: ("UINT16", np.dtype("<u2")),
@@ -87,7 +87,7 @@ _NUMBERS: dict[int, tuple[str, np.dtype[Any]]] = {
     11: ("INT64", np.dtype("<i8")),
     12: ("FLOAT64", np.dtype("<f8")),
 }
-_STRING, _ARRAY = 8, 9
+STRING, ARRAY = 8, 9
 
 
 # --- the header -------------------------------------------------------------------------------
@@ -245,28 +245,28 @@ def _fields(cursor: _Cursor, path: Path) -> dict[str, dict[str, Any]]:
 def _field(cursor: _Cursor) -> dict[str, Any]:
     """Return a value with its type, as JSON can hold it."""
     number = cursor.integer(4, "its type")
-    if number != _ARRAY:
+    if number != ARRAY:
         return {"type": _type_name(cursor, number), "value": _values(cursor, number, 1)[0]}
     number = cursor.integer(4, "the type of its elements")
-    if number == _ARRAY:
+    if number == ARRAY:
         raise HeaderError(f"{cursor.where}: an array of arrays, which no reader of GGUF takes")
     element = _type_name(cursor, number)
-    count = cursor.count(8 if number == _STRING else _NUMBERS[number][1].itemsize, "elements")
+    count = cursor.count(8 if number == STRING else NUMBERS[number][1].itemsize, "elements")
     return {"type": "ARRAY", "of": element, "value": _values(cursor, number, count)}
 
 
 def _type_name(cursor: _Cursor, number: int) -> str:
-    if number == _STRING:
+    if number == STRING:
         return "STRING"
-    if number not in _NUMBERS:
+    if number not in NUMBERS:
         raise HeaderError(f"{cursor.where}: unknown type of value {number}; known are 0 to 12")
-    return _NUMBERS[number][0]
+    return NUMBERS[number][0]
 
 
 def _values(cursor: _Cursor, number: int, count: int) -> list[Any]:
-    if number == _STRING:
+    if number == STRING:
         return [_text(cursor.string("a string")) for _ in range(count)]
-    name, dtype = _NUMBERS[number]
+    name, dtype = NUMBERS[number]
     found = np.frombuffer(cursor.take(count * dtype.itemsize, "its value"), dtype)
     if name == "BOOL":
         if found.size and found.max() > 1:
@@ -423,7 +423,9 @@ class GgufFile(TensorSource):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Under "gguf": version, alignment, every key-value with its type, the types of quantised tensors.
+        """Under "gguf": version, alignment, every key-value with its type, order and types of tensors.
+
+        "order" and "key_order" tell the names if they are not sorted; "quantised" the types of those tensors that are.
 
         "stored_nbytes" are those of all tensors, where some are quantised.
 
@@ -432,7 +434,11 @@ class GgufFile(TensorSource):
         """
         header = self._header
         quantised = {n: e.kind.name for n, e in header.entries.items() if e.kind.quantised is not None}
-        facts = {"version": header.version, "alignment": header.alignment, "fields": dict(header.fields)}
+        facts: dict[str, Any] = {"version": header.version, "alignment": header.alignment}
+        facts["fields"] = dict(header.fields)
+        # A pack sorts both.
+        orders = (("order", header.entries), ("key_order", header.fields))
+        facts |= {key: list(names) for key, names in orders if list(names) != sorted(names)}
         if not quantised:
             return {"gguf": facts}
         nbytes = sum(entry.nbytes for entry in header.entries.values())

@@ -77,6 +77,7 @@ def convert(
     rows: slice | None = None,
     max_nbytes: int | None = None,
     codes: bool = False,
+    type: str | None = None,
 ) -> ConversionReport:
     """Convert a source to a file or a folder.
 
@@ -150,6 +151,9 @@ def convert(
     original, tensors, rows, max_nbytes, codes
         Of a debug export (.h5): what `src` was made from, names, rows and size to export, and whether Slot T's
         codes are; see `hhtld.formats.hdf5.export.export_pack`.
+    type : {"source", "F32", "F16", "BF16", "Q8_0"}, optional
+        Of a .gguf file: the type of its matrices; "source", the default, gives each the one that it had in the GGUF
+        file that `src` came from. See `hhtld.formats.gguf.writing`.
 
     Returns
     -------
@@ -202,6 +206,7 @@ def convert(
         "rows": rows,
         "max_nbytes": max_nbytes,
         "codes": codes or None,
+        "type": type,
     }
     return _converted(src, dst, to, encoding, run, {key: value for key, value in export.items() if value is not None})
 
@@ -214,7 +219,7 @@ def _converted(
     run: Run,
     export: dict[str, Any],
 ) -> ConversionReport:
-    """Convert with checked options; `export` holds those of a debug export that were given."""
+    """Convert with checked options; `export` holds those of one format that were given."""
     started = time.perf_counter()
     encoding.check_values()
     source_path, target = locate(src), output_path(dst)
@@ -249,8 +254,9 @@ def _converted(
 def _check_output(output: Format, encoding: Encoding, run: Run, export: Mapping[str, Any]) -> None:
     """Raise `ValueError` for options that the format of the target does not take, or that contradict one another."""
     if not set(export) <= output.options:
-        others = " and ".join(sorted(set(export) - output.options))
-        raise ValueError(f"format {output.name!r} takes no {others}; only a debug export (.h5) does")
+        untaken = sorted(set(export) - output.options)
+        takes = "a .gguf file" if untaken == ["type"] else "a debug export (.h5)"
+        raise ValueError(f"format {output.name!r} takes no {' and '.join(untaken)}; only {takes} does")
     if not run.files and output.name not in ("hhtld", "folder"):
         raise ValueError(f"format {output.name!r} has no choice of side files (--no-files); .hhtld and folders have")
     others = " and ".join(encoding.given() | run.given())
@@ -280,10 +286,11 @@ def _copy(
 ) -> None:
     """Write tensors as they are, and count them."""
     with workers(run.jobs) as threads:
+        offered = {"executor": threads, "progress": run.progress, "files": run.files}
+        taken = dict(export) | {key: value for key, value in offered.items() if key in output.options}
+        output.check_source(source, **taken)
         if not run.dry_run:
-            offered = {"executor": threads, "progress": run.progress, "files": run.files}
-            taken = {key: value for key, value in offered.items() if key in output.options}
-            report.notes = output.write_source(source, target, **export, **taken) or []
+            report.notes = output.write_source(source, target, **taken) or []
     report.notes += source.notes
     count_source(report, source, target)
     count_files(report, source if output.name == "folder" and run.files else None)

@@ -12,8 +12,9 @@ from hhtld.errors import GateError
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]
 
 DESCRIPTION = (
-    "Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes, .h5 exports "
-    "what is inside a .hhtld for HDF5 viewers; a name that ends in / is an ordinary model folder, decoded, and "
+    "Convert SRC to DST. The suffix of DST chooses the format: .hhtld encodes, .safetensors decodes, .gguf gives back "
+    "what came from GGUF, .h5 exports what is inside a .hhtld for HDF5 viewers; a name that ends in / is an ordinary "
+    "model folder, decoded, and "
     "with --to hf a packed one for transformers."
 )
 EXAMPLES = """\
@@ -24,6 +25,7 @@ EXAMPLES = """\
   hhtld convert model.safetensors model.hhtld --rule '*embed*=bits:5' --rule '*=bits:4'
   hhtld convert model.hhtld back.safetensors      decoded, one file
   hhtld convert model.hhtld plain/                decoded, with config and tokenizer: loads anywhere
+  hhtld convert model.hhtld back.gguf             what came from GGUF goes back to it and runs in llama.cpp
   hhtld convert snapshot/ packed/ --to hf         stays packed in transformers
 
 to run a model from its pack, in Python (extra 'transformers'):
@@ -100,6 +102,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--target-top1", type=float, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"
     )
     command.add_argument("--seed", type=int, metavar="N", help="of the rotations (default 0)")
+    command.add_argument(
+        "--type",
+        choices=("source", "F32", "F16", "BF16", "Q8_0"),
+        help="type of the matrices of a .gguf DST (default source: each as it was in the GGUF file that SRC came from)",
+    )
     command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
     command.add_argument(
         "--jobs", type=positive, metavar="N", help="threads (default: all processors); same bytes for any N"
@@ -217,6 +224,7 @@ def run(arguments: argparse.Namespace) -> int:
                 rows=arguments.rows,
                 max_nbytes=arguments.max_size,
                 codes=arguments.codes,
+                type=arguments.type,
             )
         except GateError as missed:
             report = missed.report
