@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from hhtld.commands.exits import MEANINGS
 from hhtld.commands.main import parser
 
 INTRODUCTION = """\
@@ -32,7 +33,9 @@ def lines(program: argparse.ArgumentParser) -> Iterator[str]:
             summaries = {choice.dest: choice.help or "" for choice in commands._choices_actions}
             for name, command in commands.choices.items():
                 yield from described(name, command, summaries.get(name, ""))
-    yield f"## Examples and exit codes\n\n```text\n{(program.epilog or '').rstrip()}\n```\n"
+    yield f"## Examples\n\n```text\n{(program.epilog or '').rstrip()}\n```\n"
+    yield "## Exit codes\n\n| code | meaning |\n|---|---|"
+    yield from (f"| {code} | {meaning} |" for code, meaning in MEANINGS.items())
 
 
 def described(name: str, command: argparse.ArgumentParser, summary: str) -> Iterator[str]:

@@ -114,7 +114,7 @@ def planned_layout(source: TensorSource, type: str = SOURCE) -> Layout:
         If `type` is none of `TYPES`, or a tensor of the source has a type that the package `gguf` cannot write.
     """
     if type not in TYPES:
-        raise ValueError(f"type {type!r} (--type) is not written; choose one of {', '.join(TYPES)}")
+        raise ValueError(f"type (--type) must be one of {', '.join(TYPES)}, got {type!r}")
     facts = source.description.get("gguf")
     if facts is None:
         raise HeaderError(_missing(source))

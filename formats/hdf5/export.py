@@ -98,7 +98,7 @@ def export_pack(
         if chosen.longest <= 1:
             raise ValueError(
                 f"an export of {len(chosen.rows)} tensors takes {len(image):,} bytes with one row of each, "
-                f"{limit:,} are allowed; allow more (--max-size) or choose tensors (--tensor GLOB)"
+                f"and {limit:,} are allowed; raise max_nbytes (--max-size), or choose with tensors (--tensor GLOB)"
             )
         stride = 2 * chosen.stride  # it took more than was reckoned
     with replacing(path) as file:

@@ -116,13 +116,16 @@ def select(
     samples = {name: _sample(record, ranges[name], counts.get(name, 0)) for name, record in records.items()}
     notes = []
     if len(names) < len(pack):
-        notes.append(f"{len(names)} of {len(pack)} tensors are exported (--tensor)")
+        notes.append(f"{len(names)} of {len(pack)} tensors are exported; tensors (--tensor) chose them")
     if len(records) < whole:
         notes.append(
-            f"the smallest {whole - len(records):,} tensors have their numbers alone, no rows or plots (--tensor)"
+            f"the smallest {whole - len(records):,} tensors have only their numbers, without rows and plots; "
+            f"tensors (--tensor) exports fewer"
         )
     if low > 1:
-        notes.append(f"one row in {low} is exported, so that the file stays below {max_nbytes:,} bytes (--max-size)")
+        notes.append(
+            f"one row in {low} is exported, so that the file stays below max_nbytes (--max-size), {max_nbytes:,} bytes"
+        )
     fewer = sum(len(rows) < min(_SAMPLE_ROWS, len(ranges[name])) for name, rows in samples.items() if name in widths)
     if fewer:
         notes.append(f"{fewer} tensors show fewer than {_SAMPLE_ROWS} rows decoded, so that the file stays small")

@@ -13,7 +13,7 @@ __all__ = ["GATES_NOTE", "kept_notes", "profile_notes", "ratio_advice"]
 
 GATES_NOTE = (
     "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
-    "--profile parity, then hhtld gate-parity"
+    "profile='parity' (--profile parity), then hhtld gate-parity"
 )
 
 
@@ -24,7 +24,7 @@ def profile_notes(plan: Plan, is_calibrated: bool) -> Iterator[str]:
         asked = sorted({plan.threshold(used["parity"], kind).median for kind in plan.thresholds})
         yield (
             f"no calibration was given; rates keep a row cosine of {' and '.join(f'{cosine:g}' for cosine in asked)}, "
-            f"which says nothing about the model's answers (see --calibrate)"
+            f"which says nothing about the model's answers; calibrate (--calibrate) measures those"
         )
     if "gates" in used:
         yield GATES_NOTE
@@ -80,15 +80,15 @@ def ratio_advice(report: ConversionReport) -> str:
     told = ", ".join(f"{nbytes:,} are {part}" for part, nbytes in parts.items() if nbytes > 0)
     unreached = sum(tensor.nbytes for tensor in own if tensor.unreached is not None)
     advice = {
-        "encoded tensors": "a lower rate (--profile bits:B) takes fewer",
+        "encoded tensors": "a lower rate, profile='bits:B' (--profile bits:B), takes fewer",
         "tensors kept byte for byte": (
             f"{unreached:,} of these for what is asked of them and 6 bits do not reach"
             if unreached
             else "rules, or their shapes and types, keep them"
         ),
         "the table and what groups share": "small models cost what every file holds",
-        "side files": "--no-files leaves them behind",
+        "side files": "files=False (--no-files) leaves them behind",
     }[most]
     if report.source_nbytes < report.bf16_nbytes:
         advice += f"; the source itself takes {report.source_nbytes:,}, less than 16 bits a weight"
-    return f"of {report.target_nbytes:,} bytes {told}; {advice}, and --min-ratio asks for less"
+    return f"of {report.target_nbytes:,} bytes {told}; {advice}, and a lower min_ratio (--min-ratio) asks for less"

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -233,7 +233,7 @@ def _converted(
     with ExitStack() as stack:
         source = stack.enter_context(open_source(source_path))
         if isinstance(source, PackSource) and "max_nbytes" not in output.options:
-            source.check_budget(run.budget, "hhtld.convert(..., budget=...) (--budget)")
+            source.check_budget(run.budget, "budget (--budget)")
         if original_path is not None:
             export = export | {"original": stack.enter_context(open_source(original_path))}
         report = ConversionReport(spelled(src), str(target), None, GateReport(enforced=False), dry_run=run.dry_run)
@@ -256,15 +256,25 @@ def _check_output(output: Format, encoding: Encoding, run: Run, export: Mapping[
     if not set(export) <= output.options:
         untaken = sorted(set(export) - output.options)
         takes = "a .gguf file" if untaken == ["type"] else "a debug export (.h5)"
-        raise ValueError(f"format {output.name!r} takes no {' and '.join(untaken)}; only {takes} does")
+        raise ValueError(f"format {output.name!r} takes no {_listed(untaken)}; only {takes} does")
     if not run.files and output.name not in ("hhtld", "folder"):
-        raise ValueError(f"format {output.name!r} has no choice of side files (--no-files); .hhtld and folders have")
-    others = " and ".join(encoding.given() | run.given())
+        raise ValueError(f"files=False (--no-files) is for .hhtld files and folders, not for format {output.name!r}")
+    others = _listed(encoding.given() | run.given())
     if others and not output.encodes:
-        raise ValueError(f"format {output.name!r} takes no {others}; only what encodes (.hhtld, --to hf) does")
+        raise ValueError(
+            f"format {output.name!r} takes no {others}; only formats that encode do: .hhtld, and to='hf' (--to hf)"
+        )
     encoding.check_calibration()
     if run.dry_run and "max_nbytes" in output.options:
-        raise ValueError("a dry run predicts what is encoded; an export stays below max_nbytes (--max-size)")
+        raise ValueError("dry_run (--dry-run) predicts what is encoded, and an export encodes nothing")
+
+
+def _listed(keywords: Iterable[str]) -> str:
+    """Return keywords for a message, each with its option in brackets if the command line has one."""
+    spelled_otherwise = {"rules": "--rule", "roles": "--role", "gates": "--gate", "tensors": "--tensor"}
+    options = spelled_otherwise | {"max_nbytes": "--max-size", "column_scales": ""}
+    named = ((keyword, options.get(keyword, f"--{keyword.replace('_', '-')}")) for keyword in keywords)
+    return " and ".join(f"{keyword} ({option})" if option else keyword for keyword, option in named)
 
 
 def _check_apart(target: Path, path: Location, output: Format) -> None:

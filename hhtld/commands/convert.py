@@ -180,7 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report and arguments.dry_run:
         raise ValueError("--report tells what was measured, and --dry-run measures nothing")
     from hhtld.api.convert import convert
-    from hhtld.commands.converted import print_conversion
+    from hhtld.commands.conversion_summary import print_conversion
     from hhtld.display.page import check_page
     from hhtld.display.terminal import console, progress_bar
     from hhtld.formats import format_for_output, open_source

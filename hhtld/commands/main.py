@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from hhtld.commands.exits import DONE, INTERRUPTED, TERMINATED, USAGE, exit_code, tell
+from hhtld.commands.wording import as_options
 from hhtld.display.streams import emit, open_closed_streams
 
 __all__ = ["COMMANDS", "Command", "main", "parser"]
@@ -50,8 +51,9 @@ COMMANDS = {
 }
 _DESCRIPTION = "Make the weight files of neural networks smaller, and measure what every row loses."
 EXIT_CODES = """\
-exit codes: 0 done, 1 a gate or comparison failed, 2 usage, 3 bad input, 4 cannot write,
-130 interrupted, 143 terminated
+exit codes: 0 done; 1 a gate or comparison failed; 2 usage;
+3 bad input, or input that needs more than --memory or --budget; 4 cannot write;
+130 interrupted; 143 terminated
 """
 _EPILOG = f"""\
 Wherever a file is read, SRC, FILE, A and B may be URLs (extra 'fsspec').
@@ -104,7 +106,7 @@ def parser(*wanted: str) -> argparse.ArgumentParser:
         if wanted and name not in wanted:
             commands.add_parser(name, help=line)
             continue
-        loaded = importlib.import_module(module)
+        loaded = _loaded(module)
         command = commands.add_parser(
             name,
             help=line,
@@ -116,6 +118,16 @@ def parser(*wanted: str) -> argparse.ArgumentParser:
     topic = commands.add_parser("help", help="show what a command takes")
     topic.add_argument("topic", metavar="COMMAND", nargs="?", choices=sorted(COMMANDS))
     return whole
+
+
+def _loaded(module: str) -> Any:
+    """Return the module of a command; what goes wrong while it loads, of whatever kind, is an `ImportError`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ImportError(f"{module}: {type(error).__name__}: {error}") from error
 
 
 class _Terminated(KeyboardInterrupt):
@@ -150,11 +162,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         ended, code = ("terminated", TERMINATED) if isinstance(interrupt, _Terminated) else ("interrupted", INTERRUPTED)
         said = getattr(interrupt, "__notes__", None) or ["nothing was left half-written"]
-        print(f"{ended};", *said, file=sys.stderr)
+        print(f"{ended};", *map(as_options, said), file=sys.stderr)
         return code
 
 
 def _run(argv: Sequence[str]) -> int:
+    try:
+        return _command(argv)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        tell(error, as_json="--json" in argv)
+        return code
+
+
+def _command(argv: Sequence[str]) -> int:
     named = next((word for word in argv if not word.startswith("-")), "help")
     whole = parser(named)
     arguments = whole.parse_args(argv)
@@ -167,16 +190,9 @@ def _run(argv: Sequence[str]) -> int:
         whole.print_help(sys.stderr)
         return USAGE
     if arguments.command == "help":
-        return _run([*([arguments.topic] if arguments.topic else []), "--help"])
-    try:
-        code = int(importlib.import_module(COMMANDS[arguments.command].module).run(arguments))
-        emit("", end="")
-    except Exception as error:
-        found = exit_code(error)
-        if found is None:
-            raise
-        tell(error, arguments.json)
-        return found
+        return _command([*([arguments.topic] if arguments.topic else []), "--help"])
+    code = int(_loaded(COMMANDS[arguments.command].module).run(arguments))
+    emit("", end="")
     return code
 
 

@@ -142,7 +142,8 @@ class Calibration:
             best = 1 - 2 ** (at_0 + slope * highest)
             raise FormatError(
                 f"top-1 agreement of {top1:g} needs more than {highest:g} bits a weight, where {best:.3f} is expected; "
-                f"ask for less (target_top1, --target-top1), or keep the most sensitive tensors with rules (GLOB=keep)"
+                f"ask for less with target_top1 (--target-top1), or keep the most sensitive tensors with rules "
+                f"(--rule GLOB=keep)"
             )
         return max(MIN_RATE * _STEP, level)
 

@@ -47,8 +47,8 @@ def check_memory(source: TensorSource, plan: Plan, work: Work) -> int:
     if nbytes > _usable(work.memory):
         needed = nbytes * 9 // 8
         raise BudgetError(
-            f"{largest.kind} {shown(largest.name)} needs {needed:,} bytes of memory ({what}), {work.memory:,} are "
-            f"given; give it {(needed >> 20) + 1} MiB with memory= (--memory {(needed >> 20) + 1}MiB)"
+            f"{largest.kind} {shown(largest.name)} needs {needed:,} bytes of memory ({what}), and {work.memory:,} "
+            f"are allowed; allow as much with memory={((needed >> 20) + 1) << 20} (--memory {(needed >> 20) + 1}MiB)"
         )
     counting = max((_counting_nbytes(key) for key, _ in plan.groups()), default=0)
     finding = max((_finding_nbytes(plan, work.crew, *group) for group in _groups(plan)), default=0)

@@ -285,7 +285,7 @@ class GateReport:
             missed.append(
                 f"6 bits a weight do not reach {asked.median:g} and {asked.p5:g} for {first}"
                 + (f" and {self.n_unreached - 1} more" if self.n_unreached > 1 else "")
-                + ", kept byte for byte (--allow-keep, in Python allow_keep=True, takes that for a pass)"
+                + "; they are kept byte for byte, which allow_keep=True (--allow-keep) takes for a pass"
             )
         if not self.ratio_reached:
             if self.ratio < self.min_ratio:

@@ -108,7 +108,9 @@ def check_calibrates(calibration: Calibration, source: TensorSource, where: str)
         If its checksum of the source is another one.
     """
     if calibration.facts.get("source") != weights_digest(source):
-        raise FormatError(f"{where} was made from another model; calibrate this one (--calibrate TEXT)")
+        raise FormatError(
+            f"{where} was made from another model; calibrate this one with calibrate=TEXT (--calibrate TEXT)"
+        )
 
 
 def calibrated(
@@ -145,7 +147,9 @@ def calibrated(
     text = os.fspath(calibrate)
     if text.lower().endswith(".safetensors"):
         if not Path(text).exists():
-            raise FileNotFoundError(2, "no such file; --calibrate builtin makes one beside the pack", text)
+            raise FileNotFoundError(
+                2, "no such file; calibrate='builtin' (--calibrate builtin) makes one beside the pack", text
+            )
         calibration = read_calibration(text)
         check_calibrates(calibration, source, text)
         return calibration, None

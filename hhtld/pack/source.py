@@ -54,7 +54,7 @@ class PackSource(TensorSource):
         if needed > budget:
             raise HeaderError(
                 f"{self.pack._place}its tensors take {needed:,} bytes decoded, and the budget is {budget:,}; "
-                f"open the file and read fewer, or raise the budget with {how}"
+                f"open the file and read fewer tensors, or raise the budget with {how}"
             )
 
     @property

@@ -183,7 +183,7 @@ class SourceRows:
             cause = "float32, which codecs compute in, ends at 3.4e38" if np.isfinite(held) else "they must be finite"
             raise NonFiniteError(
                 f"tensor {shown(self._info.name)} holds {held} at row {start + row}, column {column}; such weights "
-                f"cannot be encoded: {cause} (--nonfinite keep, in Python nonfinite='keep', keeps the tensor as it is)"
+                f"cannot be encoded: {cause}; nonfinite='keep' (--nonfinite keep) keeps the tensor as it is"
             )
         return values.reshape(stop - start, self.n_cols)
 

@@ -199,7 +199,7 @@ def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declar
         f"the model is already quantized ({told}: {example}); to code scales and zero points would destroy it. "
         f"Convert the original, unquantized model instead, or one dequantized with {scheme.library}; or keep every "
         f"tensor of the {len(found)} that belong to quantized weights byte for byte and code the rest: "
-        f"--quantized keep (in Python quantized='keep')"
+        f"quantized='keep' (--quantized keep)"
     )
 
 

@@ -238,7 +238,9 @@ def resumable(
                     partial_at.unlink()
                     journal_at.unlink()
             elif partial_at.exists():
-                error.add_note(f"what is finished stays beside {path}; the same command with --resume continues")
+                error.add_note(
+                    f"what is finished stays beside {path}; the same conversion with resume=True (--resume) continues"
+                )
             raise
         finally:
             os.close(held)
@@ -280,7 +282,7 @@ def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any
             if changes:
                 raise ValueError(
                     f"cannot resume {path}: it was begun with another {'; another '.join(changes[:3])}; "
-                    f"convert without --resume to start over"
+                    f"to start over, convert without resume (--resume)"
                 )
             if partial_path(path).exists():
                 journal.is_doubted = found["place"] != place
@@ -293,7 +295,9 @@ def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any
     elif resume:
         journal.notes.append(f"nothing was left of an earlier conversion to {path.name}; it was begun anew")
     elif head:
-        journal.notes.append(f"an unfinished conversion to {path.name} was discarded; --resume would have continued it")
+        journal.notes.append(
+            f"an unfinished conversion to {path.name} was discarded; resume=True (--resume) would have continued it"
+        )
     with writing(path):
         os.ftruncate(fd, 0)
         partial_path(path).unlink(missing_ok=True)

@@ -22,6 +22,7 @@ import hhtld
 from hhtld._kernels import _isa
 from hhtld.commands.main import main
 from hhtld.commands.verify import verify
+from hhtld.commands.wording import as_options
 from hhtld.formats import format_for_output, get_format, open_source, registry
 from hhtld.gates import Threshold
 from hhtld.registry import Registry
@@ -486,12 +487,12 @@ def test_parity_is_the_default_of_every_door(snapshot: Path, model: Model, tmp_p
     report = hhtld.convert(snapshot, tmp_path / "a.hhtld")
     assert (report.profile, report.gates.min_ratio, bool(report)) == ("parity", 2.0, True)
     assert report.notes == [
-        "no calibration was given; rates keep a row cosine of 0.9997, which says nothing about the model's answers "
-        "(see --calibrate)"
+        "no calibration was given; rates keep a row cosine of 0.9997, which says nothing about the model's answers; "
+        "calibrate (--calibrate) measures those"
     ]
     done = run("convert", snapshot, tmp_path / "b.hhtld")
     assert done.returncode == 0
-    assert done.stdout.count(f"note: {report.notes[0]}\n") == done.stdout.count("calibration") == 1
+    assert done.stdout.count(f"note: {as_options(report.notes[0])}\n") == done.stdout.count("calibration") == 1
     assert "0.9997 / 0.999" in done.stdout, "thresholds have the digits that they have"
     hhtld.save_file(model, tmp_path / "c.hhtld", {"format": "pt"})
     with open_source(snapshot) as source:
@@ -566,7 +567,7 @@ def test_bits_rules_and_gates(snapshot: Path, tmp_path: Path) -> None:
         (("--rule", "*=zip"), "no profile 'zip'; available: lookup, f32, gates, parity, bits:B, keep"),
         (("--gate", "argmax=2,1"), "two cosines"),
         (("--gate", "argmax=.9"), "REGIME=MEDIAN,P5"),
-        (("--seed", "-1"), "seed (--seed) must be"),
+        (("--seed", "-1"), "--seed must be an integer"),
     ],
 )
 def test_bad_settings(

@@ -190,7 +190,7 @@ def test_other_settings_are_refused_and_named(source: Path, tmp_path: Path) -> N
         ({"rules": [("embed*", "keep")]}, "another settings tensors"),
         ({"gates": {"argmax": Threshold(0.9, 0.8)}}, "another settings thresholds argmax"),
     ):
-        with pytest.raises(ValueError, match=f"cannot resume .*{what}.*without --resume"):
+        with pytest.raises(ValueError, match=f"cannot resume .*{what}.*without resume"):
             hhtld.convert(source, target, resume=True, **{"profile": "gates"} | options)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
     for same in ({"jobs": 1}, {"memory": 900 << 20}):
@@ -476,7 +476,7 @@ def test_bytes_that_the_disk_did_not_keep_are_written_again(
         patch.setattr(os, "pwrite", spoiled)
         with pytest.raises(hhtld.OutputError, match=r"does not hold what was written to it: .*section 0") as caught:
             hhtld.convert(source, target, profile="gates")
-    assert "--resume continues" in caught.value.__notes__[0]
+    assert "resume=True (--resume) continues" in caught.value.__notes__[0]
     hhtld.convert(source, target, resume=True, profile="gates")
     assert target.read_bytes() == expected("gates")
 

@@ -159,7 +159,7 @@ def test_a_missed_ratio_says_what_takes_the_bytes(source: Path) -> None:
         GateError, match=r"16\.[0-9]+ times|9 is asked: of [0-9,]+ bytes .* are encoded tensors"
     ) as missed:
         converted(source, min_ratio=9)
-    assert "--min-ratio asks for less" in str(missed.value)
+    assert "a lower min_ratio (--min-ratio) asks for less" in str(missed.value)
     assert "is written, but" in str(missed.value)
 
 

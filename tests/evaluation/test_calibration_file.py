@@ -144,8 +144,11 @@ def _edit(metadata: dict[str, str], change) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--profile", "gates", "--calibrate", "builtin"], "(--target-top1) are for profile 'parity' only"),
-        (["--profile", "parity", "--target-top1", ".9"], "target_top1 (--target-top1) needs calibrate (--calibrate)"),
+        (
+            ["--profile", "gates", "--calibrate", "builtin"],
+            "--calibrate and --target-top1 are for profile 'parity' only",
+        ),
+        (["--profile", "parity", "--target-top1", ".9"], "--target-top1 needs --calibrate: "),
     ],
 )
 def test_options_that_do_not_fit_are_told(
@@ -161,5 +164,5 @@ def test_an_ordinary_model_is_no_calibration(model: Path) -> None:
 
 
 def test_a_calibration_that_is_missing_is_told_how_to_make(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--calibrate builtin makes one"):
+    with pytest.raises(FileNotFoundError, match=r"\(--calibrate builtin\) makes one"):
         hhtld.convert(model, tmp_path / "m.hhtld", calibrate=tmp_path / "none.calibration.safetensors")

@@ -265,7 +265,7 @@ def test_no_files_leaves_them_behind(snapshot: Path, tmp_path: Path) -> None:
     hhtld.convert(snapshot, tmp_path / "out", files=False)
     assert set(contents(tmp_path / "out")) == {*SHARDS, "model.safetensors.index.json"}
     for name, to in (("x.safetensors", None), ("x", "hf")):
-        with pytest.raises(ValueError, match="no choice of side files"):
+        with pytest.raises(ValueError, match=r"\(--no-files\) is for .hhtld files and folders"):
             hhtld.convert(snapshot, tmp_path / name, to=to, files=False)
 
 

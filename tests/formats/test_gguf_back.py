@@ -193,7 +193,7 @@ def test_the_command_takes_a_type(mixed: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["convert", str(packed(mixed)), str(tmp_path / "b.gguf"), "--type", "Q8_0", "--json"]) == 0
     assert any("quantized once more" in note for note in json.loads(capsys.readouterr().out)["notes"])
     assert main(["convert", str(mixed), str(tmp_path / "b.hhtld"), "--type", "F16"]) == 2
-    assert "format 'hhtld' takes no type; only a .gguf file does" in capsys.readouterr().err
+    assert "format 'hhtld' takes no --type; only a .gguf file does" in capsys.readouterr().err
 
 
 # --- what cannot go back -----------------------------------------------------------------------

@@ -260,7 +260,7 @@ def test_kept_tensors_show_their_values(export: h5py.File) -> None:
 def test_rows_and_tensors_can_be_chosen(pack: HhtldPack, tmp_path: Path) -> None:
     path = tmp_path / "m.h5"
     notes = export_pack(pack, path, tensors=["*up_proj*", "scalar"], rows=slice(-5, None))
-    assert notes == [f"3 of {len(pack)} tensors are exported (--tensor)"]
+    assert notes == [f"3 of {len(pack)} tensors are exported; tensors (--tensor) chose them"]
     with h5py.File(path) as file:
         tensors = file["entry/tensors"]
         assert len(tensors) == 3
@@ -287,13 +287,17 @@ def test_a_small_budget_takes_rows_evenly_and_says_so(tmp_path: Path) -> None:
     assert (tmp_path / "m.h5").stat().st_size <= limit
     with h5py.File(tmp_path / "m.h5") as file:
         stride = int(file["entry"].attrs["row_stride"])
-        assert notes == [f"one row in {stride} is exported, so that the file stays below 500,000 bytes (--max-size)"]
+        assert notes == [
+            f"one row in {stride} is exported, so that the file stays below max_nbytes (--max-size), 500,000 bytes"
+        ]
         assert file["entry"].attrs["sampling"] == notes[0]
         rows = file["entry/tensors/a.embed/rows/row"][:]
         np.testing.assert_array_equal(rows, np.arange(0, 20_000, stride))
         assert (tmp_path / "m.h5").stat().st_size > limit // 3  # the room is used
     assert select(pack, max_nbytes=limit, codes=True).stride == stride
-    with pytest.raises(ValueError, match=r"takes [0-9,]+ bytes with one row of each, 9 are allowed; allow more"):
+    with pytest.raises(
+        ValueError, match=r"takes [0-9,]+ bytes with one row of each, and 9 are allowed; raise max_nbytes"
+    ):
         export_pack(pack, tmp_path / "m.h5", max_nbytes=9)
 
 
@@ -386,10 +390,10 @@ def test_bad_input_is_named(pack: HhtldPack, tmp_path: Path) -> None:
     assert not path.exists()
     assert isinstance(pack.sections, ContainerReader)
     file = pack.sections.path
-    with pytest.raises(ValueError, match="format 'safetensors' takes no codes and rows"):
+    with pytest.raises(ValueError, match=r"format 'safetensors' takes no codes \(--codes\) and rows \(--rows\)"):
         hhtld.convert(file, tmp_path / "x.safetensors", codes=True, rows=slice(3))
     for options in ({"profile": "lookup"}, {"rules": [("*", "keep")]}, {"seed": 0}, {"min_ratio": 2.0}):
-        with pytest.raises(ValueError, match=f"format 'hdf5' takes no {next(iter(options))}; only"):
+        with pytest.raises(ValueError, match=f"format 'hdf5' takes no {next(iter(options))}.*; only"):
             hhtld.convert(file, path, **options)
     with pytest.raises(ValueError, match="a dry run predicts what is encoded"):
         hhtld.convert(file, path, dry_run=True)
@@ -495,12 +499,16 @@ def test_of_many_tensors_the_largest_have_plots(tmp_path: Path, monkeypatch: pyt
     rows = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
     pack = hhtld.encode({f"{i}.up_proj": rows[: 10 * i] for i in range(1, 5)} | {"norm": rows[0].copy()}, "bits:2")
     notes = export_pack(pack, tmp_path / "m.h5")
-    assert notes == ["the smallest 3 tensors have their numbers alone, no rows or plots (--tensor)"]
+    assert notes == [
+        "the smallest 3 tensors have only their numbers, without rows and plots; tensors (--tensor) exports fewer"
+    ]
     with h5py.File(tmp_path / "m.h5") as file:
         tensors = file["entry/tensors"]
         assert {name for name in tensors if len(tensors[name])} == {"3.up_proj", "4.up_proj"}
         assert tensors["1.up_proj"].attrs["n_rows"] == 10
         assert len(file["entry/summary"]) == 5
-    assert export_pack(pack, tmp_path / "n.h5", tensors=["1.*"]) == ["1 of 5 tensors are exported (--tensor)"]
+    assert export_pack(pack, tmp_path / "n.h5", tensors=["1.*"]) == [
+        "1 of 5 tensors are exported; tensors (--tensor) chose them"
+    ]
     with h5py.File(tmp_path / "n.h5") as file:
         assert len(file["entry/tensors/1.up_proj"])

@@ -1224,7 +1224,7 @@ def test_interrupting_the_encode_keeps_the_old_file(target: Path, tmp_path: Path
 
     with pytest.raises(KeyboardInterrupt) as caught:
         hhtld.convert(tmp_path / "in.safetensors", target, jobs=2, progress=interrupt, profile="gates")
-    assert "--resume continues" in caught.value.__notes__[0]
+    assert "resume=True (--resume) continues" in caught.value.__notes__[0]
     assert target.read_bytes() == OLD
     left = {path.name for path in target.parent.iterdir()} - {"in.safetensors"}
     assert left == {target.name, f"{target.name}.journal", f".{target.name}.partial"}

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.api.report import ConversionReport, TensorOutcome
+from hhtld.commands.wording import as_options
 from hhtld.display.gate_table import gate_table
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import (
@@ -49,11 +50,12 @@ def print_conversion(report: ConversionReport, out: Console, every: bool = True)
     if report.profile is not None:
         _say(f"next: {'; '.join(_next_steps(report))}", out)
     if not report:
-        out.print(Text(f"FAILED: {report.target} is written, but {report.gates.verdict()}", "bold red"))
+        failed = f"FAILED: {report.target} is written, but {report.gates.verdict()}"
+        out.print(Text(as_options(failed), "bold red"))
 
 
 def _say(line: str, out: Console) -> None:
-    out.print(Text(line))
+    out.print(Text(as_options(line)))
 
 
 def _print_tables(report: ConversionReport, out: Console, every: bool) -> None:
