@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hhtld.errors import OutputError
+from hhtld.storage import descriptors
+from hhtld.storage.file_names import is_device
 
 __all__ = [
     "AtomicFile",
@@ -65,14 +67,14 @@ class AtomicFile:
         done = 0
         with writing(self.path):
             while done < len(view):  # one call may place fewer than it was given
-                done += os.pwrite(self._fd, view[done:], offset + done)
+                done += descriptors.write_at(self._fd, view[done:], offset + done)
         self.size = max(self.size, offset + done)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         """Return the bytes at `offset`, fewer than `nbytes` where the file ends."""
         parts = []
         with writing(self.path):
-            while nbytes and (part := os.pread(self._fd, nbytes, offset)):
+            while nbytes and (part := descriptors.read_at(self._fd, nbytes, offset)):
                 parts.append(part)
                 offset, nbytes = offset + len(part), nbytes - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -106,40 +108,43 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
     with writing(target):
         require_regular(target)
         sibling = target.with_name(f".{shortened(target.name)}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(sibling, flags, 0o666)  # the umask applies, unlike with tempfile's 0600
+        fd = descriptors.open_descriptor(sibling, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         keep_mode(fd, target)
         held = os.dup(fd)
     try:
         try:
-            yield AtomicFile(fd, target)
+            try:
+                yield AtomicFile(fd, target)
+                with writing(target):
+                    os.fsync(fd)
+            finally:
+                with writing(target):
+                    os.close(fd)
             with writing(target):
-                os.fsync(fd)
+                if check is not None:
+                    check(sibling)
+                require_same(held, sibling, target)
         finally:
-            with writing(target):
-                os.close(fd)
+            os.close(held)  # Windows neither renames nor removes a file that is open
         with writing(target):
-            if check is not None:
-                check(sibling)
-            require_same(held, sibling, target)
             sibling.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what the caller must hear of
             sibling.unlink()
         raise
-    finally:
-        os.close(held)
     sync_folder(target.parent)
 
 
 def keep_mode(fd: int, target: Path) -> None:
     """Give an open file the permissions of the one that it will replace."""
     if target.is_file() and not target.is_symlink():
-        os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
+        descriptors.copy_mode(fd, stat.S_IMODE(target.stat().st_mode))
 
 
 def require_regular(target: Path) -> None:
-    """Raise where something other than a regular file stands at a path."""
+    """Raise if something other than a regular file stands at a path, or would because of its name."""
+    if descriptors.HAS_DEVICE_NAMES and is_device(target.name):
+        raise OutputError(None, f"cannot write {target}: Windows takes this name for a device; give another name")
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
 

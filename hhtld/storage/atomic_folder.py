@@ -39,7 +39,11 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync_folder(sibling)
         with writing(target):
             _check_free(target, path)
-            sibling.rename(target)  # replaces an empty folder and nothing else
+            try:
+                sibling.rename(target)  # replaces an empty folder and nothing else
+            except FileExistsError:  # Windows does not even replace that
+                target.rmdir()
+                sibling.rename(target)
     except BaseException as error:
         shutil.rmtree(sibling, ignore_errors=True)  # what went wrong first is what the caller must hear of
         if isinstance(error, OutputError) and error.strerror:  # nobody knows the sibling's name

@@ -14,7 +14,6 @@ Whoever writes holds a lock on the journal, which the system drops when the proc
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hhtld.errors import HhtldError, OutputError
+from hhtld.storage import descriptors
 from hhtld.storage.atomic import AtomicFile, keep_mode, require_regular, require_same, shortened, sync_folder, writing
 
 __all__ = ["Journal", "journal_path", "partial_path", "resumable"]
@@ -77,7 +77,7 @@ class Journal:
         if place is None or self._fd is None:
             return None
         with writing(self._path):
-            found = _parsed(os.pread(self._fd, place[1], place[0]))
+            found = _parsed(descriptors.read_at(self._fd, place[1], place[0]))
         return None if found is None else found[1]
 
     def trusted(self, *key: Any) -> Any:
@@ -118,7 +118,7 @@ class Journal:
 
 def _lines(fd: int) -> Iterator[bytes]:
     rest, offset = b"", 0
-    while piece := os.pread(fd, _PIECE, offset):
+    while piece := descriptors.read_at(fd, _PIECE, offset):
         offset += len(piece)
         *lines, rest = (rest + piece).split(b"\n")
         yield from (line + b"\n" for line in lines)
@@ -138,14 +138,12 @@ def _parsed(line: bytes) -> tuple[list[Any], Any] | None:
 def _locked(path: Path, target: Path) -> int:
     """Open a journal and hold it alone."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        fd = descriptors.open_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, follow=False)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptors.lock_alone(fd)
         except BlockingIOError:
             os.close(fd)
             raise OutputError(None, f"cannot write {target}: another conversion is writing it") from None
-        except OSError:  # a file system without locks: then nobody is kept out
-            pass
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False)):
                 return fd
@@ -210,44 +208,57 @@ def resumable(
         require_regular(into)
         journal_at, partial_at = journal_path(path), partial_path(path)
         journal_fd = _locked(journal_at, path)
+    remains = False  # a journal that is needed no more: Windows removes it only when it is closed
     try:
         journal = Journal(journal_fd, journal_at)
         _require_own(path, heads)
         _open_journal(journal, journal_fd, path, begin, place, resume)
         with writing(path):
-            fd = os.open(partial_at, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            fd = descriptors.open_descriptor(partial_at, os.O_RDWR | os.O_CREAT, follow=False)
             keep_mode(fd, into)
             held = os.dup(fd)
         try:
             try:
-                yield AtomicFile(fd, path), journal
+                try:
+                    yield AtomicFile(fd, path), journal
+                    with writing(path):
+                        os.fsync(fd)
+                finally:
+                    with writing(path):
+                        os.close(fd)
                 with writing(path):
-                    os.fsync(fd)
+                    check(partial_at)
+                    require_same(held, partial_at, path)
             finally:
-                with writing(path):
-                    os.close(fd)
+                os.close(held)  # Windows neither renames nor removes a file that is open
             with writing(path):
-                check(partial_at)
-                require_same(held, partial_at, path)
                 partial_at.replace(into)
-            with contextlib.suppress(OSError):  # the file has its name: it is no failure to write
-                journal_at.unlink()
+            remains = not _removed(journal_at)
         except BaseException as error:
             if isinstance(error, HhtldError | ValueError | TypeError) and not isinstance(error, OutputError):
                 with contextlib.suppress(OSError):
                     partial_at.unlink()
-                    journal_at.unlink()
+                    remains = not _removed(journal_at)
             elif partial_at.exists():
                 error.add_note(
                     f"what is finished stays beside {path}; the same conversion with resume=True (--resume) continues"
                 )
             raise
-        finally:
-            os.close(held)
     finally:
         os.close(journal_fd)
+        if remains:
+            _removed(journal_at)
     for folder in {into.parent, path.parent}:
         sync_folder(folder)
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file, and return whether it is gone; what was worked for has its name, so it is no failure if not."""
+    try:
+        path.unlink()
+    except OSError:
+        return not path.exists()
+    return True
 
 
 def _require_own(path: Path, heads: Sequence[bytes]) -> None:
@@ -257,9 +268,9 @@ def _require_own(path: Path, heads: Sequence[bytes]) -> None:
         if not os.path.lexists(partial_at):
             return
         require_regular(partial_at)
-        fd = os.open(partial_at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = descriptors.open_descriptor(partial_at, os.O_RDONLY, follow=False)
         try:
-            found = os.pread(fd, max(map(len, heads)), 0)
+            found = descriptors.read_at(fd, max(map(len, heads)), 0)
         finally:
             os.close(fd)
     # A write that failed leaves zeros where its bytes should be.
@@ -271,7 +282,7 @@ def _require_own(path: Path, heads: Sequence[bytes]) -> None:
 
 def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any], place: Any, resume: bool) -> None:
     with writing(path):
-        head = os.pread(fd, 9, 0)
+        head = descriptors.read_at(fd, 9, 0)
         if head and head != b'{"crc32":':
             raise OutputError(None, f"cannot write {path}: {journal_path(path)} exists and is no journal of hhtld")
     if resume and head:

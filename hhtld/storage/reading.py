@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from hhtld.errors import BadMagicError, ClosedError, HeaderError, TruncatedError
+from hhtld.storage import descriptors
 
 __all__ = ["FileIdentity", "PositionalFile", "RegularFile", "open_regular"]
 
@@ -137,7 +138,7 @@ class RegularFile(PositionalFile):
     def fill(self, buffer: memoryview, offset: int) -> None:
         held, done = self._descriptor(), 0
         while done < len(buffer):  # one call may give less than it was asked for
-            count = os.preadv(held.fd, [buffer[done:]], offset + done)
+            count = descriptors.read_into(held.fd, buffer[done:], offset + done)
             if count == 0:
                 raise TruncatedError(
                     f"{self._path}: ends at byte {offset + done}, expected {len(buffer)} bytes from byte {offset}; "
@@ -166,7 +167,7 @@ def open_regular(path: Path) -> RegularFile:
     if not stat.S_ISREG(path.stat().st_mode):
         raise BadMagicError(f"{path}: not a regular file")
     # Should the path have become a FIFO since, opening it must still not wait for a writer.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = descriptors.open_descriptor(path, os.O_RDONLY)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise BadMagicError(f"{path}: not a regular file")

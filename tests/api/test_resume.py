@@ -25,6 +25,7 @@ import hhtld.formats.hhtld
 from hhtld.api.advice import GATES_NOTE
 from hhtld.commands.main import main
 from hhtld.gates import Threshold
+from hhtld.storage import descriptors
 from hhtld.storage.journal import Journal, journal_path, partial_path
 
 SPAN = 40_000  # bytes of float32 rows a task, so that a small model takes many
@@ -467,13 +468,13 @@ def test_a_full_disk_keeps_what_is_finished(
 def test_bytes_that_the_disk_did_not_keep_are_written_again(
     source: Path, tmp_path: Path, expected: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, pwrite = tmp_path / "m.hhtld", os.pwrite
+    target, write_at = tmp_path / "m.hhtld", descriptors.write_at
 
     def spoiled(fd: int, data: memoryview, offset: int) -> int:
-        return pwrite(fd, bytes([data[0] ^ 1]) + bytes(data[1:]) if offset == 64 else data, offset)
+        return write_at(fd, bytes([data[0] ^ 1]) + bytes(data[1:]) if offset == 64 else data, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", spoiled)
+        patch.setattr(descriptors, "write_at", spoiled)
         with pytest.raises(hhtld.OutputError, match=r"does not hold what was written to it: .*section 0") as caught:
             hhtld.convert(source, target, profile="gates")
     assert "resume=True (--resume) continues" in caught.value.__notes__[0]

@@ -22,6 +22,7 @@ from hhtld.formats.hf import NAMES_FILE
 from hhtld.pack.opening import is_packed_folder
 from hhtld.pack.schema import read_table
 from hhtld.pack.source import PackSource
+from hhtld.storage import descriptors
 from hhtld.storage.file_names import checked_file_name
 from hhtld.storage.side_files import SIDE_FILE_LIMIT
 from tests.conftest import low_rank
@@ -301,7 +302,7 @@ def test_a_disk_that_fills_leaves_no_folder(
     to: str | None, nbytes: int, snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    real, left = os.pwrite, [nbytes]
+    real, left = descriptors.write_at, [nbytes]
 
     def full(fd: int, data: Any, offset: int) -> int:
         left[0] -= len(data)
@@ -309,7 +310,7 @@ def test_a_disk_that_fills_leaves_no_folder(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(fd, data, offset)
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(descriptors, "write_at", full)
     with pytest.raises(hhtld.OutputError, match="No space left"):
         hhtld.convert(snapshot, tmp_path / "out", to=to, profile="bits:3" if to else None)
     monkeypatch.undo()

@@ -44,6 +44,7 @@ from hhtld.pack.container_writer import ContainerWriter
 from hhtld.pack.opening import open_pack
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
+from hhtld.storage import descriptors
 from hhtld.storage.atomic import replacing
 
 CODES = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
@@ -629,19 +630,18 @@ def test_every_truncation(small: Path) -> None:
 def test_every_flipped_bit(small: Path, bits: str) -> None:
     data = small.read_bytes()
     missed = []
-    fd = os.open(small, os.O_RDWR)
-    try:
+    with small.open("r+b", buffering=0) as file:
         for offset, byte in enumerate(data):
             for bit in range(8) if bits == "all" else (offset * 5 % 8,):
-                os.pwrite(fd, bytes([byte ^ 1 << bit]), offset)
+                file.seek(offset)
+                file.write(bytes([byte ^ 1 << bit]))
                 try:
                     read_all(small)
                 except FormatError:
                     continue
                 missed.append((offset, bit))
-            os.pwrite(fd, bytes([byte]), offset)
-    finally:
-        os.close(fd)
+            file.seek(offset)
+            file.write(bytes([byte]))
     assert missed == []
 
 
@@ -1009,16 +1009,16 @@ def test_three_rows_read_no_other_rows(
 ) -> None:
     shared = 34 * 5 + (8 + 25) + (8 + 32 + 16 * 384)
     read: list[int] = []
-    preadv = os.preadv
+    read_into = descriptors.read_into
 
-    def counted(fd: int, buffers: Any, offset: int) -> int:
-        read.append(preadv(fd, buffers, offset))
+    def counted(fd: int, buffer: memoryview, offset: int) -> int:
+        read.append(read_into(fd, buffer, offset))
         return read[-1]
 
     with hhtld.open(embeddings) as pack:
         whole = pack.get_tensor(name)
     with hhtld.open(embeddings, mmap=False) as pack:
-        monkeypatch.setattr(os, "preadv", counted)
+        monkeypatch.setattr(descriptors, "read_into", counted)
         rows = pack.get_rows(name, [30_521, 3, -7])
         assert sum(read) == 3 * row_nbytes + shared + own
         read.clear()
@@ -1030,8 +1030,8 @@ def test_three_rows_read_no_other_rows(
 
 def test_short_reads_are_continued(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = read_all(small)
-    preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:5]], offset))
+    read_into = descriptors.read_into
+    monkeypatch.setattr(descriptors, "read_into", lambda fd, buffer, offset: read_into(fd, buffer[:5], offset))
     assert_same(read_all(small), expected)
 
 
@@ -1133,7 +1133,9 @@ def failing_at(nth: int, call: Callable[..., Any], error: BaseException) -> Call
 
 
 def test_a_full_disk_is_an_output_error(pack: HhtldPack, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "pwrite", failing_at(3, os.pwrite, OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        descriptors, "write_at", failing_at(3, descriptors.write_at, OSError(errno.ENOSPC, "No space left on device"))
+    )
     with pytest.raises(OutputError, match=r"cannot write .*model\.hhtld: No space left on device") as caught:
         hhtld.save(pack, target)
     assert caught.value.errno == errno.ENOSPC
@@ -1153,9 +1155,9 @@ def outcome(act: Callable[[], Any]) -> BaseException | None:
 def test_every_failing_write_keeps_the_old_file(
     pack: HhtldPack, target: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pwrite, count = os.pwrite, 0
+    write_at, count = descriptors.write_at, 0
     while True:
-        monkeypatch.setattr(os, "pwrite", failing_at(count, pwrite, error))
+        monkeypatch.setattr(descriptors, "write_at", failing_at(count, write_at, error))
         if outcome(lambda: hhtld.save(pack, target)) is None:
             break
         assert_untouched(target)
@@ -1186,8 +1188,8 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(
 def test_short_writes_are_continued(
     pack: HhtldPack, target: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7], offset))
+    write_at = descriptors.write_at
+    monkeypatch.setattr(descriptors, "write_at", lambda fd, data, offset: write_at(fd, data[:7], offset))
     hhtld.save(pack, target)
     assert target.read_bytes() == small.read_bytes()
 
@@ -1195,12 +1197,12 @@ def test_short_writes_are_continued(
 def test_bytes_that_do_not_reach_the_disk_are_found(
     pack: HhtldPack, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pwrite = os.pwrite
+    write_at = descriptors.write_at
 
     def spoiled(fd: int, data: memoryview, offset: int) -> int:
-        return pwrite(fd, bytes([data[0] ^ 1]) + bytes(data[1:]) if offset == 64 else data, offset)
+        return write_at(fd, bytes([data[0] ^ 1]) + bytes(data[1:]) if offset == 64 else data, offset)
 
-    monkeypatch.setattr(os, "pwrite", spoiled)
+    monkeypatch.setattr(descriptors, "write_at", spoiled)
     with pytest.raises(ChecksumError, match="section 0"):
         hhtld.save(pack, target)
     assert_untouched(target)

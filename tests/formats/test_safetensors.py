@@ -27,6 +27,7 @@ from hhtld.formats import get_format, open_source
 from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat, ShardedSnapshot
 from hhtld.matrix import TensorInfo
 from hhtld.sources.contract import ArraySource, TensorSource
+from hhtld.storage import descriptors
 
 DATA = bytes(range(1, 13))
 
@@ -542,8 +543,8 @@ def test_rows_are_fresh_writable_and_contiguous(source: SafetensorsFile) -> None
 
 
 def test_short_reads_are_continued(source: SafetensorsFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: whole(fd, [buffers[0][:3]], at))
+    whole = descriptors.read_into
+    monkeypatch.setattr(descriptors, "read_into", lambda fd, buffer, offset: whole(fd, buffer[:3], offset))
     assert source.read_rows("a", 0, 1).tobytes() == DATA[:8]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -202,8 +203,7 @@ class LogitSpool:
 
     def __init__(self, nbytes: int) -> None:
         folder = Path(tempfile.gettempdir())
-        room = os.statvfs(folder)
-        if room.f_bavail * room.f_frsize < nbytes:
+        if shutil.disk_usage(folder).free < nbytes:
             raise OutputError(
                 28, f"cannot keep {nbytes} bytes of logits in {folder}: no room; set TMPDIR to a larger one"
             )
