@@ -101,9 +101,9 @@ class _Encoder:
         """Code all rows; False if float32 does not suffice for them, at no rate."""
         try:
             self._rows.code(attempt)
-        except RangeError:
+        except RangeError as error:
             if attempt.group.codec.is_specified:
-                raise
+                raise attempt.group.named(error) from None
             return False
         return True
 

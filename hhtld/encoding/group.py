@@ -15,7 +15,7 @@ from hhtld.dtypes import bf16_bits
 from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.plan import Plan
 from hhtld.encoding.work import Work
-from hhtld.errors import RangeError
+from hhtld.errors import RangeError, shown
 from hhtld.gates import Threshold
 from hhtld.identity import PaletteGroupKey
 from hhtld.sources.contract import SourceRows, TensorSource
@@ -36,6 +36,13 @@ class PlannedGroup:
     def codec(self) -> Codec:
         """The codec of its tensors."""
         return self.profile.codec
+
+    def named(self, error: RangeError) -> RangeError:
+        """Return the error of a codec with the names of the tensors that it was coding, and a way on."""
+        return RangeError(
+            f"{' and '.join(map(shown, self.names[:3]))}{', ...' if len(self.names) > 3 else ''}: {error}; "
+            f"rules (--rule NAME=keep) can keep such a tensor byte for byte"
+        )
 
 
 def planned_groups(plan: Plan) -> list[PlannedGroup]:
@@ -83,9 +90,9 @@ class GroupFinder:
             else:
                 function, arguments = group.codec.find(self._request(group))
                 code = self._crew.run(function, *arguments)
-        except RangeError:  # weights near the end of float32's range are kept as they came
+        except RangeError as error:  # weights near the end of float32's range are kept as they came
             if group.codec.is_specified:
-                raise
+                raise group.named(error) from None
             return WhyKept.OUT_OF_RANGE
         return self.worthwhile(group, code)
 

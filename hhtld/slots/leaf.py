@@ -103,7 +103,13 @@ class SvdBasis:
 
     @classmethod
     def build(cls, rows: ArrayLike, n_components: int = SLOT_L_LANES) -> Self:
-        """Build the basis of finite rows (n, n_cols)."""
+        """Build the basis of finite rows (n, n_cols).
+
+        Raises
+        ------
+        RangeError
+            If a singular value passes float32's range.
+        """
         if not 1 <= n_components <= SLOT_L_LANES:
             raise ValueError(f"n_components must be 1..{SLOT_L_LANES}, got {n_components}")
         sample = as_rows(rows)
@@ -117,6 +123,8 @@ class SvdBasis:
         energies, vectors = np.empty(keep), np.empty((keep, len(gram)))
         _eigen.largest_eigenpairs(gram, energies, vectors)
         values = np.sqrt(np.maximum(energies, 0))
+        if values[0] > np.finfo(np.float32).max:
+            raise RangeError("a singular value passes float32's range; the weights are too large for Slot L")
         alive = values > 1e-7 * values[0]
         if by_rows:
             spanned = np.zeros((keep, block.shape[1]))
@@ -238,7 +246,7 @@ def leaf_scale(peak: float) -> float:
     Raises
     ------
     RangeError
-        When the largest coefficient is not finite.
+        If the largest coefficient is not finite.
     """
     largest = np.float32(peak)
     if not np.isfinite(largest):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import hhtld
 from hhtld.codecs.base import sample_basis
 from hhtld.codecs.lookup import HhtlDTensor, SharedPaletteGroup, build_group_with_fisher_z, build_group_with_leaf
 from hhtld.codecs.palette import HhtlF32Tensor
@@ -242,6 +243,15 @@ def test_f32_palette_holds_no_infinity() -> None:
     rows = np.array([[1, 2], [3.4e38, 0]], np.float32)
     with pytest.raises(RangeError, match="row 1 holds a weight that bfloat16 would round to infinity"):
         HhtlF32Tensor.encode("x", rows)
+
+
+@pytest.mark.parametrize("profile", ["f32", "lookup"])
+def test_singular_values_past_float32_are_refused(profile: str) -> None:
+    """A basis that holds infinity would be written, and refused by every reader."""
+    rows = np.full((600, 48), 3.38e38, np.float32)
+    rows[::2] *= -1
+    with pytest.raises(RangeError, match=r"^'lm_head.weight': a singular value .* rules \(--rule NAME=keep\)"):
+        hhtld.encode({"lm_head.weight": rows}, profile)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,20 @@ import subprocess
 import sys
 import tempfile
 import termios
+import zlib
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from hhtld.commands.main import main
+from hhtld.formats import open_source
+from hhtld.sources.contract import TensorSource
 
 TEXTS = Path(__file__).parent / "printed"
 COMMAND = [sys.executable, "-m", "hhtld.formats"]
@@ -72,7 +77,13 @@ TYPED = {
     "error_budget": "convert m.hhtld x.safetensors --budget 1KB",
     "error_size": "convert small.safetensors x.hhtld --memory much",
     "error_report": "convert small.safetensors x.hhtld --report page.pdf",
+    "error_extra": "convert small.safetensors x.hhtld --report page.html",
+    "error_range": "convert largest.safetensors x.hhtld --profile f32",
+    "error_version": "inspect version.hhtld",
+    "error_closed": "inspect closed.hhtld --tensor embed_tokens.weight --rows 0:2",
 }
+# Packages that are not installed while a command runs.
+MISSING = {"error_extra": ("jinja2",)}
 ON_A_TERMINAL = {
     "terminal_convert": "convert model t.hhtld --profile gates",
     "terminal_inspect": "inspect m.hhtld",
@@ -101,6 +112,8 @@ def _written(folder: Path) -> None:
     infinite[3, 5] = np.inf
     save_file({"lm_head.weight": infinite}, folder / "infinite.safetensors")
     save_file({"lm_head.weight": small["lm_head.weight"] * np.float32(6e37)}, folder / "huge.safetensors")
+    largest = np.full((600, 48), 3.4e38, np.float32)
+    save_file({"lm_head.weight": largest}, folder / "largest.safetensors")
     (folder / "junk.hhtld").write_bytes(b"PK\3\4" + bytes(200))
     (folder / "header.safetensors").write_bytes((9).to_bytes(8, "little") + b'{"w": [1]' + bytes(16))
     (folder / "quantized").mkdir()
@@ -112,7 +125,10 @@ def _written(folder: Path) -> None:
 
 def _damaged(folder: Path) -> None:
     data = bytearray((folder / "m.hhtld").read_bytes())
+    (folder / "closed.hhtld").write_bytes(data)
     (folder / "cut.hhtld").write_bytes(data[:-100])
+    newer = data[:8] + b"\x09\x00" + data[10:60]
+    (folder / "version.hhtld").write_bytes(newer + zlib.crc32(newer).to_bytes(4, "little") + data[64:])
     data[200] ^= 1
     (folder / "damaged.hhtld").write_bytes(data)
 
@@ -126,9 +142,19 @@ def _normal(text: str) -> str:
     return re.sub(r"[\d.]+ ?MiB", "N MiB", text)
 
 
-def _piped(typed: str) -> str:
-    out = io.StringIO()
-    with redirect_stdout(out), redirect_stderr(out):
+def _closed_at_once(path: object, **options: Any) -> TensorSource:
+    """Open a source that something else closes before its reader comes to it."""
+    source = open_source(str(path), **options)
+    if Path(str(path)).name == "closed.hhtld":
+        source.close()
+    return source
+
+
+def _piped(name: str) -> str:
+    out, typed = io.StringIO(), TYPED[name]
+    without = patch.dict(sys.modules, dict.fromkeys(MISSING.get(name, ())))
+    closing = patch("hhtld.formats.open_source", _closed_at_once)
+    with redirect_stdout(out), redirect_stderr(out), without, closing:
         try:
             code = main(typed.split())
         except SystemExit as stop:  # of the parser
@@ -167,8 +193,8 @@ def _printed(folder: Path) -> dict[str, str]:
     before = os.environ.pop("COLUMNS", None)
     try:
         with chdir(folder):
-            for name, typed in TYPED.items():
-                found[name] = _piped(typed)
+            for name in TYPED:
+                found[name] = _piped(name)
                 if name == "convert":
                     _damaged(folder)
     finally:
