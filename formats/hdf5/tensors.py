@@ -73,7 +73,7 @@ class TensorWriter:
             return
         if info.has_rows:
             if self.sample:
-                raw = self.pack.get_rows(self.record.name, self.sample, "source")
+                raw = self.pack.get_rows(self.record.name, self.sample, dtype="source")
                 self._plot_rows("values", "Rows as they were kept", self._widened(raw))
             return
         step = -(-info.n_cols // MAX_POINTS)

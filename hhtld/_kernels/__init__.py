@@ -1,4 +1,4 @@
-"""Compiled kernels: pointers and shapes; no names, files, policy, allocation or threads."""
+"""Compiled kernels: pointers and shapes; no names, policy, allocation or threads; of files an open descriptor."""
 
 import importlib
 import importlib.util
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hhtld._kernels import _l1 as _l1
     from hhtld._kernels import _l2 as _l2
     from hhtld._kernels import _leaf as _leaf
+    from hhtld._kernels import _pread as _pread
     from hhtld._kernels import _rotate as _rotate
     from hhtld._kernels import _score as _score
     from hhtld._kernels import _screen as _screen
@@ -42,6 +43,7 @@ _KERNELS = {
     "_fold",
     "_isa",
     "_leaf",
+    "_pread",
     "_rotate",
     "_score",
     "_screen",

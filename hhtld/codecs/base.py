@@ -191,6 +191,10 @@ class EncodedTensor(ABC):
     def reconstruct_rows(self, rows: RowIndex = None) -> NDArray[np.float32]:
         """Decode the given rows, or all, to float32 (n, n_cols)."""
 
+    def reconstruct_into(self, out: NDArray[np.float32], rows: RowIndex = None) -> None:
+        """Decode the given rows, or all, into a C-contiguous array (n, n_cols)."""
+        out[:] = self.reconstruct_rows(rows)
+
     def first_level_rows(self, rows: RowIndex = None) -> NDArray[np.float32]:
         """Decode the same without a second level, if there is one."""
         return self.reconstruct_rows(rows)

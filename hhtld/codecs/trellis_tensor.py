@@ -255,14 +255,16 @@ class HhtlTTensor(EncodedTensor):
         shape = (sum(block.original_shape[0] for block in blocks), first.original_shape[1])
         return replace(first, original_shape=shape, **parts)
 
-    def reconstruct_rows(self, rows: RowIndex = None, levels: int = 2) -> NDArray[np.float32]:
+    def reconstruct_rows(
+        self, rows: RowIndex = None, levels: int = 2, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Decode the given rows, or all, to float32 (n, n_cols); `levels` of 1 leaves a second level out."""
         if levels not in (1, 2):
             raise ValueError(f"levels must be 1 or 2, got {levels}")
         picked = selected_rows(self.original_shape[0], rows)
         check_budget(self.original_shape[0], picked, 4 * self.original_shape[1], 0, self.budget)
         codes, gains = np.ascontiguousarray(self.slot_t[picked]), slots.gain_values(self.slot_v[picked])
-        out = self.shared.trellis.decode(codes, gains, self.original_shape[1])
+        out = self.shared.trellis.decode(codes, gains, self.original_shape[1], out)
         second = self.shared.second
         with np.errstate(over="ignore", invalid="ignore"):
             if levels == 2 and second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
@@ -276,6 +278,9 @@ class HhtlTTensor(EncodedTensor):
             if self.column_scale is not None:
                 out /= self._scale
         return out
+
+    def reconstruct_into(self, out: NDArray[np.float32], rows: RowIndex = None) -> None:
+        self.reconstruct_rows(rows, out=out)
 
     def first_level_rows(self, rows: RowIndex = None) -> NDArray[np.float32]:
         return self.reconstruct_rows(rows, 1)

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -29,13 +30,15 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.sizes import align_up
-from hhtld.storage.reading import PositionalFile, RegularFile
+from hhtld.storage.reading import DirectFile, FileIdentity, PositionalFile, RegularFile
+from hhtld.storage.run_reads import Runs, advise_random
 from hhtld.storage.urls import Location, open_location
 
 if TYPE_CHECKING:
+    from hhtld.pack.row_cache import RowCache
     from hhtld.pack.sections import RowSelection
 
-__all__ = ["MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader", "SectionRecord"]
+__all__ = ["IO_MODES", "MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader", "SectionRecord"]
 
 MAGIC = b"\x89HHTLD\r\n"
 END_MAGIC = b"\x89HHTLE\r\n"
@@ -45,6 +48,9 @@ ALIGNMENT = 64
 MAX_TABLE_NBYTES = 100_000_000
 _EXACT_DIGITS = 300  # integers of no more are below float64's largest
 _VERIFIED_NBYTES = 4 << 20  # read at once: a section may be larger than memory
+IO_MODES = ("mmap", "pread", "direct")
+_IO_THREADS = {"mmap": 1, "pread": 32, "direct": 32}  # what waits for a device keeps that many questions before it
+_SHARED_ROWS = 1024  # of a mapped section: fewer are not worth a second thread
 REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
 
 HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
@@ -69,7 +75,18 @@ def section_crc(index: int, kind: str, nbytes: int) -> int:
 
 
 class ContainerReader:
-    """A container's sections; a `SectionReader`. Reads are positional and safe from many threads."""
+    """A container's sections; a `SectionReader`. Reads are positional and safe from many threads.
+
+    Attributes
+    ----------
+    path : Path or Url
+    records : list of SectionRecord
+    table : dict
+    io : {"mmap", "pread", "direct"}
+        How the file is read, which may be less than what was asked for.
+    cache : RowCache or None
+        Of rows that are read by number.
+    """
 
     def __init__(
         self,
@@ -79,6 +96,7 @@ class ContainerReader:
         table: dict[str, Any] | None = None,
         *,
         mapped: bool = False,
+        row_cache: int = 0,
     ) -> None:
         self._file = file
         self.path = path
@@ -88,20 +106,44 @@ class ContainerReader:
         self.minor = 0
         self._verified: set[int] = set()
         self._lock = threading.Lock()
+        self.cache: RowCache | None = None
+        if row_cache:
+            from hhtld.pack.row_cache import RowCache  # which most readers do not need
+
+            self.cache = RowCache(row_cache)
         self._map: mmap.mmap | None = None
+        self._mapped_file: RegularFile | None = None
+        self._read_at_random: set[int] = set()  # sections whose mapping is advised so
         if mapped and isinstance(file, RegularFile):  # nothing else can be mapped
-            self._map = file.map()
+            self._map, self._mapped_file = file.map(), file
+        self.io = "mmap" if self._map is not None else "direct" if isinstance(file, DirectFile) else "pread"
 
     @classmethod
-    def open(cls, path: Location, *, mapped: bool = True) -> Self:
+    def open(cls, path: Location, io: str = "mmap", io_threads: int | None = None, row_cache: int = 0) -> Self:
         """Open a file and check its structure: header, trailer, table, and where every section lies.
+
+        Parameters
+        ----------
+        path : Path or Url
+        io : {"mmap", "pread", "direct"}
+        io_threads : int or None
+            Threads that read many rows at once; None is 1 for a mapped file and 32 otherwise.
+        row_cache : int
+            Bytes of a cache of rows that are read by number; 0 for none.
 
         Raises
         ------
         FormatError
             For every malformation; section bytes are checked when they are first read whole.
         """
-        file = open_location(path)
+        if io not in IO_MODES:
+            raise ValueError(f"io must be one of {', '.join(map(repr, IO_MODES))}, got {io!r}")
+        n_threads = _IO_THREADS[io] if io_threads is None else io_threads
+        if type(n_threads) is not int or n_threads < 1:
+            raise ValueError(f"io_threads must be a whole number, 1 or more, got {io_threads!r}")
+        if type(row_cache) is not int or row_cache < 0:
+            raise ValueError(f"row_cache must be a number of bytes, 0 or more, got {row_cache!r}")
+        file = open_location(path, n_threads, direct=io == "direct")
         try:
             major, minor, required = _read_header(file, path)
             table, records = _read_table(file, path)
@@ -112,11 +154,17 @@ class ContainerReader:
                 feature = SECTION_KINDS[record.kind].feature if record.kind in SECTION_KINDS else None
                 if feature is not None and not required >> feature & 1:
                     raise HeaderError(f"{path}: section {index} ({record.kind}) needs feature bit {feature}, not set")
-            reader = cls(file, path, records, table, mapped=mapped)
+            reader = cls(file, path, records, table, mapped=io == "mmap", row_cache=row_cache)
         except BaseException:
             file.close()
             raise
         reader.major, reader.minor = major, minor
+        if io == "direct" and reader.io != io and isinstance(file, RegularFile):
+            warnings.warn(
+                f"{path}: the system or its file system has no reads past the page cache (O_DIRECT); "
+                f"it is read as with io='pread'",
+                stacklevel=3,
+            )
         return reader
 
     def __reduce__(self) -> NoReturn:
@@ -126,6 +174,18 @@ class ContainerReader:
     def fingerprint(self) -> int:
         """A checksum of the sections' own checksums and places, which tells a file from others."""
         return zlib.crc32(repr([(r.kind, r.offset, r.nbytes, r.crc32) for r in self.records]).encode())
+
+    @property
+    def identity(self) -> Any:
+        """What the system tells of the file, as it was when it was opened."""
+        return self._file.identity
+
+    def was_changed_since(self, identity: Any) -> bool:
+        """Whether this is a regular file that had this identity, on this machine, and was written to since."""
+        mine = self._file.identity
+        if not (isinstance(mine, FileIdentity) and isinstance(identity, FileIdentity)):
+            return False
+        return mine[:2] == identity[:2] and not self._file.is_still(identity)
 
     def kinds(self) -> list[str]:
         return [record.kind for record in self.records]
@@ -138,8 +198,16 @@ class ContainerReader:
     def nbytes(self, index: int) -> int:
         return self.records[index].nbytes
 
+    def check_unchanged(self) -> None:
+        file = self._file
+        # Without a mapping or a cache every row that is given was read, and the file looked at after that.
+        if (self._map is not None or self.cache is not None) and isinstance(file, RegularFile) and not file.closed:
+            file.check_unchanged()
+
     def whole(self, index: int) -> NDArray[np.uint8]:
         record = self.records[index]
+        if index in self._read_at_random:
+            self._advise(index, is_random=False)
         data = self._read(record.offset, record.nbytes)
         if index not in self._verified:
             self._check(index, [data])
@@ -167,26 +235,55 @@ class ContainerReader:
             yield self._read(record.offset + offset, min(_VERIFIED_NBYTES, record.nbytes - offset))
 
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
-        record = self.records[index]
-        n_rows = record.nbytes // width
         if isinstance(rows, slice):
-            start, stop, step = rows.indices(n_rows)
-            if step == 1:
+            start, stop, step = rows.indices(self.records[index].nbytes // width)
+            if step != 1 or (self.cache is not None and stop == start + 1):
+                rows = np.arange(start, stop, step)  # a row that is looked up, too; ranges would push others out
+            else:
                 stop = max(start, stop)
-                return self._read(record.offset + start * width, (stop - start) * width).reshape(-1, width)
-            rows = np.arange(start, stop, step)
+                return self._read(self.records[index].offset + start * width, (stop - start) * width).reshape(-1, width)
+        if self.cache is not None:
+            return self.cache.rows(index, width, rows, partial(self._picked, index, width))
+        return self._picked(index, width, rows)
+
+    def _picked(self, index: int, width: int, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return rows of a section by their numbers."""
+        record = self.records[index]
         if self._map is not None:
-            return self._read(record.offset, record.nbytes).reshape(n_rows, width)[rows]
+            if index not in self._read_at_random:
+                self._advise(index, is_random=True)
+            return self._taken(self._read(record.offset, record.nbytes).reshape(-1, width), rows)
         if self._file.gap:  # each range is a question to a far store
             different, places = np.unique(rows, return_inverse=True)
-            return self._picked(record.offset, width, different)[places]
-        return self._picked(record.offset, width, np.asarray(rows))
-
-    def _picked(self, offset: int, width: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return rows of what lies at `offset`; runs of neighbours, or of near ones, are read at once."""
+            return self._from_afar(record.offset, width, different)[places]
         out = np.empty((len(rows), width), np.uint8)
-        steps = np.diff(rows)
-        breaks = np.flatnonzero((steps < 1) | (steps > 1 + self._file.gap // max(width, 1))) + 1
+        if len(rows):
+            self._check_open()
+            self._file.fill_runs(out.reshape(-1), _runs(record.offset, width, rows))
+        return out
+
+    def _advise(self, index: int, *, is_random: bool) -> None:
+        mapped, record = self._map, self.records[index]
+        if mapped is not None:
+            advise_random(mapped, record.offset, record.nbytes, is_random=is_random)
+        (self._read_at_random.add if is_random else self._read_at_random.discard)(index)
+
+    def _taken(self, mapped: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return rows of a mapped section; threads wait for the pages of many."""
+        assert self._mapped_file is not None
+        threads, count = self._mapped_file.threads, len(rows)
+        if threads.count == 1 or count < _SHARED_ROWS:
+            return mapped.take(rows, axis=0)
+        out = np.empty((count, mapped.shape[1]), np.uint8)
+        spans = [(count * i // threads.count, count * (i + 1) // threads.count) for i in range(threads.count)]
+        # The rows were checked; without "clip" numpy would write to a copy first.
+        threads.each(lambda span: mapped.take(rows[slice(*span)], axis=0, out=out[slice(*span)], mode="clip"), spans)
+        return out
+
+    def _from_afar(self, offset: int, width: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return ascending rows of what lies at `offset`; runs of neighbours, or of near ones, are read at once."""
+        out = np.empty((len(rows), width), np.uint8)
+        breaks = np.flatnonzero(np.diff(rows) > 1 + self._file.gap // max(width, 1)) + 1
         for begin, end in pairwise([0, *breaks.tolist(), len(rows)] if len(rows) else []):
             first, last = int(rows[begin]), int(rows[end - 1])
             if last + 1 - first == end - begin:
@@ -222,15 +319,26 @@ class ContainerReader:
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         mapped = self._map  # held here: another thread may close the pack meanwhile
         if mapped is not None and not self._file.closed:
+            self.check_unchanged()  # a page that the file no longer has would end the process
             return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
         out = np.empty(nbytes, np.uint8)
         self._fill(out, offset)
         return out
 
     def _fill(self, out: NDArray[np.uint8], offset: int) -> None:
+        self._check_open()
+        self._file.fill(out.reshape(-1).data, offset)
+
+    def _check_open(self) -> None:
         if self._file.closed:
             raise ClosedError(f"{self.path}: the pack is closed")
-        self._file.fill(out.reshape(-1).data, offset)
+
+
+def _runs(offset: int, width: int, rows: NDArray[Any]) -> Runs:
+    """Return where rows of `width` bytes, from `offset` on, are read, and where they go: neighbours at once."""
+    firsts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
+    ends = np.append(firsts[1:], len(rows))
+    return Runs(offset + rows[firsts] * np.int64(width), (ends - firsts) * np.int64(width), firsts * np.int64(width))
 
 
 def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hhtld.errors import FormatError, HeaderError
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack
 from hhtld.pack.schema import read_table
 from hhtld.storage.locations import locate
+from hhtld.storage.threads import n_processors
 from hhtld.storage.urls import Location, Url, open_location
 
 __all__ = ["PACK_NAME", "is_packed_folder", "open_pack"]
@@ -41,16 +43,35 @@ def is_packed_folder(path: Location) -> bool:
     return isinstance(quantized, dict) and quantized.get("quant_method") == "hhtld"
 
 
-def open_pack(path: str | os.PathLike[str] | Url, *, mmap: bool = True, budget: int = DEFAULT_BUDGET) -> HhtldPack:
+def open_pack(
+    path: str | os.PathLike[str] | Url,
+    *,
+    io: str | None = None,
+    io_threads: int | None = None,
+    row_cache: int = 0,
+    mmap: bool = True,
+    budget: int = DEFAULT_BUDGET,
+) -> HhtldPack:
     """Open a `.hhtld` file, its structure checked.
 
     Parameters
     ----------
     path : str, path or Url
         A local file or a URL (str), which is read by ranges; a packed folder stands for its pack.
+    io : {"mmap", "pread", "direct"}, optional
+        "mmap", the default, maps the file: the system reads a page when a row on it is touched, and keeps it as long as
+        it has memory. A device that fails, or a file that is cut in the very moment of a read, then ends the process
+        (SIGBUS), as with every mapped file. "pread" reads at positions, many rows at once by threads, and fails with an
+        error; network mounts, and files that others may cut short, want it. "direct" does so past the page cache
+        (O_DIRECT), so that a table leaves the memory of the machine alone; where the system or its file system has
+        no such reads, a warning says so and it reads as "pread". Behind a URL all are positional.
+    io_threads : int, optional
+        Threads that read many rows at once, and that decode them: at most this many, and at most as many as there are
+        processors. By default 1 thread reads a mapped file and 32 read otherwise.
+    row_cache : int
+        Bytes for packed rows that were read and may be asked for again; 0 keeps none. `HhtldPack.cache_info` counts.
     mmap : bool
-        Map the file; False reads it positionally, which network mounts and files that others may
-        cut short want. Behind a URL it is always read positionally.
+        False is io="pread", if `io` is not given.
     budget : int
         Bytes that decoding one tensor may take.
 
@@ -62,26 +83,33 @@ def open_pack(path: str | os.PathLike[str] | Url, *, mmap: bool = True, budget: 
     place = locate(path)
     if is_packed_folder(place):
         place = place / PACK_NAME
-    reader = ContainerReader.open(place, mapped=mmap)
+    options: dict[str, Any] = {
+        "io": io or ("mmap" if mmap else "pread"),
+        "io_threads": io_threads,
+        "row_cache": row_cache,
+    }
+    reader = ContainerReader.open(place, **options)
     try:
         table = read_table(reader.table, reader)
+        n_threads = min(io_threads or n_processors(), n_processors())
+        pack = HhtldPack(table, reader, budget, n_threads)
     except HeaderError as error:
         reader.close()
         raise HeaderError(f"{place}: {error}") from None
     except BaseException:
         reader.close()
         raise
-    pack = HhtldPack(table, reader, budget)
     place = place.absolute() if isinstance(place, Path) else place
-    pack.reopen = partial(_reopened, place, mmap, budget, reader.fingerprint)
+    options["budget"] = budget
+    pack.reopen = partial(_reopened, place, options, reader.fingerprint, reader.identity)
     return pack
 
 
-def _reopened(path: Location, mmap: bool, budget: int, fingerprint: int) -> HhtldPack:
+def _reopened(path: Location, options: dict[str, Any], fingerprint: int, identity: Any) -> HhtldPack:
     """Open a pack that was sent from another process, which must still be the file that it was there."""
-    pack = open_pack(path, mmap=mmap, budget=budget)
+    pack = open_pack(path, **options)
     assert isinstance(pack.sections, ContainerReader)
-    if pack.sections.fingerprint != fingerprint:
+    if pack.sections.fingerprint != fingerprint or pack.sections.was_changed_since(identity):
         pack.close()
         raise HeaderError(f"{path}: is another file than the one whose pack was sent here; open it again")
     return pack

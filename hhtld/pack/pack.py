@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 
 from hhtld.codecs import codec
 from hhtld.codecs.base import EncodedTensor, GroupCode, RowIndex, selected_rows
-from hhtld.dtypes import narrow, view, widen
+from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
+from hhtld.pack.row_request import RowRequest
 from hhtld.pack.table import PackTable, TensorRecord
+from hhtld.sources.rows import BLOCK_NBYTES
+from hhtld.storage.threads import Threads
 
 if TYPE_CHECKING:
+    from hhtld.pack.ahead import Ahead, Ready
+    from hhtld.pack.row_cache import CacheInfo, RowCache
     from hhtld.pack.sections import SectionReader
     from hhtld.pack.slices import PackSlice
     from hhtld.search.scorer import Scorer
@@ -27,6 +32,14 @@ __all__ = [
 ]
 
 DEFAULT_BUDGET = 64 << 30
+_SHARED_BLOCKS = 4  # of decoded rows: fewer are not worth a second thread
+_ROW_DTYPES: dict[str, DType | None] = {
+    "float32": None,
+    "bfloat16": DTYPES["BF16"],
+    "float16": DTYPES["F16"],
+    "source": None,
+}
+HeldRows = EncodedTensor | NDArray[np.uint8]  # rows as a pack holds them: encoded, or of a kept tensor its bytes
 
 
 class HhtldPack:
@@ -42,12 +55,18 @@ class HhtldPack:
     budget : int
         Bytes that decoding or searching one tensor may take, and what is kept of all of them. A row costs a few
         bytes in the file whatever its width, so a small file can declare a tensor that no machine holds.
+    n_threads : int
+        Threads that decode thousands of rows.
     """
 
-    def __init__(self, table: PackTable, sections: SectionReader, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(
+        self, table: PackTable, sections: SectionReader, budget: int = DEFAULT_BUDGET, n_threads: int = 1
+    ) -> None:
         self.table = table
         self.sections = sections
         self.budget = budget
+        self._threads = Threads(n_threads)
+        self._ahead: Ahead[HeldRows] | None = None
         self._codes: dict[tuple[int, str], GroupCode] = {}
         self.reopen: Callable[[], HhtldPack] | None = None  # what another process calls for a pack that is sent to it
         path = getattr(sections, "path", None)
@@ -64,6 +83,9 @@ class HhtldPack:
     def close(self) -> None:
         """Release the file; arrays already given out stay valid."""
         self.sections.close()
+        if self._ahead is not None:
+            self._ahead.close()
+        self._threads.close()
 
     def keys(self) -> list[str]:
         """Return the names in ascending order."""
@@ -141,31 +163,109 @@ class HhtldPack:
             1 leaves out, and does not read, the second level of Slot T where a tensor has one.
         """
         record = self.table.resolved(name)
+        if dtype not in ("float32", "source"):
+            raise ValueError(f"dtype must be 'float32' or 'source', got {dtype!r}")
         self._afford(record, record.info.n_rows)
-        return self._typed(record, self._decoded(record, None, levels), dtype).reshape(_shape(record, dtype, None))
+        held = self._held(record, slice(None), levels)
+        decoded = held.reconstruct_rows() if isinstance(held, EncodedTensor) else held
+        self.sections.check_unchanged()
+        return self._typed(record, decoded, dtype).reshape(_shape(record, dtype, None))
 
-    def get_rows(self, name: str, rows: RowIndex, dtype: str = "float32", levels: int = 2) -> NDArray[Any]:
+    def get_rows(
+        self,
+        name: str,
+        rows: RowIndex,
+        out: NDArray[Any] | None = None,
+        dtype: str = "float32",
+        levels: int = 2,
+    ) -> NDArray[Any]:
         """Return the given rows, shape (n, n_cols), reading their bytes and no other rows'.
+
+        Thousands of rows at once cost the least: each is read once, in the order of the file, however often and in
+        whatever order it is asked for, and blocks of them are decoded by threads.
 
         Parameters
         ----------
         name : str
-                A tensor of at least two axes; rows of packed types must fill whole bytes.
+            A tensor of at least two axes; rows of packed types must fill whole bytes.
         rows : sequence of int, slice or None
             In any order, repeats allowed; negative ones count from the end. They are rows of the matrix that
             `info(name).info` counts, in the order of the elements: of experts (n_experts, n_out, n_in) row
             ``expert * n_out + out``, of a convolution the filter's number.
-        dtype, levels : as in `get_tensor`
+        out : ndarray, shape (n, n_cols), optional
+            What is filled and returned, of the type that `dtype` gives.
+        dtype : {"float32", "bfloat16", "float16", "source"}
+            The first three are what weights are decoded or rounded to; bfloat16 is that of `ml_dtypes`. "source" is as
+            in `get_tensor`. Tensors that are not weights come as they are.
+        levels : as in `get_tensor`
+
+        Raises
+        ------
+        IndexError
+            For a row that the tensor does not have.
+        ValueError
+            For a tensor without rows, another `dtype`, or an `out` of another shape or type.
+        FormatError
+            When the file was cut or written to since it was opened, or its content cannot be.
+        OSError
+            When it cannot be read.
+        """
+        record = self.table.resolved(name)
+        info = record.info
+        if not info.has_rows:
+            raise ValueError(f"tensor {shown(name)}, {info.dtype.name} {info.shape}, has no rows; use get_tensor")
+        if dtype not in _ROW_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(repr, _ROW_DTYPES))}, got {dtype!r}")
+        request = RowRequest.of(selected_rows(info.n_rows, rows), info.n_rows)
+        self._afford(record, request.n_rows)
+        held, places = self._read_ahead(record, request, levels) or (self._held(record, request.rows, levels), None)
+        if request.repeats and not isinstance(request.rows, slice):
+            distinct = self._in_blocks(record, held, places, len(request.rows), None, dtype)
+            if out is not None:
+                _checked_out(out, _shape(record, dtype, request.n_rows), distinct.dtype)[:] = distinct[request.picks]
+            found = distinct[request.picks] if out is None else out
+        else:
+            picks = request.picks if places is None else places if request.picks is None else places[request.picks]
+            found = self._in_blocks(record, held, picks, request.n_rows, out, dtype)
+        self.sections.check_unchanged()
+        return found if found.flags.writeable else found.copy()
+
+    def prefetch(self, name: str, rows: RowIndex, levels: int = 2) -> None:
+        """Begin to read rows, and return at once: the `get_rows` that asks for them, or for some of them, finds them.
+
+        The rows are kept packed until they are asked for. Of calls whose rows nobody asked for, the last 16 are kept.
+        What goes wrong while they are read is raised by that `get_rows`.
+
+        Parameters
+        ----------
+        name, rows, levels : as in `get_rows`
+
+        Raises
+        ------
+        KeyError, IndexError, ValueError
+            As `get_rows`.
         """
         record = self.table.resolved(name)
         if not record.info.has_rows:
-            kind = record.info.dtype.name
-            raise ValueError(f"tensor {shown(name)}, {kind} {record.info.shape}, has no rows; use get_tensor")
-        index = selected_rows(record.info.n_rows, rows)
-        count = len(range(*index.indices(record.info.n_rows))) if isinstance(index, slice) else len(index)
-        self._afford(record, count)
-        found = self._typed(record, self._decoded(record, index, levels), dtype)
-        return (found if found.flags.writeable else found.copy()).reshape(_shape(record, dtype, count))
+            raise ValueError(f"tensor {shown(name)} has no rows; use get_tensor")
+        if self.closed:
+            raise ClosedError(f"{self._place}the pack is closed")
+        wanted = RowRequest.of(selected_rows(record.info.n_rows, rows), record.info.n_rows).rows
+        if isinstance(wanted, slice):
+            wanted = _numbers(wanted, record)
+        if self._ahead is None:
+            from hhtld.pack.ahead import Ahead  # which a pack that is only read as it comes does not need
+
+            self._ahead = Ahead()
+        if len(wanted):
+            self._ahead.begin((record.name, levels), wanted, lambda rows: self._held(record, rows, levels))
+
+    def cache_info(self) -> CacheInfo:
+        """Return what the cache of rows that `hhtld.open(path, row_cache=...)` asked for did and holds."""
+        from hhtld.pack.row_cache import CacheInfo
+
+        cache: RowCache | None = getattr(self.sections, "cache", None)
+        return CacheInfo(0, 0, 0, 0) if cache is None else cache.info()
 
     def get_slice(self, name: str) -> PackSlice:
         """Return an object to slice, as safetensors' `get_slice` does."""
@@ -243,25 +343,74 @@ class HhtldPack:
             for other in holders:
                 other.forget()
 
-    def _decoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> NDArray[Any]:
-        """Rows as float32 for an encoded tensor, as bytes for a kept one."""
+    def _read_ahead(self, record: TensorRecord, request: RowRequest, levels: int) -> Ready[HeldRows] | None:
+        """Return the rows of a request if they were read ahead."""
+        if self._ahead is None or not self._ahead.is_waiting:
+            return None
+        rows = request.rows
+        if isinstance(rows, slice):
+            if request.n_rows != 1:
+                return None
+            rows = _numbers(rows, record)
+        return self._ahead.take((record.name, levels), rows) if len(rows) else None
+
+    def _held(self, record: TensorRecord, rows: NDArray[np.intp] | slice, levels: int) -> HeldRows:
+        """Rows as they are held: an encoded tensor's slots, or a kept one's bytes."""
         if record.is_encoded:
-            return self._encoded(record, rows, levels).reconstruct_rows()
+            return self._encoded(record, None if isinstance(rows, slice) and rows == slice(None) else rows, levels)
         index = record.sections["raw"]
-        if rows is None or record.info.row_nbytes == 0:
+        is_whole = isinstance(rows, slice) and rows == slice(None)
+        if is_whole or record.info.row_nbytes == 0:
             whole = self.sections.whole(index)
-            return whole if rows is None else whole.reshape(record.info.n_rows, record.info.row_nbytes)[rows]
+            return whole if is_whole else whole.reshape(record.info.n_rows, record.info.row_nbytes)[rows]
         return self.sections.rows(index, record.info.row_nbytes, rows)
 
+    def _in_blocks(
+        self,
+        record: TensorRecord,
+        held: HeldRows,
+        picks: NDArray[np.intp] | None,
+        count: int,
+        out: NDArray[Any] | None,
+        dtype: str,
+    ) -> NDArray[Any]:
+        """Decode `count` rows, those of `picks` among the rows that are held, a block at a time."""
+        step = max(1, BLOCK_NBYTES // (4 * record.info.n_cols or 1))
+        shape = _shape(record, dtype, count)
+        if out is None and count <= step:
+            return self._typed(record, _decoded(held, picks), dtype).reshape(shape)
+        kind = self._typed(record, _decoded(held, slice(0, 0)), dtype).dtype
+        out = np.empty(shape, kind) if out is None else _checked_out(out, shape, kind)
+        is_plain = dtype == "float32" and out.flags.c_contiguous and out.flags.aligned
+
+        def decode(start: int) -> None:
+            block = slice(start, min(start + step, count))
+            rows = block if picks is None else picks[block]
+            if is_plain and isinstance(held, EncodedTensor):
+                held.reconstruct_into(out[block], rows)
+                return
+            decoded = _decoded(held, rows)
+            out[block] = self._typed(record, decoded, dtype).reshape(-1, *shape[1:])
+
+        starts = range(0, count, step)
+        if len(starts) < _SHARED_BLOCKS:
+            for start in starts:
+                decode(start)
+        else:
+            self._threads.each(decode, starts)
+        return out
+
     def _typed(self, record: TensorRecord, decoded: NDArray[Any], dtype: str) -> NDArray[Any]:
-        if dtype not in ("float32", "source"):
-            raise ValueError(f"dtype must be 'float32' or 'source', got {dtype!r}")
-        kind = record.info.dtype
+        """Rows as a type that was asked for: `decoded` is float32 of an encoded tensor, bytes of a kept one."""
+        kind, wanted = record.info.dtype, _ROW_DTYPES[dtype]
         if not record.is_encoded:
-            if dtype == "float32" and kind.is_weight:
-                return widen(decoded, kind)
-            return view(np.ascontiguousarray(decoded), kind, (-1,))
-        return decoded if dtype == "float32" else view(narrow(decoded, kind), kind, (-1,))
+            if dtype == "source" or not kind.is_weight or kind == wanted:
+                return view(np.ascontiguousarray(decoded), kind, (-1,))
+            decoded = widen(decoded, kind)
+        if dtype == "float32":
+            return decoded
+        wanted = wanted or kind
+        return view(narrow(decoded, wanted), wanted, (-1,))
 
     def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> EncodedTensor:
         if levels not in (1, 2):
@@ -307,6 +456,26 @@ def _as_header_error(where: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise HeaderError(f"{where}: {error}") from error
+
+
+def _decoded(held: HeldRows, rows: NDArray[np.intp] | slice | None) -> NDArray[Any]:
+    """Some of the rows that are held, decoded to float32, or as their bytes."""
+    if isinstance(held, EncodedTensor):
+        return held.reconstruct_rows(rows)
+    return held if rows is None else held[rows]
+
+
+def _checked_out(out: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array that a caller wants filled, or raise ValueError."""
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != kind or not out.flags.writeable:
+        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out must be a writeable array of {kind} {shape}, got {found}")
+    return out
+
+
+def _numbers(rows: slice, record: TensorRecord) -> NDArray[np.intp]:
+    """The numbers of the rows of a slice."""
+    return np.arange(*rows.indices(record.info.n_rows))
 
 
 def _shape(record: TensorRecord, dtype: str, count: int | None) -> tuple[int, ...]:

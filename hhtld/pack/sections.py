@@ -45,6 +45,9 @@ class SectionReader(Protocol):
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
         """Return rows of `width` bytes, shape (n, width), touching no others; the checksum is not read."""
 
+    def check_unchanged(self) -> None:
+        """Raise FormatError if what was given since the sections were opened may be of two states of a file."""
+
     def close(self) -> None:
         """Release what is held open."""
 
@@ -126,6 +129,9 @@ class MemorySections(SectionSink):
 
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
         return self._sections[index][1].reshape(-1, width)[rows]
+
+    def check_unchanged(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -107,7 +107,7 @@ class PackSource(TensorSource):
             self._verified.add(name)
         held = self.pack.info(name).info
         if info.has_rows and held.n_cols == info.n_cols:
-            rows = self.pack.get_rows(name, slice(start, stop), "source")
+            rows = self.pack.get_rows(name, slice(start, stop), dtype="source")
         elif info.has_rows:
             rows = self._of_longer_rows(name, held.n_cols, start * info.n_cols, stop * info.n_cols)
         else:
@@ -124,7 +124,7 @@ class PackSource(TensorSource):
             row, first = divmod(start, n_cols)
             last = self._last
             if last is None or last[:2] != (name, row):
-                last = self._last = (name, row, self.pack.get_rows(name, [row], "source")[0])
+                last = self._last = (name, row, self.pack.get_rows(name, [row], dtype="source")[0])
             parts.append(last[2][first : first + stop - start])
             start += n_cols - first
         return np.concatenate(parts) if parts else np.empty(0)

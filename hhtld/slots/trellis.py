@@ -113,9 +113,16 @@ class Trellis:
         _trellis.encode(rotated, self.levels, self.step, self.rate, codes, gains, feedback)
         return codes, gains
 
-    def decode(self, codes: NDArray[np.uint8], gains: NDArray[np.float32], n_cols: int) -> NDArray[np.float32]:
-        """Return rotated rows (n, n_cols)."""
-        out = np.empty((len(codes), n_cols), np.float32)
+    def decode(
+        self,
+        codes: NDArray[np.uint8],
+        gains: NDArray[np.float32],
+        n_cols: int,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return rotated rows (n, n_cols), in `out` if it is given."""
+        if out is None:
+            out = np.empty((len(codes), n_cols), np.float32)
         _trellis.decode(codes, self.levels, self.rate, gains, out)
         return out
 

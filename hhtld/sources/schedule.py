@@ -7,12 +7,13 @@ threads do not ask for.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from hhtld.storage.threads import n_processors
 
 __all__ = ["Call", "Crew", "completed", "default_jobs", "workers"]
 
@@ -80,7 +81,7 @@ def completed(
 
 def default_jobs() -> int:
     """Return the number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return n_processors()
 
 
 @contextmanager

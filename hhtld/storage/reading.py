@@ -1,4 +1,4 @@
-"""Reading by position, so that threads may read at once: regular files here, remote ones where formats are.
+"""Reading by position, so that threads may read at once: regular files here, remote ones in `urls`.
 
 Nothing waits on a pipe, and every short read is an error.
 """
@@ -9,14 +9,21 @@ import mmap
 import os
 import stat
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from hhtld.errors import BadMagicError, ClosedError, HeaderError, TruncatedError
-from hhtld.storage import descriptors
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["FileIdentity", "PositionalFile", "RegularFile", "open_regular"]
+from hhtld.errors import BadMagicError, ClosedError, HeaderError, TruncatedError
+from hhtld.storage import descriptors, run_reads
+from hhtld.storage.run_reads import Runs
+from hhtld.storage.threads import Threads
+
+__all__ = ["DirectFile", "FileIdentity", "PositionalFile", "RegularFile", "open_regular"]
 
 
 class FileIdentity(NamedTuple):
@@ -74,6 +81,11 @@ class PositionalFile(ABC):
             When it cannot be read.
         """
 
+    def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
+        """Fill places of `out`, flat, from runs of the file; raises as `fill` does."""
+        for offset, nbytes, place in zip(*(column.tolist() for column in runs), strict=True):
+            self.fill(out[place : place + nbytes].data, offset)
+
     @abstractmethod
     def close(self) -> None:
         """Release what is held open; a read beside it ends as if it had come before."""
@@ -114,14 +126,28 @@ class RegularFile(PositionalFile):
     """An open regular file, which owns its descriptor.
 
     After every read the file is looked at again: rows of two models must not end up in one.
+
+    Parameters
+    ----------
+    fd : int
+    path : Path
+        For messages.
+    n_threads : int
+        Threads that read many runs; one reads them in the caller's own.
+
+    Attributes
+    ----------
+    threads : Threads
     """
 
     identity: FileIdentity
 
-    def __init__(self, fd: int, path: Path) -> None:
+    def __init__(self, fd: int, path: Path, n_threads: int = 1) -> None:
         self._held: _Descriptor | None = _Descriptor(fd)
         self._path = path
-        self.identity = FileIdentity.of(os.fstat(fd))
+        self.threads = Threads(n_threads)
+        self._status = os.fstat(fd)
+        self.identity = FileIdentity.of(self._status)
         self.size = self.identity.nbytes
         self.closed = False
 
@@ -138,15 +164,60 @@ class RegularFile(PositionalFile):
     def fill(self, buffer: memoryview, offset: int) -> None:
         held, done = self._descriptor(), 0
         while done < len(buffer):  # one call may give less than it was asked for
-            count = descriptors.read_into(held.fd, buffer[done:], offset + done)
+            try:
+                count = descriptors.read_into(held.fd, buffer[done:], offset + done)
+            except OSError as error:
+                raise self._unreadable(error.errno, offset + done) from error
             if count == 0:
-                raise TruncatedError(
-                    f"{self._path}: ends at byte {offset + done}, expected {len(buffer)} bytes from byte {offset}; "
-                    f"it became shorter while it was open"
-                )
+                raise self._short(offset + done, len(buffer), offset)
             done += count
-        if not self.identity.is_still(FileIdentity.of(os.fstat(held.fd))):
+        self._check_unchanged(held)
+
+    def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
+        held = self._descriptor()
+        if self.threads.count > 1:
+            missed = run_reads.read_cached(held.fd, runs, out)  # what is in memory needs no other thread
+            runs = runs if len(missed) == len(runs.offsets) else runs.take(missed)
+        self._read_by_threads(partial(run_reads.read_runs, held.fd), runs, out)
+        self._check_unchanged(held)
+
+    def _read_by_threads(
+        self,
+        read: Callable[[Runs, NDArray[np.uint8]], tuple[int, int]],
+        runs: Runs,
+        out: NDArray[np.uint8],
+    ) -> None:
+        count = len(runs.offsets)
+        n_parts = min(self.threads.count, count)
+        parts = [runs.take(slice(count * i // n_parts, count * (i + 1) // n_parts)) for i in range(n_parts)]
+        found = [read(parts[0], out)] if n_parts == 1 else self.threads.each(lambda part: read(part, out), parts)
+        for part, (number, error) in zip(parts, found, strict=True):
+            if number >= 0:
+                offset, nbytes = int(part.offsets[number]), int(part.nbytes[number])
+                raise self._unreadable(error, offset) if error else self._short(self._size_now(), nbytes, offset)
+
+    def check_unchanged(self) -> None:
+        """Raise HeaderError if the file was written to, or cut, since it was opened; every read looks, too."""
+        self._check_unchanged(self._descriptor())
+
+    def _check_unchanged(self, held: _Descriptor) -> None:
+        now, then = os.fstat(held.fd), self._status
+        if now.st_ctime_ns == then.st_ctime_ns and now.st_mtime_ns == then.st_mtime_ns and now.st_size == then.st_size:
+            return  # the same file, whose descriptor this is
+        if not self.identity.is_still(FileIdentity.of(now)):
             raise HeaderError(f"{self._path}: was written to while it was open; what was read may be of two states")
+
+    def _size_now(self) -> int:
+        return os.fstat(self._descriptor().fd).st_size
+
+    def _short(self, end: int, nbytes: int, offset: int) -> TruncatedError:
+        return TruncatedError(
+            f"{self._path}: ends at byte {end}, expected {nbytes} bytes from byte {offset}; "
+            f"it became shorter while it was open"
+        )
+
+    def _unreadable(self, number: int | None, offset: int) -> OSError:
+        return OSError(number, f"{os.strerror(number or 0)}, reading at byte {offset}", str(self._path))
 
     def is_still(self, identity: FileIdentity) -> bool:
         return identity.is_still(self.identity)
@@ -154,10 +225,44 @@ class RegularFile(PositionalFile):
     def close(self) -> None:
         self.closed = True
         self._held = None
+        self.threads.close()
 
 
-def open_regular(path: Path) -> RegularFile:
+class DirectFile(RegularFile):
+    """A regular file whose runs are read past the page cache: memory grows by what is asked for and nothing else.
+
+    Parameters
+    ----------
+    fd, path, n_threads : as of `RegularFile`
+    direct : int
+        A descriptor of `hhtld.storage.run_reads.open_direct`, which it owns, too.
+    """
+
+    def __init__(self, fd: int, path: Path, n_threads: int, direct: int) -> None:
+        self._direct = _Descriptor(direct)
+        super().__init__(fd, path, n_threads)
+
+    def fill(self, buffer: memoryview, offset: int) -> None:
+        if len(buffer):
+            runs = Runs(*(np.array([value], np.int64) for value in (offset, len(buffer), 0)))
+            self.fill_runs(np.frombuffer(buffer, np.uint8), runs)
+
+    def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
+        held, direct = self._descriptor(), self._direct
+        self._read_by_threads(partial(run_reads.read_blocks, direct.fd), runs, out)
+        self._check_unchanged(held)
+
+
+def open_regular(path: Path, io_threads: int = 1, *, direct: bool = False) -> RegularFile:
     """Open a regular file for reading.
+
+    Parameters
+    ----------
+    path : Path
+    io_threads : int
+        Threads that read many runs at once.
+    direct : bool
+        Read past the page cache, if the file system does that: a `DirectFile`; else a `RegularFile`.
 
     Raises
     ------
@@ -171,4 +276,11 @@ def open_regular(path: Path) -> RegularFile:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise BadMagicError(f"{path}: not a regular file")
-    return RegularFile(fd, path)
+    past_cache = run_reads.open_direct(path) if direct else None
+    if past_cache is None:
+        return RegularFile(fd, path, io_threads)
+    if not os.path.samestat(os.fstat(fd), os.fstat(past_cache)):  # replaced between the two
+        os.close(past_cache)
+        os.close(fd)
+        return open_regular(path, io_threads, direct=direct)
+    return DirectFile(fd, path, io_threads, past_cache)

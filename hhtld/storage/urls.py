@@ -329,6 +329,6 @@ def _identity(facts: dict[str, Any]) -> tuple[Any, ...]:
 Location = Path | Url
 
 
-def open_location(place: Location) -> PositionalFile:
-    """Open a file, here or behind a URL, for reading by position."""
-    return open_regular(place) if isinstance(place, Path) else place.open()
+def open_location(place: Location, io_threads: int = 1, *, direct: bool = False) -> PositionalFile:
+    """Open a file, here or behind a URL, for reading by position; `open_regular` knows the options of files here."""
+    return open_regular(place, io_threads, direct=direct) if isinstance(place, Path) else place.open()

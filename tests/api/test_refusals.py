@@ -157,8 +157,8 @@ def test_rows_are_the_callers_to_change(tmp_path: Path, mmap: bool, name: str, d
     hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", profile="bits:2", rules=[("kept", "keep")])
     with hhtld.open(tmp_path / "m.hhtld", mmap=mmap) as pack:
         for index in ([1], [1, 3], slice(1, 3), slice(0, 4, 2)):
-            pack.get_rows(name, index, dtype)[:] = 7
-        assert not (pack.get_rows(name, [1], dtype) == 7).any()
+            pack.get_rows(name, index, dtype=dtype)[:] = 7
+        assert not (pack.get_rows(name, [1], dtype=dtype) == 7).any()
 
 
 @pytest.mark.parametrize(

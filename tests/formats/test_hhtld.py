@@ -44,7 +44,7 @@ from hhtld.pack.container_writer import ContainerWriter
 from hhtld.pack.opening import open_pack
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
-from hhtld.storage import descriptors
+from hhtld.storage import descriptors, run_reads
 from hhtld.storage.atomic import replacing
 
 CODES = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
@@ -819,9 +819,9 @@ def test_values(small: Path) -> None:
     assert found["h.bf16"].shape == (3, 2, 1)
 
 
-def test_mapped_and_positional_agree(small: Path) -> None:
+def test_mapped_and_runs_agree(small: Path) -> None:
     assert_same(read_all(small, mmap=True), read_all(small, mmap=False))
-    with hhtld.open(small) as mapped, hhtld.open(small, mmap=False) as positional:
+    with hhtld.open(small) as mapped, hhtld.open(small, mmap=False) as runs:
         for name in ("a.d", "b.f", "e.empty", "h.bf16"):
             n_rows = mapped.info(name).info.n_rows
             for rows in (
@@ -832,7 +832,7 @@ def test_mapped_and_positional_agree(small: Path) -> None:
                 np.arange(n_rows)[::-1],
                 [0, -1] if n_rows else [],
             ):
-                one, other = mapped.get_rows(name, rows), positional.get_rows(name, rows)
+                one, other = mapped.get_rows(name, rows), runs.get_rows(name, rows)
                 assert one.shape == other.shape
                 assert one.tobytes() == other.tobytes()
 
@@ -926,11 +926,12 @@ def test_source_dtypes(small: Path) -> None:
                 np.testing.assert_array_equal(source, pack.get_tensor(name).astype(dtype.numpy))
             if name in ("a.d", "b.f", "h.bf16"):
                 np.testing.assert_array_equal(
-                    pack.get_rows(name, [1, 0], "source"), source.reshape(len(source), -1)[[1, 0]]
+                    pack.get_rows(name, [1, 0], dtype="source"), source.reshape(len(source), -1)[[1, 0]]
                 )
-        for get in (pack.get_tensor, lambda name, dtype: pack.get_rows(name, [0], dtype)):
-            with pytest.raises(ValueError, match="'float32' or 'source', got 'float16'"):
-                get("a.d", "float16")
+        with pytest.raises(ValueError, match="'float32' or 'source', got 'float16'"):
+            pack.get_tensor("a.d", "float16")
+        with pytest.raises(ValueError, match="'float32', 'bfloat16', 'float16', 'source', got 'float64'"):
+            pack.get_rows("a.d", [0], dtype="float64")
 
 
 @pytest.mark.parametrize("mmap", [True, False])
@@ -1009,16 +1010,21 @@ def test_three_rows_read_no_other_rows(
 ) -> None:
     shared = 34 * 5 + (8 + 25) + (8 + 32 + 16 * 384)
     read: list[int] = []
-    read_into = descriptors.read_into
+    read_into, read_runs = descriptors.read_into, run_reads.read_runs
 
     def counted(fd: int, buffer: memoryview, offset: int) -> int:
         read.append(read_into(fd, buffer, offset))
         return read[-1]
 
+    def counted_runs(fd: int, runs: run_reads.Runs, out: NDArray[np.uint8]) -> tuple[int, int]:
+        read.extend(runs.nbytes.tolist())
+        return read_runs(fd, runs, out)
+
     with hhtld.open(embeddings) as pack:
         whole = pack.get_tensor(name)
-    with hhtld.open(embeddings, mmap=False) as pack:
+    with hhtld.open(embeddings, io="pread", io_threads=1) as pack:
         monkeypatch.setattr(descriptors, "read_into", counted)
+        monkeypatch.setattr(run_reads, "read_runs", counted_runs)
         rows = pack.get_rows(name, [30_521, 3, -7])
         assert sum(read) == 3 * row_nbytes + shared + own
         read.clear()

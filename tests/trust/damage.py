@@ -141,7 +141,7 @@ def rows_read_past_the_checksums(path: Path, step: int) -> tuple[int, int]:
                     for name in pack:
                         if pack.info(name).info.has_rows and pack.info(name).info.n_rows:
                             pack.get_rows(name, [0, -1, 0])
-                            pack.get_rows(name, slice(1, 3), "source")
+                            pack.get_rows(name, slice(1, 3), dtype="source")
                 read += 1
             except FormatError:
                 pass

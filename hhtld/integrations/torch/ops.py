@@ -58,6 +58,9 @@ class _TensorSections:
     def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
         return self._arrays[index].reshape(-1, width)[rows]
 
+    def check_unchanged(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -1,0 +1,118 @@
+/* Many short reads of one open file, by position, in one call.
+ *
+ * Run i takes nbytes[i] bytes from offsets[i] on to out + places[i]. The file is a descriptor that the caller holds open
+ * and that nothing moves the position of. A read may give less than it was asked for and is then continued. A call ends
+ * at the first run that cannot be read whole: it returns the run's number, and in *error what the system says, or 0
+ * where the file ends. It returns -1 when all runs are read.
+ *
+ * hh_pread_cached reads the runs that the system holds in memory and notes the others in `missed`; it returns how many
+ * these are. It waits for no device, so a caller can send what is missed to threads that may wait. Where the system
+ * cannot be asked, every run is missed.
+ *
+ * hh_pread_blocks reads whole blocks into `bounce`, aligned, as files ask for that are opened past the system's memory
+ * (O_DIRECT). A block is read once for runs that follow one another in it. `bounce` is `room` bytes, whole blocks, two
+ * at least.
+ */
+#ifndef HHTLD_PREAD_H
+#define HHTLD_PREAD_H
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef _WIN32
+
+/* Windows has no reads by position on descriptors; Python's own are used there. */
+static ptrdiff_t hh_pread_runs(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
+                               ptrdiff_t n_runs, uint8_t *out, int *error) {
+    (void)fd, (void)offsets, (void)nbytes, (void)places, (void)out;
+    *error = ENOSYS;
+    return n_runs ? 0 : -1;
+}
+
+static ptrdiff_t hh_pread_cached(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
+                                 ptrdiff_t n_runs, uint8_t *out, int64_t *missed) {
+    (void)fd, (void)offsets, (void)nbytes, (void)places, (void)out;
+    for (ptrdiff_t i = 0; i < n_runs; i++) missed[i] = i;
+    return n_runs;
+}
+
+static ptrdiff_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
+                                 ptrdiff_t n_runs, int64_t block, uint8_t *bounce, int64_t room, uint8_t *out,
+                                 int *error) {
+    (void)block, (void)bounce, (void)room;
+    return hh_pread_runs(fd, offsets, nbytes, places, n_runs, out, error);
+}
+
+#else
+
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static ptrdiff_t hh_pread_runs(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
+                               ptrdiff_t n_runs, uint8_t *out, int *error) {
+    for (ptrdiff_t i = 0; i < n_runs; i++) {
+        for (int64_t done = 0; done < nbytes[i];) {
+            const ssize_t count =
+                pread(fd, out + places[i] + done, (size_t)(nbytes[i] - done), (off_t)(offsets[i] + done));
+            if (count > 0) {
+                done += count;
+            } else if (count == 0 || errno != EINTR) {
+                *error = count ? errno : 0;
+                return i;
+            }
+        }
+    }
+    return -1;
+}
+
+static ptrdiff_t hh_pread_cached(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
+                                 ptrdiff_t n_runs, uint8_t *out, int64_t *missed) {
+    ptrdiff_t n_missed = 0;
+#ifdef RWF_NOWAIT
+    for (ptrdiff_t i = 0; i < n_runs; i++) {
+        const struct iovec part = {out + places[i], (size_t)nbytes[i]};
+        const ssize_t count = preadv2(fd, &part, 1, (off_t)offsets[i], RWF_NOWAIT);
+        if (count != (ssize_t)nbytes[i]) missed[n_missed++] = i;
+    }
+#else
+    (void)fd, (void)offsets, (void)nbytes, (void)places, (void)out;
+    for (ptrdiff_t i = 0; i < n_runs; i++) missed[n_missed++] = i;
+#endif
+    return n_missed;
+}
+
+static ptrdiff_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
+                                 ptrdiff_t n_runs, int64_t block, uint8_t *bounce, int64_t room, uint8_t *out,
+                                 int *error) {
+    int64_t held_from = 0, held_to = 0; /* what of the file stands in bounce */
+    for (ptrdiff_t i = 0; i < n_runs; i++) {
+        for (int64_t done = 0; done < nbytes[i];) {
+            const int64_t at = offsets[i] + done;
+            if (at < held_from || at >= held_to) {
+                const int64_t end = offsets[i] + nbytes[i];
+                int64_t wanted = (end + block - 1) / block * block;
+                ssize_t count;
+                held_from = held_to = at / block * block;
+                if (wanted - held_from > room) wanted = held_from + room;
+                do count = pread(fd, bounce, (size_t)(wanted - held_from), (off_t)held_from);
+                while (count < 0 && errno == EINTR);
+                if (count > 0) held_to = held_from + count;
+                if (at >= held_to) { /* the last block of a file is short */
+                    *error = count < 0 ? errno : 0;
+                    return i;
+                }
+            }
+            int64_t count = held_to - at;
+            if (count > nbytes[i] - done) count = nbytes[i] - done;
+            memcpy(out + places[i] + done, bounce + (at - held_from), (size_t)count);
+            done += count;
+        }
+    }
+    return -1;
+}
+
+#endif
+#endif
