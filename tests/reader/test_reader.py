@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -204,6 +206,28 @@ def test_the_example_prints_rows(compiled: Compiled) -> None:
         assert line == f"{row}: " + " ".join(f"{value:9.6f}" for value in values[:4]) + " ..."
     assert done.returncode == 0
     assert run(program, path, "a.q_proj", 40).returncode == 1
+
+
+def test_the_page_of_tables_compiles_and_prints_what_it_shows(
+    compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (HERE.parents[1] / "docs" / "tables.md").read_text(encoding="utf-8")
+    listings = re.findall(r"^```c\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(listings) == 2
+    for number, listing in enumerate(listings):
+        source = tmp_path / f"listing{number}.c"
+        source.write_text(f"{listing}\nint main(void) {{ return HHTLD_OK; }}\n")
+        compiled(source, "-std=c99")
+
+    monkeypatch.chdir(tmp_path)
+    made = next(block for block in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
+    exec(made, {})
+    convert = next(line for line in page.splitlines() if line.startswith("hhtld convert model model.hhtld"))
+    words = shlex.split(convert)[1:]
+    subprocess.run([sys.executable, "-m", "hhtld.formats", *words], check=True, capture_output=True)
+    (command, shown) = re.findall(r"^\./example (.*)\n```\n\n```text\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
+    done = run(compiled(READER / "example.c", "-std=c99", "-O2"), *command.split())
+    assert done.stdout.decode() == shown
 
 
 def test_the_header_is_short() -> None:
