@@ -47,6 +47,9 @@ class Ahead(Generic[Held]):
         self._lock = threading.Lock()
         self._process = os.getpid()
 
+    def __reduce__(self) -> tuple[type[Ahead[Held]], tuple[()]]:
+        return Ahead, ()  # another process reads ahead for itself
+
     @property
     def is_waiting(self) -> bool:
         """Whether some rows that were read ahead wait to be used."""

@@ -35,6 +35,9 @@ class Threads:
         self.count = count
         self._pool: tuple[int, ThreadPoolExecutor] | None = None  # of which process
 
+    def __reduce__(self) -> tuple[type[Threads], tuple[int]]:
+        return Threads, (self.count,)
+
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """Begin a call in another thread."""
         pool, process = self._pool, os.getpid()

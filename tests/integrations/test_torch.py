@@ -195,7 +195,7 @@ def test_packed_floats_come_as_safetensors_gives_them(tmp_path: Path) -> None:
 def test_every_codec_looks_up_and_multiplies(path: Path, name: str) -> None:
     with hhtld.open(path) as golden:
         dense = golden.get_tensor(name)
-        embedding = HhtlEmbedding(golden, name, dtype="float32")
+        embedding = HhtlEmbedding(golden, name, dtype="float32", resident=True)
         linear = HhtlLinear(golden, name, dtype="float32")
     ids = torch.tensor([[0, len(dense) - 1, 0], [len(dense) // 2, 0, 0]])
     np.testing.assert_array_equal(embedding(ids).numpy(), dense[ids.numpy()])
@@ -321,7 +321,9 @@ def test_kept_matrices_are_held_dense() -> None:
 
 def test_a_file_may_be_closed_and_gone(pack: HhtldPack, tmp_path: Path) -> None:
     hhtld.save(pack, tmp_path / "p.hhtld")
-    embedding = HhtlEmbedding.from_pack(tmp_path / "p.hhtld", "emb.weight", padding_idx=2, dtype="float16")
+    embedding = HhtlEmbedding.from_pack(
+        tmp_path / "p.hhtld", "emb.weight", padding_idx=2, dtype="float16", resident=True
+    )
     linear = HhtlLinear.from_pack(tmp_path / "p.hhtld", "lin.weight")
     (tmp_path / "p.hhtld").unlink()
     assert embedding(torch.tensor([2])).dtype == torch.float16

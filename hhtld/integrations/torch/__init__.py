@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("hhtld.integrations.torch needs torch: pip install 'hhtld[torch]'") from error
 
+from hhtld.integrations.torch.file_rows import FileRows
 from hhtld.integrations.torch.modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch.ops import SCORED_ROWS
 from hhtld.integrations.torch.packed import PackedWeight, PackedWeightError
@@ -26,6 +27,7 @@ from hhtld.integrations.torch.tensors import iter_tensors, load_state_dict, torc
 
 __all__ = [
     "SCORED_ROWS",
+    "FileRows",
     "HhtlEmbedding",
     "HhtlLinear",
     "PackedCounts",

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from hhtld.errors import shown
+from hhtld.integrations.torch.file_rows import FileRows, is_read_from_a_file
 from hhtld.integrations.torch.ops import SCORED_ROWS
 from hhtld.integrations.torch.packed import HOW_TO_DECODE, PackedWeight
 from hhtld.integrations.torch.tensors import PackOrPath, checked_dtype, loaded, opened
+from hhtld.pack.opening import open_pack as open_file
 from hhtld.pack.pack import HhtldPack
 
 __all__ = ["HhtlEmbedding", "HhtlLinear", "weight_of"]
@@ -21,10 +23,14 @@ def weight_of(pack: HhtldPack, name: str, dtype: torch.dtype | str | None) -> Pa
     record = pack.info(name)
     if record.is_encoded:
         return PackedWeight(pack, name, dtype)
-    if len(record.info.shape) != 2 or not record.info.dtype.is_weight:
-        kind = f"{record.info.dtype.name} {list(record.info.shape)}"
-        raise ValueError(f"tensor {shown(name)}, {kind}, is not a matrix of weights")
+    _check_matrix(pack, name)
     return nn.Parameter(loaded(pack, record, checked_dtype(dtype), "cpu"), requires_grad=False)
+
+
+def _check_matrix(pack: HhtldPack, name: str) -> None:
+    info = pack.info(name).info
+    if len(info.shape) != 2 or not info.dtype.is_weight:
+        raise ValueError(f"tensor {shown(name)}, {info.dtype.name} {list(info.shape)}, is not a matrix of weights")
 
 
 class _PackedModule(nn.Module):
@@ -60,17 +66,21 @@ class HhtlEmbedding(_PackedModule):
     Parameters
     ----------
     pack : HhtldPack
-        Its bytes are copied; it may be closed afterwards.
     name : str
-        A matrix (num_embeddings, embedding_dim). If the pack keeps it as it came, it is held dense.
+        A matrix (num_embeddings, embedding_dim).
     padding_idx : int, optional
         Only gradients depend on it; it is kept for code that asks for it.
     dtype : torch.dtype or str, optional
         The type of the rows, by default that of the source; ``.to(dtype)`` changes it.
+    resident : bool, optional
+        True copies the packed bytes into memory, after which the pack may be closed; a matrix that the pack keeps as it
+        came is held dense. False leaves them in the file of the pack, which must stay open: a lookup reads the rows
+        that it is asked for, with the options that the pack was opened with, and memory is the page cache's, which
+        processes share. By default the bytes of an open local file stay there, and others are copied.
 
     Attributes
     ----------
-    weight : PackedWeight or Parameter
+    weight : FileRows, PackedWeight or Parameter
         What models ask of it (shape, dtype, device) costs nothing: transformers reads ``weight.dtype`` at every step of
         some models. Only ``weight.decoded()`` decodes it. Two modules are tied if the weight of one is assigned to the
         other.
@@ -79,7 +89,8 @@ class HhtlEmbedding(_PackedModule):
     Notes
     -----
     ``state_dict()`` raises ValueError, and loading a state dict that has a weight for the module raises RuntimeError.
-    `copy.deepcopy`, `pickle` and `torch.save` of the module take the packed bytes along.
+    `copy.deepcopy`, `pickle` and `torch.save` of the module take packed bytes along that are resident, and otherwise
+    where the file lies: it is opened again, and refused if it has changed.
     """
 
     def __init__(
@@ -89,9 +100,14 @@ class HhtlEmbedding(_PackedModule):
         *,
         padding_idx: int | None = None,
         dtype: torch.dtype | str | None = None,
+        resident: bool | None = None,
     ) -> None:
         super().__init__()
-        self._hold(weight_of(pack, name, dtype), padding_idx)
+        if resident is None:
+            resident = not is_read_from_a_file(pack)
+        if not resident:
+            _check_matrix(pack, name)
+        self._hold(weight_of(pack, name, dtype) if resident else FileRows(pack, name, dtype), padding_idx)
 
     def _hold(self, weight: PackedWeight | nn.Parameter, padding_idx: int | None) -> None:
         self.weight = weight
@@ -108,10 +124,20 @@ class HhtlEmbedding(_PackedModule):
         *,
         padding_idx: int | None = None,
         dtype: torch.dtype | str | None = None,
+        resident: bool | None = None,
     ) -> Self:
-        """Return a module of a pack, or of a file, which is closed again."""
-        with opened(path_or_pack) as pack:
-            return cls(pack, name, padding_idx=padding_idx, dtype=dtype)
+        """Return a module of a pack, or of a file, which stays open for as long as the module needs it."""
+        if isinstance(path_or_pack, HhtldPack):
+            return cls(path_or_pack, name, padding_idx=padding_idx, dtype=dtype, resident=resident)
+        pack = open_file(path_or_pack)
+        try:
+            module = cls(pack, name, padding_idx=padding_idx, dtype=dtype, resident=resident)
+        except BaseException:
+            pack.close()
+            raise
+        if not isinstance(module.weight, FileRows):
+            pack.close()
+        return module
 
     @classmethod
     def of_weight(cls, weight: PackedWeight, padding_idx: int | None = None) -> Self:
@@ -132,6 +158,11 @@ class HhtlEmbedding(_PackedModule):
         if isinstance(self.weight, PackedWeight):
             return self.weight.rows(input_ids)
         return nn.functional.embedding(input_ids, self.weight, self.padding_idx)
+
+    def prefetch(self, input_ids: torch.Tensor) -> None:
+        """Begin to read the rows of ids, and return at once; the call with these ids finds them. Resident rows wait."""
+        if isinstance(self.weight, FileRows):
+            self.weight.prefetch(input_ids)
 
     def extra_repr(self) -> str:
         """Return the sizes, as `nn.Embedding` does."""

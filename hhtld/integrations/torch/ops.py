@@ -28,7 +28,7 @@ from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.search.scorer import Scorer
 from hhtld.sources.rows import row_ranges
 
-__all__ = ["SCORED_ROWS", "one_tensor_table"]
+__all__ = ["SCORED_ROWS", "check_ids", "one_tensor_table"]
 
 # Input rows up to which a product is scored. On one thread, scoring takes a quarter of the time of decoding and
 # multiplying at 1 row, and two thirds at 32. More threads speed up only the multiplication, so scoring stops there.
@@ -125,7 +125,8 @@ def _shape(table: str) -> tuple[int, int]:
 # ---- rows by id ----
 
 
-def _check_ids(ids: torch.Tensor) -> None:
+def check_ids(ids: torch.Tensor) -> None:
+    """Raise TypeError unless ids are of a type that `nn.Embedding` takes."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
 
@@ -137,7 +138,7 @@ def _check_ids(ids: torch.Tensor) -> None:
 )
 def embedding(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtype: torch.dtype) -> torch.Tensor:
     """Return the rows of ids of any shape, (*ids.shape, n_cols) of `dtype`; an id that repeats is decoded once."""
-    _check_ids(ids)
+    check_ids(ids)
     n_rows, n_cols = _shape(table)
     flat = ids.detach().reshape(-1).numpy()
     if not flat.size:
@@ -156,7 +157,7 @@ def embedding(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtyp
 
 @embedding.register_fake
 def _(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtype: torch.dtype) -> torch.Tensor:
-    _check_ids(ids)
+    check_ids(ids)
     return ids.new_empty((*ids.shape, _shape(table)[1]), dtype=dtype)
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from hhtld.errors import shown
+from hhtld.integrations.torch.file_rows import FileRows, is_read_from_a_file
 from hhtld.integrations.torch.modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch.packed import PackedWeight
 from hhtld.integrations.torch.tensors import PackOrPath, fill, opened, selected, torch_shape
+from hhtld.pack.opening import open_pack as open_file
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
 
@@ -83,6 +85,7 @@ def replace_modules(
     *,
     names: Iterable[str] | str | None = None,
     strict: bool = True,
+    resident: bool = True,
 ) -> nn.Module:
     """Hold a model's embeddings and linears packed, and load everything else from the pack, in place.
 
@@ -101,11 +104,14 @@ def replace_modules(
     ----------
     model : nn.Module
     pack : HhtldPack or path
-        It may be closed afterwards.
+        It may be closed afterwards, unless `resident` is False.
     names : str or iterable of str, optional
         Names or globs of the encoded tensors to hold packed, by default all; the others are decoded.
     strict : bool
         Whether it is an error if a name is missing on either side, or a buffer stays on the meta device.
+    resident : bool
+        False leaves the weights of embeddings in the file (see `HhtlEmbedding`), but for those that a linear shares,
+        which computes with all of them. The pack then stays open.
 
     Returns
     -------
@@ -122,6 +128,8 @@ def replace_modules(
     FormatError
         If the file is damaged or is no pack.
     """
+    if not resident and not isinstance(pack, HhtldPack):
+        pack = open_file(pack)  # which the embeddings keep open
     with opened(pack) as source:
         _tie_on_meta(model)
         slots = _slots(model)
@@ -136,7 +144,7 @@ def replace_modules(
         replacements: dict[int, nn.Module] = {}
         for slot in slots:
             if id(slot) in packed:
-                _pack(slot, source, replacements)
+                _pack(slot, source, replacements, resident)
         for slot in slots:
             if id(slot) not in packed and slot.record is not None:
                 _load(slot, source, slot.record, replacements)
@@ -260,9 +268,10 @@ def _warn_of_decoded(slots: list[_Slot]) -> None:
         )
 
 
-def _pack(slot: _Slot, source: HhtldPack, replacements: dict[int, nn.Module]) -> None:
+def _pack(slot: _Slot, source: HhtldPack, replacements: dict[int, nn.Module], resident: bool) -> None:
     assert slot.record is not None
-    weight = PackedWeight(source, slot.record.name, slot.tensor.dtype)
+    stays = not resident and is_read_from_a_file(source) and all(isinstance(m, nn.Embedding) for m, _ in slot.owners)
+    weight = (FileRows if stays else PackedWeight)(source, slot.record.name, slot.tensor.dtype)
     for module, _ in slot.owners:
         new: nn.Module
         if isinstance(module, nn.Embedding):
