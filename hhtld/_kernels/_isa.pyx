@@ -5,15 +5,15 @@ import os
 cdef extern from "isa.h" nogil:
     int hh_detect_tier()
 
-_NAMES = ("scalar", "neon", "avx2", "avx512", "avx512vnni")
+_NAMES = ("scalar", "neon", "neondotprod", "avx2", "avx512", "avx512vnni")
 cdef int _detected = hh_detect_tier()
 cdef int _chosen = _detected
 
 
 def available_tiers():
     """Return the tiers this machine can run, lowest first."""
-    family = {"neon"} if _NAMES[_detected] == "neon" else set(_NAMES) - {"neon"}
-    return tuple(n for i, n in enumerate(_NAMES) if i <= _detected and (n in family or n == "scalar"))
+    cdef bint arm = _NAMES[_detected].startswith("neon")
+    return tuple(n for i, n in enumerate(_NAMES) if i == 0 or (i <= _detected and n.startswith("neon") == arm))
 
 
 def tier():

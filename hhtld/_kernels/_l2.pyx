@@ -10,7 +10,7 @@ cdef extern from "l2.h" nogil:
     enum: HH_QUERIES
     enum: HH_PANEL_ROWS
     enum: HH_SCREEN_COLS_MAX
-    enum: HH_TIER_AVX2
+    enum: HH_TIER_SCALAR
     ctypedef struct hh_panel_i8:
         int8_t *codes
         int32_t *code_sums
@@ -92,7 +92,7 @@ def nearest_l2(const float[:, ::1] rows not None, const float[:, ::1] centroids 
     require_aligned(&rows[0, 0], 4, "rows")
     require_aligned(&centroids[0, 0], 4, "centroids")
     require_aligned(&nearest[0], 4, "nearest")
-    if tier < HH_TIER_AVX2 or n_cols > HH_SCREEN_COLS_MAX:
+    if tier == HH_TIER_SCALAR or n_cols > HH_SCREEN_COLS_MAX:
         with nogil:
             hh_nearest_l2_scalar(&rows[0, 0], n_rows, n_cols, &centroids[0, 0], k, &nearest[0])
         return
@@ -118,7 +118,7 @@ def furthest_l2(const float[:, ::1] rows not None, int64_t[::1] picks not None,
     require_aligned(&picks[0], 8, "picks")
     require_aligned(&nearest_distance[0], 8, "nearest_distance")
     require_aligned(&nearest[0], 4, "nearest")
-    if tier < HH_TIER_AVX2 or n_cols > HH_SCREEN_COLS_MAX:
+    if tier == HH_TIER_SCALAR or n_cols > HH_SCREEN_COLS_MAX:
         with nogil:
             count = hh_furthest_l2(0, &rows[0, 0], n_rows, n_cols, NULL, NULL, <int> picks.shape[0], &picks[0],
                                    &nearest_distance[0], &nearest[0])

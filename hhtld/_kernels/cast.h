@@ -199,6 +199,74 @@ HH_KERNEL ptrdiff_t hh_first_nonfinite_f32_avx512(const float *in, ptrdiff_t cou
     return rest < 0 ? -1 : i + rest;
 }
 HH_TARGET_END
+#elif HH_NEON
+
+/* ---- NEON ---- */
+
+HH_KERNEL void hh_widen_bf16_neon(const uint16_t *in, float *out, ptrdiff_t count) {
+    const uint32x4_t infinity_u32x4 = vdupq_n_u32(0xFF000000u), quiet_u32x4 = vdupq_n_u32(0x00400000u);
+    ptrdiff_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const uint16x8_t bits_u16x8 = vld1q_u16(in + i);
+        const uint32x4_t wide_u32x4[2] = {vshll_n_u16(vget_low_u16(bits_u16x8), 16), vshll_high_n_u16(bits_u16x8, 16)};
+        for (int half = 0; half < 2; half++) { /* shifted once more, the sign is gone */
+            const uint32x4_t nan_u32x4 = vcgtq_u32(vshlq_n_u32(wide_u32x4[half], 1), infinity_u32x4);
+            vst1q_f32(out + i + 4 * half,
+                      vreinterpretq_f32_u32(vorrq_u32(wide_u32x4[half], vandq_u32(nan_u32x4, quiet_u32x4))));
+        }
+    }
+    hh_widen_bf16_scalar(in + i, out + i, count - i);
+}
+
+HH_KERNEL void hh_widen_f16_neon(const uint16_t *in, float *out, ptrdiff_t count) {
+    ptrdiff_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const float16x8_t half_f16x8 = vreinterpretq_f16_u16(vld1q_u16(in + i));
+        vst1q_f32(out + i, vcvt_f32_f16(vget_low_f16(half_f16x8)));
+        vst1q_f32(out + i + 4, vcvt_high_f32_f16(half_f16x8));
+    }
+    hh_widen_f16_scalar(in + i, out + i, count - i);
+}
+
+HH_INLINE uint32x4_t hh_narrow_bf16_neon_(uint32x4_t bits_u32x4) {
+    const uint32x4_t odd_u32x4 = vandq_u32(vshrq_n_u32(bits_u32x4, 16), vdupq_n_u32(1));
+    const uint32x4_t near_u32x4 = vaddq_u32(vaddq_u32(bits_u32x4, odd_u32x4), vdupq_n_u32(0x7FFF));
+    const uint32x4_t nan_u32x4 = vcgtq_u32(vshlq_n_u32(bits_u32x4, 1), vdupq_n_u32(0xFF000000u));
+    return vbslq_u32(nan_u32x4, vorrq_u32(bits_u32x4, vdupq_n_u32(0x00400000u)), near_u32x4);
+}
+
+HH_KERNEL void hh_narrow_f32_bf16_neon(const float *in, uint16_t *out, ptrdiff_t count) {
+    ptrdiff_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const uint32x4_t low_u32x4 = hh_narrow_bf16_neon_(vreinterpretq_u32_f32(vld1q_f32(in + i)));
+        const uint32x4_t high_u32x4 = hh_narrow_bf16_neon_(vreinterpretq_u32_f32(vld1q_f32(in + i + 4)));
+        vst1q_u16(out + i, vuzp2q_u16(vreinterpretq_u16_u32(low_u32x4), vreinterpretq_u16_u32(high_u32x4)));
+    }
+    hh_narrow_f32_bf16_scalar(in + i, out + i, count - i);
+}
+
+HH_KERNEL void hh_narrow_f32_f16_neon(const float *in, uint16_t *out, ptrdiff_t count) {
+    ptrdiff_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        vst1q_u16(out + i,
+                  vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(vld1q_f32(in + i)), vld1q_f32(in + i + 4))));
+    hh_narrow_f32_f16_scalar(in + i, out + i, count - i);
+}
+
+HH_KERNEL ptrdiff_t hh_first_nonfinite_f32_neon(const float *in, ptrdiff_t count) {
+    const uint32x4_t exponent_u32x4 = vdupq_n_u32(0x7F800000u);
+    ptrdiff_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        uint32x4_t bad_u32x4 = vdupq_n_u32(0);
+        for (int j = 0; j < 16; j += 4) {
+            const uint32x4_t bits_u32x4 = vreinterpretq_u32_f32(vld1q_f32(in + i + j));
+            bad_u32x4 = vorrq_u32(bad_u32x4, vceqq_u32(vandq_u32(bits_u32x4, exponent_u32x4), exponent_u32x4));
+        }
+        if (vmaxvq_u32(bad_u32x4)) return i + hh_first_nonfinite_f32_scalar(in + i, 16);
+    }
+    const ptrdiff_t rest = hh_first_nonfinite_f32_scalar(in + i, count - i);
+    return rest < 0 ? -1 : i + rest;
+}
 #endif
 
 /* ---- selection ---- */
@@ -211,6 +279,11 @@ HH_KERNEL void hh_widen_bf16(int tier, const uint16_t *in, float *out, ptrdiff_t
     }
     if (tier >= HH_TIER_AVX2) {
         hh_widen_bf16_avx2(in, out, count);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_widen_bf16_neon(in, out, count);
         return;
     }
 #endif
@@ -228,6 +301,11 @@ HH_KERNEL void hh_widen_f16(int tier, const uint16_t *in, float *out, ptrdiff_t 
         hh_widen_f16_avx2(in, out, count);
         return;
     }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_widen_f16_neon(in, out, count);
+        return;
+    }
 #endif
     (void)tier;
     hh_widen_f16_scalar(in, out, count);
@@ -237,6 +315,11 @@ HH_KERNEL void hh_narrow_f32_bf16(int tier, const float *in, uint16_t *out, ptrd
 #if HH_X86
     if (tier >= HH_TIER_AVX2) {
         hh_narrow_f32_bf16_avx2(in, out, count);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_narrow_f32_bf16_neon(in, out, count);
         return;
     }
 #endif
@@ -250,6 +333,11 @@ HH_KERNEL void hh_narrow_f32_f16(int tier, const float *in, uint16_t *out, ptrdi
         hh_narrow_f32_f16_avx2(in, out, count);
         return;
     }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_narrow_f32_f16_neon(in, out, count);
+        return;
+    }
 #endif
     (void)tier;
     hh_narrow_f32_f16_scalar(in, out, count);
@@ -259,6 +347,8 @@ HH_KERNEL ptrdiff_t hh_first_nonfinite_f32(int tier, const float *in, ptrdiff_t 
 #if HH_X86
     if (tier >= HH_TIER_AVX512) return hh_first_nonfinite_f32_avx512(in, count);
     if (tier >= HH_TIER_AVX2) return hh_first_nonfinite_f32_avx2(in, count);
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) return hh_first_nonfinite_f32_neon(in, count);
 #endif
     (void)tier;
     return hh_first_nonfinite_f32_scalar(in, count);

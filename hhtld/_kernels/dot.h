@@ -97,6 +97,35 @@ HH_KERNEL void hh_gram_avx512(const float *x, ptrdiff_t n_rows, ptrdiff_t n_cols
     hh_gram_mirror_(out, n_cols);
 }
 HH_TARGET_END
+#elif HH_NEON
+HH_KERNEL void hh_gram_neon(const float *x, ptrdiff_t n_rows, ptrdiff_t n_cols, double *out) {
+    const ptrdiff_t whole_a = n_cols & ~(ptrdiff_t)3, whole_b = n_cols & ~(ptrdiff_t)7;
+    for (ptrdiff_t a = 0; a < whole_a; a += 4)
+        for (ptrdiff_t b = a & ~(ptrdiff_t)7; b < whole_b; b += 8) {
+            float64x2_t sum_f64x2[4][4];
+            for (int i = 0; i < 4; i++)
+                for (int k = 0; k < 4; k++) sum_f64x2[i][k] = vdupq_n_f64(0);
+            for (ptrdiff_t r = 0; r < n_rows; r++) {
+                const float *const row = x + r * n_cols;
+                const float32x4_t a_f32x4 = vld1q_f32(row + a), b0_f32x4 = vld1q_f32(row + b),
+                                  b1_f32x4 = vld1q_f32(row + b + 4);
+                const float64x2_t a_f64x2[2] = {vcvt_f64_f32(vget_low_f32(a_f32x4)), vcvt_high_f64_f32(a_f32x4)};
+                const float64x2_t b_f64x2[4] = {vcvt_f64_f32(vget_low_f32(b0_f32x4)), vcvt_high_f64_f32(b0_f32x4),
+                                                vcvt_f64_f32(vget_low_f32(b1_f32x4)), vcvt_high_f64_f32(b1_f32x4)};
+                for (int k = 0; k < 4; k++) {
+                    sum_f64x2[0][k] = vfmaq_laneq_f64(sum_f64x2[0][k], b_f64x2[k], a_f64x2[0], 0);
+                    sum_f64x2[1][k] = vfmaq_laneq_f64(sum_f64x2[1][k], b_f64x2[k], a_f64x2[0], 1);
+                    sum_f64x2[2][k] = vfmaq_laneq_f64(sum_f64x2[2][k], b_f64x2[k], a_f64x2[1], 0);
+                    sum_f64x2[3][k] = vfmaq_laneq_f64(sum_f64x2[3][k], b_f64x2[k], a_f64x2[1], 1);
+                }
+            }
+            for (int i = 0; i < 4; i++)
+                for (int k = 0; k < 4; k++) vst1q_f64(out + (a + i) * n_cols + b + 2 * k, sum_f64x2[i][k]);
+        }
+    hh_gram_tile_scalar_(x, n_rows, n_cols, 0, whole_a, whole_b, n_cols, out);
+    hh_gram_tile_scalar_(x, n_rows, n_cols, whole_a, n_cols, whole_a, n_cols, out);
+    hh_gram_mirror_(out, n_cols);
+}
 #endif
 
 HH_KERNEL void hh_gram(int tier, const float *x, ptrdiff_t n_rows, ptrdiff_t n_cols, double *out) {
@@ -107,6 +136,11 @@ HH_KERNEL void hh_gram(int tier, const float *x, ptrdiff_t n_rows, ptrdiff_t n_c
     }
     if (tier >= HH_TIER_AVX2) {
         hh_gram_avx2(x, n_rows, n_cols, out);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_gram_neon(x, n_rows, n_cols, out);
         return;
     }
 #endif
@@ -183,6 +217,36 @@ HH_KERNEL void hh_row_dots_avx512(const float *x, const float *y, ptrdiff_t n_ro
     }
 }
 HH_TARGET_END
+#elif HH_NEON
+HH_KERNEL void hh_row_dots_neon(const float *x, const float *y, ptrdiff_t n_rows, ptrdiff_t n_cols, double *out) {
+    for (ptrdiff_t r = 0; r < n_rows; r++, x += n_cols, y += n_cols, out += 3) {
+        float64x2_t xy_f64x2[8], xx_f64x2[8], yy_f64x2[8];
+        for (int i = 0; i < 8; i++) xy_f64x2[i] = xx_f64x2[i] = yy_f64x2[i] = vdupq_n_f64(0);
+        float tail_x[16] = {0}, tail_y[16] = {0};
+        for (ptrdiff_t j = 0; j < n_cols; j += 16) {
+            const float *a = x + j, *b = y + j;
+            if (n_cols - j < 16) { /* zeros add nothing */
+                memcpy(tail_x, a, (size_t)(n_cols - j) * sizeof(float));
+                memcpy(tail_y, b, (size_t)(n_cols - j) * sizeof(float));
+                a = tail_x, b = tail_y;
+            }
+            for (int i = 0; i < 4; i++) {
+                const float32x4_t a_f32x4 = vld1q_f32(a + 4 * i), b_f32x4 = vld1q_f32(b + 4 * i);
+                const float64x2_t a0_f64x2 = vcvt_f64_f32(vget_low_f32(a_f32x4)), a1_f64x2 = vcvt_high_f64_f32(a_f32x4);
+                const float64x2_t b0_f64x2 = vcvt_f64_f32(vget_low_f32(b_f32x4)), b1_f64x2 = vcvt_high_f64_f32(b_f32x4);
+                xy_f64x2[2 * i] = vfmaq_f64(xy_f64x2[2 * i], a0_f64x2, b0_f64x2);
+                xx_f64x2[2 * i] = vfmaq_f64(xx_f64x2[2 * i], a0_f64x2, a0_f64x2);
+                yy_f64x2[2 * i] = vfmaq_f64(yy_f64x2[2 * i], b0_f64x2, b0_f64x2);
+                xy_f64x2[2 * i + 1] = vfmaq_f64(xy_f64x2[2 * i + 1], a1_f64x2, b1_f64x2);
+                xx_f64x2[2 * i + 1] = vfmaq_f64(xx_f64x2[2 * i + 1], a1_f64x2, a1_f64x2);
+                yy_f64x2[2 * i + 1] = vfmaq_f64(yy_f64x2[2 * i + 1], b1_f64x2, b1_f64x2);
+            }
+        }
+        out[0] = hh_tree16_f64_neon(xy_f64x2);
+        out[1] = hh_tree16_f64_neon(xx_f64x2);
+        out[2] = hh_tree16_f64_neon(yy_f64x2);
+    }
+}
 #endif
 
 HH_KERNEL void hh_row_dots(int tier, const float *x, const float *y, ptrdiff_t n_rows, ptrdiff_t n_cols, double *out) {
@@ -193,6 +257,11 @@ HH_KERNEL void hh_row_dots(int tier, const float *x, const float *y, ptrdiff_t n
     }
     if (tier >= HH_TIER_AVX2) {
         hh_row_dots_avx2(x, y, n_rows, n_cols, out);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_row_dots_neon(x, y, n_rows, n_cols, out);
         return;
     }
 #endif

@@ -90,12 +90,26 @@ HH_TARGET_AVX512_BEGIN
 #define HH_TREE(s) hh_tree16_f64_avx512((s)[0], (s)[1])
 #include "eigen_body.h"
 HH_TARGET_END
+#elif HH_NEON
+#define HH_D float64x2_t
+#define HH_LANES_D 2
+#define HH_NAME(x) x##neon
+#define HH_LOAD(p) vld1q_f64(p)
+#define HH_STORE(p, x) vst1q_f64(p, x)
+#define HH_SET1(x) vdupq_n_f64(x)
+#define HH_ADD(x, y) vaddq_f64(x, y)
+#define HH_SUB(x, y) vsubq_f64(x, y)
+#define HH_MUL(x, y) vmulq_f64(x, y)
+#define HH_TREE(s) hh_tree16_f64_neon(s)
+#include "eigen_body.h"
 #endif
 
 HH_INLINE double hh_dot_f64(int tier, const double *x, const double *y, ptrdiff_t count) {
 #if HH_X86
     if (tier >= HH_TIER_AVX512) return hh_dot_f64_avx512(x, y, count);
     if (tier >= HH_TIER_AVX2) return hh_dot_f64_avx2(x, y, count);
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) return hh_dot_f64_neon(x, y, count);
 #endif
     (void)tier;
     return hh_dot_f64_scalar(x, y, count);
@@ -109,6 +123,11 @@ HH_INLINE void hh_subtract_f64(int tier, double *y, const double *x, double fact
     }
     if (tier >= HH_TIER_AVX2) {
         hh_subtract_f64_avx2(y, x, factor, count);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_subtract_f64_neon(y, x, factor, count);
         return;
     }
 #endif
@@ -125,6 +144,11 @@ HH_INLINE void hh_reflect(int tier, double *a, ptrdiff_t first, ptrdiff_t n, ptr
     }
     if (tier >= HH_TIER_AVX2) {
         hh_reflect_avx2(a, first, n, n_padded, v, w, next, product);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_reflect_neon(a, first, n, n_padded, v, w, next, product);
         return;
     }
 #endif

@@ -34,6 +34,11 @@
 #if defined(__aarch64__)
 #define HH_NEON 1
 #include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #else
 #define HH_NEON 0
 #endif
@@ -41,11 +46,12 @@
 /* Ordered: a higher number may use everything a lower one of the same machine may. */
 enum {
     HH_TIER_SCALAR = 0,
-    HH_TIER_NEON = 1,       /* aarch64 always has it */
-    HH_TIER_AVX2 = 2,       /* AVX2 FMA F16C BMI1 BMI2 (Haswell, Zen) */
-    HH_TIER_AVX512 = 3,     /* + AVX512 F BW DQ VL (Skylake-X) */
-    HH_TIER_AVX512VNNI = 4, /* + AVX512 VNNI VBMI (Ice Lake, Zen 4) */
-    HH_N_TIERS = 5
+    HH_TIER_NEON = 1,        /* aarch64 always has it (Cortex-A53, Cortex-A72) */
+    HH_TIER_NEONDOTPROD = 2, /* + the dot product of int8 (Cortex-A76, Neoverse N1, Apple M1) */
+    HH_TIER_AVX2 = 3,        /* AVX2 FMA F16C BMI1 BMI2 (Haswell, Zen) */
+    HH_TIER_AVX512 = 4,      /* + AVX512 F BW DQ VL (Skylake-X) */
+    HH_TIER_AVX512VNNI = 5,  /* + AVX512 VNNI VBMI (Ice Lake, Zen 4) */
+    HH_N_TIERS = 6
 };
 
 /* clang spells a target region as a pushed attribute, GCC as pushed options; MSVC needs none. */
@@ -67,6 +73,14 @@ enum {
 #define HH_TARGET_AVX512VNNI_BEGIN                                                               \
     _Pragma("GCC push_options")                                                                  \
     _Pragma("GCC target(\"avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi\")")
+#define HH_TARGET_END _Pragma("GCC pop_options")
+#elif HH_NEON && defined(__clang__)
+#define HH_TARGET_NEONDOTPROD_BEGIN                                                              \
+    _Pragma("clang attribute push(__attribute__((target(\"dotprod\"))), apply_to = function)")
+#define HH_TARGET_END _Pragma("clang attribute pop")
+#elif HH_NEON
+#define HH_TARGET_NEONDOTPROD_BEGIN                                                              \
+    _Pragma("GCC push_options") _Pragma("GCC target(\"arch=armv8.2-a+dotprod\")")
 #define HH_TARGET_END _Pragma("GCC pop_options")
 #else
 #define HH_TARGET_AVX2_BEGIN
@@ -129,7 +143,14 @@ HH_KERNEL int hh_detect_tier(void) {
     const int vbmi = (ecx7 >> 1) & 1, vnni = (ecx7 >> 11) & 1;
     return vbmi && vnni ? HH_TIER_AVX512VNNI : HH_TIER_AVX512;
 #elif HH_NEON
-    return HH_TIER_NEON;
+    int dotprod = 0;
+#if defined(__linux__)
+    dotprod = (getauxval(AT_HWCAP) >> 20) & 1; /* HWCAP_ASIMDDP, which old headers do not name */
+#elif defined(__APPLE__)
+    size_t nbytes = sizeof dotprod;
+    if (sysctlbyname("hw.optional.arm.FEAT_DotProd", &dotprod, &nbytes, NULL, 0)) dotprod = 0;
+#endif
+    return dotprod ? HH_TIER_NEONDOTPROD : HH_TIER_NEON;
 #else
     return HH_TIER_SCALAR;
 #endif
@@ -160,6 +181,14 @@ HH_INLINE double hh_tree16_f64_avx512(__m512d low, __m512d high) {
     return _mm_cvtsd_f64(_mm_add_sd(two_f64x2, _mm_unpackhi_pd(two_f64x2, two_f64x2)));
 }
 HH_TARGET_END
+#elif HH_NEON
+/* Lanes 2 i and 2 i + 1 in pair i. */
+HH_INLINE double hh_tree16_f64_neon(const float64x2_t pair_f64x2[8]) {
+    float64x2_t sum_f64x2[4];
+    for (int i = 0; i < 4; i++) sum_f64x2[i] = vaddq_f64(pair_f64x2[i], pair_f64x2[i + 4]);
+    for (int i = 0; i < 2; i++) sum_f64x2[i] = vaddq_f64(sum_f64x2[i], sum_f64x2[i + 2]);
+    return vpaddd_f64(vaddq_f64(sum_f64x2[0], sum_f64x2[1]));
+}
 #endif
 
 #endif

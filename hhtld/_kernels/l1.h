@@ -225,6 +225,77 @@ HH_KERNEL void hh_nearest_l1_avx512(const int16_t *rows, ptrdiff_t n_rows, const
     }
 }
 HH_TARGET_END
+#elif HH_NEON
+/* |a - b| of int16 fits uint16; sums of 17 need 32 bits. */
+HH_INLINE void hh_l1_sum16_neon_(const int16_t *columns, ptrdiff_t stride, const int16_t *dims, uint32x4_t sums[4]) {
+    for (int part = 0; part < 4; part++) sums[part] = vdupq_n_u32(0);
+    for (int i = 0; i < HH_BASE17; i++) {
+        const int16x8_t dim_i16x8 = vdupq_n_s16(dims[i]);
+        for (int half = 0; half < 2; half++) {
+            const uint16x8_t apart_u16x8 =
+                vreinterpretq_u16_s16(vabdq_s16(vld1q_s16(columns + i * stride + 8 * half), dim_i16x8));
+            sums[2 * half] = vaddw_u16(sums[2 * half], vget_low_u16(apart_u16x8));
+            sums[2 * half + 1] = vaddw_high_u16(sums[2 * half + 1], apart_u16x8);
+        }
+    }
+}
+
+HH_KERNEL ptrdiff_t hh_relax_l1_neon(const int16_t *columns, ptrdiff_t n_rows, const int16_t *dims, int32_t pick,
+                                     uint32_t *nearest_distance, int32_t *nearest) {
+    static const int32_t first_rows[4] = {0, 1, 2, 3};
+    const int32x4_t pick_i32x4 = vdupq_n_s32(pick);
+    uint32x4_t best_u32x4 = vdupq_n_u32(0);
+    int32x4_t best_row_i32x4 = vdupq_n_s32(-1), row_i32x4 = vld1q_s32(first_rows);
+    ptrdiff_t row = 0;
+    for (; row + 16 <= n_rows; row += 16) {
+        uint32x4_t distance_u32x4[4];
+        hh_l1_sum16_neon_(columns + row, n_rows, dims, distance_u32x4);
+        for (int part = 0; part < 4; part++) {
+            uint32_t *const old = nearest_distance + row + 4 * part;
+            int32_t *const who = nearest + row + 4 * part;
+            const uint32x4_t old_u32x4 = vld1q_u32(old);
+            const uint32x4_t new_u32x4 = vminq_u32(old_u32x4, distance_u32x4[part]);
+            vst1q_u32(old, new_u32x4);
+            vst1q_s32(who, vbslq_s32(vceqq_u32(old_u32x4, new_u32x4), vld1q_s32(who), pick_i32x4));
+            best_row_i32x4 = vbslq_s32(vcgeq_u32(new_u32x4, best_u32x4), row_i32x4, best_row_i32x4);
+            best_u32x4 = vmaxq_u32(best_u32x4, new_u32x4);
+            row_i32x4 = vaddq_s32(row_i32x4, vdupq_n_s32(4));
+        }
+    }
+    const uint32_t best = vmaxvq_u32(best_u32x4);
+    const uint32x4_t tops_u32x4 = vceqq_u32(best_u32x4, vdupq_n_u32(best));
+    const ptrdiff_t best_row = row ? vmaxvq_s32(vbslq_s32(tops_u32x4, best_row_i32x4, vdupq_n_s32(-1))) : 0;
+    return hh_relax_l1_from_(columns, n_rows, row, n_rows, dims, pick, nearest_distance, nearest, best, best_row);
+}
+
+HH_KERNEL void hh_nearest_l1_neon(const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries, int k,
+                                  uint8_t *nearest, uint32_t *distances) {
+    static const int32_t first_entries[4] = {0, 1, 2, 3};
+    const int full = k & ~15;
+    for (ptrdiff_t r = 0; r < n_rows; r++, rows += HH_BASE17) {
+        uint32x4_t best_u32x4 = vdupq_n_u32(UINT32_MAX);
+        int32x4_t winner_i32x4 = vdupq_n_s32(0), entry_i32x4 = vld1q_s32(first_entries);
+        for (int entry = 0; entry < full; entry += 16) {
+            uint32x4_t distance_u32x4[4];
+            hh_l1_sum16_neon_(entries + entry, HH_PALETTE_MAX, rows, distance_u32x4);
+            for (int part = 0; part < 4; part++) {
+                const uint32x4_t closer_u32x4 = vcltq_u32(distance_u32x4[part], best_u32x4);
+                winner_i32x4 = vbslq_s32(closer_u32x4, entry_i32x4, winner_i32x4);
+                best_u32x4 = vminq_u32(best_u32x4, distance_u32x4[part]);
+                entry_i32x4 = vaddq_s32(entry_i32x4, vdupq_n_s32(4));
+            }
+        }
+        uint32_t best = vminvq_u32(best_u32x4);
+        const uint32x4_t tops_u32x4 = vceqq_u32(best_u32x4, vdupq_n_u32(best));
+        int winner = vminvq_s32(vbslq_s32(tops_u32x4, winner_i32x4, vdupq_n_s32(INT32_MAX)));
+        for (int entry = full; entry < k; entry++) {
+            const uint32_t distance = hh_l1_base17_(entries, HH_PALETTE_MAX, entry, rows);
+            if (distance < best) best = distance, winner = entry;
+        }
+        nearest[r] = (uint8_t)winner;
+        distances[r] = best;
+    }
+}
 #endif
 
 HH_KERNEL void hh_nearest_l1(int tier, const int16_t *rows, ptrdiff_t n_rows, const int16_t *entries, int k,
@@ -236,6 +307,11 @@ HH_KERNEL void hh_nearest_l1(int tier, const int16_t *rows, ptrdiff_t n_rows, co
     }
     if (tier >= HH_TIER_AVX2) {
         hh_nearest_l1_avx2(rows, n_rows, entries, k, nearest, distances);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_nearest_l1_neon(rows, n_rows, entries, k, nearest, distances);
         return;
     }
 #endif
@@ -255,6 +331,9 @@ HH_KERNEL void hh_furthest_l1(int tier, const int16_t *columns, ptrdiff_t n_rows
 #if HH_X86
         if (tier >= HH_TIER_AVX512) next = hh_relax_l1_avx512(columns, n_rows, dims, pick, nearest_distance, nearest);
         else if (tier >= HH_TIER_AVX2) next = hh_relax_l1_avx2(columns, n_rows, dims, pick, nearest_distance, nearest);
+        else
+#elif HH_NEON
+        if (tier >= HH_TIER_NEON) next = hh_relax_l1_neon(columns, n_rows, dims, pick, nearest_distance, nearest);
         else
 #endif
             next = hh_relax_l1_scalar(columns, n_rows, dims, pick, nearest_distance, nearest);

@@ -32,9 +32,13 @@ HH_KERNEL double hh_distance2_f32_scalar(const float *a, const float *b, ptrdiff
     return hh_tree16_f64(lane);
 }
 
+/* A turn of 16 lanes is what compilers make vectors of. */
 HH_KERNEL double hh_norm2_f32(const float *a, ptrdiff_t n_cols) {
     double lane[16] = {0};
-    for (ptrdiff_t j = 0; j < n_cols; j++) lane[j & 15] += (double)a[j] * (double)a[j];
+    const ptrdiff_t whole = n_cols & ~(ptrdiff_t)15;
+    for (ptrdiff_t j = 0; j < whole; j += 16)
+        for (int i = 0; i < 16; i++) lane[i] += (double)a[j + i] * (double)a[j + i];
+    for (ptrdiff_t j = whole; j < n_cols; j++) lane[j - whole] += (double)a[j] * (double)a[j];
     return hh_tree16_f64(lane);
 }
 
@@ -86,18 +90,42 @@ HH_KERNEL double hh_distance2_f32_avx512(const float *a, const float *b, ptrdiff
     return hh_tree16_f64_avx512(low_f64x8, high_f64x8);
 }
 HH_TARGET_END
+#elif HH_NEON
+HH_KERNEL double hh_distance2_f32_neon(const float *a, const float *b, ptrdiff_t n_cols) {
+    float64x2_t sum_f64x2[8];
+    for (int i = 0; i < 8; i++) sum_f64x2[i] = vdupq_n_f64(0);
+    float tail_a[16] = {0}, tail_b[16] = {0};
+    for (ptrdiff_t j = 0; j < n_cols; j += 16) {
+        const float *from_a = a + j, *from_b = b + j;
+        if (n_cols - j < 16) { /* zeros add nothing */
+            memcpy(tail_a, from_a, (size_t)(n_cols - j) * sizeof(float));
+            memcpy(tail_b, from_b, (size_t)(n_cols - j) * sizeof(float));
+            from_a = tail_a, from_b = tail_b;
+        }
+        for (int i = 0; i < 4; i++) {
+            const float32x4_t a_f32x4 = vld1q_f32(from_a + 4 * i), b_f32x4 = vld1q_f32(from_b + 4 * i);
+            const float64x2_t low_f64x2 =
+                vsubq_f64(vcvt_f64_f32(vget_low_f32(a_f32x4)), vcvt_f64_f32(vget_low_f32(b_f32x4)));
+            const float64x2_t high_f64x2 = vsubq_f64(vcvt_high_f64_f32(a_f32x4), vcvt_high_f64_f32(b_f32x4));
+            sum_f64x2[2 * i] = vaddq_f64(sum_f64x2[2 * i], vmulq_f64(low_f64x2, low_f64x2));
+            sum_f64x2[2 * i + 1] = vaddq_f64(sum_f64x2[2 * i + 1], vmulq_f64(high_f64x2, high_f64x2));
+        }
+    }
+    return hh_tree16_f64_neon(sum_f64x2);
+}
 #endif
 
 HH_INLINE double hh_distance2_f32(int tier, const float *a, const float *b, ptrdiff_t n_cols) {
 #if HH_X86
     if (tier >= HH_TIER_AVX512) return hh_distance2_f32_avx512(a, b, n_cols);
     if (tier >= HH_TIER_AVX2) return hh_distance2_f32_avx2(a, b, n_cols);
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) return hh_distance2_f32_neon(a, b, n_cols);
 #endif
     (void)tier;
     return hh_distance2_f32_scalar(a, b, n_cols);
 }
 
-#if HH_X86
 /* A lower bound of the distance from one float32 pass: every partial sum is rounded by at most
  * 2^-24 of itself, differences once more, and a square that underflows by up to half the least
  * subnormal, 2^-149; an overflow says nothing. */
@@ -107,6 +135,7 @@ HH_INLINE double hh_lower_f32_(float sum, ptrdiff_t n_cols) {
     return lower > 0.0 ? lower : 0.0;
 }
 
+#if HH_X86
 HH_TARGET_AVX2_BEGIN
 HH_KERNEL double hh_distance2_lower_avx2(const float *a, const float *b, ptrdiff_t n_cols) {
     __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
@@ -145,8 +174,29 @@ HH_KERNEL double hh_distance2_lower_avx512(const float *a, const float *b, ptrdi
 }
 HH_TARGET_END
 
+#elif HH_NEON
+HH_KERNEL double hh_distance2_lower_neon(const float *a, const float *b, ptrdiff_t n_cols) {
+    float32x4_t sum_f32x4[4];
+    for (int i = 0; i < 4; i++) sum_f32x4[i] = vdupq_n_f32(0);
+    ptrdiff_t j = 0;
+    for (; j + 16 <= n_cols; j += 16)
+        for (int i = 0; i < 4; i++) {
+            const float32x4_t apart_f32x4 = vsubq_f32(vld1q_f32(a + j + 4 * i), vld1q_f32(b + j + 4 * i));
+            sum_f32x4[i] = vfmaq_f32(sum_f32x4[i], apart_f32x4, apart_f32x4);
+        }
+    float sum = vaddvq_f32(vaddq_f32(vaddq_f32(sum_f32x4[0], sum_f32x4[1]), vaddq_f32(sum_f32x4[2], sum_f32x4[3])));
+    for (; j < n_cols; j++) sum += (a[j] - b[j]) * (a[j] - b[j]);
+    return hh_lower_f32_(sum, n_cols);
+}
+#endif
+
+#if HH_X86 || HH_NEON
 HH_INLINE double hh_distance2_lower(int tier, const float *a, const float *b, ptrdiff_t n_cols) {
+#if HH_X86
     return tier >= HH_TIER_AVX512 ? hh_distance2_lower_avx512(a, b, n_cols) : hh_distance2_lower_avx2(a, b, n_cols);
+#else
+    return (void)tier, hh_distance2_lower_neon(a, b, n_cols);
+#endif
 }
 #endif
 
@@ -192,7 +242,6 @@ enum { HH_QUERIES = 24 }; /* rows that meet a panel at once */
 HH_INLINE ptrdiff_t hh_panel_blocks(ptrdiff_t n_rows) { return (n_rows + HH_PANEL_ROWS - 1) / HH_PANEL_ROWS; }
 HH_INLINE ptrdiff_t hh_panel_depth(ptrdiff_t n_cols) { return (n_cols + 3) & ~(ptrdiff_t)3; }
 
-#if HH_X86
 /* Finish what the bodies below measure; |s q| <= |a| + |e|. */
 HH_INLINE hh_code_f64 hh_code_f64_(double scale, double norm2, double error2) {
     hh_code_f64 out;
@@ -204,6 +253,7 @@ HH_INLINE hh_code_f64 hh_code_f64_(double scale, double norm2, double error2) {
     return out;
 }
 
+#if HH_X86
 /* Code one row into `codes` (depth bytes, zero-padded). The sums may be fused and differ between
  * tiers: the bound is made of what was really coded. Below 1e-30 the inverse scale may overflow;
  * such a row is all error. */
@@ -282,10 +332,6 @@ HH_KERNEL hh_code_f64 hh_code_row_avx512(const float *row, ptrdiff_t n_cols, int
                         hh_tree16_f64_avx512(error0_f64x8, error1_f64x8));
 }
 HH_TARGET_END
-
-HH_INLINE hh_code_f64 hh_code_row(int tier, const float *row, ptrdiff_t n_cols, int8_t *codes) {
-    return tier >= HH_TIER_AVX512 ? hh_code_row_avx512(row, n_cols, codes) : hh_code_row_avx2(row, n_cols, codes);
-}
 
 HH_TARGET_AVX2_BEGIN
 /* Dots of one coded row with one block of 16. maddubs takes one unsigned side: |a| * (b sign a),
@@ -423,28 +469,6 @@ HH_KERNEL void hh_panel_dots_avx512vnni(const int8_t *queries, ptrdiff_t n_queri
 }
 HH_TARGET_END
 
-/* Code rows into a panel whose memory the caller owns; `line` is scratch of depth bytes. */
-HH_KERNEL void hh_panel_fill(int tier, const float *rows, ptrdiff_t n_cols, int8_t *line, hh_panel_i8 *panel) {
-    const ptrdiff_t depth = panel->depth, padded = HH_PANEL_ROWS * hh_panel_blocks(panel->n_rows);
-    for (ptrdiff_t r = 0; r < padded; r++) {
-        int8_t *const to = panel->codes + (r / HH_PANEL_ROWS) * HH_PANEL_ROWS * depth + (r % HH_PANEL_ROWS) * 4;
-        hh_code_f64 code = {0, (double)INFINITY, 0, 0, 0};
-        memset(line, 0, (size_t)depth);
-        if (r < panel->n_rows) code = hh_code_row(tier, rows + r * n_cols, n_cols, line);
-        int32_t sum = 0;
-        for (ptrdiff_t j = 0; j < depth; j++) sum += line[j];
-        for (ptrdiff_t j = 0; j < depth; j += 4) memcpy(to + j * HH_PANEL_ROWS, line + j, 4);
-        panel->code_sums[r] = sum;
-        panel->scale[r] = code.scale;
-        panel->norm2[r] = code.norm2;
-        panel->norm[r] = code.norm;
-        panel->error_norm[r] = code.error_norm;
-    }
-}
-
-/* Slack for float64 rounding, of the sums in the screen and of the exact distance itself. */
-HH_INLINE double hh_screen_slack_(ptrdiff_t n_cols) { return (double)(n_cols + 64) * 4.0 * DBL_EPSILON; }
-
 /* Bounds of |b|^2 - 2 a.b for one coded query a and every panel row b (the distance less |a|^2,
  * which is the same for all b). Lists the rows whose lower bound is not above the least upper
  * bound, in ascending order, and returns their number; `lower` is scratch. */
@@ -510,6 +534,292 @@ HH_KERNEL ptrdiff_t hh_screen_avx512(const hh_code_f64 *query, const hh_panel_i8
 }
 HH_TARGET_END
 
+/* Rows first..stop of at most 64 whose lower bound is below their nearest_distance, as a bit set. */
+HH_TARGET_AVX2_BEGIN
+HH_KERNEL uint64_t hh_closer_avx2(const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first, ptrdiff_t stop,
+                                  const int32_t *dots, double slack, const double *nearest_distance) {
+    const __m256d scale_f64x4 = _mm256_set1_pd(2.0 * query->scale), code_f64x4 = _mm256_set1_pd(2.0 * query->code_norm),
+                  error_f64x4 = _mm256_set1_pd(2.0 * query->error_norm), norm2_f64x4 = _mm256_set1_pd(query->norm2),
+                  keep_f64x4 = _mm256_set1_pd(1.0 - slack);
+    uint64_t closer = 0;
+    for (ptrdiff_t r = first; r < stop; r += 4) {
+        const __m256d dot_f64x4 =
+            _mm256_mul_pd(_mm256_loadu_pd(panel->scale + r),
+                          _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(dots + r - first))));
+        __m256d lower_f64x4 = _mm256_mul_pd(_mm256_add_pd(_mm256_loadu_pd(panel->norm2 + r), norm2_f64x4), keep_f64x4);
+        lower_f64x4 = _mm256_fnmadd_pd(scale_f64x4, dot_f64x4, lower_f64x4);
+        lower_f64x4 = _mm256_fnmadd_pd(code_f64x4, _mm256_loadu_pd(panel->error_norm + r), lower_f64x4);
+        lower_f64x4 = _mm256_fnmadd_pd(error_f64x4, _mm256_loadu_pd(panel->norm + r), lower_f64x4);
+        const __m256d less_f64x4 = _mm256_cmp_pd(lower_f64x4, _mm256_loadu_pd(nearest_distance + r), _CMP_LT_OQ);
+        closer |= (uint64_t)_mm256_movemask_pd(less_f64x4) << (r - first);
+    }
+    return closer;
+}
+HH_TARGET_END
+
+HH_TARGET_AVX512_BEGIN
+HH_KERNEL uint64_t hh_closer_avx512(const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first, ptrdiff_t stop,
+                                    const int32_t *dots, double slack, const double *nearest_distance) {
+    const __m512d scale_f64x8 = _mm512_set1_pd(2.0 * query->scale), code_f64x8 = _mm512_set1_pd(2.0 * query->code_norm),
+                  error_f64x8 = _mm512_set1_pd(2.0 * query->error_norm), norm2_f64x8 = _mm512_set1_pd(query->norm2),
+                  keep_f64x8 = _mm512_set1_pd(1.0 - slack);
+    uint64_t closer = 0;
+    for (ptrdiff_t r = first; r < stop; r += 8) {
+        const __m512d dot_f64x8 =
+            _mm512_mul_pd(_mm512_loadu_pd(panel->scale + r),
+                          _mm512_cvtepi32_pd(_mm256_loadu_si256((const __m256i *)(dots + r - first))));
+        __m512d lower_f64x8 = _mm512_mul_pd(_mm512_add_pd(_mm512_loadu_pd(panel->norm2 + r), norm2_f64x8), keep_f64x8);
+        lower_f64x8 = _mm512_fnmadd_pd(scale_f64x8, dot_f64x8, lower_f64x8);
+        lower_f64x8 = _mm512_fnmadd_pd(code_f64x8, _mm512_loadu_pd(panel->error_norm + r), lower_f64x8);
+        lower_f64x8 = _mm512_fnmadd_pd(error_f64x8, _mm512_loadu_pd(panel->norm + r), lower_f64x8);
+        const __mmask8 less = _mm512_cmp_pd_mask(lower_f64x8, _mm512_loadu_pd(nearest_distance + r), _CMP_LT_OQ);
+        closer |= (uint64_t)less << (r - first);
+    }
+    return closer;
+}
+HH_TARGET_END
+#elif HH_NEON
+HH_KERNEL hh_code_f64 hh_code_row_neon(const float *row, ptrdiff_t n_cols, int8_t *codes) {
+    float tail[8] = {0};
+    const ptrdiff_t whole = n_cols & ~(ptrdiff_t)7, depth = hh_panel_depth(n_cols);
+    memcpy(tail, row + whole, (size_t)(n_cols - whole) * sizeof(float));
+    float32x4_t largest_f32x4 = vmaxq_f32(vabsq_f32(vld1q_f32(tail)), vabsq_f32(vld1q_f32(tail + 4)));
+    for (ptrdiff_t j = 0; j < whole; j += 4) largest_f32x4 = vmaxq_f32(largest_f32x4, vabsq_f32(vld1q_f32(row + j)));
+    const float largest = vmaxvq_f32(largest_f32x4);
+    const int live = largest > 1e-30f;
+    const float inverse = live ? 127.0f / largest : 0.0f;
+    const double scale = live ? (double)(largest / 127.0f) : 0.0;
+    float64x2_t norm_f64x2[4], error_f64x2[4];
+    for (int i = 0; i < 4; i++) norm_f64x2[i] = error_f64x2[i] = vdupq_n_f64(0);
+    for (ptrdiff_t j = 0; j < n_cols; j += 8) {
+        const float *const from = j < whole ? row + j : tail;
+        int16x4_t code_i16x4[2];
+        for (int half = 0; half < 2; half++) {
+            const float32x4_t value_f32x4 = vld1q_f32(from + 4 * half);
+            const int32x4_t code_i32x4 = vcvtnq_s32_f32(vmulq_n_f32(value_f32x4, inverse));
+            const float64x2_t value_f64x2[2] = {vcvt_f64_f32(vget_low_f32(value_f32x4)),
+                                                vcvt_high_f64_f32(value_f32x4)};
+            const float64x2_t coded_f64x2[2] = {vcvtq_f64_s64(vmovl_s32(vget_low_s32(code_i32x4))),
+                                                vcvtq_f64_s64(vmovl_high_s32(code_i32x4))};
+            code_i16x4[half] = vmovn_s32(code_i32x4);
+            for (int i = 0; i < 2; i++) {
+                const int at = 2 * half + i;
+                const float64x2_t error = vfmsq_n_f64(value_f64x2[i], coded_f64x2[i], scale);
+                norm_f64x2[at] = vfmaq_f64(norm_f64x2[at], value_f64x2[i], value_f64x2[i]);
+                error_f64x2[at] = vfmaq_f64(error_f64x2[at], error, error);
+            }
+        }
+        int8_t eight[8];
+        vst1_s8(eight, vmovn_s16(vcombine_s16(code_i16x4[0], code_i16x4[1])));
+        memcpy(codes + j, eight, (size_t)(depth - j < 8 ? depth - j : 8));
+    }
+    for (int i = 0; i < 2; i++) {
+        norm_f64x2[i] = vaddq_f64(norm_f64x2[i], norm_f64x2[i + 2]);
+        error_f64x2[i] = vaddq_f64(error_f64x2[i], error_f64x2[i + 2]);
+    }
+    return hh_code_f64_(scale, vaddvq_f64(vaddq_f64(norm_f64x2[0], norm_f64x2[1])),
+                        vaddvq_f64(vaddq_f64(error_f64x2[0], error_f64x2[1])));
+}
+
+/* Dots of one coded row with one block of 16. Two products of at most 127 * 127 fit an int16, so that two turns are
+ * added before they widen. */
+HH_INLINE void hh_dot16_i8_neon_(const int8_t *query, const int8_t *block, ptrdiff_t depth, int32_t *dots) {
+    int32x4_t sum_i32x4[8];
+    for (int i = 0; i < 8; i++) sum_i32x4[i] = vdupq_n_s32(0);
+    for (ptrdiff_t j = 0; j < depth; j += 8, block += 128) {
+        const int two = depth - j > 4; /* the depth is a multiple of 4 */
+        int32_t fours[2] = {0, 0};
+        memcpy(fours, query + j, two ? 8 : 4);
+        const int8x16_t first_i8x16 = vreinterpretq_s8_s32(vdupq_n_s32(fours[0])),
+                        second_i8x16 = vreinterpretq_s8_s32(vdupq_n_s32(fours[1]));
+        for (int i = 0; i < 4; i++) {
+            const int8x16_t a_i8x16 = vld1q_s8(block + 16 * i);
+            const int8x16_t b_i8x16 = vld1q_s8(block + (two ? 64 : 0) + 16 * i); /* times zero where there is none */
+            int16x8_t low_i16x8 = vmull_s8(vget_low_s8(a_i8x16), vget_low_s8(first_i8x16));
+            int16x8_t high_i16x8 = vmull_high_s8(a_i8x16, first_i8x16);
+            low_i16x8 = vmlal_s8(low_i16x8, vget_low_s8(b_i8x16), vget_low_s8(second_i8x16));
+            high_i16x8 = vmlal_high_s8(high_i16x8, b_i8x16, second_i8x16);
+            sum_i32x4[2 * i] = vpadalq_s16(sum_i32x4[2 * i], low_i16x8);
+            sum_i32x4[2 * i + 1] = vpadalq_s16(sum_i32x4[2 * i + 1], high_i16x8);
+        }
+    }
+    for (int i = 0; i < 4; i++) vst1q_s32(dots + 4 * i, vpaddq_s32(sum_i32x4[2 * i], sum_i32x4[2 * i + 1]));
+}
+
+HH_KERNEL void hh_panel_dots_neon(const int8_t *query, const hh_panel_i8 *panel, ptrdiff_t first_block,
+                                  ptrdiff_t n_blocks, int32_t *dots) {
+    for (ptrdiff_t block = first_block; block < first_block + n_blocks; block++, dots += 16)
+        hh_dot16_i8_neon_(query, panel->codes + block * 16 * panel->depth, panel->depth, dots);
+}
+
+HH_TARGET_NEONDOTPROD_BEGIN
+/* `count` coded rows, which is constant where this is inlined, and one block of 16. */
+HH_INLINE void hh_dot_rows_neondotprod_(int count, const int8_t *queries, ptrdiff_t query_stride, const int8_t *block,
+                                        ptrdiff_t depth, int32_t *dots, ptrdiff_t dots_stride) {
+    int32x4_t sum_i32x4[4][4];
+    for (int q = 0; q < count; q++)
+        for (int i = 0; i < 4; i++) sum_i32x4[q][i] = vdupq_n_s32(0);
+    for (ptrdiff_t j = 0; j < depth; j += 4, block += 64) {
+        int8x16_t code_i8x16[4];
+        for (int i = 0; i < 4; i++) code_i8x16[i] = vld1q_s8(block + 16 * i);
+        for (int q = 0; q < count; q++) {
+            int32_t four;
+            memcpy(&four, queries + q * query_stride + j, 4);
+            const int8x16_t query_i8x16 = vreinterpretq_s8_s32(vdupq_n_s32(four));
+            for (int i = 0; i < 4; i++) sum_i32x4[q][i] = vdotq_s32(sum_i32x4[q][i], code_i8x16[i], query_i8x16);
+        }
+    }
+    for (int q = 0; q < count; q++)
+        for (int i = 0; i < 4; i++) vst1q_s32(dots + q * dots_stride + 4 * i, sum_i32x4[q][i]);
+}
+
+HH_KERNEL void hh_panel_dots_neondotprod(const int8_t *queries, ptrdiff_t n_queries, ptrdiff_t query_stride,
+                                         const hh_panel_i8 *panel, ptrdiff_t first_block, ptrdiff_t n_blocks,
+                                         int32_t *dots, ptrdiff_t dots_stride) {
+    const ptrdiff_t depth = panel->depth;
+    for (ptrdiff_t b = 0; b < n_blocks; b++) {
+        const int8_t *const block = panel->codes + (first_block + b) * 16 * depth;
+        ptrdiff_t q = 0;
+        for (; q + 4 <= n_queries; q += 4)
+            hh_dot_rows_neondotprod_(4, queries + q * query_stride, query_stride, block, depth,
+                                     dots + q * dots_stride + 16 * b, dots_stride);
+        for (; q < n_queries; q++)
+            hh_dot_rows_neondotprod_(1, queries + q * query_stride, query_stride, block, depth,
+                                     dots + q * dots_stride + 16 * b, dots_stride);
+    }
+}
+HH_TARGET_END
+
+HH_KERNEL ptrdiff_t hh_screen_neon(const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots,
+                                   double slack, double *lower, int32_t *candidates) {
+    const double scale = 2.0 * query->scale, code_norm = 2.0 * query->code_norm, error_norm = 2.0 * query->error_norm;
+    const float64x2_t own_f64x2 = vdupq_n_f64(slack * query->norm2);
+    float64x2_t least_f64x2 = vdupq_n_f64(DBL_MAX);
+    const ptrdiff_t padded = HH_PANEL_ROWS * hh_panel_blocks(panel->n_rows);
+    for (ptrdiff_t b = 0; b < padded; b += 2) {
+        const float64x2_t norm2_f64x2 = vld1q_f64(panel->norm2 + b);
+        const float64x2_t dot_f64x2 =
+            vmulq_f64(vld1q_f64(panel->scale + b), vcvtq_f64_s64(vmovl_s32(vld1_s32(dots + b))));
+        const float64x2_t middle_f64x2 = vfmsq_n_f64(norm2_f64x2, dot_f64x2, scale);
+        float64x2_t bound_f64x2 = vfmaq_n_f64(own_f64x2, norm2_f64x2, slack);
+        bound_f64x2 = vfmaq_n_f64(bound_f64x2, vld1q_f64(panel->error_norm + b), code_norm);
+        bound_f64x2 = vfmaq_n_f64(bound_f64x2, vld1q_f64(panel->norm + b), error_norm);
+        vst1q_f64(lower + b, vsubq_f64(middle_f64x2, bound_f64x2));
+        least_f64x2 = vminnmq_f64(least_f64x2, vaddq_f64(middle_f64x2, bound_f64x2)); /* a NaN loses */
+    }
+    const float64x2_t limit_f64x2 = vdupq_n_f64(vminnmvq_f64(least_f64x2));
+    ptrdiff_t count = 0;
+    for (ptrdiff_t b = 0; b < padded; b += 4) {
+        const uint64x2_t low_u64x2 = vcleq_f64(vld1q_f64(lower + b), limit_f64x2),
+                         high_u64x2 = vcleq_f64(vld1q_f64(lower + b + 2), limit_f64x2);
+        if (!vmaxvq_u32(vreinterpretq_u32_u64(vorrq_u64(low_u64x2, high_u64x2)))) continue;
+        for (ptrdiff_t c = b; c < b + 4; c++)
+            if (lower[c] <= vgetq_lane_f64(limit_f64x2, 0)) candidates[count++] = (int32_t)c;
+    }
+    return count;
+}
+
+HH_KERNEL uint64_t hh_closer_neon(const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first, ptrdiff_t stop,
+                                  const int32_t *dots, double slack, const double *nearest_distance) {
+    const double scale = 2.0 * query->scale, code_norm = 2.0 * query->code_norm, error_norm = 2.0 * query->error_norm;
+    const float64x2_t norm2_f64x2 = vdupq_n_f64(query->norm2);
+    uint64_t closer = 0;
+    for (ptrdiff_t r = first; r < stop; r += 2) {
+        const float64x2_t dot_f64x2 =
+            vmulq_f64(vld1q_f64(panel->scale + r), vcvtq_f64_s64(vmovl_s32(vld1_s32(dots + r - first))));
+        float64x2_t lower_f64x2 = vmulq_n_f64(vaddq_f64(vld1q_f64(panel->norm2 + r), norm2_f64x2), 1.0 - slack);
+        lower_f64x2 = vfmsq_n_f64(lower_f64x2, dot_f64x2, scale);
+        lower_f64x2 = vfmsq_n_f64(lower_f64x2, vld1q_f64(panel->error_norm + r), code_norm);
+        lower_f64x2 = vfmsq_n_f64(lower_f64x2, vld1q_f64(panel->norm + r), error_norm);
+        const uint64x2_t less_u64x2 = vshrq_n_u64(vcltq_f64(lower_f64x2, vld1q_f64(nearest_distance + r)), 63);
+        closer |= (vgetq_lane_u64(less_u64x2, 0) | vgetq_lane_u64(less_u64x2, 1) << 1) << (r - first);
+    }
+    return closer;
+}
+#endif
+
+/* ---- of tiers that screen; of the scalar one doors make no panel ---- */
+
+#if HH_X86 || HH_NEON
+HH_INLINE hh_code_f64 hh_code_row(int tier, const float *row, ptrdiff_t n_cols, int8_t *codes) {
+#if HH_X86
+    return tier >= HH_TIER_AVX512 ? hh_code_row_avx512(row, n_cols, codes) : hh_code_row_avx2(row, n_cols, codes);
+#else
+    return (void)tier, hh_code_row_neon(row, n_cols, codes);
+#endif
+}
+
+/* Codes as hh_panel_dots takes them. */
+HH_INLINE void hh_ready_queries(int tier, int8_t *queries, ptrdiff_t nbytes) {
+#if HH_X86
+    if (tier >= HH_TIER_AVX512VNNI) hh_bias_query_avx512vnni(queries, nbytes);
+#endif
+    (void)tier, (void)queries, (void)nbytes;
+}
+
+/* Dots of coded rows with n_blocks blocks of the panel. */
+HH_KERNEL void hh_panel_dots(int tier, const int8_t *queries, ptrdiff_t n_queries, const hh_panel_i8 *panel,
+                             ptrdiff_t first_block, ptrdiff_t n_blocks, int32_t *dots, ptrdiff_t dots_stride) {
+    const ptrdiff_t depth = panel->depth;
+#if HH_X86
+    if (tier >= HH_TIER_AVX512VNNI) {
+        hh_panel_dots_avx512vnni(queries, n_queries, depth, panel, first_block, n_blocks, dots, dots_stride);
+        return;
+    }
+    for (ptrdiff_t q = 0; q < n_queries; q++)
+        hh_panel_dots_avx2(queries + q * depth, panel, first_block, n_blocks, dots + q * dots_stride);
+#else
+    if (tier >= HH_TIER_NEONDOTPROD) {
+        hh_panel_dots_neondotprod(queries, n_queries, depth, panel, first_block, n_blocks, dots, dots_stride);
+        return;
+    }
+    for (ptrdiff_t q = 0; q < n_queries; q++)
+        hh_panel_dots_neon(queries + q * depth, panel, first_block, n_blocks, dots + q * dots_stride);
+#endif
+}
+
+HH_INLINE ptrdiff_t hh_screen(int tier, const hh_code_f64 *query, const hh_panel_i8 *panel, const int32_t *dots,
+                              double slack, double *lower, int32_t *candidates) {
+#if HH_X86
+    return tier >= HH_TIER_AVX512 ? hh_screen_avx512(query, panel, dots, slack, lower, candidates)
+                                  : hh_screen_avx2(query, panel, dots, slack, lower, candidates);
+#else
+    return (void)tier, hh_screen_neon(query, panel, dots, slack, lower, candidates);
+#endif
+}
+
+HH_INLINE uint64_t hh_closer(int tier, const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first,
+                             ptrdiff_t stop, const int32_t *dots, double slack, const double *nearest_distance) {
+#if HH_X86
+    return tier >= HH_TIER_AVX512 ? hh_closer_avx512(query, panel, first, stop, dots, slack, nearest_distance)
+                                  : hh_closer_avx2(query, panel, first, stop, dots, slack, nearest_distance);
+#else
+    return (void)tier, hh_closer_neon(query, panel, first, stop, dots, slack, nearest_distance);
+#endif
+}
+
+/* Code rows into a panel whose memory the caller owns; `line` is scratch of depth bytes. */
+HH_KERNEL void hh_panel_fill(int tier, const float *rows, ptrdiff_t n_cols, int8_t *line, hh_panel_i8 *panel) {
+    const ptrdiff_t depth = panel->depth, padded = HH_PANEL_ROWS * hh_panel_blocks(panel->n_rows);
+    for (ptrdiff_t r = 0; r < padded; r++) {
+        int8_t *const to = panel->codes + (r / HH_PANEL_ROWS) * HH_PANEL_ROWS * depth + (r % HH_PANEL_ROWS) * 4;
+        hh_code_f64 code = {0, (double)INFINITY, 0, 0, 0};
+        memset(line, 0, (size_t)depth);
+        if (r < panel->n_rows) code = hh_code_row(tier, rows + r * n_cols, n_cols, line);
+        int32_t sum = 0;
+        for (ptrdiff_t j = 0; j < depth; j++) sum += line[j];
+        for (ptrdiff_t j = 0; j < depth; j += 4) memcpy(to + j * HH_PANEL_ROWS, line + j, 4);
+        panel->code_sums[r] = sum;
+        panel->scale[r] = code.scale;
+        panel->norm2[r] = code.norm2;
+        panel->norm[r] = code.norm;
+        panel->error_norm[r] = code.error_norm;
+    }
+}
+
+/* Slack for float64 rounding, of the sums in the screen and of the exact distance itself. */
+HH_INLINE double hh_screen_slack_(ptrdiff_t n_cols) { return (double)(n_cols + 64) * 4.0 * DBL_EPSILON; }
+
 /* Nearest centroid (first wins) of each row. HH_QUERIES rows are coded at a time into `line`
  * (HH_QUERIES * depth bytes); `dots` holds (HH_QUERIES + 1) * 16 * n_blocks, `lower` 16 * n_blocks. */
 HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
@@ -523,17 +833,10 @@ HH_KERNEL void hh_nearest_l2_screened(int tier, const float *rows, ptrdiff_t n_r
         hh_code_f64 query[HH_QUERIES];
         for (ptrdiff_t q = 0; q < count; q++)
             query[q] = hh_code_row(tier, rows + (start + q) * n_cols, n_cols, line + q * panel->depth);
-        if (tier >= HH_TIER_AVX512VNNI) {
-            hh_bias_query_avx512vnni(line, count * panel->depth);
-            hh_panel_dots_avx512vnni(line, count, panel->depth, panel, 0, n_blocks, dots, stride);
-        } else {
-            for (ptrdiff_t q = 0; q < count; q++)
-                hh_panel_dots_avx2(line + q * panel->depth, panel, 0, n_blocks, dots + q * stride);
-        }
+        hh_ready_queries(tier, line, count * panel->depth);
+        hh_panel_dots(tier, line, count, panel, 0, n_blocks, dots, stride);
         for (ptrdiff_t q = 0; q < count; q++) {
-            const ptrdiff_t found =
-                tier >= HH_TIER_AVX512 ? hh_screen_avx512(&query[q], panel, dots + q * stride, slack, lower, candidates)
-                                       : hh_screen_avx2(&query[q], panel, dots + q * stride, slack, lower, candidates);
+            const ptrdiff_t found = hh_screen(tier, &query[q], panel, dots + q * stride, slack, lower, candidates);
             nearest[start + q] = found ? candidates[0] : 0; /* none: a NaN, which its callers keep out */
             if (found < 2) continue;
             const float *const row = rows + (start + q) * n_cols;
@@ -579,52 +882,7 @@ HH_KERNEL ptrdiff_t hh_relax_l2_scalar(const float *rows, ptrdiff_t n_rows, ptrd
     return best_row;
 }
 
-#if HH_X86
-/* Rows first..stop of at most 64 whose lower bound is below their nearest_distance, as a bit set. */
-HH_TARGET_AVX2_BEGIN
-HH_KERNEL uint64_t hh_closer_avx2(const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first, ptrdiff_t stop,
-                                  const int32_t *dots, double slack, const double *nearest_distance) {
-    const __m256d scale_f64x4 = _mm256_set1_pd(2.0 * query->scale), code_f64x4 = _mm256_set1_pd(2.0 * query->code_norm),
-                  error_f64x4 = _mm256_set1_pd(2.0 * query->error_norm), norm2_f64x4 = _mm256_set1_pd(query->norm2),
-                  keep_f64x4 = _mm256_set1_pd(1.0 - slack);
-    uint64_t closer = 0;
-    for (ptrdiff_t r = first; r < stop; r += 4) {
-        const __m256d dot_f64x4 =
-            _mm256_mul_pd(_mm256_loadu_pd(panel->scale + r),
-                          _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(dots + r - first))));
-        __m256d lower_f64x4 = _mm256_mul_pd(_mm256_add_pd(_mm256_loadu_pd(panel->norm2 + r), norm2_f64x4), keep_f64x4);
-        lower_f64x4 = _mm256_fnmadd_pd(scale_f64x4, dot_f64x4, lower_f64x4);
-        lower_f64x4 = _mm256_fnmadd_pd(code_f64x4, _mm256_loadu_pd(panel->error_norm + r), lower_f64x4);
-        lower_f64x4 = _mm256_fnmadd_pd(error_f64x4, _mm256_loadu_pd(panel->norm + r), lower_f64x4);
-        const __m256d less_f64x4 = _mm256_cmp_pd(lower_f64x4, _mm256_loadu_pd(nearest_distance + r), _CMP_LT_OQ);
-        closer |= (uint64_t)_mm256_movemask_pd(less_f64x4) << (r - first);
-    }
-    return closer;
-}
-HH_TARGET_END
-
-HH_TARGET_AVX512_BEGIN
-HH_KERNEL uint64_t hh_closer_avx512(const hh_code_f64 *query, const hh_panel_i8 *panel, ptrdiff_t first, ptrdiff_t stop,
-                                    const int32_t *dots, double slack, const double *nearest_distance) {
-    const __m512d scale_f64x8 = _mm512_set1_pd(2.0 * query->scale), code_f64x8 = _mm512_set1_pd(2.0 * query->code_norm),
-                  error_f64x8 = _mm512_set1_pd(2.0 * query->error_norm), norm2_f64x8 = _mm512_set1_pd(query->norm2),
-                  keep_f64x8 = _mm512_set1_pd(1.0 - slack);
-    uint64_t closer = 0;
-    for (ptrdiff_t r = first; r < stop; r += 8) {
-        const __m512d dot_f64x8 =
-            _mm512_mul_pd(_mm512_loadu_pd(panel->scale + r),
-                          _mm512_cvtepi32_pd(_mm256_loadu_si256((const __m256i *)(dots + r - first))));
-        __m512d lower_f64x8 = _mm512_mul_pd(_mm512_add_pd(_mm512_loadu_pd(panel->norm2 + r), norm2_f64x8), keep_f64x8);
-        lower_f64x8 = _mm512_fnmadd_pd(scale_f64x8, dot_f64x8, lower_f64x8);
-        lower_f64x8 = _mm512_fnmadd_pd(code_f64x8, _mm512_loadu_pd(panel->error_norm + r), lower_f64x8);
-        lower_f64x8 = _mm512_fnmadd_pd(error_f64x8, _mm512_loadu_pd(panel->norm + r), lower_f64x8);
-        const __mmask8 less = _mm512_cmp_pd_mask(lower_f64x8, _mm512_loadu_pd(nearest_distance + r), _CMP_LT_OQ);
-        closer |= (uint64_t)less << (r - first);
-    }
-    return closer;
-}
-HH_TARGET_END
-
+#if HH_X86 || HH_NEON
 /* The same with the screen, 64 rows at a time. nearest_distance is padded to the panel's blocks
  * with zeros, which nothing undercuts. `line` is scratch of depth bytes. */
 HH_KERNEL ptrdiff_t hh_relax_l2_screened(int tier, const float *rows, ptrdiff_t n_cols, ptrdiff_t pick_row,
@@ -634,19 +892,15 @@ HH_KERNEL ptrdiff_t hh_relax_l2_screened(int tier, const float *rows, ptrdiff_t 
     const hh_code_f64 query = hh_code_row(tier, picked, n_cols, line);
     const double slack = hh_screen_slack_(n_cols);
     const ptrdiff_t n_blocks = hh_panel_blocks(panel->n_rows);
-    if (tier >= HH_TIER_AVX512VNNI) hh_bias_query_avx512vnni(line, panel->depth);
+    hh_ready_queries(tier, line, panel->depth);
     double furthest = -1.0;
     ptrdiff_t best_row = 0;
     for (ptrdiff_t block = 0; block < n_blocks; block += 4) {
         const ptrdiff_t blocks = n_blocks - block < 4 ? n_blocks - block : 4;
         const ptrdiff_t first = HH_PANEL_ROWS * block, stop = first + HH_PANEL_ROWS * blocks;
         int32_t dots[64];
-        uint64_t closer;
-        if (tier >= HH_TIER_AVX512VNNI) hh_panel_dots_avx512vnni(line, 1, panel->depth, panel, block, blocks, dots, 64);
-        else hh_panel_dots_avx2(line, panel, block, blocks, dots);
-        if (tier >= HH_TIER_AVX512)
-            closer = hh_closer_avx512(&query, panel, first, stop, dots, slack, nearest_distance);
-        else closer = hh_closer_avx2(&query, panel, first, stop, dots, slack, nearest_distance);
+        hh_panel_dots(tier, line, 1, panel, block, blocks, dots, 64);
+        uint64_t closer = hh_closer(tier, &query, panel, first, stop, dots, slack, nearest_distance);
         for (ptrdiff_t r = first; closer; closer >>= 1, r++)
             if (closer & 1) {
                 if (hh_distance2_lower(tier, rows + r * n_cols, picked, n_cols) >= nearest_distance[r]) continue;
@@ -676,7 +930,7 @@ HH_KERNEL int hh_furthest_l2(int tier, const float *rows, ptrdiff_t n_rows, ptrd
     int pick = 0;
     while (pick < k && nearest_distance[next] > 0) {
         picks[pick] = next;
-#if HH_X86
+#if HH_X86 || HH_NEON
         if (panel) next = hh_relax_l2_screened(tier, rows, n_cols, next, pick, panel, line, nearest_distance, nearest);
         else
 #endif

@@ -35,11 +35,11 @@ HH_KERNEL void hh_project_scalar(const float *rows, ptrdiff_t n_rows, ptrdiff_t 
     }
 }
 
-#if HH_X86
 /* Columns are taken in runs: the residuals of a few rows widen to float64 on the stack, then each
  * basis column meets one broadcast residual of every row, so the chains of sums run side by side. */
 enum { HH_PROJECT_RUN = 64 };
 
+#if HH_X86
 HH_TARGET_AVX2_BEGIN
 HH_INLINE void hh_project_rows_avx2_(const float *rows, ptrdiff_t first, int count, ptrdiff_t n_cols,
                                      const float *entries, const uint8_t *twigs, const double *basis,
@@ -122,6 +122,48 @@ HH_KERNEL void hh_project_avx512(const float *rows, ptrdiff_t n_rows, ptrdiff_t 
     for (; r < n_rows; r++) hh_project_rows_avx512_(rows, r, 1, n_cols, entries, twigs, basis, coefficients);
 }
 HH_TARGET_END
+#elif HH_NEON
+HH_INLINE void hh_project_rows_neon_(const float *rows, ptrdiff_t first, int count, ptrdiff_t n_cols,
+                                     const float *entries, const uint8_t *twigs, const double *basis,
+                                     float *coefficients) {
+    double residual[4][HH_PROJECT_RUN];
+    float64x2_t sum_f64x2[4][4];
+    for (int q = 0; q < count; q++)
+        for (int i = 0; i < 4; i++) sum_f64x2[q][i] = vdupq_n_f64(0);
+    for (ptrdiff_t start = 0; start < n_cols; start += HH_PROJECT_RUN) {
+        const ptrdiff_t run = n_cols - start < HH_PROJECT_RUN ? n_cols - start : HH_PROJECT_RUN;
+        for (int q = 0; q < count; q++) {
+            const float *const row = rows + (first + q) * n_cols + start;
+            const float *const entry = hh_entry_(entries, twigs, first + q, n_cols) + start;
+            ptrdiff_t j = 0;
+            for (; j + 4 <= run; j += 4) {
+                const float32x4_t residual_f32x4 = vsubq_f32(vld1q_f32(row + j), vld1q_f32(entry + j));
+                vst1q_f64(residual[q] + j, vcvt_f64_f32(vget_low_f32(residual_f32x4)));
+                vst1q_f64(residual[q] + j + 2, vcvt_high_f64_f32(residual_f32x4));
+            }
+            for (; j < run; j++) residual[q][j] = (double)(row[j] - entry[j]);
+        }
+        for (ptrdiff_t j = 0; j < run; j++) {
+            float64x2_t basis_f64x2[4];
+            for (int i = 0; i < 4; i++) basis_f64x2[i] = vld1q_f64(basis + (start + j) * HH_LANES + 2 * i);
+            for (int q = 0; q < count; q++) {
+                const float64x2_t residual_f64x2 = vld1q_dup_f64(residual[q] + j);
+                for (int i = 0; i < 4; i++)
+                    sum_f64x2[q][i] = vfmaq_f64(sum_f64x2[q][i], residual_f64x2, basis_f64x2[i]);
+            }
+        }
+    }
+    for (int q = 0; q < count; q++)
+        for (int i = 0; i < 4; i++)
+            vst1_f32(coefficients + (first + q) * HH_LANES + 2 * i, vcvt_f32_f64(sum_f64x2[q][i]));
+}
+
+HH_KERNEL void hh_project_neon(const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const float *entries,
+                               const uint8_t *twigs, const double *basis, float *coefficients) {
+    ptrdiff_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) hh_project_rows_neon_(rows, r, 4, n_cols, entries, twigs, basis, coefficients);
+    for (; r < n_rows; r++) hh_project_rows_neon_(rows, r, 1, n_cols, entries, twigs, basis, coefficients);
+}
 #endif
 
 HH_KERNEL void hh_project(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const float *entries,
@@ -133,6 +175,11 @@ HH_KERNEL void hh_project(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff
     }
     if (tier >= HH_TIER_AVX2) {
         hh_project_avx2(rows, n_rows, n_cols, entries, twigs, basis, coefficients);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_project_neon(rows, n_rows, n_cols, entries, twigs, basis, coefficients);
         return;
     }
 #endif
@@ -222,6 +269,32 @@ HH_KERNEL void hh_reconstruct_avx512(const float *entries, const uint8_t *twigs,
     }
 }
 HH_TARGET_END
+#elif HH_NEON
+HH_KERNEL void hh_reconstruct_neon(const float *entries, const uint8_t *twigs, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                   const int8_t *codes, float scale, const float *basis, float *out) {
+    for (ptrdiff_t r = 0; r < n_rows; r++) {
+        const float *const entry = hh_entry_(entries, twigs, r, n_cols);
+        float *const row = out + r * n_cols;
+        float coefficient[HH_LANES];
+        for (int i = 0; i < HH_LANES; i++) coefficient[i] = (float)codes[r * HH_LANES + i] * scale;
+        ptrdiff_t j = 0;
+        for (; j + 8 <= n_cols; j += 8) {
+            float32x4_t low_f32x4 = vld1q_f32(entry + j), high_f32x4 = vld1q_f32(entry + j + 4);
+            for (int i = 0; i < HH_LANES; i++) {
+                const float *const column = basis + i * n_cols + j;
+                low_f32x4 = vaddq_f32(low_f32x4, vmulq_n_f32(vld1q_f32(column), coefficient[i]));
+                high_f32x4 = vaddq_f32(high_f32x4, vmulq_n_f32(vld1q_f32(column + 4), coefficient[i]));
+            }
+            vst1q_f32(row + j, low_f32x4);
+            vst1q_f32(row + j + 4, high_f32x4);
+        }
+        for (; j < n_cols; j++) {
+            float sum = entry[j];
+            for (int i = 0; i < HH_LANES; i++) sum += coefficient[i] * basis[i * n_cols + j];
+            row[j] = sum;
+        }
+    }
+}
 #endif
 
 /* A NULL `codes` copies the entries. */
@@ -239,6 +312,11 @@ HH_KERNEL void hh_reconstruct(int tier, const float *entries, const uint8_t *twi
     }
     if (tier >= HH_TIER_AVX2) {
         hh_reconstruct_avx2(entries, twigs, n_rows, n_cols, codes, scale, basis, out);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_reconstruct_neon(entries, twigs, n_rows, n_cols, codes, scale, basis, out);
         return;
     }
 #endif

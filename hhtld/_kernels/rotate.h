@@ -107,6 +107,32 @@ HH_KERNEL void hh_hadamard_f32_avx512(float *x, ptrdiff_t block, const float *be
     else hh_hadamard_avx512(x, block, NULL, after);
 }
 HH_TARGET_END
+#elif HH_NEON
+HH_INLINE float32x4_t hh_stage4_neon_(float32x4_t x_f32x4) {
+    static const uint32_t odd1[4] = {0, 0x80000000u, 0, 0x80000000u}, odd2[4] = {0, 0, 0x80000000u, 0x80000000u};
+#define HH_FLIP(odd) vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x_f32x4), vld1q_u32(odd)))
+    x_f32x4 = vaddq_f32(vrev64q_f32(x_f32x4), HH_FLIP(odd1));
+    return vaddq_f32(vextq_f32(x_f32x4, x_f32x4, 2), HH_FLIP(odd2));
+#undef HH_FLIP
+}
+
+#define HH_F float32x4_t
+#define HH_LANES_F 4
+#define HH_NAME(x) x##neon
+#define HH_LOAD(p) vld1q_f32(p)
+#define HH_STORE(p, v) vst1q_f32(p, v)
+#define HH_SET1(v) vdupq_n_f32(v)
+#define HH_ADD(a, b) vaddq_f32(a, b)
+#define HH_SUB(a, b) vsubq_f32(a, b)
+#define HH_MUL(a, b) vmulq_f32(a, b)
+#define HH_WITHIN(v) hh_stage4_neon_(v)
+#include "rotate_body.h"
+
+HH_KERNEL void hh_hadamard_f32_neon(float *x, ptrdiff_t block, const float *before, const float *after) {
+    if (block < 4) hh_hadamard_f32_scalar(x, block, before, after);
+    else if (before) hh_hadamard_neon(x, block, before, NULL);
+    else hh_hadamard_neon(x, block, NULL, after);
+}
 #endif
 
 HH_INLINE void hh_hadamard_f32(int tier, float *x, ptrdiff_t block, const float *before, const float *after) {
@@ -117,6 +143,11 @@ HH_INLINE void hh_hadamard_f32(int tier, float *x, ptrdiff_t block, const float 
     }
     if (tier >= HH_TIER_AVX2) {
         hh_hadamard_f32_avx2(x, block, before, after);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_hadamard_f32_neon(x, block, before, after);
         return;
     }
 #endif

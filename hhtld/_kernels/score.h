@@ -482,6 +482,87 @@ HH_KERNEL void hh_trellis_dots_many_(const hh_score_rows *rows, ptrdiff_t n_rows
 }
 #endif
 
+#if HH_NEON
+HH_INLINE int32x4_t hh_dot16_neon_(int32x4_t sum_i32x4, int8x16_t a, int8x16_t b) {
+    sum_i32x4 = vpadalq_s16(sum_i32x4, vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+    return vpadalq_s16(sum_i32x4, vmull_high_s8(a, b));
+}
+#define HH_NAME(x) x##neon
+#define HH_DOT(sum, a, b) hh_dot16_neon_(sum, a, b)
+#include "products_body.h"
+
+HH_TARGET_NEONDOTPROD_BEGIN
+#define HH_NAME(x) x##neondotprod
+#define HH_DOT(sum, a, b) vdotq_s32(sum, a, b)
+#include "products_body.h"
+HH_TARGET_END
+
+HH_INLINE void hh_products_arm(int tier, ptrdiff_t n_rows, ptrdiff_t n_queries, const int8_t *rows,
+                               ptrdiff_t row_stride, const int8_t *queries, ptrdiff_t query_stride, ptrdiff_t n_cols,
+                               int more, ptrdiff_t out_stride, int32_t *out) {
+    if (tier >= HH_TIER_NEONDOTPROD)
+        hh_products_all_neondotprod(n_rows, n_queries, rows, row_stride, queries, query_stride, n_cols, more,
+                                    out_stride, out);
+    else
+        hh_products_all_neon(n_rows, n_queries, rows, row_stride, queries, query_stride, n_cols, more, out_stride, out);
+}
+
+/* Of up to HH_SCORE_PANEL rows the levels of n_cols columns from column `first` on, a multiple of HH_TRELLIS_BLOCK,
+ * HH_SCORE_COLS apart and filled up with zeros to a multiple of 16. Rows from `n_whole` on are read from scratch. */
+HH_KERNEL void hh_score_levels_neon(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_whole, ptrdiff_t row_nbytes,
+                                    int rate, int n_bits, ptrdiff_t first, ptrdiff_t n_cols,
+                                    const hh_block_plan_neon *plan, const uint8_t *look, const int8_t *table,
+                                    uint8_t *row, int8_t *levels) {
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, levels += HH_SCORE_COLS) {
+        const uint8_t *const from = r < n_whole ? codes : memcpy(row, codes, (size_t)row_nbytes);
+        for (ptrdiff_t t = 0; t < n_cols; t += 16) {
+            const uint8_t *const block = from + (first + t) / HH_TRELLIS_BLOCK * rate;
+            const int group = (int)(t % HH_TRELLIS_BLOCK / 16);
+            vst1q_s8(levels + t, n_bits <= 8 ? hh_levels16_neon_(0, block, plan, group, look, table)
+                                             : hh_levels16_neon_(1, block, plan, group, look, table));
+        }
+        if (n_cols % 16) memset(levels + n_cols, 0, (size_t)(16 - n_cols % 16));
+    }
+}
+
+/* Scores, or energies if there are no queries: HH_SCORE_PANEL rows of HH_SCORE_COLS levels meet all queries of a group
+ * while they lie in the first cache. */
+HH_KERNEL void hh_trellis_dots_neon(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                    int n_bits, const int8_t *table, const int8_t *queries, ptrdiff_t n_queries,
+                                    hh_score_scratch scratch, int32_t *out) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
+    int8_t *const levels = (int8_t *)scratch.levels;
+    hh_block_plan_neon plan;
+    hh_block_plan_neon_(rate, n_bits, &plan);
+    if (n_bits <= 8) hh_look256_neon_(table, n_bits, scratch.table);
+    memset(scratch.row, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
+    for (ptrdiff_t first = 0; first < n_cols; first += HH_SCORE_COLS) {
+        const ptrdiff_t width = n_cols - first < HH_SCORE_COLS ? n_cols - first : HH_SCORE_COLS;
+        const ptrdiff_t n_padded = (width + 15) / 16 * 16;
+        for (ptrdiff_t q = 0; q < n_queries || q == 0; q += HH_SCORE_QUERIES) {
+            const ptrdiff_t count = n_queries - q < HH_SCORE_QUERIES ? n_queries - q : HH_SCORE_QUERIES;
+            for (ptrdiff_t i = 0; i < count; i++) {
+                int8_t *const query = scratch.query + i * HH_SCORE_COLS;
+                memcpy(query, queries + (q + i) * n_cols + first, (size_t)width);
+                memset(query + width, 0, (size_t)(n_padded - width));
+            }
+            for (ptrdiff_t r = 0; r < n_rows; r += HH_SCORE_PANEL) {
+                const ptrdiff_t some = n_rows - r < HH_SCORE_PANEL ? n_rows - r : HH_SCORE_PANEL;
+                hh_score_levels_neon(codes + r * row_nbytes, some, n_whole - r, row_nbytes, rate, n_bits, first, width,
+                                     &plan, scratch.table, table, scratch.row, levels);
+                if (queries)
+                    hh_products_arm(tier, some, count, levels, HH_SCORE_COLS, scratch.query, HH_SCORE_COLS, n_padded,
+                                    first > 0, n_rows, out + q * n_rows + r);
+                for (ptrdiff_t i = 0; !queries && i < some; i++)
+                    hh_products_arm(tier, 1, 1, levels + i * HH_SCORE_COLS, 0, levels + i * HH_SCORE_COLS, 0, n_padded,
+                                    first > 0, 0, out + r + i);
+            }
+        }
+    }
+}
+#endif
+
 /* Scores of rows against queries. */
 HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
                                const int8_t *table, const int8_t *queries, ptrdiff_t n_queries,
@@ -492,6 +573,11 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
         hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, scratch);
         if (n_queries == 1) hh_trellis_dots_one_(&rows, n_rows, n_cols, queries, out);
         else hh_trellis_dots_many_(&rows, n_rows, n_cols, queries, n_queries, out);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_trellis_dots_neon(tier, codes, n_rows, n_cols, rate, n_bits, table, queries, n_queries, scratch, out);
         return;
     }
 #endif
@@ -524,6 +610,11 @@ HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_r
                 }
             }
         }
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_trellis_dots_neon(tier, codes, n_rows, n_cols, rate, n_bits, table, NULL, 0, scratch, out);
         return;
     }
 #endif

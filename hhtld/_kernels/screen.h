@@ -68,6 +68,51 @@ HH_INLINE ptrdiff_t hh_collect_(const float *estimates, const float *spreads, fl
     }
 
 HH_SCREEN_BODIES(scalar)
+#if HH_NEON
+/* Every aarch64 compiler may use NEON, so the scalar loops of the other two are vectors or look-ups already. The lanes
+ * of a leaf lie side by side: 8 rows are taken apart into their lanes. */
+HH_KERNEL void hh_estimate_leaf_neon(const int8_t *slot_l, const float *lanes, ptrdiff_t n, float *out) {
+    ptrdiff_t r = 0;
+    for (; r + 8 <= n; r += 8) {
+        const int8x16x4_t bytes_i8x16 = vld4q_s8(slot_l + r * HH_SCREEN_LANES); /* lane l and l + 4, turn by turn */
+        float32x4_t low_f32x4 = vdupq_n_f32(0), high_f32x4 = low_f32x4;
+        for (int lane = 0; lane < HH_SCREEN_LANES; lane++) {
+            const int8x16_t pair_i8x16 = bytes_i8x16.val[lane & 3];
+            const int8x16_t lane_i8x16 =
+                lane < 4 ? vuzp1q_s8(pair_i8x16, pair_i8x16) : vuzp2q_s8(pair_i8x16, pair_i8x16);
+            const int16x8_t lane_i16x8 = vmovl_s8(vget_low_s8(lane_i8x16));
+            low_f32x4 =
+                vaddq_f32(low_f32x4, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(lane_i16x8))), lanes[lane]));
+            high_f32x4 = vaddq_f32(high_f32x4, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(lane_i16x8)), lanes[lane]));
+        }
+        vst1q_f32(out + r, vaddq_f32(vld1q_f32(out + r), low_f32x4));
+        vst1q_f32(out + r + 4, vaddq_f32(vld1q_f32(out + r + 4), high_f32x4));
+    }
+    hh_estimate_leaf_(slot_l + r * HH_SCREEN_LANES, lanes, n - r, out + r);
+}
+
+/* Blocks that hold none of the rows are passed over; hh_collect_ looks at the others. */
+HH_KERNEL ptrdiff_t hh_collect_neon(const float *estimates, const float *spreads, float factor, float slack,
+                                    float floor, ptrdiff_t n, ptrdiff_t room, int32_t *rows) {
+    ptrdiff_t found = 0;
+    for (ptrdiff_t start = 0; start < n; start += HH_SCREEN_BLOCK) {
+        const ptrdiff_t count = n - start < HH_SCREEN_BLOCK ? n - start : HH_SCREEN_BLOCK;
+        uint32x4_t any_u32x4 = vdupq_n_u32(count % 4 ? 1 : 0);
+        for (ptrdiff_t i = start; i + 4 <= start + count; i += 4) {
+            const float32x4_t reach_f32x4 = vaddq_f32(vmulq_n_f32(vld1q_f32(spreads + i), factor), vdupq_n_f32(slack));
+            any_u32x4 =
+                vorrq_u32(any_u32x4, vcgeq_f32(vaddq_f32(vld1q_f32(estimates + i), reach_f32x4), vdupq_n_f32(floor)));
+        }
+        if (!vmaxvq_u32(any_u32x4)) continue;
+        const ptrdiff_t left = found < room ? room - found : 0;
+        int32_t *const next = rows + (found < room ? found : room);
+        const ptrdiff_t more = hh_collect_(estimates + start, spreads + start, factor, slack, floor, count, left, next);
+        for (ptrdiff_t i = 0; i < more && i < left; i++) next[i] += (int32_t)start;
+        found += more;
+    }
+    return found;
+}
+#endif
 #if HH_X86
 HH_TARGET_AVX2_BEGIN
 HH_SCREEN_BODIES(avx2)
@@ -94,7 +139,14 @@ HH_KERNEL void hh_screen_estimate(int tier, const uint8_t *twigs, const float *t
     for (ptrdiff_t q = 0; q < n_queries; q++, out += n_rows) {
         if (twigs) HH_SCREEN_CALL(estimate_entries, twigs, tables + q * k, n_rows, out);
         else memset(out, 0, (size_t)n_rows * sizeof(float));
-        if (slot_l) HH_SCREEN_CALL(estimate_leaf, slot_l, lanes + q * HH_SCREEN_LANES, n_rows, out);
+        if (!slot_l) continue;
+#if HH_NEON
+        if (tier >= HH_TIER_NEON) {
+            hh_estimate_leaf_neon(slot_l, lanes + q * HH_SCREEN_LANES, n_rows, out);
+            continue;
+        }
+#endif
+        HH_SCREEN_CALL(estimate_leaf, slot_l, lanes + q * HH_SCREEN_LANES, n_rows, out);
     }
 }
 
@@ -115,8 +167,15 @@ HH_KERNEL ptrdiff_t hh_screen_collect(int tier, const float *estimates, const fl
     for (ptrdiff_t q = 0; q < n_queries; q++, estimates += n_rows) {
         const ptrdiff_t left = total < room ? room - total : 0;
         int32_t *const next = rows + (total < room ? total : room);
+#if HH_NEON
+        const ptrdiff_t found =
+            tier >= HH_TIER_NEON
+                ? hh_collect_neon(estimates, spreads, factors[q], slacks[q], floors[q], n_rows, left, next)
+                : hh_collect_scalar(estimates, spreads, factors[q], slacks[q], floors[q], n_rows, left, next);
+#else
         const ptrdiff_t found =
             HH_SCREEN_CALL(collect, estimates, spreads, factors[q], slacks[q], floors[q], n_rows, left, next);
+#endif
         for (ptrdiff_t i = 0; i < found && i < left; i++) queries[total + i] = (int32_t)q;
         total += found;
     }

@@ -125,6 +125,12 @@ HH_INLINE int16_t hh_saturate_i16_(int32_t v) {
 #define HH_SELECT(m, yes, no) ((m) ? (yes) : (no))
 #define HH_SLL(a, n) (int16_t)((uint16_t)(a) << (n))
 #define HH_OR(a, b) (int16_t)((a) | (b))
+#define HH_F float
+#define HH_LANES_F 1
+#define HH_LOADF(p) (*(p))
+#define HH_STOREF(p, v) (*(p) = (v))
+#define HH_ADDF(a, b) ((a) + (b))
+#define HH_MULF(a, b) ((a) * (b))
 #include "trellis_body.h"
 
 #if HH_X86
@@ -143,6 +149,12 @@ HH_TARGET_AVX2_BEGIN
 #define HH_SELECT(m, yes, no) _mm256_blendv_epi8(no, yes, m)
 #define HH_SLL(a, n) _mm256_slli_epi16(a, n)
 #define HH_OR(a, b) _mm256_or_si256(a, b)
+#define HH_F __m256
+#define HH_LANES_F 8
+#define HH_LOADF(p) _mm256_loadu_ps(p)
+#define HH_STOREF(p, v) _mm256_storeu_ps(p, v)
+#define HH_ADDF(a, b) _mm256_add_ps(a, b)
+#define HH_MULF(a, b) _mm256_mul_ps(_mm256_set1_ps(a), b)
 #include "trellis_body.h"
 HH_TARGET_END
 
@@ -161,8 +173,70 @@ HH_TARGET_AVX512_BEGIN
 #define HH_SELECT(m, yes, no) _mm512_mask_mov_epi16(no, m, yes)
 #define HH_SLL(a, n) _mm512_slli_epi16(a, n)
 #define HH_OR(a, b) _mm512_or_si512(a, b)
+#define HH_F __m512
+#define HH_LANES_F 16
+#define HH_LOADF(p) _mm512_loadu_ps(p)
+#define HH_STOREF(p, v) _mm512_storeu_ps(p, v)
+#define HH_ADDF(a, b) _mm512_add_ps(a, b)
+#define HH_MULF(a, b) _mm512_mul_ps(_mm512_set1_ps(a), b)
 #include "trellis_body.h"
 HH_TARGET_END
+#elif HH_NEON
+/* Two registers of 8 lanes: what a state costs besides, its level's number and two addresses, is then paid half as
+ * often. Masks are vectors of int16, too. */
+typedef struct {
+    int16x8_t a, b;
+} hh_i16x16_neon;
+
+HH_INLINE hh_i16x16_neon hh_pair_neon_(int16x8_t a, int16x8_t b) {
+    const hh_i16x16_neon both = {a, b};
+    return both;
+}
+HH_INLINE int16x8_t hh_mulhi_neon_(int16x8_t a, int16x8_t b) {
+    return vuzp2q_s16(vreinterpretq_s16_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b))),
+                      vreinterpretq_s16_s32(vmull_high_s16(a, b)));
+}
+#define HH_EACH(name, ...)                                                           \
+    HH_INLINE hh_i16x16_neon hh_##name##_neon_(hh_i16x16_neon x, hh_i16x16_neon y) { \
+        return hh_pair_neon_(__VA_ARGS__);                                           \
+    }
+HH_EACH(subs, vqsubq_s16(x.a, y.a), vqsubq_s16(x.b, y.b))
+HH_EACH(adds, vqaddq_s16(x.a, y.a), vqaddq_s16(x.b, y.b))
+HH_EACH(mulhis, hh_mulhi_neon_(x.a, y.a), hh_mulhi_neon_(x.b, y.b))
+HH_EACH(min, vminq_s16(x.a, y.a), vminq_s16(x.b, y.b))
+HH_EACH(less, vreinterpretq_s16_u16(vcltq_s16(x.a, y.a)), vreinterpretq_s16_u16(vcltq_s16(x.b, y.b)))
+HH_EACH(or, vorrq_s16(x.a, y.a), vorrq_s16(x.b, y.b))
+HH_EACH(shift, vshlq_s16(x.a, y.a), vshlq_s16(x.b, y.b))
+#undef HH_EACH
+HH_INLINE hh_i16x16_neon hh_set1_neon_(int16_t value) { return hh_pair_neon_(vdupq_n_s16(value), vdupq_n_s16(value)); }
+HH_INLINE hh_i16x16_neon hh_load_neon_(const int16_t *p) { return hh_pair_neon_(vld1q_s16(p), vld1q_s16(p + 8)); }
+HH_INLINE void hh_store_neon_(int16_t *p, hh_i16x16_neon x) { vst1q_s16(p, x.a), vst1q_s16(p + 8, x.b); }
+HH_INLINE hh_i16x16_neon hh_select_neon_(hh_i16x16_neon mask, hh_i16x16_neon yes, hh_i16x16_neon no) {
+    return hh_pair_neon_(vbslq_s16(vreinterpretq_u16_s16(mask.a), yes.a, no.a),
+                         vbslq_s16(vreinterpretq_u16_s16(mask.b), yes.b, no.b));
+}
+
+#define HH_LANES_T 16
+#define HH_V hh_i16x16_neon
+#define HH_NAME(x) x##neon
+#define HH_LOAD(p) hh_load_neon_(p)
+#define HH_STORE(p, v) hh_store_neon_(p, v)
+#define HH_SET1(v) hh_set1_neon_(v)
+#define HH_SUBS(a, b) hh_subs_neon_(a, b)
+#define HH_ADDS(a, b) hh_adds_neon_(a, b)
+#define HH_MULHI(a, b) hh_mulhis_neon_(a, b)
+#define HH_MIN(a, b) hh_min_neon_(a, b)
+#define HH_LT(a, b) hh_less_neon_(a, b)
+#define HH_SELECT(m, yes, no) hh_select_neon_(m, yes, no)
+#define HH_SLL(a, n) hh_shift_neon_(a, hh_set1_neon_((int16_t)(n)))
+#define HH_OR(a, b) hh_or_neon_(a, b)
+#define HH_F float32x4_t
+#define HH_LANES_F 4
+#define HH_LOADF(p) vld1q_f32(p)
+#define HH_STOREF(p, v) vst1q_f32(p, v)
+#define HH_ADDF(a, b) vaddq_f32(a, b)
+#define HH_MULF(a, b) vmulq_n_f32(b, a)
+#include "trellis_body.h"
 #endif
 
 /* ---- rows in, codes out ---- */
@@ -261,6 +335,11 @@ HH_KERNEL void hh_search_lanes_(int lanes, ptrdiff_t n_cols, int rate, int n_bit
         hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
                         scratch.back, words, feedback, ends, scratch.steps, last);
     else
+#elif HH_NEON
+    if (lanes == 16)
+        hh_viterbi_neon(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
+                        scratch.back, words, feedback, ends, scratch.steps, last);
+    else
 #endif
         hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
                           scratch.back, words, feedback, ends, scratch.steps, last);
@@ -339,6 +418,8 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
     hh_levels_open_(table, n_bits, step, &levels);
 #if HH_X86
     const int lanes = tier >= HH_TIER_AVX512 ? 32 : tier >= HH_TIER_AVX2 ? 16 : 1;
+#elif HH_NEON
+    const int lanes = tier >= HH_TIER_NEON ? 16 : 1;
 #else
     const int lanes = 1;
 #endif
@@ -668,6 +749,111 @@ HH_KERNEL void hh_trellis_decode_avx512vnni(const uint8_t *codes, ptrdiff_t n_ro
 HH_TARGET_END
 #endif
 
+#if HH_NEON
+/* Where the windows of 16 weights lie, for the 8 groups of a block: which bytes to bring to each lane, and how far to
+ * shift it. A window of up to 8 bits lies in two bytes, a longer one in three, so lanes have 16 or 32 bits. */
+typedef struct {
+    uint8_t pick[8][4][16];
+    int8_t shift[8][4][16]; /* negative: to the right */
+    int first[8];           /* byte of each group */
+    int lane_nbytes;
+    unsigned mask; /* of a window */
+} hh_block_plan_neon;
+
+HH_KERNEL void hh_block_plan_neon_(int rate, int n_bits, hh_block_plan_neon *plan) {
+    const int nbytes = n_bits <= 8 ? 2 : 4, per_vector = 16 / nbytes;
+    memset(plan->shift, 0xFF, sizeof plan->shift); /* the upper bytes of a negative number */
+    plan->lane_nbytes = nbytes, plan->mask = (1u << n_bits) - 1u;
+    for (int group = 0; group < 8; group++) {
+        plan->first[group] = group * rate / 8;
+        for (int i = 0; i < 16; i++) {
+            const int bit = (int)hh_bit_offset(16 * group + i, rate) - 8 * plan->first[group];
+            const int vector = i / per_vector, at = i % per_vector * nbytes;
+            for (int byte = 0; byte < nbytes; byte++)
+                plan->pick[group][vector][at + byte] = (uint8_t)((bit >> 3) + byte);
+            plan->shift[group][vector][at] = (int8_t)-(bit & 7);
+            if (!(bit & 7)) memset(plan->shift[group][vector] + at, 0, (size_t)nbytes);
+        }
+    }
+}
+
+/* The bytes of a table of up to 256 levels; one of 128 stands there twice. */
+HH_INLINE void hh_look256_neon_(const int8_t *table, int n_bits, uint8_t *look) {
+    for (int s = 0; s < 256; s++) look[s] = (uint8_t)table[s & ((1 << n_bits) - 1)];
+}
+
+/* The windows of 16 weights of group `group`, `vector`-th lanes. */
+#define HH_WINDOWS16(vector)                                                                      \
+    vshlq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(bytes_u8x16, vld1q_u8(plan->pick[group][vector]))), \
+              vreinterpretq_s16_s8(vld1q_s8(plan->shift[group][vector])))
+#define HH_WINDOWS32(vector)                                                                      \
+    vshlq_u32(vreinterpretq_u32_u8(vqtbl1q_u8(bytes_u8x16, vld1q_u8(plan->pick[group][vector]))), \
+              vreinterpretq_s32_s8(vld1q_s8(plan->shift[group][vector])))
+
+/* The levels of 16 weights; `wide` is constant where this is inlined. */
+HH_INLINE int8x16_t hh_levels16_neon_(int wide, const uint8_t *codes, const hh_block_plan_neon *plan, int group,
+                                      const uint8_t *look, const int8_t *table) {
+    const uint8x16_t bytes_u8x16 = vld1q_u8(codes + plan->first[group]);
+    if (wide) {
+        uint16_t states[16];
+        int8_t levels[16];
+        const uint16x8_t mask_u16x8 = vdupq_n_u16((uint16_t)plan->mask);
+        vst1q_u16(states, vandq_u16(mask_u16x8, vuzp1q_u16(vreinterpretq_u16_u32(HH_WINDOWS32(0)),
+                                                           vreinterpretq_u16_u32(HH_WINDOWS32(1)))));
+        vst1q_u16(states + 8, vandq_u16(mask_u16x8, vuzp1q_u16(vreinterpretq_u16_u32(HH_WINDOWS32(2)),
+                                                               vreinterpretq_u16_u32(HH_WINDOWS32(3)))));
+        for (int i = 0; i < 16; i++) levels[i] = table[states[i]]; /* NEON has no look-up in more than 64 bytes */
+        return vld1q_s8(levels);
+    }
+    const uint8x16_t state_u8x16 =
+        vuzp1q_u8(vreinterpretq_u8_u16(HH_WINDOWS16(0)), vreinterpretq_u8_u16(HH_WINDOWS16(1)));
+    uint8x16_t level_u8x16 = vqtbl4q_u8(vld1q_u8_x4(look), state_u8x16);
+    for (int part = 1; part < 4; part++)
+        level_u8x16 = vqtbx4q_u8(level_u8x16, vld1q_u8_x4(look + 64 * part),
+                                 vsubq_u8(state_u8x16, vdupq_n_u8((uint8_t)(64 * part))));
+    return vreinterpretq_s8_u8(level_u8x16);
+}
+#undef HH_WINDOWS16
+#undef HH_WINDOWS32
+
+HH_INLINE void hh_widen16_neon_(float *out, int8x16_t level_i8x16, float gain) {
+    const int16x8_t level_i16x8[2] = {vmovl_s8(vget_low_s8(level_i8x16)), vmovl_high_s8(level_i8x16)};
+    for (int half = 0; half < 2; half++) {
+        vst1q_f32(out + 8 * half, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(level_i16x8[half]))), gain));
+        vst1q_f32(out + 8 * half + 4, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(level_i16x8[half])), gain));
+    }
+}
+
+HH_INLINE void hh_levels_row_neon_(int wide, const uint8_t *codes, ptrdiff_t n_cols, int rate,
+                                   const hh_block_plan_neon *plan, const uint8_t *look, const int8_t *table, float gain,
+                                   float *out) {
+    float rest[16];
+    for (ptrdiff_t t = 0; t < n_cols; t += 16) {
+        const uint8_t *const block = codes + t / HH_TRELLIS_BLOCK * rate;
+        const int8x16_t level_i8x16 =
+            hh_levels16_neon_(wide, block, plan, (int)(t % HH_TRELLIS_BLOCK / 16), look, table);
+        hh_widen16_neon_(n_cols - t < 16 ? rest : out + t, level_i8x16, gain);
+        if (n_cols - t < 16) memcpy(out + t, rest, (size_t)(n_cols - t) * sizeof(float));
+    }
+}
+
+HH_KERNEL void hh_trellis_decode_neon(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
+                                      const int8_t *table, const float *gains, uint8_t *padded, uint8_t *look,
+                                      float *out) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
+    hh_block_plan_neon plan;
+    hh_block_plan_neon_(rate, n_bits, &plan);
+    if (n_bits <= 8) hh_look256_neon_(table, n_bits, look);
+    memset(padded, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, out += n_cols) {
+        const uint8_t *const row = r < n_whole ? codes : memcpy(padded, codes, (size_t)row_nbytes);
+        if (n_bits <= 8) hh_levels_row_neon_(0, row, n_cols, rate, &plan, look, table, gains[r], out);
+        else hh_levels_row_neon_(1, row, n_cols, rate, &plan, look, table, gains[r], out);
+    }
+}
+#endif
+
 /* Write gain * level of every weight: rotated rows. `padded` is scratch of hh_trellis_reach_nbytes, `wide` of 2^12
  * int32, `bytes` of 2^12 bytes. */
 HH_KERNEL void hh_trellis_decode(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
@@ -682,6 +868,11 @@ HH_KERNEL void hh_trellis_decode(int tier, const uint8_t *codes, ptrdiff_t n_row
         if (tier >= HH_TIER_AVX512VNNI)
             hh_trellis_decode_avx512vnni(codes, n_rows, n_cols, rate, n_bits, bytes, gains, padded, n_whole, out);
         else hh_trellis_decode_avx2(codes, n_rows, n_cols, rate, n_bits, bytes, wide, gains, padded, n_whole, out);
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_trellis_decode_neon(codes, n_rows, n_cols, rate, n_bits, table, gains, padded, bytes, out);
         return;
     }
 #endif

@@ -2,7 +2,8 @@
  *
  * Included with HH_LANES_T rows a vector and these names defined: HH_V (vector of int16), HH_NAME(x)
  * (x with the tier's suffix), HH_LOAD, HH_STORE, HH_SET1, HH_SUBS, HH_ADDS (saturating), HH_MULHI,
- * HH_MIN, HH_LT (a mask), HH_SELECT(mask, yes, no), HH_SLL, HH_OR. The end takes them all away again.
+ * HH_MIN, HH_LT (a mask), HH_SELECT(mask, yes, no), HH_SLL, HH_OR; and of float32, HH_LANES_F a vector: HH_F, HH_LOADF,
+ * HH_STOREF, HH_ADDF, HH_MULF(number, vector). The end takes them all away again.
  * Lanes never meet, so a row's bits do not depend on how many travel together.
  */
 
@@ -139,12 +140,15 @@ HH_INLINE void HH_NAME(hh_settle_)(ptrdiff_t from, ptrdiff_t to, ptrdiff_t t, pt
     }
     for (ptrdiff_t j = to; j < n_cols; j++) {
         const float *const share = feedback.matrix + j * n_cols + from;
-        float *const target = feedback.targets + j * HH_LANES_T, held[HH_LANES_T];
-        for (int lane = 0; lane < HH_LANES_T; lane++) held[lane] = target[lane];
-        for (ptrdiff_t k = 0; k < to - from; k++)
-            for (int lane = 0; lane < HH_LANES_T; lane++)
-                held[lane] += share[k] * feedback.errors[k * HH_LANES_T + lane];
-        for (int lane = 0; lane < HH_LANES_T; lane++) target[lane] = held[lane];
+        float *const target = feedback.targets + j * HH_LANES_T;
+        HH_F held[HH_LANES_T / HH_LANES_F];
+        for (int v = 0; v < HH_LANES_T / HH_LANES_F; v++) held[v] = HH_LOADF(target + v * HH_LANES_F);
+        for (ptrdiff_t k = 0; k < to - from; k++) {
+            const float *const error = feedback.errors + k * HH_LANES_T;
+            for (int v = 0; v < HH_LANES_T / HH_LANES_F; v++)
+                held[v] = HH_ADDF(held[v], HH_MULF(share[k], HH_LOADF(error + v * HH_LANES_F)));
+        }
+        for (int v = 0; v < HH_LANES_T / HH_LANES_F; v++) HH_STOREF(target + v * HH_LANES_F, held[v]);
     }
     for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << n_bits; s++) HH_STORE(costs + s * HH_LANES_T, HH_SET1(INT16_MAX));
     for (int lane = 0; lane < HH_LANES_T; lane++) costs[(ptrdiff_t)settled[lane] * HH_LANES_T + lane] = INT16_MIN;
@@ -234,3 +238,9 @@ HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int 
 #undef HH_SELECT
 #undef HH_SLL
 #undef HH_OR
+#undef HH_F
+#undef HH_LANES_F
+#undef HH_LOADF
+#undef HH_STOREF
+#undef HH_ADDF
+#undef HH_MULF

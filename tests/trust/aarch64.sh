@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The suite's core on aarch64, emulated: Debian's Python and numpy's wheel for it, the kernels compiled for it.
 # Takes Debian packages gcc-aarch64-linux-gnu and qemu-user, the Debian and Python registries, and about ten minutes.
-# usage: tests/trust/aarch64.sh [FOLDER] [quick]      the folder is reused where it holds what is needed; quick leaves
-#        out the kernels' own tests, which take most of the time
+# Two processors are emulated: one with NEON alone, one with the dot product of int8, too.
+# usage: tests/trust/aarch64.sh [FOLDER] [quick]      the folder is reused if it holds what is needed; quick leaves out
+#        most of the kernels' own tests, which take most of the time
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 repository=$PWD
@@ -41,13 +42,20 @@ for source in hhtld/_kernels/_*.pyx; do
         "$module.c" -o "hhtld/_kernels/$module.cpython-3$minor-aarch64-linux-gnu.so"
 done
 
+# What the compiler made of the hot loops: vectors, and how many instructions for each weight.
+"$python" "$repository/tests/trust/aarch64_loops.py"
+
 export PYTHONPATH=$work/tree:$work/site PYTHONDONTWRITEBYTECODE=1 OPENBLAS_NUM_THREADS=1
-emulated() { qemu-aarch64 -L "$work/root" "$work/root/usr/bin/python3.$minor" "$@"; }
-emulated -m tests.trust.machines | tee "$work/lines"
-test "$(head -1 "$work/lines")" = "tier neon"
-# What this machine makes of the golden packs, byte for byte.
-(cd "$repository" && PYTHONPATH=$repository "$python" -m tests.trust.machines) | tail -n +2 | diff - <(tail -n +2 "$work/lines")
-# Every kernel on both tiers against its numpy twin, the container, and packs encoded and decoded anew.
+emulated() { qemu-aarch64 -cpu "$processor" -L "$work/root" "$work/root/usr/bin/python3.$minor" "$@"; }
+# What these machines make of the golden packs, byte for byte.
+(cd "$repository" && PYTHONPATH=$repository "$python" -m tests.trust.machines) | tail -n +2 >"$work/expected"
+for emulates in "cortex-a72 neon" "max neondotprod"; do
+    read -r processor tier <<<"$emulates"
+    emulated -m tests.trust.machines | tee "$work/lines"
+    test "$(head -1 "$work/lines")" = "tier $tier"
+    tail -n +2 "$work/lines" | diff "$work/expected" -
+done
+# Every kernel on all three tiers against its numpy twin, the container, and packs encoded and decoded anew.
 emulated -m pytest -q -p no:cacheprovider tests/formats/test_golden.py tests/formats/test_hhtld.py
 if [ "${2:-}" != quick ]; then
     emulated -m pytest -q -p no:cacheprovider tests/kernels -k "not other_threads and not environment"

@@ -5,7 +5,7 @@ Under qemu the same lines must come out for every processor but for the first, w
     OPENBLAS_CORETYPE=Nehalem qemu-x86_64 -cpu Nehalem python -m tests.trust.machines       no AVX
     qemu-x86_64 -cpu SandyBridge python -m tests.trust.machines                             AVX, neither AVX2 nor FMA
     qemu-x86_64 -cpu Haswell python -m tests.trust.machines
-    tests/trust/aarch64.sh                                              builds for aarch64 and runs there
+    tests/trust/aarch64.sh                                              builds for aarch64 and runs on two processors
 
 OpenBLAS, which NumPy brings, chooses instructions that qemu's Nehalem lacks; told its name, it does not.
 """
