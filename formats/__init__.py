@@ -38,14 +38,16 @@ def get_format(name: str) -> Format:
     """Return the format called `name`, or raise `UnknownFormatError` listing what exists."""
     plugin = registry.plugins().get(name)
     if plugin is None:
-        raise UnknownFormatError(f"no format {name!r}; available: {', '.join(sorted(registry.plugins()))}")
+        raise UnknownFormatError(
+            f"there is no format {name!r}; the formats are {', '.join(sorted(registry.plugins()))}"
+        )
     return _loaded(plugin)
 
 
 def _loaded(plugin: Plugin) -> Format:
     found = plugin.load()
     if not (isinstance(found, type) and issubclass(found, Format)):
-        raise UnknownFormatError(f"plugin {plugin.name!r} of {plugin.origin} is not a Format: {found!r}")
+        raise UnknownFormatError(f"plugin {plugin.name!r} of {plugin.origin} gives no Format, but {found!r}")
     return found()
 
 
@@ -79,10 +81,11 @@ def format_for_output(dst: str | os.PathLike[str], name: str | None = None) -> F
     known = ", ".join(sorted(suffix for suffix, candidate in by_suffix.items() if candidate.writes))
     if found is not None:
         raise UnknownFormatError(
-            f"{path}: format {found.name!r} is only read" + (f"; written are {known}" if known else "")
+            f"{path}: format {found.name!r} is read and not written"
+            + (f"; these formats are written: {known}" if known else "")
         )
     raise UnknownFormatError(
-        f"{path}: no format writes {path.suffix!r}; known: {known}, and folders, whose names end in /"
+        f"{path}: no format writes {path.suffix!r}; the suffixes are {known}, and the name of a folder ends in /"
     )
 
 
@@ -106,15 +109,15 @@ def open_source(src: str | os.PathLike[str] | Url) -> TensorSource:
     if path.is_dir() and (models := models_inside(path)):
         names = ", ".join(shown(name, 60) for name in models[:8]) + (", ..." if len(models) > 8 else "")
         raise BadMagicError(
-            f"{path}: holds no model itself, the folders in it do: {names}; "
-            f"convert them one by one, as {path / models[0]}"
+            f"{path}: this folder holds no model itself, but folders in it do: {names}; "
+            f"convert them one by one, beginning with {path / models[0]}"
         )
     if path.is_dir():
         pickles = sorted(place.name for place in path.iterdir() if place.suffix in _PICKLES)
         what = "the folder holds no .safetensors file"
         if pickles:
             what += f"; {', '.join(pickles[:3])} are pickles, which may run code: convert them to safetensors first"
-        raise BadMagicError(f"{path}: not recognised: {what}{_not_loaded(broken)}")
+        raise BadMagicError(f"{path}: the format is not recognised: {what}{_not_loaded(broken)}")
     message = f"{path}: not recognised by any format; read are {', '.join(_read())}{_not_loaded(broken)}"
     hint = lookalike(head) or ("" if head else "the file is empty")
     raise BadMagicError(message + (f" ({hint})" if hint else ""))
@@ -142,6 +145,6 @@ def _head(path: Location) -> bytes:
     if not path.exists():
         raise missing(path)
     if not path.is_file():
-        raise BadMagicError(f"{path}: not a regular file")
+        raise BadMagicError(f"{path}: this is not a regular file")
     with open_location(path) as file:
         return bytes(file.read(0, min(file.size, 64)))

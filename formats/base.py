@@ -58,7 +58,7 @@ class Format(ABC):
 
     def open_url(self, url: Url) -> TensorSource:
         """Open what lies behind a URL; formats that cannot read by ranges alone say so."""
-        raise ValueError(f"{url}: {self.name} is read from local files only: download it, then give its path")
+        raise ValueError(f"{url}: {self.name} is read from local files only; download the file, then give its path")
 
     def check_source(self, source: TensorSource, **options: Any) -> None:
         """Raise if a source lacks what a file of this format needs; nothing is written. Keywords as `write_source`."""

@@ -171,7 +171,7 @@ def _block(found: object, where: str) -> tuple[int, int] | None:
         n_rows, n_cols = found
         if type(n_rows) is int and type(n_cols) is int and min(n_rows, n_cols) > 0:
             return n_rows, n_cols
-    raise HeaderError(f"{where}: weight_block_size must be two positive integers, got {str(found)[:80]}")
+    raise HeaderError(f"{where}: weight_block_size must be two positive integers, and is {str(found)[:80]}")
 
 
 # --- the source -------------------------------------------------------------------------------
@@ -396,11 +396,11 @@ def _paired(infos: Mapping[str, TensorInfo], scheme: Fp8Scheme, where: str) -> d
             continue
         if weight not in infos:
             raise HeaderError(
-                f"{where}: tensor {shown(name)} scales {shown(weight)}, which is not here; of a sharded model, give "
-                f"the folder or the index"
+                f"{where}: tensor {shown(name)} scales {shown(weight)}, which is not here; if the model is sharded, "
+                f"give the folder or the index"
             )
         if weight in found:
-            raise HeaderError(f"{where}: tensor {shown(weight)} has two scales, {shown(name)} is the second")
+            raise HeaderError(f"{where}: tensor {shown(weight)} has two scales, and {shown(name)} is the second")
         found[weight] = _checked(infos[weight], infos[name], scheme, where)
     scaled = {_without_numbers(name) for name in found}
     for name, info in infos.items():
@@ -408,7 +408,7 @@ def _paired(infos: Mapping[str, TensorInfo], scheme: Fp8Scheme, where: str) -> d
         if is_weight and (scheme.method is not None or _without_numbers(name) in scaled):
             raise HeaderError(
                 f"{where}: tensor {shown(name)} is {info.dtype.name} and its scale, {shown(name + INVERSE)} or "
-                f"{shown(name + PLAIN)}, is missing; of a sharded model, give the folder or the index"
+                f"{shown(name + PLAIN)}, is missing; if the model is sharded, give the folder or the index"
             )
     return found
 
@@ -439,15 +439,15 @@ def _checked(weight: TensorInfo, scale: TensorInfo, scheme: Fp8Scheme, where: st
     what = f"{where}: tensor {shown(weight.name)}"
     if weight.dtype.name not in _STORED:
         raise HeaderError(
-            f"{what} has the scale {shown(scale.name)} and is {weight.dtype.name}, expected F8_E4M3 or F8_E5M2; "
-            f"of weights that are scaled already, leave the scales out"
+            f"{what} has the scale {shown(scale.name)} and is {weight.dtype.name}, and F8_E4M3 or F8_E5M2 was "
+            f"expected; if the weights are scaled already, leave the scales out"
         )
     if len(weight.shape) < 2:
-        raise HeaderError(f"{what} has a scale and shape {list(weight.shape)}, expected two axes or more")
+        raise HeaderError(f"{what} has a scale and the shape {list(weight.shape)}, and two axes or more were expected")
     if scale.dtype.name not in _SCALES:
         raise HeaderError(
-            f"{what}: its scale {shown(scale.name)} is {scale.dtype.name}, expected {', '.join(_SCALES[:-1])} or "
-            f"{_SCALES[-1]}; {_WAY_ON}"
+            f"{what}: its scale {shown(scale.name)} is {scale.dtype.name}, and {', '.join(_SCALES[:-1])} or "
+            f"{_SCALES[-1]} was expected; {_WAY_ON}"
         )
     allowed = _blocks_of(weight.shape, scheme.block, not scale.name.endswith(INVERSE))
     if scale.shape not in allowed:

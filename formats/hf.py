@@ -88,8 +88,8 @@ def packed_config(source: TensorSource, where: str, profile: str) -> bytes:
     config = config_object(source.read_file(CONFIG), where)
     if config.get("quantization_config") is not None:
         raise HeaderError(
-            f"{where} the model is already quantized, as quantization_config says, and a packed folder says there that "
-            f"it is packed; convert to a .hhtld, or remove quantization_config where the weights are plain"
+            f"{where} quantization_config says that the model is quantized already, and a packed folder needs that "
+            f"key for itself; convert to a .hhtld, or remove quantization_config if the weights are plain"
         )
     floats = [info.dtype for info in source.infos().values() if info.dtype.is_weight and info.dtype.nbits >= 16]
     added = {"quant_method": "hhtld", "profile": profile, "dtype": floats[0].name if floats else "F32"}
@@ -187,7 +187,7 @@ class HfFormat(Format):
         if CONFIG not in source.files():
             raise HeaderError(
                 "a packed folder needs the model's config.json, and the source has none; convert the model's folder, "
-                "not a file of it; what is no model of transformers goes into a .hhtld"
+                "and not a file of it; or convert what is not a model of transformers to a .hhtld"
             )
         config = packed_config(source, "config.json:", plan.profile.text)
         has_how_to = any(name.casefold() == _HOW_TO.casefold() for name in source.files())

@@ -125,23 +125,23 @@ def _read_header(file: PositionalFile, path: Location) -> _Header:
         raise _refusal(TruncatedError, f"{path}: {problem}, expected at least {LENGTH_NBYTES}", head)
     nbytes = int.from_bytes(head[:LENGTH_NBYTES], "little")
     if nbytes > HEADER_LIMIT:
-        raise _refusal(HeaderError, f"{path}: header of {nbytes} bytes, the limit is {HEADER_LIMIT}", head)
+        raise _refusal(HeaderError, f"{path}: the header takes {nbytes} bytes, and the limit is {HEADER_LIMIT}", head)
     if nbytes > size - LENGTH_NBYTES:
-        message = f"{path}: header of {nbytes} bytes, but only {size - LENGTH_NBYTES} bytes follow"
+        message = f"{path}: the header takes {nbytes} bytes, but only {size - LENGTH_NBYTES} bytes follow"
         raise _refusal(TruncatedError, message, head)
     data_offset = LENGTH_NBYTES + nbytes
     data = file.read(LENGTH_NBYTES, nbytes)
     try:
         metadata, entries = _parsed(data, path)
     except RecursionError:  # printing what is nested nearly too deeply can still go too deep
-        raise HeaderError(f"{path}: header is nested too deeply") from None
+        raise HeaderError(f"{path}: the header is nested too deeply") from None
     _check_cover(entries, size - data_offset, path)
     return _Header(metadata, {entry.info.name: entry for entry in entries}, data_offset)
 
 
 def _parsed(data: bytearray, path: Location) -> tuple[dict[str, str], list[_Entry]]:
     """Return the metadata and the entries of a header, each checked on its own."""
-    tensors = json_object(data, f"{path}: header")
+    tensors = json_object(data, f"{path}: the header")
     metadata = _metadata(tensors.pop(METADATA, None), path)
     entries = [_entry(name, fields, path) for name, fields in tensors.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
@@ -152,10 +152,10 @@ def _metadata(found: object, path: Location) -> dict[str, str]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise HeaderError(f"{path}: {METADATA} must be an object, got {type(found).__name__}")
+        raise HeaderError(f"{path}: {METADATA} must be a JSON object, and is {type(found).__name__}")
     for key, text in found.items():
         if not isinstance(text, str):
-            raise HeaderError(f"{path}: {METADATA} {shown(key)} must be text, got {type(text).__name__}")
+            raise HeaderError(f"{path}: {METADATA} {shown(key)} must be text, and is {type(text).__name__}")
     return found
 
 
@@ -167,7 +167,7 @@ def _entry(name: str, fields: object, path: Location) -> _Entry:
         raise HeaderError(f"{path}: {error}") from None
     where = f"{path}: tensor {shown(name)}"
     if not isinstance(fields, dict):
-        raise HeaderError(f"{where}: entry must be an object, got {type(fields).__name__}")
+        raise HeaderError(f"{where}: its entry must be a JSON object, and is {type(fields).__name__}")
     for field in FIELDS:
         if field not in fields:
             raise HeaderError(f"{where}: {field} is missing")
@@ -179,7 +179,7 @@ def _entry(name: str, fields: object, path: Location) -> _Entry:
     begin, end = _offsets(fields["data_offsets"], where)
     if end - begin != info.nbytes:
         raise HeaderError(
-            f"{where}: {info.dtype.name} of shape {list(info.shape)} takes {info.nbytes} bytes, "
+            f"{where}: {info.dtype.name} of shape {list(info.shape)} takes {info.nbytes} bytes, but "
             f"data_offsets [{begin}, {end}] give {end - begin}"
         )
     return _Entry(info, begin, end)
@@ -197,7 +197,7 @@ def _offsets(found: object, where: str) -> tuple[int, int]:
         if type(begin) is int and type(end) is int and 0 <= begin <= end:
             return begin, end
     got = str(found)[:80]
-    raise HeaderError(f"{where}: data_offsets must be two integers, 0 <= begin <= end, got {got}")
+    raise HeaderError(f"{where}: data_offsets must be two integers, 0 <= begin <= end, and are {got}")
 
 
 def _check_cover(entries: list[_Entry], data_nbytes: int, path: Location) -> None:
@@ -207,7 +207,7 @@ def _check_cover(entries: list[_Entry], data_nbytes: int, path: Location) -> Non
         if begin != cursor:
             problem = "overlaps the tensor before it" if begin < cursor else "leaves a hole before it"
             where = f"{path}: tensor {shown(info.name)}"
-            raise HeaderError(f"{where}: {problem}: starts at data byte {begin}, expected {cursor}")
+            raise HeaderError(f"{where}: {problem}: it starts at data byte {begin}, and {cursor} was expected")
         cursor = end
     facts = f"the header declares {cursor} bytes of data, the file holds {data_nbytes}"
     if cursor > data_nbytes:
@@ -294,7 +294,7 @@ def _read_json(path: Location, *, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file of at most `JSON_LIMIT` bytes."""
     with open_location(path) as file:
         if file.size > JSON_LIMIT:
-            raise HeaderError(f"{path}: {file.size} bytes, the limit is {JSON_LIMIT}")
+            raise HeaderError(f"{path}: the file has {file.size} bytes, and the limit is {JSON_LIMIT}")
         data = file.read(0, file.size)
     try:
         return json_object(data, f"{path}:", constants=constants)
@@ -306,13 +306,13 @@ def _weight_map(path: Location) -> dict[str, str]:
     """Return the checked `weight_map` of an index: tensor name -> plain file name of its shard."""
     found = _read_json(path).get("weight_map")
     if not isinstance(found, dict):
-        raise HeaderError(f"{path}: weight_map must be an object, got {type(found).__name__}")
+        raise HeaderError(f"{path}: weight_map must be a JSON object, and is {type(found).__name__}")
     if not found:
         raise HeaderError(f"{path}: weight_map names no tensor")
     for name, shard in found.items():
         if not isinstance(shard, str):
             kind = type(shard).__name__
-            raise HeaderError(f"{path}: weight_map of {shown(name)} must be a file name, got {kind}")
+            raise HeaderError(f"{path}: weight_map of {shown(name)} must be the name of a file, and is {kind}")
     check_shard_names(dict.fromkeys(found.values()), path)
     return found
 
@@ -333,9 +333,9 @@ def check_shard_name(shard: str, path: Location | str) -> None:
     both = (PurePosixPath(shard), PureWindowsPath(shard))
     plain = all(pure.name == shard and not pure.anchor for pure in both)
     if not plain or not shard.isprintable() or len(os.fsencode(shard)) > 255:
-        raise HeaderError(f"{path}: shard {shown(shard)} is not a plain file name in the index's own folder")
+        raise HeaderError(f"{path}: shard {shown(shard)} is not the name of a file in the index's own folder")
     if is_device(shard):
-        raise HeaderError(f"{path}: shard {shown(shard)} is a device of Windows")
+        raise HeaderError(f"{path}: shard {shown(shard)} has the name of a device of Windows")
     if not shard.endswith(SUFFIX):
         raise HeaderError(f"{path}: shard {shown(shard)} does not end in {SUFFIX}")
 
@@ -345,7 +345,7 @@ def _read_config(folder: Location) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         if isinstance(path, Path) and os.path.lexists(path):
-            raise HeaderError(f"{path}: a link that leads nowhere; fetch the snapshot again")
+            raise HeaderError(f"{path}: this link leads nowhere; fetch the snapshot again")
         return {}
     return _read_json(followed(folder, CONFIG), constants=True)  # it is Python's JSON: some hold Infinity
 
@@ -471,11 +471,13 @@ class ShardedSnapshot(TensorSource):
             return SafetensorsFile(followed(self._folder, shard))
         except FileNotFoundError:
             if isinstance(self._folder, Path) and os.path.lexists(self._folder / shard):
-                raise HeaderError(f"{self._folder / shard}: a link that leads nowhere; fetch the model again") from None
+                raise HeaderError(f"{self._folder / shard}: this link leads nowhere; fetch the model again") from None
             if weight_map is None:
                 raise
             name = next(name for name, place in weight_map.items() if place == shard)
-            raise HeaderError(f"{index}: shard {shown(shard)} is missing; tensor {shown(name)} is in it") from None
+            raise HeaderError(
+                f"{index}: shard {shown(shard)} is missing, and tensor {shown(name)} is in it; fetch the model again"
+            ) from None
 
     def _take(self, shard: str, file: SafetensorsFile) -> None:
         for name, info in file.infos().items():
@@ -531,10 +533,10 @@ class ShardedSnapshot(TensorSource):
         try:
             file = SafetensorsFile(followed(self._folder, shard))
         except FileNotFoundError:
-            raise HeaderError(f"{self._folder / shard}: was removed after the snapshot was opened") from None
+            raise HeaderError(f"{self._folder / shard}: the shard was removed after the snapshot was opened") from None
         if file._header != self._headers[shard] or not file._file.is_still(self._identities[shard]):
             file.close()
-            raise HeaderError(f"{self._folder / shard}: was replaced after the snapshot was opened")
+            raise HeaderError(f"{self._folder / shard}: the shard was replaced after the snapshot was opened")
         return file
 
     def close(self) -> None:
@@ -553,10 +555,12 @@ def _check_map(weight_map: Mapping[str, str], shard: str, file: SafetensorsFile,
         place = weight_map.get(name)
         if place != shard:
             says = "does not name it" if place is None else f"places it in {shown(place)}"
-            raise HeaderError(f"{stale}: tensor {shown(name)} is in shard {shown(shard)}, weight_map {says}")
+            raise HeaderError(f"{stale}: tensor {shown(name)} is in shard {shown(shard)}, but weight_map {says}")
     missing = next((name for name, place in weight_map.items() if place == shard and name not in held), None)
     if missing is not None:
-        raise HeaderError(f"{stale}: tensor {shown(missing)} is not in shard {shown(shard)}")
+        raise HeaderError(
+            f"{stale}: tensor {shown(missing)} is not in shard {shown(shard)}, where weight_map says it is"
+        )
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -587,10 +591,12 @@ def _header_bytes(infos: list[TensorInfo], metadata: Mapping[str, str]) -> bytes
     try:
         text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError:  # names were checked before
-        raise ValueError("metadata holds text that is not valid Unicode (a lone surrogate)") from None
+        raise ValueError("metadata holds text that is not valid Unicode: a lone surrogate") from None
     text = text.ljust(align_up(len(text), 8))
     if len(text) > HEADER_LIMIT:
-        raise ValueError(f"the header takes {len(text)} bytes, readers stop at {HEADER_LIMIT}; write shards")
+        raise ValueError(
+            f"the header takes {len(text)} bytes, and readers stop at {HEADER_LIMIT}; write shards instead"
+        )
     return len(text).to_bytes(LENGTH_NBYTES, "little") + text
 
 
@@ -602,7 +608,7 @@ def _write_tensor(out: AtomicFile, source: TensorSource, info: TensorInfo) -> No
             out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
     if out.size != expected:
         given = info.nbytes + out.size - expected
-        raise ValueError(f"tensor {shown(info.name)}: the source gave {given} bytes, expected {info.nbytes}")
+        raise ValueError(f"tensor {shown(info.name)}: the source gave {given} bytes, and {info.nbytes} were expected")
 
 
 def write_tensors(
@@ -632,7 +638,9 @@ def _open(given: Location) -> TensorSource:
     file = SafetensorsFile(given)
     if NAMES_KEY in file.metadata:
         file.close()
-        raise HeaderError(f"{given}: holds names in place of weights; give its folder, which is a packed model")
+        raise HeaderError(
+            f"{given}: this file holds names in place of weights; give its folder, which is a packed model"
+        )
     if not holds_fp8(file.infos()):
         return file
     try:  # of a snapshot that is read alone, the configs beside it

@@ -31,8 +31,8 @@ class Hdf5Format(Format):
     def open_source(self, path: Path) -> TensorSource:
         """Refuse, with the reason."""
         raise BadMagicError(
-            f"{path}: HDF5 files are not read: hhtld writes them to be looked at, with sampled rows and without what "
-            f"decoding needs; use the .hhtld file it was exported from"
+            f"{path}: HDF5 files are not read: hhtld writes them for people to look at, with sampled rows and "
+            f"without what decoding needs; use the .hhtld file that this one was exported from"
         )
 
     def write_source(self, source: TensorSource, path: Path, **options: Any) -> list[str]:

@@ -207,7 +207,7 @@ class ArraySource(TensorSource):
             self._arrays[name] = np.asarray(array)
             if self._arrays[name].ndim > MAX_DIMENSIONS:  # numpy 2 has up to 64
                 raise ValueError(
-                    f"tensor {shown(name)} has {self._arrays[name].ndim} axes, files hold {MAX_DIMENSIONS}"
+                    f"tensor {shown(name)} has {self._arrays[name].ndim} axes, and files hold at most {MAX_DIMENSIONS}"
                 )
         if metadata is not None and not isinstance(metadata, Mapping):
             raise TypeError(f"metadata must map str to str, got {type(metadata).__name__}")
@@ -215,7 +215,7 @@ class ArraySource(TensorSource):
             if not isinstance(part, str):
                 raise TypeError(f"metadata must map str to str, got a {type(part).__name__}")
             if any("\ud800" <= letter <= "\udfff" for letter in part):
-                raise ValueError(f"metadata {shown(part)} is not valid Unicode (a lone surrogate)")
+                raise ValueError(f"metadata {shown(part)} is not valid Unicode: it holds a lone surrogate")
         self._metadata = dict(metadata or {})
         self._files = {checked_file_name(name): bytes(data) for name, data in sorted((files or {}).items())}
         check_together(self._files)

@@ -381,11 +381,11 @@ def choose_regimes(
         For an unknown regime, and a glob that no tensor matches.
     """
     if isinstance(asked, str) or not all(isinstance(role, tuple | list) and len(role) == 2 for role in asked):
-        raise TypeError(f"roles are pairs of a glob and a regime, got {asked!r:.80}")
+        raise TypeError(f"roles must be pairs of a glob and a regime, got {asked!r:.80}")
     infos, facts = source.infos(), model_facts(source)
     for glob, regime in asked:
         if regime not in REGIMES:
-            raise ValueError(f"role {glob!r}: no regime {regime!r}; available: {', '.join(REGIMES)}")
+            raise ValueError(f"role {glob!r}: there is no regime {regime!r}; the regimes are {', '.join(REGIMES)}")
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
             raise ValueError(f"role {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
     families: dict[str, list[str]] = defaultdict(list)

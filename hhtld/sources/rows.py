@@ -74,14 +74,14 @@ class ArrayRows:
             raise ValueError(f"rows must be real numbers, got dtype {given.dtype}")
         if (row := first_beyond_float32(given)) is not None:
             largest = max(given[row].min(), given[row].max(), key=abs)
-            raise ValueError(f"rows must fit float32, the largest value of row {row} is {largest}; scale them")
+            raise ValueError(f"rows must fit float32, but the largest value of row {row} is {largest}; scale the rows")
         with np.errstate(over="ignore"):
             self._array = np.require(given, np.float32, ["C", "A"])
         self.n_rows, self.n_cols = self._array.shape
         bad = _kernels._cast.first_nonfinite_f32(self._array.reshape(-1))
         if bad >= 0:
             row, column = divmod(bad, self.n_cols)
-            raise ValueError(f"rows must be finite, got {given[row, column]} at row {row}, column {column}")
+            raise ValueError(f"rows must be finite, but there is {given[row, column]} at row {row}, column {column}")
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows [start, stop) without a copy."""

@@ -144,9 +144,13 @@ def keep_mode(fd: int, target: Path) -> None:
 def require_regular(target: Path) -> None:
     """Raise if something other than a regular file stands at a path, or would because of its name."""
     if descriptors.HAS_DEVICE_NAMES and is_device(target.name):
-        raise OutputError(None, f"cannot write {target}: Windows takes this name for a device; give another name")
+        raise OutputError(
+            None, f"cannot write {target}: Windows takes this name for a device; give the file another name"
+        )
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise OutputError(None, f"cannot write {target}: it exists and is not a regular file")
+        raise OutputError(
+            None, f"cannot write {target}: something that is not a regular file stands there; give another name"
+        )
 
 
 def require_same(fd: int, path: Path, target: Path) -> None:

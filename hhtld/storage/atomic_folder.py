@@ -59,7 +59,7 @@ def _check_free(target: Path, path: str | os.PathLike[str]) -> None:
         raise OutputError(None, f"cannot write the folder {path}: it exists and is not a folder")
     if any(target.iterdir()):
         raise OutputError(
-            None, f"cannot write the folder {path}: it exists and is not empty; give another name, or remove it"
+            None, f"cannot write the folder {path}: it exists and is not empty; give another name, or remove the folder"
         )
 
 

@@ -44,7 +44,7 @@ def checked_file_name(name: object) -> str:
     since a pack may be unpacked on any.
     """
     if not isinstance(name, str) or not name:
-        raise ValueError(f"a file's name must be text, got {name!r:.80}")
+        raise ValueError(f"the name of a file must be text, got {name!r:.80}")
     parts = name.split("/")
     if len(parts) > DEPTH_LIMIT:
         raise ValueError(
@@ -53,9 +53,9 @@ def checked_file_name(name: object) -> str:
     for part in parts:
         _check_part(part, name)
     if name.lower().endswith(WEIGHT_SUFFIXES):
-        raise ValueError(f"file {shown(name)} is named as weights are, and side files hold none")
+        raise ValueError(f"file {shown(name)} has the name of a file of weights, and a side file holds none")
     if any(part.lower().endswith(SAFETENSORS_SUFFIX) for part in (parts[:-1] or parts)):
-        raise ValueError(f"file {shown(name)} is named as the model's own weights are")
+        raise ValueError(f"file {shown(name)} has the name of the model's own weights")
     return name
 
 
@@ -69,11 +69,11 @@ def _check_part(part: str, name: str) -> None:
         or part[-1] in " ."
         or len(part.encode("utf-8", "replace")) > 255
     ):
-        raise ValueError(f"file {shown(name)} is not a plain file name, or one below the model's folder")
+        raise ValueError(f"file {shown(name)} has a name that is no path below the model's folder")
     if is_device(part):
-        raise ValueError(f"file {shown(name)} is a device of Windows")
+        raise ValueError(f"file {shown(name)} has the name of a device of Windows")
     if part.startswith("."):
-        raise ValueError(f"file {shown(name)} would be hidden")
+        raise ValueError(f"file {shown(name)} would be hidden: its name begins with a dot")
 
 
 def is_device(name: str) -> bool:
@@ -96,7 +96,7 @@ def check_together(names: Iterable[str]) -> None:
     for folded, name in seen.items():
         for parent in PurePosixPath(folded).parents:
             if str(parent) in seen:
-                raise ValueError(f"{shown(seen[str(parent)])} is a file and the folder of {shown(name)}")
+                raise ValueError(f"{shown(seen[str(parent)])} is a file, and it is also the folder of {shown(name)}")
 
 
 def folded_name(name: str) -> str:

@@ -143,7 +143,10 @@ def _locked(path: Path, target: Path) -> int:
             descriptors.lock_alone(fd)
         except BlockingIOError:
             os.close(fd)
-            raise OutputError(None, f"cannot write {target}: another conversion is writing it") from None
+            raise OutputError(
+                None,
+                f"cannot write {target}: another conversion is writing it; wait, or give another name",
+            ) from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False)):
                 return fd
@@ -276,7 +279,7 @@ def _require_own(path: Path, heads: Sequence[bytes]) -> None:
     # A write that failed leaves zeros where its bytes should be.
     if not any(all(byte in (0, wanted) for byte, wanted in zip(found, head, strict=False)) for head in heads):
         raise OutputError(
-            f"cannot write {path}: {partial_at.name} beside it is no unfinished file of hhtld; move or delete it"
+            f"cannot write {path}: {partial_at.name} beside it is not an unfinished file of hhtld; move or delete it"
         )
 
 
@@ -284,7 +287,10 @@ def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any
     with writing(path):
         head = descriptors.read_at(fd, 9, 0)
         if head and head != b'{"crc32":':
-            raise OutputError(None, f"cannot write {path}: {journal_path(path)} exists and is no journal of hhtld")
+            raise OutputError(
+                None,
+                f"cannot write {path}: {journal_path(path)} is not a journal of hhtld; move or delete it",
+            )
     if resume and head:
         journal.read()
         found = journal.get(*_BEGIN)

@@ -47,8 +47,9 @@ def followed(folder: Location, name: str) -> Location:
     out = leads_out(folder, name)
     if out is not None:
         raise HeaderError(
-            f"{folder / name}: a link out of the model's folder, to {shown(str(out))}, and not followed: a folder from "
-            f"elsewhere could bring along any file so; give the folder that it leads to, or put a copy in its place"
+            f"{folder / name}: a link out of the model's folder, to {shown(str(out))}, and not followed, because a "
+            f"folder from elsewhere could bring any file along that way; give the folder that it leads to, or "
+            f"put a copy in its place"
         )
     return folder / name
 

@@ -205,14 +205,16 @@ class RegularFile(PositionalFile):
         if now.st_ctime_ns == then.st_ctime_ns and now.st_mtime_ns == then.st_mtime_ns and now.st_size == then.st_size:
             return  # the same file, whose descriptor this is
         if not self.identity.is_still(FileIdentity.of(now)):
-            raise HeaderError(f"{self._path}: was written to while it was open; what was read may be of two states")
+            raise HeaderError(
+                f"{self._path}: the file was written to while it was open, so its rows may be of two states"
+            )
 
     def _size_now(self) -> int:
         return os.fstat(self._descriptor().fd).st_size
 
     def _short(self, end: int, nbytes: int, offset: int) -> TruncatedError:
         return TruncatedError(
-            f"{self._path}: ends at byte {end}, expected {nbytes} bytes from byte {offset}; "
+            f"{self._path}: the file ends at byte {end}, and {nbytes} bytes from byte {offset} were expected; "
             f"it became shorter while it was open"
         )
 

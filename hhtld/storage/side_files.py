@@ -252,5 +252,7 @@ def read_side_file(folder: Location, name: str) -> bytes:
     path = followed(folder, checked_file_name(name))
     with open_location(path) as file:
         if file.size > SIDE_FILE_LIMIT:
-            raise HeaderError(f"{path}: {file.size} bytes, side files have at most {SIDE_FILE_LIMIT}")
+            raise HeaderError(
+                f"{path}: the file has {file.size} bytes, and a side file may have at most {SIDE_FILE_LIMIT}"
+            )
         return bytes(file.read(0, file.size))

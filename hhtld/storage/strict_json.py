@@ -25,12 +25,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
+    raise ValueError(f"{text} is no value of JSON")
 
 
 def _integer(text: str) -> int | float:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
+        raise ValueError(f"a number has {len(text)} digits, more than any value of float64")
     # The official library takes -0 for the float it is; every field that matters refuses floats.
     return -0.0 if text == "-0" else int(text)
 
@@ -67,7 +67,7 @@ def json_object(data: bytes | bytearray, where: str, *, constants: bool = False)
     except MemoryError:
         raise HeaderError(f"{where} needs more memory than there is") from None
     except ValueError as error:
-        raise HeaderError(f"{where} is not usable JSON: {error}") from None
+        raise HeaderError(f"{where} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise HeaderError(f"{where} must be a JSON object, got {type(found).__name__}")
     return found

@@ -78,7 +78,9 @@ class Url:
         try:
             import fsspec
         except ImportError as error:
-            raise MissingExtraError(f"{self}: URLs need fsspec: pip install 'hhtld[fsspec]'") from error
+            raise MissingExtraError(
+                f"{self}: reading URLs needs the package fsspec: pip install 'hhtld[fsspec]'"
+            ) from error
         try:
             self._store, self._path = fsspec.core.url_to_fs(text, **_web_options(text))
         except ImportError as error:
@@ -223,7 +225,7 @@ class Url:
             if isinstance(error, FileNotFoundError) and (cause is error or getattr(cause, "status", 0) == 404):
                 raise FileNotFoundError(2, "no such file or folder", str(self)) from None
             told = str(cause).replace(self._body + self._tail, str(self).removeprefix(self._head))
-            raise OSError(f"{self}: cannot be read: {type(cause).__name__}: {told}") from error
+            raise OSError(f"{self} cannot be read: {type(cause).__name__}: {told}") from error
 
 
 class RemoteFile(PositionalFile):
@@ -234,11 +236,13 @@ class RemoteFile(PositionalFile):
     def __init__(self, url: Url) -> None:
         facts = url.facts()
         if facts["type"] != "file":
-            raise FormatError(f"{url}: not a file")
+            raise FormatError(f"{url}: this is not a file")
         if not isinstance(facts.get("size"), int):
-            raise OSError(f"{url}: its size is not told; copy it to a local file first")
+            raise OSError(
+                f"{url}: the server does not say how large the file is; download it first, then give its path"
+            )
         if facts.get("partial") is False:
-            raise OSError(f"{url}: is given only as a whole; copy it to a local file first")
+            raise OSError(f"{url}: the server gives the file only as a whole; download it first, then give its path")
         self._url = url
         self.identity = _identity(facts)
         self.size = facts["size"]
@@ -251,14 +255,14 @@ class RemoteFile(PositionalFile):
             try:
                 data = self._url.part(begin, begin + len(piece))
             except FileNotFoundError:
-                raise HeaderError(f"{self._url}: was removed while it was open") from None
+                raise HeaderError(f"{self._url}: the file was removed while it was open") from None
             if len(data) != len(piece):
                 self._check_unchanged()
                 more = len(data) > len(piece)  # as much as was read of it: the store may send without end
                 raise TruncatedError(
                     f"{self._url}: gave {len(data)} bytes {'or more ' if more else ''}from byte {begin}, "
                     f"expected {len(piece)}"
-                    + ("; it does not read by ranges: copy it to a local file first" if more else "")
+                    + ("; the server does not give ranges of it; download it first, then give its path" if more else "")
                 )
             piece[:] = data
         if len(buffer):
@@ -273,10 +277,10 @@ class RemoteFile(PositionalFile):
         try:
             facts = self._url.facts()
         except FileNotFoundError:
-            raise HeaderError(f"{self._url}: was removed while it was open") from None
+            raise HeaderError(f"{self._url}: the file was removed while it was open") from None
         if _identity(facts) != self.identity:
             told = f", from {self.size} to {facts['size']} bytes" if facts.get("size") != self.size else ""
-            raise HeaderError(f"{self._url}: was replaced while it was open{told}")
+            raise HeaderError(f"{self._url}: the file was replaced while it was open{told}")
 
 
 def _web_options(text: str) -> dict[str, Any]:
@@ -297,7 +301,9 @@ async def _bounded_client(**settings: Any) -> Any:
                 encoding = self.headers.get("Content-Encoding", "identity")
                 if encoding != "identity":
                     self.close()
-                    raise OSError(f"the server sends it encoded ({encoding[:20]!r}), which was not asked for")
+                    raise OSError(
+                        f"the server sends the file encoded ({encoding[:20]!r}), which the request did not ask for"
+                    )
                 self._body = await self._at_most(most)
             return self._body
 

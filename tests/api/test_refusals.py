@@ -165,7 +165,10 @@ def test_rows_are_the_callers_to_change(tmp_path: Path, mmap: bool, name: str, d
     ("shards", "message"),
     [
         (("A.safetensors", "a.safetensors"), "are one file on some systems"),
-        (("caf\u00e9.safetensors", "cafe\u0301.safetensors"), "are one file on some systems"),
+        (
+            ("caf\u00e9.safetensors", "cafe\u0301.safetensors"),
+            "are one file on some systems",
+        ),
         (("NUL.safetensors", "b.safetensors"), "is a device of Windows"),
     ],
 )

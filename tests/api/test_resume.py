@@ -350,7 +350,10 @@ def test_two_writers_do_not_share_a_file(source: Path, tmp_path: Path) -> None:
     def second(stage: str, name: str, nbytes: int) -> None:
         if not refused:
             for resume in (False, True):
-                with pytest.raises(hhtld.OutputError, match="another conversion is writing it") as caught:
+                with pytest.raises(
+                    hhtld.OutputError,
+                    match="another conversion is writing it",
+                ) as caught:
                     hhtld.convert(source, target, resume=resume, profile="gates")
                 refused.append(str(caught.value))
 
@@ -362,7 +365,7 @@ def test_two_writers_do_not_share_a_file(source: Path, tmp_path: Path) -> None:
 def test_somebody_elses_file_is_not_a_journal(source: Path, tmp_path: Path) -> None:
     (tmp_path / "m.hhtld.journal").write_text("Dear diary")
     for resume in (False, True):
-        with pytest.raises(hhtld.OutputError, match="is no journal of hhtld"):
+        with pytest.raises(hhtld.OutputError, match="is not a journal of hhtld"):
             hhtld.convert(source, tmp_path / "m.hhtld", resume=resume, profile="gates")
     assert (tmp_path / "m.hhtld.journal").read_text() == "Dear diary"
     assert names(tmp_path) == ["m.hhtld.journal"]
@@ -375,7 +378,9 @@ def test_somebody_elses_file_is_not_a_partial_one(source: Path, tmp_path: Path) 
     target = tmp_path / "m.hhtld"
     partial_path(target).write_text("my only copy")
     for resume in (False, True):
-        with pytest.raises(hhtld.OutputError, match=r"\.m\.hhtld\.partial beside it is no unfinished file of hhtld"):
+        with pytest.raises(
+            hhtld.OutputError, match=r"\.m\.hhtld\.partial beside it is not an unfinished file of hhtld"
+        ):
             hhtld.convert(source, target, resume=resume)
     assert partial_path(target).read_text() == "my only copy"
 
@@ -384,7 +389,7 @@ def test_somebody_elses_file_is_not_written_over_by_resuming(source: Path, tmp_p
     target = tmp_path / "m.hhtld"
     stopped(source, target, 200_000)
     partial_path(target).write_text("my only copy")
-    with pytest.raises(hhtld.OutputError, match="is no unfinished file of hhtld"):
+    with pytest.raises(hhtld.OutputError, match="is not an unfinished file of hhtld"):
         hhtld.convert(source, target, resume=True)
     assert partial_path(target).read_text() == "my only copy"
 

@@ -109,7 +109,7 @@ def _umask() -> int:
         (("convert", "meta/Llama-3.2", "x.hhtld"), 3, "no such file or folder"),
         (("convert", "meta/Llama", "x.hhtld"), 3, "(a model of a hub is hf://meta/Llama, with the extra 'fsspec'"),
         (("convert", "~/m.safetensors", "x.hhtld"), 3, "(a shell expands ~ where it is not in quotes)"),
-        (("inspect", "EMPTY"), 3, "not recognised: the folder holds no .safetensors file"),
+        (("inspect", "EMPTY"), 3, "the format is not recognised: the folder holds no .safetensors file"),
         (("inspect", "PICKLE"), 3, "pytorch_model.bin are pickles, which may run code: convert them to safetensors"),
         (("verify", "SRC"), 3, "this is safetensors: hhtld.convert("),
         (("inspect", "SRC", "--tensor", "layers.0.up_proj.weight", "--rows", "900:910"), 2, "has 600 rows, numbered"),

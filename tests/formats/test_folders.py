@@ -578,7 +578,7 @@ def test_a_side_file_that_becomes_a_link_is_refused(tmp_path: Path) -> None:
         (["Config.json", "config.json"], "are one file on some systems"),
         (["vocab\u00e9.txt", "vocabe\u0301.txt"], "are one file on some systems"),
         (["a/LICENSE", "A/license"], "are one file on some systems"),
-        (["a", "a/b"], "is a file and the folder of"),
+        (["a", "a/b"], "is a file, and it is also the folder of"),
     ],
 )
 def test_names_that_collide_on_some_systems_are_refused(names: list[str], message: str, tmp_path: Path) -> None:

@@ -160,9 +160,11 @@ def test_scales_may_lie_in_another_shard(tmp_path: Path) -> None:
         with open_source(given) as source:
             np.testing.assert_array_equal(source.read_tensor(W), twin(weight, scale, (128, 128)))
             assert source.infos()[W].shard == "model-00001-of-00002.safetensors"
-    with pytest.raises(HeaderError, match=r"its scale, .*weight_scale_inv'.*, is missing; of a sharded model, give"):
+    with pytest.raises(
+        HeaderError, match=r"its scale, .*weight_scale_inv'.*, is missing; if the model is sharded, give"
+    ):
         open_source(folder / "model-00001-of-00002.safetensors")
-    with pytest.raises(HeaderError, match=r"scales '.*weight', which is not here; of a sharded model, give"):
+    with pytest.raises(HeaderError, match=r"scales '.*weight', which is not here; if the model is sharded, give"):
         open_source(folder / "model-00002-of-00002.safetensors")
 
 
@@ -246,13 +248,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "scale too short": ({INV: scales(2, 2)}, r"has shape \[2, 2\], expected \[3, 2\]"),
     "scale of one axis": ({INV: scales(6)}, r"has shape \[6\], expected \[3, 2\]"),
     "scale of no axis": ({INV: scales()}, r"has shape \[\], expected \[3, 2\]"),
-    "scale of integers": ({INV: np.ones((3, 2), np.int32)}, "is I32, expected F32, BF16, F16 or F8_E8M0; dequantize"),
+    "scale of integers": (
+        {INV: np.ones((3, 2), np.int32)},
+        "is I32, and F32, BF16, F16 or F8_E8M0 was expected; dequantize",
+    ),
     "scale missing": ({INV: None}, r"is F8_E4M3 and its scale, '.*weight_scale_inv' or '.*weight_scale', is missing"),
     "weight missing": ({W: None}, "which is not here"),
     "two scales": ({W + SCALE: scales(3, 2)}, "has two scales"),
-    "weight of F32": ({W: np.ones((300, 200), np.float32)}, "is F32, expected F8_E4M3 or F8_E5M2; .*leave the scales"),
-    "weight of BF16": ({W: np.ones((300, 200), BF16)}, "is BF16, expected F8_E4M3"),
-    "weight of one axis": ({W: stored(1, 200)[0]}, r"shape \[200\], expected two axes or more"),
+    "weight of F32": (
+        {W: np.ones((300, 200), np.float32)},
+        "is F32, and F8_E4M3 or F8_E5M2 was expected; .*leave the scales",
+    ),
+    "weight of BF16": ({W: np.ones((300, 200), BF16)}, "is BF16, and F8_E4M3"),
+    "weight of one axis": ({W: stored(1, 200)[0]}, r"the shape \[200\], and two axes or more"),
     "weight of three axes": (
         {W: stored(300, 200).reshape(3, 100, 200)},
         r"\[3, 2\], expected \[3, 1, 2\] .*; dequantize the model with the library that wrote it",
@@ -480,7 +488,7 @@ def test_fp8_without_a_scale_beside_scaled_ones_is_what_it_is(tmp_path: Path) ->
         assert {name: info.dtype.name for name, info in source.infos().items()} == {W: "BF16", head: "F8_E4M3"}
         np.testing.assert_array_equal(source.read_tensor(head).view(np.uint8), plain.view(np.uint8))
     header_file(path, GOOD | {W.replace(".0.", ".1."): plain})  # of layer 0 it has one
-    with pytest.raises(HeaderError, match=r"layers\.1\..*is missing; of a sharded model, give the folder"):
+    with pytest.raises(HeaderError, match=r"layers\.1\..*is missing; if the model is sharded, give the folder"):
         open_source(path)
 
 

@@ -426,7 +426,7 @@ def test_a_packed_folder_does_not_say_two_things_of_its_weights(tmp_path: Path) 
     folder.mkdir()
     file(folder / "model.safetensors", PLAIN)
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
-    with pytest.raises(hhtld.FormatError, match=r"already quantized, .*; convert to a \.hhtld, or remove"):
+    with pytest.raises(hhtld.FormatError, match=r"quantized already, .*; convert to a \.hhtld, or remove"):
         hhtld.convert(folder, tmp_path / "packed", to="hf", profile="bits:4")
     assert not (tmp_path / "packed").exists()
 

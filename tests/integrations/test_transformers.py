@@ -274,7 +274,7 @@ def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
     ("config", "message"),
     [
         (None, "holds no config.json"),
-        (b"{", "not usable JSON"),
+        (b"{", "cannot be read as JSON"),
         (b"[]", "must be a JSON object"),
         (b'{"model_type": "nonsense"}', "transformers cannot read its config.json"),
         (b'{"model_type": "llama", "architectures": ["NonsenseForCausalLM"]}', "no class 'NonsenseForCausalLM'"),

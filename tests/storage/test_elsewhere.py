@@ -225,7 +225,7 @@ def test_devices_of_windows_are_not_written_there(name: str, tmp_path: Path, mon
         file.write(b"x")
     (tmp_path / name).unlink()
     monkeypatch.setattr(descriptors, "HAS_DEVICE_NAMES", True)
-    with pytest.raises(OutputError, match="Windows takes this name for a device; give another name"):
+    with pytest.raises(OutputError, match="Windows takes this name for a device; give the file another name"):
         hhtld.save_file({"a": np.ones(3, np.float32)}, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

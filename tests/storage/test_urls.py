@@ -356,7 +356,7 @@ def test_a_file_replaced_while_it_is_read(memory: Counted, single: Path, change:
             new = {"longer": data + b"x", "same size": data[:-1] + b"x", "shorter": data[:-1]}[change]
             memory.put("model.safetensors", new)
         what = "was removed" if change == "removed" else "was replaced"
-        with pytest.raises(FormatError, match=rf"memory://model\.safetensors: {what} while it was open"):
+        with pytest.raises(FormatError, match=rf"memory://model\.safetensors: the file {what} while it was open"):
             source.read_tensor("model.embed_tokens.weight")
 
 
@@ -408,11 +408,11 @@ def test_network_errors_name_the_url(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (Broken(error), url))
-    with pytest.raises(OSError, match=rf"memory://x\.safetensors: cannot be read: {type(error).__name__}: {error}"):
+    with pytest.raises(OSError, match=rf"memory://x\.safetensors cannot be read: {type(error).__name__}: {error}"):
         open_source("memory://x.safetensors")
     for argv in (["inspect"], ["verify"], ["convert", "--dry-run"]):
         assert main([*argv, "memory://x.safetensors", *(["x.hhtld"] if "convert" in argv else [])]) == 3
-        assert capsys.readouterr().err.startswith("hhtld: memory://x.safetensors: cannot be read: ")
+        assert capsys.readouterr().err.startswith("hhtld: memory://x.safetensors cannot be read: ")
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,14 +426,16 @@ def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     with pytest.raises(ValueError, match="nope://x: Protocol not known: nope"):
         open_source("nope://x")
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(MissingExtraError, match=r"memory://x: URLs need fsspec: pip install 'hhtld\[fsspec\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"memory://x: reading URLs needs the package fsspec: pip install 'hhtld\[fsspec\]'"
+    ):
         open_source("memory://x")
 
 
 def test_formats_that_need_a_local_file_say_so(memory: Counted) -> None:
     for name in ("x.gguf", "x.onnx", "x.h5"):
         memory.put(name, b"GGUF" + bytes(60))
-        with pytest.raises(ValueError, match=f"memory://{name}: .* is read from local files only: download it"):
+        with pytest.raises(ValueError, match=f"memory://{name}: .* is read from local files only; download the file"):
             open_source(f"memory://{name}")
 
 
@@ -568,7 +570,7 @@ def test_a_server_that_gives_only_whole_files(web: tuple[str, type[Handler]], si
     address, handler = web
     handler.files["/x.safetensors"] = single.read_bytes()
     handler.whole = True
-    with pytest.raises(FormatError, match="does not read by ranges: copy it to a local file first"):
+    with pytest.raises(FormatError, match="does not give ranges of it; download it first"):
         open_source(f"{address}/x.safetensors")
 
 
@@ -612,7 +614,7 @@ class Hostile(Handler):
     ("way", "kind", "message"),
     [
         ("endless", FormatError, "gave .* bytes or more from byte 0"),
-        ("encoded", OSError, "the server sends it encoded .'gzip'., which was not asked for"),
+        ("encoded", OSError, "the server sends the file encoded .'gzip'., which the request did not ask for"),
         ("slow", OSError, "the server sent .* bytes in the time it had"),
     ],
 )
@@ -733,7 +735,7 @@ def test_a_cache_without_main(cache: Path, change: Callable[[Path], None], messa
 def test_a_cached_model_whose_blob_is_gone(cache: Path) -> None:
     names = sorted(path.name for path in (cache / "snapshots" / COMMIT).iterdir())
     (cache / "blobs" / f"{names.index('model-00002-of-00002.safetensors'):064x}").unlink()
-    with pytest.raises(HeaderError, match=r"model-00002-of-00002\.safetensors: a link that leads nowhere"):
+    with pytest.raises(HeaderError, match=r"model-00002-of-00002\.safetensors: this link leads nowhere"):
         open_source(cache)
 
 
