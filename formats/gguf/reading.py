@@ -121,7 +121,7 @@ class _Cursor:
                 f"{self.where}: {what} at byte {self.position} takes {nbytes} bytes, but only {self.left} follow"
             )
         if self.position + nbytes > HEADER_LIMIT:
-            raise HeaderError(f"{self.where}: the header passes {HEADER_LIMIT} bytes, the limit, with its {what}")
+            raise HeaderError(f"{self.where}: the header passes the limit of {HEADER_LIMIT} bytes with {what}")
         begin = self.position - self._begin
         if begin + nbytes > len(self._window):
             wanted = min(max(nbytes, WINDOW_NBYTES), self.left)
@@ -210,21 +210,23 @@ def _read_header(file: PositionalFile, path: Path) -> _Header:
 def _version(cursor: _Cursor, path: Path) -> int:
     head = cursor.take(min(cursor.left, 64), "the magic")
     if len(head) < 8 and MAGIC.startswith(head[:4]):
-        raise TruncatedError(f"{path}: the file is {len(head)} bytes long, it ends before its version does")
+        raise TruncatedError(f"{path}: the file is {len(head)} bytes long and ends before its version does")
     if not head.startswith(MAGIC):
         hint = lookalike(head)
         got = f"expected {MAGIC!r}, got {head[:4]!r}" + (f" ({hint})" if hint else "")
-        raise BadMagicError(f"{path}: not a GGUF file: {got}")
+        raise BadMagicError(f"{path}: this is not a GGUF file: {got}")
     cursor.position = 8
     version, swapped = (int.from_bytes(head[4:8], order) for order in ("little", "big"))
     if version in VERSIONS:
         return version
     if swapped in VERSIONS:
         raise UnsupportedVersionError(
-            f"{path}: a big-endian GGUF file (version {swapped}); only little-endian ones are read, "
+            f"{path}: this is a big-endian GGUF file (version {swapped}), and only little-endian ones are read; "
             f"gguf-convert-endian of the package gguf makes one"
         )
-    raise UnsupportedVersionError(f"{path}: GGUF version {version}, this reads {' and '.join(map(str, VERSIONS))}")
+    raise UnsupportedVersionError(
+        f"{path}: this is GGUF version {version}, and this hhtld reads the versions {' and '.join(map(str, VERSIONS))}"
+    )
 
 
 def _fields(cursor: _Cursor, path: Path) -> dict[str, dict[str, Any]]:
@@ -249,7 +251,7 @@ def _field(cursor: _Cursor) -> dict[str, Any]:
         return {"type": _type_name(cursor, number), "value": _values(cursor, number, 1)[0]}
     number = cursor.integer(4, "the type of its elements")
     if number == ARRAY:
-        raise HeaderError(f"{cursor.where}: an array of arrays, which no reader of GGUF takes")
+        raise HeaderError(f"{cursor.where}: the value is an array of arrays, which no reader of GGUF takes")
     element = _type_name(cursor, number)
     count = cursor.count(8 if number == STRING else NUMBERS[number][1].itemsize, "elements")
     return {"type": "ARRAY", "of": element, "value": _values(cursor, number, count)}
@@ -259,7 +261,7 @@ def _type_name(cursor: _Cursor, number: int) -> str:
     if number == STRING:
         return "STRING"
     if number not in NUMBERS:
-        raise HeaderError(f"{cursor.where}: unknown type of value {number}; known are 0 to 12")
+        raise HeaderError(f"{cursor.where}: the type of the value is {number}, and only 0 to 12 are known")
     return NUMBERS[number][0]
 
 
@@ -270,7 +272,7 @@ def _values(cursor: _Cursor, number: int, count: int) -> list[Any]:
     found = np.frombuffer(cursor.take(count * dtype.itemsize, "its value"), dtype)
     if name == "BOOL":
         if found.size and found.max() > 1:
-            raise HeaderError(f"{cursor.where}: a BOOL must be 0 or 1, got {int(found.max())}")
+            raise HeaderError(f"{cursor.where}: a BOOL must be 0 or 1, and is {int(found.max())}")
         found = found.astype(np.bool_)
     values: list[Any] = found.tolist()
     if dtype.kind == "f" and not np.isfinite(found).all():  # JSON has no word for these
@@ -305,7 +307,7 @@ def _refuse_part(fields: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         number = fields.get("split.no", {"value": None})["value"]
         part = f"part {number + 1}" if isinstance(number, int) else "a part"
         raise HeaderError(
-            f"{path}: {part} of a model split into {count} files; join them first: "
+            f"{path}: this is {part} of a model that is split into {count} files; join them first: "
             f"llama-gguf-split --merge FIRST-PART.gguf whole.gguf"
         )
 
@@ -320,10 +322,10 @@ def _entry(cursor: _Cursor, number: int, path: Path) -> _Entry:
         raise HeaderError(f"{path}: {error}") from None
     cursor.where = where = f"{path}: tensor {shown(name)}"
     if "\0" in name:
-        raise HeaderError(f"{where}: the name holds NUL, where readers in C end it")
+        raise HeaderError(f"{where}: the name holds NUL, and readers in C end it there")
     n_axes = cursor.integer(4, "its number of axes")
     if n_axes > MAX_AXES:
-        raise HeaderError(f"{where}: {n_axes} axes, GGUF has at most {MAX_AXES}")
+        raise HeaderError(f"{where}: the tensor has {n_axes} axes, and GGUF has at most {MAX_AXES}")
     sizes = [cursor.integer(8, "a size") for _ in range(n_axes)]
     kind = kind_numbered(cursor.integer(4, "its type"))
     if isinstance(kind, str):
@@ -335,11 +337,11 @@ def _info(name: str, sizes: list[int], kind: Kind, where: str) -> TensorInfo:
     """Return a tensor of these sizes, innermost first as the file has them."""
     shape = checked_shape(sizes[::-1], where)
     if 0 in shape:
-        raise HeaderError(f"{where}: shape {list(shape)} has an axis of size 0")
+        raise HeaderError(f"{where}: the shape {list(shape)} has an axis of size 0")
     if kind.block > 1 and (not shape or shape[-1] % kind.block):
         columns = shape[-1] if shape else 1
         raise HeaderError(
-            f"{where}: rows of {columns} elements are not blocks of {kind.block}, as {kind.name} has them"
+            f"{where}: rows of {columns} elements cannot be cut into blocks of {kind.block}, as {kind.name} needs"
         )
     tensor_nbytes(shape, kind.dtype.nbits, where)  # refused here, where the path is known
     return TensorInfo(name, kind.dtype, shape)
@@ -354,7 +356,7 @@ def _placed(entries: dict[str, _Entry], end: int, alignment: int, size: int, pat
         if entry.offset != expected - start:
             problem = "overlaps the tensor before it" if entry.offset < cursor - start else "is not where it belongs"
             raise HeaderError(
-                f"{path}: tensor {shown(name)}: {problem}: starts at data byte {entry.offset}, "
+                f"{path}: tensor {shown(name)}: {problem}: it starts at data byte {entry.offset}, "
                 f"expected {expected - start}, the end of the one before it aligned to {alignment}"
             )
         placed[name] = entry._replace(offset=expected)

@@ -120,18 +120,18 @@ def planned_layout(source: TensorSource, type: str = SOURCE) -> Layout:
         raise HeaderError(_missing(source))
     package()
     if not isinstance(facts, Mapping):
-        raise HeaderError("what the source says of its GGUF file is no JSON object")
+        raise HeaderError("what the source records of its GGUF file is not a JSON object")
     infos = _storable(_in_order(source.infos(), facts.get("order"), "tensors"))
     kinds = _kinds(infos, facts, type)
     fields = facts.get("fields")
     if not isinstance(fields, Mapping):
-        raise HeaderError("what the source says of its GGUF file holds no key-values")
+        raise HeaderError("what the source records of its GGUF file holds no keys and values")
     fields = _in_order(fields, facts.get("key_order"), "keys")
     fields = _retyped(fields, type, kinds)
     alignment = _alignment(fields)
     version = facts.get("version")
     if version not in VERSIONS or isinstance(version, bool):
-        raise HeaderError(f"the source says that its GGUF file has the version {shown(str(version), 40)}")
+        raise HeaderError(f"the source records that its GGUF file has the version {shown(str(version), 40)}")
     tensors, end = [], 0
     for info in infos:
         start = align_up(end, alignment)
@@ -139,7 +139,7 @@ def planned_layout(source: TensorSource, type: str = SOURCE) -> Layout:
         end = start + tensors[-1].nbytes
     header = b"".join(_header(int(version), fields, tensors))
     if len(header) > HEADER_LIMIT:
-        raise HeaderError(f"the header takes {len(header)} bytes, readers stop at {HEADER_LIMIT}")
+        raise HeaderError(f"the header takes {len(header)} bytes, and readers stop at {HEADER_LIMIT}")
     requantized = Counter(kind.name for kind in kinds.values() if kind.quantised is not None)
     return Layout(header.ljust(align_up(len(header), alignment), b"\0"), tensors, alignment, dict(requantized))
 
@@ -160,7 +160,7 @@ def _in_order(found: Mapping[str, T], order: Any, what: str) -> dict[str, T]:
     """Return tensors or keys in the order of the file they came from; packs that are older do not know it."""
     names = list(found) if order is None else order
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise HeaderError(f"the order of {what} in the source's GGUF file is no list of names")
+        raise HeaderError(f"the order of {what} in the source's GGUF file is not a list of names")
     if sorted(names) != sorted(found):
         raise HeaderError(f"the order of {what} in the source's GGUF file does not name each of them once")
     return {name: found[name] for name in names}
@@ -174,7 +174,7 @@ def _storable(infos: Mapping[str, TensorInfo]) -> list[TensorInfo]:
         if len(shape) > MAX_AXES or 0 in shape:
             raise HeaderError(f"{where}: GGUF has at most {MAX_AXES} axes and none of size 0, got {list(shape)}")
         if "\0" in name:
-            raise HeaderError(f"{where}: the name holds NUL, where readers in C end it")
+            raise HeaderError(f"{where}: the name holds NUL, and readers in C end it there")
     return list(infos.values())
 
 
@@ -182,7 +182,7 @@ def _kinds(infos: list[TensorInfo], facts: Mapping[str, Any], type: str) -> dict
     """Return the type of every tensor in the file to write."""
     stored = facts.get("quantised", {})
     if not isinstance(stored, Mapping):
-        raise HeaderError("the types of tensors in the source's GGUF file are no JSON object")
+        raise HeaderError("the types of tensors in the source's GGUF file are not a JSON object")
     kinds = {}
     for info in infos:
         kinds[info.name] = kind = _source_kind(info, stored.get(info.name))
@@ -207,7 +207,7 @@ def _source_kind(info: TensorInfo, stored: Any) -> Kind:
     """Return the type that a tensor had in the file it came from."""
     where = f"tensor {shown(info.name)}"
     if stored is not None and not isinstance(stored, str):
-        raise HeaderError(f"{where}: its type in the source's GGUF file is no text")
+        raise HeaderError(f"{where}: its type in the source's GGUF file is not text")
     try:
         kind = kind_named(info.dtype.name if stored is None else stored)
     except ValueError as error:
@@ -247,7 +247,7 @@ def _alignment(fields: Mapping[str, Any]) -> int:
     field = fields.get("general.alignment", {"type": "UINT32", "value": DEFAULT_ALIGNMENT})
     value = field.get("value") if isinstance(field, Mapping) and field.get("type") == "UINT32" else None
     if isinstance(value, bool) or not isinstance(value, int) or value not in ALIGNMENTS:
-        raise HeaderError(f"key 'general.alignment': no alignment of GGUF: {shown(str(field), 60)}")
+        raise HeaderError(f"key 'general.alignment': this is no alignment of GGUF: {shown(str(field), 60)}")
     return value
 
 
@@ -257,7 +257,7 @@ def _header(version: int, fields: Mapping[str, Any], tensors: list[_Placed]) -> 
         where = f"key {shown(key)}"
         name = _string(key, where)
         if not 8 < len(name) <= 8 + KEY_LIMIT:
-            raise HeaderError(f"{where}: a key has 1 to {KEY_LIMIT} bytes")
+            raise HeaderError(f"{where}: a key must have 1 to {KEY_LIMIT} bytes")
         yield name
         yield _field(field, where)
     for info, kind, offset in tensors:
@@ -269,21 +269,21 @@ def _header(version: int, fields: Mapping[str, Any], tensors: list[_Placed]) -> 
 def _field(field: Any, where: str) -> bytes:
     """Return the bytes of a value and its type, of what the reader told of them."""
     if not isinstance(field, Mapping) or "value" not in field:
-        raise HeaderError(f"{where}: no value with its type")
+        raise HeaderError(f"{where}: the type or the value is missing")
     value = field["value"]
     if field.get("type") != "ARRAY":
         number = _type_number(field.get("type"), where)
         return number.to_bytes(4, "little") + _values([value], number, where)
     number = _type_number(field.get("of"), where)
     if not isinstance(value, list):
-        raise HeaderError(f"{where}: the value of an ARRAY is no list")
+        raise HeaderError(f"{where}: the value of an ARRAY is not a list")
     head = (ARRAY, 4), (number, 4), (len(value), 8)
     return b"".join(part.to_bytes(size, "little") for part, size in head) + _values(value, number, where)
 
 
 def _type_number(name: Any, where: str) -> int:
     if not isinstance(name, str) or name not in _TYPE_NUMBERS:
-        raise HeaderError(f"{where}: unknown type of value {shown(str(name), 40)}")
+        raise HeaderError(f"{where}: the type of the value, {shown(str(name), 40)}, is not known")
     return _TYPE_NUMBERS[name]
 
 
@@ -293,11 +293,11 @@ def _values(values: list[Any], number: int, where: str) -> bytes:
     name, dtype = NUMBERS[number]
     if name == "BOOL":
         if not all(isinstance(value, bool) for value in values):
-            raise HeaderError(f"{where}: a BOOL is true or false")
+            raise HeaderError(f"{where}: a BOOL must be true or false")
     elif dtype.kind == "f":
         values = [_float(value, where) for value in values]
     elif not all(type(value) is int for value in values) or not _all_within(values, np.iinfo(dtype)):
-        raise HeaderError(f"{where}: a value is no {name}")
+        raise HeaderError(f"{where}: a value is not of the type {name}")
     with np.errstate(over="ignore"):
         return np.array(values, dtype).tobytes()
 
@@ -310,7 +310,7 @@ def _float(value: Any, where: str) -> float:
     if isinstance(value, str) and value in ("nan", "inf", "-inf"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
-        raise HeaderError(f"{where}: a value is no number")
+        raise HeaderError(f"{where}: a value is not a number")
     return float(value)
 
 
@@ -319,7 +319,7 @@ def _string(value: Any, where: str) -> bytes:
     try:
         data = bytes.fromhex(value["hex"]) if isinstance(value, Mapping) else value.encode("utf-8")
     except (KeyError, TypeError, ValueError, AttributeError):  # among them lone surrogates
-        raise HeaderError(f"{where}: a value is no text") from None
+        raise HeaderError(f"{where}: a value is not text") from None
     return len(data).to_bytes(8, "little") + bytes(data)
 
 
@@ -379,7 +379,7 @@ def _write_tensor(out: AtomicFile, source: TensorSource, tensor: _Placed) -> boo
         out.write(rows.data)
     if out.size != expected:
         given = tensor.nbytes + out.size - expected
-        raise ValueError(f"tensor {shown(info.name)}: the source gave {given} bytes, expected {tensor.nbytes}")
+        raise ValueError(f"tensor {shown(info.name)}: the source gave {given} bytes, and {tensor.nbytes} were expected")
     return was_clipped
 
 

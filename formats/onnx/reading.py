@@ -145,7 +145,7 @@ def _read_model(file: PositionalFile, path: Path) -> Any:
     if size == 0:
         raise TruncatedError(f"{path}: the file is empty")
     if size > SIZE_LIMIT:
-        raise HeaderError(f"{path}: {size} bytes, a protobuf message has at most {SIZE_LIMIT}")
+        raise HeaderError(f"{path}: the file has {size} bytes, and a protobuf message has at most {SIZE_LIMIT}")
     data = file.read(0, size)
     hint = lookalike(bytes(data[:64]))
     model = _package().ModelProto()
@@ -156,20 +156,24 @@ def _read_model(file: PositionalFile, path: Path) -> Any:
         raise (BadMagicError(f"{message} ({hint})") if hint else HeaderError(message)) from None
     if not model.HasField("graph") or not model.HasField("ir_version"):
         missing = "graph" if not model.HasField("graph") else "ir_version"
-        raise BadMagicError(f"{path}: not an ONNX model: it has no {missing}" + (f" ({hint})" if hint else ""))
+        raise BadMagicError(f"{path}: this is not an ONNX model: it has no {missing}" + (f" ({hint})" if hint else ""))
     return model
 
 
 def _check_version(model: Any, path: Path) -> None:
     known = int(_package().IR_VERSION)
     if model.ir_version < 1:
-        raise HeaderError(f"{path}: IR version {model.ir_version}, they count from 1")
+        raise HeaderError(f"{path}: the IR version is {model.ir_version}, and IR versions count from 1")
     if model.ir_version > known:
         raise UnsupportedVersionError(
-            f"{path}: IR version {model.ir_version}, the installed package onnx reads up to {known}; a newer one may do"
+            f"{path}: the IR version is {model.ir_version}, and the installed package onnx reads up to {known}; "
+            f"try a newer package"
         )
     if model.ir_version >= OPSET_SINCE and not model.opset_import:
-        raise HeaderError(f"{path}: names no operator set, as models of IR version {model.ir_version} must; cut short?")
+        raise HeaderError(
+            f"{path}: the model names no operator set, as a model of IR version {model.ir_version} must; "
+            f"the file may be cut short"
+        )
 
 
 def _text(value: str | bytes, where: str) -> str:
@@ -300,7 +304,9 @@ class TensorWalk:
         where = f"{self._path}: a name of {shown(outer)}"
         prefix = outer + "".join(f"{_text(part, where)}/" for part in parts)
         if len(prefix) > PREFIX_LIMIT:
-            raise HeaderError(f"{self._path}: body {shown(prefix, 40)}: its name passes {PREFIX_LIMIT} characters")
+            raise HeaderError(
+                f"{self._path}: body {shown(prefix, 40)}: its name is longer than {PREFIX_LIMIT} characters"
+            )
         return prefix
 
     def _output(self, node: Any, number: int, prefix: str) -> str:
@@ -370,10 +376,10 @@ def _data(tensor: Any, info: TensorInfo, where: str) -> NDArray[np.uint8]:
     """Return the bytes of a tensor that holds its data itself."""
     given = [field for field in _FIELDS if getattr(tensor, field)]
     if tensor.HasField("segment"):
-        raise HeaderError(f"{where}: is one segment of a tensor, which is not read")
+        raise HeaderError(f"{where}: this is one segment of a tensor, and segments are not read")
     if tensor.HasField("raw_data"):
         if given:
-            raise HeaderError(f"{where}: has data twice, in raw_data and in {given[0]}")
+            raise HeaderError(f"{where}: the data are there twice, in raw_data and in {given[0]}")
         data = np.frombuffer(tensor.raw_data, np.uint8)
         if data.size != info.nbytes:
             raise HeaderError(
@@ -422,7 +428,7 @@ def _narrowed(found: NDArray[Any], dtype: DType, where: str) -> NDArray[Any]:
 def _place(tensor: Any, info: TensorInfo, path: Path, where: str) -> _Place:
     """Return where external data lies, once its file is known to hold it."""
     if tensor.HasField("raw_data") or any(getattr(tensor, field) for field in _FIELDS):
-        raise HeaderError(f"{where}: has data twice, in the model and in an external file")
+        raise HeaderError(f"{where}: the data are there twice, in the model and in an external file")
     facts = _pairs(tensor.external_data, f"{where}: external_data")
     location = _checked_location(facts.get("location"), where)
     offset = _decimal(facts.get("offset", "0"), "offset", where)
@@ -447,7 +453,7 @@ def _place(tensor: Any, info: TensorInfo, path: Path, where: str) -> _Place:
 
 def _decimal(text: str, key: str, where: str) -> int:
     if not re.fullmatch("[0-9]{1,19}", text):
-        raise HeaderError(f"{where}: external_data {key} must be a decimal number, got {shown(text, 40)}")
+        raise HeaderError(f"{where}: external_data {key} must be a decimal number, and is {shown(text, 40)}")
     return int(text)
 
 
@@ -458,9 +464,11 @@ def _checked_location(location: str | None, where: str) -> str:
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     is_plain = "\\" not in location and location.isprintable() and not windows.anchor and not windows.drive
     if not is_plain or posix.is_absolute() or ".." in posix.parts or not posix.name:
-        raise HeaderError(f"{where}: external location {shown(location)} is not a path below the model's own folder")
+        raise HeaderError(
+            f"{where}: the external location {shown(location)} is not a path below the model's own folder"
+        )
     if max(len(os.fsencode(part)) for part in posix.parts) > 255:
-        raise HeaderError(f"{where}: external location {shown(location, 40)} is too long for a file name")
+        raise HeaderError(f"{where}: the external location {shown(location, 40)} is too long for the name of a file")
     return location
 
 
@@ -601,9 +609,9 @@ def _external_rows(place: _Place, skip: int, shape: tuple[int, int]) -> NDArray[
         try:
             file = open_regular(place.file)
         except FileNotFoundError:
-            raise HeaderError(f"{place.file}: was removed after the model was opened") from None
+            raise HeaderError(f"{place.file}: the file was removed after the model was opened") from None
         with file:
             if not file.is_still(place.identity):
-                raise HeaderError(f"{place.file}: was replaced after the model was opened")
+                raise HeaderError(f"{place.file}: the file was replaced after the model was opened")
             file.fill(rows.reshape(-1).data, place.offset + skip)
     return rows

@@ -280,9 +280,9 @@ def test_slot_l_errs_by_half_a_step(rows: NDArray[np.float32]) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[1.0, np.nan]], "finite, got nan at row 0, column 1"),
-        ([[1.0], [np.inf]], "finite, got inf at row 1, column 0"),
-        ([[1e300]], "fit float32, the largest value of row 0 is 1e\\+300"),
+        ([[1.0, np.nan]], "finite, but there is nan at row 0, column 1"),
+        ([[1.0], [np.inf]], "finite, but there is inf at row 1, column 0"),
+        ([[1e300]], "fit float32, but the largest value of row 0 is 1e\\+300"),
         ([1.0, 2.0], "two-dimensional"),
         ([["a"]], "real numbers"),
         ([[1j]], "real numbers"),

@@ -111,13 +111,13 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     # magic and version
     "empty file": (b"", TruncatedError, "is 0 bytes long"),
     "three bytes": (b"GGU", TruncatedError, "is 3 bytes long"),
-    "only the magic": (b"GGUF", TruncatedError, "is 4 bytes long, it ends before its version"),
+    "only the magic": (b"GGUF", TruncatedError, "is 4 bytes long and ends before its version"),
     "another magic": (built(magic=b"GGML"), BadMagicError, "expected b'GGUF', got b'GGML'"),
     "lower-case magic": (built(magic=b"gguf"), BadMagicError, "not a GGUF file"),
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", BadMagicError, "git lfs pull"),
-    "version 0": (built(version=0), UnsupportedVersionError, "version 0, this reads 2 and 3"),
-    "version 1": (built(version=1), UnsupportedVersionError, "version 1, this reads 2 and 3"),
-    "version 4": (built(version=4), UnsupportedVersionError, "version 4, this reads 2 and 3"),
+    "version 0": (built(version=0), UnsupportedVersionError, "version 0, and this hhtld reads the versions 2 and 3"),
+    "version 1": (built(version=1), UnsupportedVersionError, "version 1, and this hhtld reads the versions 2 and 3"),
+    "version 4": (built(version=4), UnsupportedVersionError, "version 4, and this hhtld reads the versions 2 and 3"),
     "big-endian": (built(version=3 << 24), UnsupportedVersionError, "a big-endian GGUF file .version 3"),
     # counts
     "no counts": (built()[:8], TruncatedError, "the number of tensors at byte 8 takes 8 bytes"),
@@ -138,8 +138,8 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "key not UTF-8": (paired(pair(b"\xff", 4, U32(1))), HeaderError, r"its key '\\\\xff' is not UTF-8"),
     "key too long": (paired(pair("k" * 65536, 4, U32(1))), HeaderError, "longer than 65535 bytes"),
     "key twice": (paired(PAIRS[1]), HeaderError, "key 'n' is given twice"),
-    "type 13": (paired(pair("k", 13, U32(1))), HeaderError, "'k': unknown type of value 13"),
-    "BOOL of 2": (paired(pair("k", 7, b"\2")), HeaderError, "'k': a BOOL must be 0 or 1, got 2"),
+    "type 13": (paired(pair("k", 13, U32(1))), HeaderError, "'k': the type of the value is 13"),
+    "BOOL of 2": (paired(pair("k", 7, b"\2")), HeaderError, "'k': a BOOL must be 0 or 1, and is 2"),
     "string of 2^64 - 1 bytes": (paired(pair("k", 8, U64(2**64 - 1))), TruncatedError, "'k': a string at byte"),
     "string past the end": (paired(pair("k", 8, U64(1000))), TruncatedError, "takes 1000 bytes, but only"),
     "array of 2^63 numbers": (paired(pair("k", 9, array(4, 2**63, b""))), TruncatedError, "'k': 9223372036854775808"),
@@ -149,10 +149,10 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
         TruncatedError,
         "1000 elements of at least 1",
     ),
-    "array of type 99": (paired(pair("k", 9, array(99, 1, b""))), HeaderError, "'k': unknown type of value 99"),
+    "array of type 99": (paired(pair("k", 9, array(99, 1, b""))), HeaderError, "'k': the type of the value is 99"),
     "array of arrays": (paired(pair("k", 9, array(9, 1, array(4, 1, U32(1))))), HeaderError, "an array of arrays"),
     "arrays without end": (paired(pair("k", 9, array(9, 1, b"") * 9999)), HeaderError, "an array of arrays"),
-    "array of BOOL of 255": (paired(pair("k", 9, array(7, 2, b"\1\xff"))), HeaderError, "0 or 1, got 255"),
+    "array of BOOL of 255": (paired(pair("k", 9, array(7, 2, b"\1\xff"))), HeaderError, "0 or 1, and is 255"),
     # alignment
     "alignment 0": (aligned(4, U32(0)), HeaderError, "power of two from 8 to 65536, a UINT32, got UINT32 0"),
     "alignment 4": (aligned(4, U32(4)), HeaderError, "got UINT32 4"),
@@ -166,7 +166,7 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "one part of a split model": (
         paired(pair("split.no", 2, b"\1\0"), pair("split.count", 2, b"\3\0")),
         HeaderError,
-        "part 2 of a model split into 3 files; join them first: llama-gguf-split --merge",
+        "part 2 of a model that is split into 3 files; join them first: llama-gguf-split --merge",
     ),
     # tensors
     "name of 2^63 bytes": (built(tensors=(U64(2**63) + A,)), TruncatedError, "tensor 0: its name at byte"),
@@ -176,8 +176,8 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "name too long": (one("n" * 65536, (4,)), HeaderError, "limit is 65535"),
     "name that safetensors reserves": (one("__metadata__", (4,)), HeaderError, "not a tensor name"),
     "name twice": (built(tensors=(A, tensor("a", (4, 2), 0, 32))), HeaderError, "tensor 'a' is given twice"),
-    "five axes": (one("a", (1, 1, 1, 1, 1)), HeaderError, "'a': 5 axes, GGUF has at most 4"),
-    "2^32 - 1 axes": (one("a", (), n_axes=2**32 - 1), HeaderError, "'a': 4294967295 axes"),
+    "five axes": (one("a", (1, 1, 1, 1, 1)), HeaderError, "'a': the tensor has 5 axes, and GGUF has at most 4"),
+    "2^32 - 1 axes": (one("a", (), n_axes=2**32 - 1), HeaderError, "'a': the tensor has 4294967295 axes"),
     "an axis of 0": (one("a", (4, 0)), HeaderError, r"shape \[0, 4\] has an axis of size 0"),
     "an axis of 2^63": (one("a", (2**63,)), HeaderError, "'a': every size must lie in 0..2.48"),
     "sizes whose product wraps to 0": (one("a", (2**32, 2**32)), HeaderError, "needs more than 2.63 bytes"),
@@ -187,8 +187,12 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "unknown type": (one("a", (4,), 99), HeaderError, "'a': has the unknown type 99; gguf"),
     "a type that was removed": (one("a", (32,), 4), HeaderError, "'a': has the unknown type 4"),
     "a type that nobody dequantises": (one("a", (256,), 15), HeaderError, "the type Q8_K, which gguf .* does not"),
-    "rows that are no blocks": (one("a", (33, 32), 8), HeaderError, "rows of 33 elements are not blocks of 32"),
-    "a scalar of blocks": (one("a", (), 8), HeaderError, "rows of 1 elements are not blocks of 32"),
+    "rows that are no blocks": (
+        one("a", (33, 32), 8),
+        HeaderError,
+        "rows of 33 elements cannot be cut into blocks of 32",
+    ),
+    "a scalar of blocks": (one("a", (), 8), HeaderError, "rows of 1 elements cannot be cut into blocks of 32"),
     "offset past the end": (
         one("a", (4,), 0, 2**63),
         HeaderError,
@@ -325,7 +329,7 @@ def test_header_above_the_limit_is_refused_before_it_is_read(path: Path) -> None
         file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + string("k") + U32(8) + U64(100_000_001))
         file.truncate(200_000_000)
     tracemalloc.start()
-    with pytest.raises(HeaderError, match="the header passes 100000000 bytes, the limit, with its a string"):
+    with pytest.raises(HeaderError, match="the header passes the limit of 100000000 bytes with a string"):
         GgufFile(path)
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()

@@ -134,12 +134,12 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "fields that nobody knows": (b"\xf8\x3f\x01" * 20, BadMagicError, "not an ONNX model: it has no graph"),
     "no graph": (changed(lambda m: m.ClearField("graph")), BadMagicError, "it has no graph"),
     "no IR version": (changed(lambda m: m.ClearField("ir_version")), BadMagicError, "it has no ir_version"),
-    "IR version 0": (changed(lambda m: setattr(m, "ir_version", 0)), HeaderError, "they count from 1"),
-    "IR version -1": (changed(lambda m: setattr(m, "ir_version", -1)), HeaderError, "they count from 1"),
+    "IR version 0": (changed(lambda m: setattr(m, "ir_version", 0)), HeaderError, "IR versions count from 1"),
+    "IR version -1": (changed(lambda m: setattr(m, "ir_version", -1)), HeaderError, "IR versions count from 1"),
     "IR version 99": (
         changed(lambda m: setattr(m, "ir_version", 99)),
         UnsupportedVersionError,
-        "IR version 99, the installed package onnx reads up to",
+        "IR version is 99, and the installed package onnx reads up to",
     ),
     "no operator set": (changed(lambda m: m.ClearField("opset_import")), HeaderError, "names no operator set"),
     "producer not UTF-8": (renamed(SOUND, b"tests", b"te\xffts"), HeaderError, "producer_name is not UTF-8"),
@@ -165,7 +165,7 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
         HeaderError,
         r"initializer 0 in 'i\\n\\x1b\[2J/body/': its name is not UTF-8",
     ),
-    "name of a body too long": (nested_body("n" * 2000, "c"), HeaderError, "its name passes 1024 characters"),
+    "name of a body too long": (nested_body("n" * 2000, "c"), HeaderError, "its name is longer than 1024 characters"),
     "name that safetensors reserves": (of(w(name="__metadata__")), HeaderError, "not a tensor name"),
     "constant without output": (
         model(nodes=(helper.make_node("Constant", [], [], value=w()),)).SerializeToString(),
@@ -196,7 +196,7 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     ),
     "raw_data long by a byte": (of(w(raw_data=W.tobytes() + b"x")), HeaderError, "raw_data holds 49"),
     "no data": (of(w(raw_data=None)), HeaderError, "takes 12 values, float_data holds 0"),
-    "data twice": (of(w(float_data=[1.0] * 12)), HeaderError, "data twice, in raw_data and in float_data"),
+    "data twice": (of(w(float_data=[1.0] * 12)), HeaderError, "data are there twice, in raw_data and in float_data"),
     "float_data short": (of(w(raw_data=None, float_data=[1.0] * 11)), HeaderError, "float_data holds 11"),
     "floats in int64_data": (
         of(w(raw_data=None, int64_data=[1] * 12)),
@@ -243,7 +243,11 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
         HeaderError,
         "U32 lies in 0..4294967295",
     ),
-    "segment": (changed(lambda m: m.graph.initializer[0].segment.SetInParent()), HeaderError, "'w': is one segment"),
+    "segment": (
+        changed(lambda m: m.graph.initializer[0].segment.SetInParent()),
+        HeaderError,
+        "'w': this is one segment",
+    ),
     "sparse initializer without a name": (
         changed(lambda m: m.graph.sparse_initializer.add().CopyFrom(sparse(""))),
         HeaderError,
@@ -261,10 +265,10 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "dot": (of(external(".")), HeaderError, "not a path below"),
     "NUL": (of(external("w.bin\0.txt")), HeaderError, "not a path below"),
     "newline": (of(external("w\n.bin")), HeaderError, "not a path below"),
-    "long part": (of(external("x" * 256)), HeaderError, "too long for a file name"),
+    "long part": (of(external("x" * 256)), HeaderError, "too long for the name of a file"),
     "missing file": (of(external("none.bin")), HeaderError, "its external file 'none.bin' is missing"),
     "folder": (of(external("folder")), BadMagicError, "folder: not a regular file"),
-    "negative offset": (of(external(offset="-1")), HeaderError, "offset must be a decimal number, got '-1'"),
+    "negative offset": (of(external(offset="-1")), HeaderError, "offset must be a decimal number, and is '-1'"),
     "offset in words": (of(external(offset="one")), HeaderError, "offset must be a decimal number"),
     "offset of other digits": (of(external(offset="\u0661")), HeaderError, "offset must be a decimal number"),
     "offset of 10^5000": (of(external(offset="1" + "0" * 5000)), HeaderError, "offset must be a decimal number"),
@@ -277,7 +281,7 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "inside and outside": (
         of(w(data_location=TensorProto.EXTERNAL)),
         HeaderError,
-        "data twice, in the model and in an external file",
+        "data are there twice, in the model and in an external file",
     ),
 }
 
@@ -635,7 +639,7 @@ def test_commands(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert after.metadata == before.metadata
         assert after.description == before.description
     assert main(["convert", str(target), str(tmp_path / "back.onnx")]) == 2
-    assert "format 'onnx' is only read" in capsys.readouterr().err
+    assert "format 'onnx' is read and not written" in capsys.readouterr().err
     assert main(["convert", str(path), str(tmp_path / "m.safetensors")]) == 0
     with open_source(tmp_path / "m.safetensors") as plain:
         assert np.array_equal(plain.read_tensor("layer.weight"), weights)
