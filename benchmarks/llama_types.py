@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="*", default=["2", "3", "4", "5", "6"])
     parser.add_argument("--types", nargs="*", default=list(GGML), choices=list(GGML))
     parser.add_argument("--targets", nargs="*", type=float, default=[0.85, 0.9])
-    parser.add_argument("--ggml", type=Path, help="folder of libggml-base")
+    parser.add_argument("--ggml", type=Path, help="a shared object with ggml")
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     calibration = read_calibration(args.calibration)

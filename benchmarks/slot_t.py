@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from hhtld._kernels import _isa, _rotate, _score, _trellis
 from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import STATE_BITS, Trellis, gain_bits, gain_values
+from hhtld.slots.trellis import Trellis, gain_bits, gain_values
 
 Rows = NDArray[np.float32]
 
@@ -29,8 +29,7 @@ N_COLS = 1024
 QUALITY_ROWS = 512
 QUALITY_RATES = (16, 24, 32, 40, 48, 64, 80, 96)
 TWO_LEVELS = ((32, 16), (32, 32))
-SPEED_RATES = (32, 48, 64)
-SPEED_STATE_BITS = (8, 10, 12)
+SPEED_RATES = (32, 48, 50, 64)
 ENCODE_ROWS = 512
 DECODE_ROWS = 4096
 DOT_ROWS = 16384
@@ -39,6 +38,7 @@ SEARCH_ROWS = 720_000
 SEARCH_QUERIES = (1, 8, 64)
 
 GGML_TYPES = ("Q2_K", "IQ2_XS", "IQ2_S", "Q3_K", "Q4_K")
+DOT_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q6_K")
 
 
 # ---- quality ----
@@ -50,17 +50,17 @@ def cosines(rows: Rows, coded: Rows) -> NDArray[np.float64]:
     return found
 
 
-def coded_once(rows: Rows, rate: int, n_bits: int) -> Rows:
+def coded_once(rows: Rows, rate: int) -> Rows:
     """Rotated rows through the trellis, gains as Slot V holds them."""
-    code = Trellis.trained(rate, n_bits)
+    code = Trellis.trained(rate)
     codes, gains = code.encode(rows)
     return code.decode(codes, gain_values(gain_bits(gains)), rows.shape[1])
 
 
-def coded_twice(rows: Rows, rates: tuple[int, int], n_bits: int) -> Rows:
+def coded_twice(rows: Rows, rates: tuple[int, int]) -> Rows:
     """The second trellis codes what the first leaves over, with a gain of its own."""
-    first = coded_once(rows, rates[0], n_bits)
-    return first + coded_once(rows - first, rates[1], n_bits)
+    first = coded_once(rows, rates[0])
+    return first + coded_once(rows - first, rates[1])
 
 
 def quality_line(name: str, bits: float, cosine: NDArray[np.float64]) -> None:
@@ -82,20 +82,19 @@ def with_outliers(rows: Rows, kind: str) -> Rows:
 def quality() -> None:
     rows = np.random.default_rng(3).standard_normal((QUALITY_ROWS, N_COLS)).astype(np.float32)
     print(f"\nGaussian rows of {N_COLS}; the gap is to -log2(1 - cosine^2) / 2")
-    for n_bits in STATE_BITS:
-        for rate in QUALITY_RATES:
-            quality_line(f"{1 << n_bits} states", rate / 16, cosines(rows, coded_once(rows, rate, n_bits)))
-        for rates in TWO_LEVELS:
-            cosine = cosines(rows, coded_twice(rows, rates, n_bits))
-            quality_line(f"{1 << n_bits} states, {rates[0] / 16:g}+{rates[1] / 16:g}", sum(rates) / 16, cosine)
+    for rate in QUALITY_RATES:
+        quality_line("one level", rate / 16, cosines(rows, coded_once(rows, rate)))
+    for rates in TWO_LEVELS:
+        cosine = cosines(rows, coded_twice(rows, rates))
+        quality_line(f"two levels, {rates[0] / 16:g}+{rates[1] / 16:g}", sum(rates) / 16, cosine)
     rotation = Rotation(N_COLS, 1)
     for kind in ("Gaussian", "log-normal scales", "8 columns x 10"):
         uneven = with_outliers(rows, kind)
         rotated = uneven.copy()
         rotation.rotate(rotated)
-        print(f"\n{kind}, rotated, 1024 states")
+        print(f"\n{kind}, rotated")
         for rate in SPEED_RATES:
-            coded = coded_once(rotated, rate, 10)
+            coded = coded_once(rotated, rate)
             rotation.unrotate(coded)
             quality_line("", rate / 16, cosines(uneven, coded))
 
@@ -132,13 +131,10 @@ def encode_speed(ggml: Ggml, rows: Rows) -> None:
         return encode
 
     parts: dict[str, Callable[[], object]] = {name: lambda name=name: ggml.encode(name, rows) for name in GGML_TYPES}
-    for n_bits in SPEED_STATE_BITS:
-        for rate in SPEED_RATES:
-            for tier in vector_tiers():
-                parts[f"{1 << n_bits} states, {rate / 16:g} b, {tier}"] = ours(Trellis.trained(rate, n_bits), tier)
-    print(
-        f"\nencode {len(rows)} x {N_COLS}, rotation included (asked: 40 Mweights/s at 2 b, AVX2 within 3 x of AVX-512)"
-    )
+    for rate in SPEED_RATES:
+        for tier in vector_tiers():
+            parts[f"{rate / 16:g} b, {tier}"] = ours(Trellis.trained(rate), tier)
+    print(f"\nencode {len(rows)} x {N_COLS}, rotation included")
     times = in_turn(parts, 3)
     speed_lines(times, rows.size, 1, "Mweights/s", {"Q2_K": "Q2_K", "IQ2_XS": "IQ2_XS"})
     tier_ratios(times)
@@ -181,45 +177,48 @@ def decode_speed(ggml: Ggml) -> None:
         def decode() -> None:
             for first in range(0, DECODE_ROWS, block):
                 part = slice(first, first + block)
-                _trellis.decode(codes[part], code.levels, code.rate, gains[part], out[part], isa=tier)
+                _trellis.decode(
+                    codes[part], code.levels, code.rate, gains[part], out[part], crossed=code.crossed, isa=tier
+                )
                 if back:
                     _rotate.unrotate(out[part], rotation.signs, isa=tier)
 
         return decode
 
-    for n_bits in SPEED_STATE_BITS:
-        for rate in SPEED_RATES:
-            for tier in vector_tiers():
-                parts[f"{1 << n_bits} states, {rate / 16:g} b, {tier}"] = ours(
-                    Trellis.trained(rate, n_bits), tier, True
-                )
-        parts[f"{1 << n_bits} states, 2 b, not rotated"] = ours(Trellis.trained(32, n_bits), _isa.tier(), False)
+    for rate in SPEED_RATES:
+        for tier in vector_tiers():
+            parts[f"{rate / 16:g} b, {tier}"] = ours(Trellis.trained(rate), tier, True)
+            parts[f"{rate / 16:g} b, not rotated, {tier}"] = ours(Trellis.trained(rate), tier, False)
     parts["rotation back alone"] = lambda: [
         _rotate.unrotate(out[i : i + block], rotation.signs) for i in range(0, DECODE_ROWS, block)
     ]
-    print(f"\ndecode to float32 {DECODE_ROWS} x {N_COLS}, rotation back included (asked: 1.5 x Q2_K)")
+    print(f"\ndecode to float32 {DECODE_ROWS} x {N_COLS}, rotation back included (asked: 2 x Q2_K)")
     times = in_turn(parts)
     speed_lines(times, rows.size, 1e3, "Gweights/s", {"Q2_K": "Q2_K"})
     tier_ratios(times)
 
 
-def dot_speed() -> None:
+def dot_speed(ggml: Ggml) -> None:
     rng = np.random.default_rng(7)
     rows = rng.standard_normal((DOT_ROWS, N_COLS)).astype(np.float32)
     vector, query = rows[0].copy(), rng.integers(-127, 128, (1, N_COLS), np.int8)
     parts: dict[str, Callable[[], object]] = {"dense float32": lambda: rows @ vector}
+    for name in DOT_TYPES:
+        blocks = np.ascontiguousarray(
+            np.resize(ggml.encode(name, rows[:64]), (DOT_ROWS, ggml.row_nbytes(name, N_COLS)))
+        )
+        parts[name] = ggml.products(name, blocks, vector)
     scores = np.empty((1, DOT_ROWS), np.int32)
-    for n_bits in STATE_BITS:
-        for rate in SPEED_RATES:
-            code = Trellis.trained(rate, n_bits)
-            codes = rng.integers(0, 256, (DOT_ROWS, code.row_nbytes(N_COLS)), np.uint8)
-            for tier in vector_tiers():
-                parts[f"{1 << n_bits} states, {rate / 16:g} b, {tier}"] = lambda code=code, codes=codes, tier=tier: (
-                    _score.trellis_dots(codes, code.levels, code.rate, query, scores, isa=tier)
-                )
-    print(f"\nint8 decode-and-dot {DOT_ROWS} x {N_COLS} (asked: 2.5 x dense, AVX2 within 3 x of AVX-512)")
+    for rate in SPEED_RATES:
+        code = Trellis.trained(rate)
+        codes = rng.integers(0, 256, (DOT_ROWS, code.row_nbytes(N_COLS)), np.uint8)
+        for tier in vector_tiers():
+            parts[f"{rate / 16:g} b, {tier}"] = lambda code=code, codes=codes, tier=tier: _score.trellis_dots(
+                codes, code.levels, code.rate, query, scores, crossed=code.crossed, isa=tier
+            )
+    print(f"\nint8 decode-and-dot {DOT_ROWS} x {N_COLS}")
     times = in_turn(parts)
-    speed_lines(times, rows.size, 1e3, "Gweights/s", {"dense float32": "dense"})
+    speed_lines(times, rows.size, 1e3, "Gweights/s", {"dense float32": "dense", "Q4_K": "Q4_K"})
     tier_ratios(times)
 
 
@@ -227,8 +226,8 @@ def search_speed() -> None:
     """Queries against rows that no cache holds, coded or dense."""
     rng = np.random.default_rng(8)
     rows = rng.random((SEARCH_ROWS, SEARCH_COLS), np.float32) - np.float32(0.5)
-    coded = [Trellis.trained(32, n_bits) for n_bits in SPEED_STATE_BITS]
-    codes = [rng.integers(0, 256, (SEARCH_ROWS, code.row_nbytes(SEARCH_COLS)), np.uint8) for code in coded]
+    code = Trellis.trained(32)
+    codes = rng.integers(0, 256, (SEARCH_ROWS, code.row_nbytes(SEARCH_COLS)), np.uint8)
     energies = np.empty(SEARCH_ROWS, np.int32)
 
     def parts(queries: NDArray[np.int8]) -> dict[str, Callable[[], object]]:
@@ -236,15 +235,14 @@ def search_speed() -> None:
         products = np.empty((SEARCH_ROWS, len(queries)), np.float32)
         scores = np.empty((len(queries), SEARCH_ROWS), np.int32)
         found: dict[str, Callable[[], object]] = {"dense float32": lambda: np.matmul(rows, columns, products)}
-        for code, own in zip(coded, codes, strict=True):
-            for tier in vector_tiers():
-                found[f"{len(code.levels)} states, {tier}"] = lambda code=code, own=own, tier=tier: _score.trellis_dots(
-                    own, code.levels, code.rate, queries, scores, isa=tier
-                )
-            if len(queries) == 1:
-                found[f"{len(code.levels)} states, energies"] = lambda code=code, own=own: _score.trellis_energies(
-                    own, code.levels, code.rate, SEARCH_COLS, energies
-                )
+        for tier in vector_tiers():
+            found[tier] = lambda tier=tier: _score.trellis_dots(
+                codes, code.levels, code.rate, queries, scores, crossed=code.crossed, isa=tier
+            )
+        if len(queries) == 1:
+            found["energies"] = lambda: _score.trellis_energies(
+                codes, code.levels, code.rate, SEARCH_COLS, energies, crossed=code.crossed
+            )
         return found
 
     print(f"\nqueries against {SEARCH_ROWS} x {SEARCH_COLS} at 2 b, beside {rows.nbytes / 1e9:.2f} GB of float32")
@@ -257,10 +255,10 @@ def search_speed() -> None:
 
 def speed() -> None:
     ggml = Ggml()
-    print(f"\nbeside the routines of llama.cpp in llama-cpp-python {version('llama-cpp-python')}")
+    print(f"\nbeside the routines of llama.cpp in xllamacpp {version('xllamacpp')}")
     encode_speed(ggml, np.random.default_rng(2).standard_normal((ENCODE_ROWS, N_COLS)).astype(np.float32))
     decode_speed(ggml)
-    dot_speed()
+    dot_speed(ggml)
 
 
 def main(arguments: list[str]) -> None:

@@ -16,7 +16,8 @@ from hhtld.matrix import row_axes
 
 __all__ = [
     "BASE17_NBYTES",
-    "DEFAULT_STATE_BITS",
+    "CODEBOOK_BITS",
+    "CODEBOOK_NBYTES",
     "ENTRY_NBYTES",
     "INDEX_ROLES",
     "MAX_PALETTE_K",
@@ -33,6 +34,7 @@ __all__ = [
     "is_encodable",
     "regime",
     "should_use_leaf",
+    "state_bits",
 ]
 
 MAX_PALETTE_K = 256  # a twig is one u8
@@ -40,8 +42,8 @@ SLOT_L_LANES = 8
 BASE17_NBYTES = 34
 ENTRY_NBYTES = 4  # Slot D and Slot V of the lookup codec
 MIN_RATE, MAX_RATE = 16, 96  # of Slot T, in sixteenths of a bit
-STATE_BITS = (8, 10, 12)  # log2 of the levels of a codebook
-DEFAULT_STATE_BITS = 10
+CODEBOOK_NBYTES, CODEBOOK_BITS = 72, 12  # of a crossed codebook; log2 of its states
+STATE_BITS = (8, 10, 12)  # log2 of the levels of a codebook that lists them, as early packs have it
 REGIMES = ("argmax", "index")
 INDEX_ROLES = frozenset({"embed", "lm_head"})  # rows are looked up by index, so that each must keep its identity
 
@@ -141,3 +143,11 @@ def group_key(name: str, shape: Sequence[int]) -> PaletteGroupKey:
     n_row_axes = row_axes(shape)
     matrix = math.prod(shape[:n_row_axes]), math.prod(shape[n_row_axes:])
     return PaletteGroupKey(classify_component(name), classify_role(name), matrix)
+
+
+def state_bits(codebook_nbytes: int) -> int | None:
+    """Return log2 of the states of a codebook of so many bytes, or None if none has them."""
+    if codebook_nbytes == CODEBOOK_NBYTES:
+        return CODEBOOK_BITS
+    n_bits = codebook_nbytes.bit_length() - 1
+    return n_bits if n_bits in STATE_BITS and codebook_nbytes == 1 << n_bits else None

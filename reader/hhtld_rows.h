@@ -182,7 +182,6 @@ static const char *hhtld_end_(const char *p) {
     } while (depth && *p);
     return p;
 }
-
 /* The first value of a list, or the first key of an object; NULL if there is none. */
 static const char *hhtld_first_(const char *p, char bracket) {
     if (!p || *p != bracket) return NULL;
@@ -194,7 +193,6 @@ static const char *hhtld_next_(const char *p, char separator) {
     p = p ? hhtld_space_(hhtld_end_(p)) : NULL;
     return p && *p == separator ? hhtld_space_(p + 1) : NULL;
 }
-
 static int hhtld_same_(const char *a, const char *b) {
     const size_t n = a && b ? (size_t)(hhtld_end_(a) - a) : 0;
     return n && n == (size_t)(hhtld_end_(b) - b) && !memcmp(a, b, n);
@@ -213,7 +211,6 @@ static const char *hhtld_member_(const char *object, const char *key) {
     }
     return found;
 }
-
 /* Whether a value is an integer of at most `limit`. */
 static int hhtld_integer_(const char *p, uint64_t limit, uint64_t *value) {
     const char *const end = p ? hhtld_end_(p) : NULL;
@@ -224,7 +221,6 @@ static int hhtld_integer_(const char *p, uint64_t limit, uint64_t *value) {
     }
     return end != NULL;
 }
-
 /* The double that a number says, whatever the program's locale writes for a point; 0 if it is none. */
 static double hhtld_double_(const char *p) {
     char copy[64] = "";
@@ -263,7 +259,6 @@ static int hhtld_read_sections_(hhtld_pack *pack, const char *list, uint64_t maj
     HHTLD_NEED_(hhtld_aligned_(end) == table, "the table does not follow the last section");
     return HHTLD_OK;
 }
-
 static int hhtld_read_table_(hhtld_pack *pack, hhtld_error *error) {
     uint8_t head[64] = {0}, tail[64] = {0}, zeros[64] = {0};
     int code = hhtld_read_(pack, 0, head, pack->size < 64 ? pack->size : 64, error);
@@ -299,7 +294,6 @@ static int hhtld_read_table_(hhtld_pack *pack, hhtld_error *error) {
     HHTLD_NEED_(pack->tensors && *pack->tensors == '[' && pack->groups, "the table lists no tensors or no groups");
     return hhtld_read_sections_(pack, hhtld_member_(root, "sections"), major, features, offset, error);
 }
-
 hhtld_pack *hhtld_pack_open_with(hhtld_read read, void *context, uint64_t nbytes, hhtld_error *error) {
     hhtld_pack *pack = (hhtld_pack *)hhtld_allocate_(1, sizeof *pack, error);
     if (!pack) return NULL;
@@ -354,7 +348,6 @@ static const hhtld_section_ *hhtld_section_of_(const hhtld_pack *pack, const cha
     if (!hhtld_integer_(member, UINT32_MAX, &number) || number >= pack->n_sections) return &wrong;
     return pack->sections[number].kind == kind ? pack->sections + number : &wrong;
 }
-
 /* Read a section of this size and verify its checksum. From `first` on it is bfloat16 values, which must be finite, or
  * even positive if `least` is 1. */
 static uint8_t *hhtld_whole_(const hhtld_pack *pack, const hhtld_section_ *section, uint64_t nbytes, uint64_t first,
@@ -381,25 +374,38 @@ static int hhtld_open_part_(const hhtld_rows *rows, const char *tensor, uint32_t
     part->offset = section->offset, part->width = width;
     return HHTLD_OK;
 }
-
+/* The levels of all states of a codebook of 72 bytes; 0 if one lies beyond -127 to 127. */
+static int hhtld_crossed_(const uint8_t *book, float *values) {
+    const int8_t *const levels = (const int8_t *)book + 24;
+    int fits = 1;
+    for (uint32_t state = 0; state < 4096; state++) {
+        uint32_t a = state & 15, b = state >> 4 & 15, c = state >> 8;
+        c ^= book[a / 2] >> (a % 2 * 4) & 15;
+        a ^= book[8 + c / 2] >> (c % 2 * 4) & 15, b ^= book[16 + c / 2] >> (c % 2 * 4) & 15;
+        const int level = levels[a] + levels[16 + b] + levels[32 + c];
+        values[state] = (float)level, fits = fits && level >= -127 && level <= 127;
+    }
+    return fits;
+}
 static int hhtld_open_level_(hhtld_rows *rows, const char *tensor, const char *group, int second, hhtld_error *error) {
     hhtld_level_ *level = rows->level + second;
     const hhtld_section_ *const book = hhtld_section_of_(rows->pack, group, second ? 14 : 9);
     const uint64_t n = book ? book->nbytes : 0;
     uint64_t rate;
-    HHTLD_NEED_(n == 256 || n == 1024 || n == 4096, "the group's codebook does not have a known size");
+    HHTLD_NEED_(n == 72 || n == 256 || n == 1024 || n == 4096, "the group's codebook does not have a known size");
     HHTLD_NEED_(hhtld_integer_(hhtld_member_(group, second ? "rate_2" : "rate"), 96, &rate) && rate >= 16,
                 "the group's rate is not one of 16 to 96 sixteenths of a bit");
     uint8_t *const levels = hhtld_whole_(rows->pack, book, n, n, 0, error);
     if (!levels) return error->code;
-    for (uint64_t i = 0; i < n; i++) level->values[i] = (float)(int8_t)levels[i];
+    const int fits = n != 72 || hhtld_crossed_(levels, level->values);
+    for (uint64_t i = 0; n != 72 && i < n; i++) level->values[i] = (float)(int8_t)levels[i];
     free(levels);
+    HHTLD_NEED_(fits, "the levels of the group's codebook sum up beyond -127 to 127");
     level->rate = (uint32_t)rate, level->n_bits = n == 256 ? 8 : n == 1024 ? 10 : 12;
     const uint64_t width = ((rows->n_cols - 1) * rate / 16 + level->n_bits + 7) / 8;
     const int code = hhtld_open_part_(rows, tensor, second ? 15 : 10, 2, &level->gains, error);
     return code ? code : hhtld_open_part_(rows, tensor, second ? 16 : 11, width, &level->codes, error);
 }
-
 /* Open centroids, the basis of Slot L, and column scales, as far as they are there. */
 static int hhtld_open_base_(hhtld_rows *rows, const char *tensor, const char *group, hhtld_error *error) {
     const hhtld_pack *pack = rows->pack;
@@ -434,7 +440,6 @@ static int hhtld_open_base_(hhtld_rows *rows, const char *tensor, const char *gr
     rows->column_scale = hhtld_whole_(pack, column_scale, 2 * n_cols, 0, 1, error);
     return rows->column_scale ? HHTLD_OK : error->code;
 }
-
 /* Whether a shape is the group's matrix: n_rows is the product of its first sizes, n_cols that of the others. */
 static int hhtld_is_matrix_(const char *shape, uint64_t n_rows, uint64_t n_cols) {
     const uint64_t largest = (uint64_t)1 << 48;
@@ -447,7 +452,6 @@ static int hhtld_is_matrix_(const char *shape, uint64_t n_rows, uint64_t n_cols)
     }
     return fits && product % n_cols == 0 && product / n_cols == n_rows;
 }
-
 static int hhtld_open_rows_(hhtld_rows *rows, const char *name, hhtld_error *error) {
     const hhtld_pack *pack = rows->pack;
     const char *tensor = hhtld_first_(pack->tensors, '['), *group = hhtld_first_(pack->groups, '['), *p, *alias;
@@ -490,7 +494,6 @@ static int hhtld_open_rows_(hhtld_rows *rows, const char *name, hhtld_error *err
     }
     return HHTLD_OK;
 }
-
 hhtld_rows *hhtld_rows_open(const hhtld_pack *pack, const char *name, hhtld_error *error) {
     hhtld_rows *rows = (hhtld_rows *)hhtld_allocate_(1, sizeof *rows, error);
     if (!rows) return NULL;
@@ -517,7 +520,6 @@ HHTLD_UNFUSED_ static void hhtld_decode_level_(const hhtld_level_ *level, const 
         out[t] = add ? out[t] + y : y;
     }
 }
-
 /* (x, y) becomes (x + y, x - y) for the values of two runs of `half`. */
 static void hhtld_butterflies_(float *x, uint64_t half) {
     for (uint64_t i = 0; i < half; i++) {
@@ -537,7 +539,6 @@ static void hhtld_hadamard_(float *x, uint64_t n) {
         for (uint64_t start = 0; start < n; start += 2 * half) hhtld_butterflies_(x + start, half);
     for (uint64_t i = 0; i < n; i++) x[i] *= scale;
 }
-
 /* Turn a row back, and add and divide by what rows share. */
 HHTLD_UNFUSED_ static void hhtld_finish_(const hhtld_rows *rows, uint64_t twig, const uint8_t *lanes, float *y) {
     const uint64_t n_cols = rows->n_cols, block = rows->block;
@@ -554,7 +555,6 @@ HHTLD_UNFUSED_ static void hhtld_finish_(const hhtld_rows *rows, uint64_t twig, 
     }
     for (uint64_t t = 0; t < n_cols && rows->column_scale; t++) y[t] = y[t] / hhtld_bf16_(rows->column_scale + 2 * t);
 }
-
 /* Read the bytes that a row has in a section; none if the tensor does not have the section. */
 static int hhtld_row_(const hhtld_rows *rows, hhtld_part_ part, uint64_t row, uint8_t *to, hhtld_error *error) {
     return hhtld_read_(rows->pack, part.offset + row * part.width, to, part.width, error);

@@ -144,9 +144,25 @@ def hadamard(rows: np.ndarray) -> np.ndarray:
     return rows * np.float32(1 / math.sqrt(size))
 
 
+def crossed_levels(codebook: bytes) -> np.ndarray:
+    """The levels of all states of a codebook of 72 bytes."""
+    nibbles = [byte >> shift & 15 for byte in codebook[:24] for shift in (0, 4)]
+    across, back_a, back_b = nibbles[:16], nibbles[16:32], nibbles[32:]
+    level_a, level_b, level_c = np.frombuffer(codebook, np.int8, 48, 24).astype(int).reshape(3, 16)
+    levels = np.empty(4096, np.float32)
+    for state in range(4096):
+        a, b, c = state % 16, state // 16 % 16, state // 256
+        c ^= across[a]
+        a ^= back_a[c]
+        b ^= back_b[c]
+        levels[state] = level_a[a] + level_b[b] + level_c[c]
+    check(bool((np.abs(levels) <= 127).all()), "levels of a codebook")
+    return levels
+
+
 def trellis_level(rate: int, codebook: bytes, slot_v: bytes, slot_t: bytes, n_rows: int, n_cols: int) -> np.ndarray:
     """One level's rotated rows."""
-    book = np.frombuffer(codebook, np.int8).astype(np.float32)
+    book = crossed_levels(codebook) if len(codebook) == 72 else np.frombuffer(codebook, np.int8).astype(np.float32)
     n_bits = len(book).bit_length() - 1
     check(len(book) in (256, 1024, 4096) and 16 <= rate <= 96, "codebook and rate")
     gains = bfloat16(slot_v) / np.float32(64)

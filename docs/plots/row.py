@@ -9,7 +9,7 @@ from math import cos, sin
 from pathlib import Path
 
 HERE = Path(__file__).parent
-N_COLS, BITS, STATE_BITS = 384, 2, 10
+N_COLS, BITS, STATE_BITS = 384, 2, 12
 SLOTS = {  # bytes a row
     "D": (1, "#4575b4"),
     "V": (2, "#7b3294"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hhtld.identity import CODEBOOK_BITS
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
 from hhtld.slots.leaf import SLOT_L_LANES
@@ -158,11 +159,11 @@ def _fixed_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bo
 def _group_nbytes(pack: HhtldPack, number: int | None) -> int:
     assert number is not None
     group = pack.table.groups[number]
-    nbytes = 4 * group.key.shape[1]
+    nbytes, levels = 4 * group.key.shape[1], 5 << CODEBOOK_BITS
     nbytes += _LOOKUP_GROUP_NBYTES if "palette" in group.sections else _GROUP_NBYTES
     for kind, index in group.sections.items():
         held = pack.sections.nbytes(index)
-        nbytes += {"palette": 10 * MAX_PALETTE_K**2, "codebook": 5 * held, "codebook_2": 5 * held}.get(kind, 2 * held)
+        nbytes += {"palette": 10 * MAX_PALETTE_K**2, "codebook": levels, "codebook_2": levels}.get(kind, 2 * held)
     return nbytes
 
 

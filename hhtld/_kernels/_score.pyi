@@ -12,6 +12,7 @@ def trellis_dots(
     queries: NDArray[np.int8],
     out: NDArray[np.int32],
     *,
+    crossed: NDArray[np.uint8] | None = ...,
     isa: str | None = ...,
 ) -> None: ...
 
@@ -23,5 +24,6 @@ def trellis_energies(
     n_cols: int,
     out: NDArray[np.int32],
     *,
+    crossed: NDArray[np.uint8] | None = ...,
     isa: str | None = ...,
 ) -> None: ...

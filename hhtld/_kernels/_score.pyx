@@ -13,6 +13,7 @@ cdef extern from "score.h" nogil:
     enum: HH_SCORE_COLS
     enum: HH_SCORE_QUERIES
     enum: HH_TRELLIS_BLOCK
+    enum: HH_CROSSED_NBYTES
     ctypedef struct hh_score_scratch:
         uint8_t *row
         int8_t *query
@@ -27,10 +28,11 @@ cdef extern from "score.h" nogil:
     Py_ssize_t hh_trellis_blocks(Py_ssize_t n_cols)
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     void hh_trellis_dots(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
-                         const int8_t *table, const int8_t *queries, Py_ssize_t n_queries, hh_score_scratch scratch,
-                         int32_t *out)
+                         const int8_t *table, const uint8_t *codebook, const int8_t *queries,
+                         Py_ssize_t n_queries, hh_score_scratch scratch, int32_t *out)
     void hh_trellis_energies(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate,
-                             int n_bits, const int8_t *table, hh_score_scratch scratch, int32_t *out)
+                             int n_bits, const int8_t *table, const uint8_t *codebook, hh_score_scratch scratch,
+                             int32_t *out)
 
 MAX_COLS = HH_SCORE_MAX_COLS
 cdef int _MIN_RATE = 16, _MAX_RATE = 96
@@ -52,6 +54,15 @@ cdef int _state_bits(const uint8_t[:, ::1] codes, Py_ssize_t n_levels, int rate,
     if codes.shape[1] != nbytes:
         raise ValueError(f"codes must be (n_rows, {nbytes}), got ({codes.shape[0]}, {codes.shape[1]})")
     return n_bits
+
+
+cdef const uint8_t *_codebook(const uint8_t[::1] crossed, int n_bits) except? NULL:
+    if crossed is None:
+        return NULL
+    if crossed.shape[0] != HH_CROSSED_NBYTES or n_bits != 12:
+        raise ValueError(f"a crossed codebook has {HH_CROSSED_NBYTES} bytes and 4096 levels, got {crossed.shape[0]} "
+                         f"bytes and {1 << n_bits} levels")
+    return &crossed[0]
 
 
 cdef void *_allocate(hh_score_scratch *scratch, Py_ssize_t n_cols, int rate, Py_ssize_t n_queries) except NULL:
@@ -81,11 +92,16 @@ cdef void *_allocate(hh_score_scratch *scratch, Py_ssize_t n_cols, int rate, Py_
 
 
 def trellis_dots(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
-                 const int8_t[:, ::1] queries not None, int32_t[:, ::1] out not None, *, isa=None):
-    """Write to out (n_queries, n_rows) the sums of level times query (n_queries, n_cols) of codes; exact."""
+                 const int8_t[:, ::1] queries not None, int32_t[:, ::1] out not None, *,
+                 const uint8_t[::1] crossed=None, isa=None):
+    """Write to out (n_queries, n_rows) the sums of level times query (n_queries, n_cols) of codes; exact.
+
+    `crossed` is the crossed codebook (72,) that the 4096 levels are those of: vector bodies read it instead.
+    """
     cdef int tier = resolve(isa)
     cdef Py_ssize_t n_rows = codes.shape[0], n_queries = queries.shape[0], n_cols = queries.shape[1]
     cdef int n_bits = _state_bits(codes, levels.shape[0], rate, n_cols)
+    cdef const uint8_t *codebook = _codebook(crossed, n_bits)
     cdef hh_score_scratch scratch
     cdef void *block
     if out.shape[0] != n_queries or out.shape[1] != n_rows:
@@ -98,16 +114,17 @@ def trellis_dots(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels 
         return
     block = _allocate(&scratch, n_cols, rate, n_queries)
     with nogil:
-        hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], &queries[0, 0], n_queries,
-                        scratch, &out[0, 0])
+        hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, &queries[0, 0],
+                        n_queries, scratch, &out[0, 0])
     free(block)
 
 
 def trellis_energies(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
-                     Py_ssize_t n_cols, int32_t[::1] out not None, *, isa=None):
+                     Py_ssize_t n_cols, int32_t[::1] out not None, *, const uint8_t[::1] crossed=None, isa=None):
     """Write to out (n_rows,) the sums of squared levels of codes (n_rows, row_nbytes); exact."""
     cdef int tier = resolve(isa), n_bits = _state_bits(codes, levels.shape[0], rate, n_cols)
     cdef Py_ssize_t n_rows = codes.shape[0]
+    cdef const uint8_t *codebook = _codebook(crossed, n_bits)
     cdef hh_score_scratch scratch
     cdef void *block
     if out.shape[0] != n_rows:
@@ -120,5 +137,5 @@ def trellis_energies(const uint8_t[:, ::1] codes not None, const int8_t[::1] lev
         return
     block = _allocate(&scratch, n_cols, rate, 1)
     with nogil:
-        hh_trellis_energies(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], scratch, &out[0])
+        hh_trellis_energies(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, scratch, &out[0])
     free(block)

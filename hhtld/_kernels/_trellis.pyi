@@ -35,5 +35,9 @@ def decode(
     gains: NDArray[np.float32],
     out: NDArray[np.float32],
     *,
+    crossed: NDArray[np.uint8] | None = ...,
     isa: str | None = ...,
 ) -> None: ...
+
+# crossed codebook (72,), levels (4096,)
+def crossed_levels(crossed: NDArray[np.uint8], levels: NDArray[np.int8]) -> None: ...

@@ -1,4 +1,4 @@
-"""Door to trellis.h: Slot T's trellis encoder and decoder, on rotated rows."""
+"""Door to trellis.h and crossed.h: Slot T's trellis encoder and decoder, on rotated rows."""
 
 import sys
 
@@ -31,6 +31,14 @@ cdef extern from "trellis.h" nogil:
                            hh_trellis_scratch scratch, uint8_t *codes, float *gains)
     void hh_trellis_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                            const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
+                           float *out)
+
+cdef extern from "crossed.h" nogil:
+    enum: HH_CROSSED_NBYTES
+    enum: HH_CROSSED_STATES
+    void hh_crossed_levels(const uint8_t *codebook, int8_t *levels)
+    void hh_crossed_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate,
+                           const uint8_t *codebook, const int8_t *levels, const float *gains, uint8_t *padded,
                            float *out)
 
 MIN_RATE = 16
@@ -140,8 +148,11 @@ def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, 
 
 
 def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not None, int rate,
-           const float[::1] gains not None, float[:, ::1] out not None, *, isa=None):
-    """Decode codes (n_rows, row_nbytes) and gains (n_rows,) to rotated rows (n_rows, n_cols)."""
+           const float[::1] gains not None, float[:, ::1] out not None, *, const uint8_t[::1] crossed=None, isa=None):
+    """Decode codes (n_rows, row_nbytes) and gains (n_rows,) to rotated rows (n_rows, n_cols).
+
+    `crossed` is the crossed codebook (72,) that the 4096 levels of `table` are those of: vector bodies read it instead.
+    """
     cdef int tier = resolve(isa), n_bits = _state_bits(table, rate)
     cdef Py_ssize_t n_rows = out.shape[0], n_cols = out.shape[1], nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
     cdef char *block
@@ -149,6 +160,8 @@ def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not Non
     if codes.shape[0] != n_rows or codes.shape[1] != nbytes or gains.shape[0] != n_rows:
         raise ValueError(f"codes must be ({n_rows}, {nbytes}) and gains ({n_rows},), "
                          f"got ({codes.shape[0]}, {codes.shape[1]}) and ({gains.shape[0]},)")
+    if crossed is not None:
+        _require_crossed(crossed, table.shape[0])
     if n_rows == 0 or n_cols == 0:
         return
     require_aligned(&gains[0], 4, "gains")
@@ -159,7 +172,24 @@ def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not Non
     # Tables come first and on a cache line's edge: they are loaded 64 bytes at a time.
     bytes = <uint8_t *> (block + (64 - <size_t> block % 64) % 64)
     with nogil:
-        hh_trellis_decode(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &table[0], &gains[0],
-                          bytes + 5 * (1 << HH_MAX_STATE_BITS), <int32_t *> (bytes + (1 << HH_MAX_STATE_BITS)), bytes,
-                          &out[0, 0])
+        if crossed is not None:
+            hh_crossed_decode(tier, &codes[0, 0], n_rows, n_cols, rate, &crossed[0], &table[0], &gains[0],
+                              bytes + 5 * (1 << HH_MAX_STATE_BITS), &out[0, 0])
+        else:
+            hh_trellis_decode(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &table[0], &gains[0],
+                              bytes + 5 * (1 << HH_MAX_STATE_BITS), <int32_t *> (bytes + (1 << HH_MAX_STATE_BITS)),
+                              bytes, &out[0, 0])
     free(block)
+
+
+cdef int _require_crossed(const uint8_t[::1] crossed, Py_ssize_t n_levels) except -1:
+    if crossed.shape[0] != HH_CROSSED_NBYTES or n_levels != HH_CROSSED_STATES:
+        raise ValueError(f"a crossed codebook has {HH_CROSSED_NBYTES} bytes and {HH_CROSSED_STATES} levels, "
+                         f"got {crossed.shape[0]} bytes and {n_levels} levels")
+    return 0
+
+
+def crossed_levels(const uint8_t[::1] crossed not None, int8_t[::1] levels not None):
+    """Write the level of every state (4096,) of a crossed codebook (72,); sums of levels wrap."""
+    _require_crossed(crossed, levels.shape[0])
+    hh_crossed_levels(&crossed[0], &levels[0])

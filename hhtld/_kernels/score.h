@@ -16,6 +16,7 @@
 #ifndef HHTLD_SCORE_H
 #define HHTLD_SCORE_H
 
+#include "crossed.h"
 #include "isa.h"
 #include "trellis.h"
 
@@ -89,7 +90,17 @@ typedef struct {
     hh_score_scratch scratch;
     hh_block_plan_avx2 plan_avx2;
     hh_block_plan_avx512vnni plan_avx512vnni;
+    int is_crossed;
+    hh_crossed crossed;
+    hh_crossed_plan_avx2 crossed_plan_avx2;
 } hh_score_rows;
+
+HH_INLINE hh_crossed_use hh_score_crossed_(const hh_score_rows *rows) {
+    const hh_score_scratch *const scratch = &rows->scratch;
+    const hh_crossed_use with = {&rows->crossed, rows->rate, scratch->query, (const int8_t *)scratch->halves,
+                                 *scratch->bias};
+    return with;
+}
 
 HH_TARGET_AVX2_BEGIN
 HH_INLINE int32_t hh_sum_i32x8_avx2_(__m256i sum_i32x8) {
@@ -173,14 +184,21 @@ HH_INLINE void hh_score_read_wide_avx2_(int keep, const hh_score_rows *rows, con
 HH_KERNEL void hh_score_dots_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
                                   int32_t *out) {
     const hh_score_scratch *const scratch = &rows->scratch;
-    if (rows->n_bits <= 8)
+    if (rows->is_crossed) {
+        const hh_crossed_use with = hh_score_crossed_(rows);
+        hh_crossed_dots_avx2(&with, &rows->crossed_plan_avx2, codes, rows->row_nbytes, n_rows, n_cols, out);
+    } else if (rows->n_bits <= 8)
         hh_score_read8_avx2_(0, rows, codes, n_rows, n_cols, scratch->halves, *scratch->bias, out, NULL);
     else hh_score_read_wide_avx2_(0, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
 }
 
 HH_KERNEL void hh_score_levels_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
                                     uint8_t *levels) {
-    if (rows->n_bits <= 8) hh_score_read8_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
+    if (rows->is_crossed) {
+        const hh_crossed_use with = hh_score_crossed_(rows);
+        hh_crossed_keep_avx2(&with, &rows->crossed_plan_avx2, codes, rows->row_nbytes, n_rows, n_cols, levels,
+                             HH_SCORE_COLS);
+    } else if (rows->n_bits <= 8) hh_score_read8_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
     else hh_score_read_wide_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
 }
 
@@ -303,7 +321,10 @@ HH_INLINE void hh_score_read_avx512vnni_(int keep, int n_bits, const hh_score_ro
 HH_KERNEL void hh_score_dots_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
                                         ptrdiff_t n_cols, int32_t *out) {
     const hh_score_scratch *const scratch = &rows->scratch;
-    if (rows->n_bits <= 8)
+    if (rows->is_crossed) {
+        const hh_crossed_use with = hh_score_crossed_(rows);
+        hh_crossed_dots_avx512vnni(&with, &rows->plan_avx512vnni, codes, rows->row_nbytes, n_rows, n_cols, out);
+    } else if (rows->n_bits <= 8)
         hh_score_read_avx512vnni_(0, 8, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
     else if (rows->n_bits <= 10)
         hh_score_read_avx512vnni_(0, 10, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
@@ -312,7 +333,11 @@ HH_KERNEL void hh_score_dots_avx512vnni(const hh_score_rows *rows, const uint8_t
 
 HH_KERNEL void hh_score_levels_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
                                           ptrdiff_t n_cols, uint8_t *levels) {
-    if (rows->n_bits <= 8) hh_score_read_avx512vnni_(1, 8, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
+    if (rows->is_crossed) {
+        const hh_crossed_use with = hh_score_crossed_(rows);
+        hh_crossed_keep_avx512vnni(&with, &rows->plan_avx512vnni, codes, rows->row_nbytes, n_rows, n_cols, levels,
+                                   HH_SCORE_COLS);
+    } else if (rows->n_bits <= 8) hh_score_read_avx512vnni_(1, 8, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
     else if (rows->n_bits <= 10) hh_score_read_avx512vnni_(1, 10, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
     else hh_score_read_avx512vnni_(1, 12, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
 }
@@ -375,14 +400,18 @@ HH_TARGET_END
 /* ---- rows ---- */
 
 HH_KERNEL void hh_score_open_(hh_score_rows *rows, int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                              int rate, int n_bits, const int8_t *table, hh_score_scratch scratch) {
+                              int rate, int n_bits, const int8_t *table, const uint8_t *codebook,
+                              hh_score_scratch scratch) {
     rows->tier = tier, rows->rate = rate, rows->n_bits = n_bits, rows->codes = codes, rows->scratch = scratch;
     rows->row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     rows->n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
     memset(scratch.row, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
     hh_trellis_bytes_table(table, n_bits, scratch.table);
     for (int s = 0; s < 1 << n_bits; s++) scratch.wide[s] = scratch.table[s];
+    rows->is_crossed = codebook != NULL;
+    if (codebook) hh_crossed_open(codebook, &rows->crossed);
     if (tier >= HH_TIER_AVX512VNNI) hh_block_plan_avx512vnni_(rate, &rows->plan_avx512vnni);
+    else if (codebook) hh_crossed_plan_avx2_(rate, &rows->crossed_plan_avx2);
     else hh_block_plan_avx2_(rate, &rows->plan_avx2);
 }
 
@@ -426,7 +455,12 @@ HH_KERNEL void hh_score_queries_(const hh_score_rows *rows, const int8_t *querie
 
 HH_KERNEL void hh_trellis_dots_one_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *query,
                                     int32_t *out) {
-    hh_score_queries_(rows, query, 1, 0, n_cols, hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK, 0, 32);
+    const ptrdiff_t n_padded = hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK;
+    if (rows->is_crossed && rows->tier < HH_TIER_AVX512VNNI) {
+        memset(rows->scratch.query, 0, (size_t)n_padded);
+        memset(rows->scratch.halves, 0, (size_t)n_padded);
+        hh_crossed_query_avx2_(rows->rate, query, n_cols, rows->scratch.query, (int8_t *)rows->scratch.halves);
+    } else hh_score_queries_(rows, query, 1, 0, n_cols, n_padded, 0, 32);
     for (ptrdiff_t r = 0, some; r < n_rows; r += some) {
         const uint8_t *codes;
         some = hh_score_some_(rows, r, n_rows - r, &codes);
@@ -563,14 +597,14 @@ HH_KERNEL void hh_trellis_dots_neon(int tier, const uint8_t *codes, ptrdiff_t n_
 }
 #endif
 
-/* Scores of rows against queries. */
+/* Scores of rows against queries. `codebook` is the crossed codebook whose levels `table` holds, or NULL. */
 HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                               const int8_t *table, const int8_t *queries, ptrdiff_t n_queries,
+                               const int8_t *table, const uint8_t *codebook, const int8_t *queries, ptrdiff_t n_queries,
                                hh_score_scratch scratch, int32_t *out) {
 #if HH_X86
     if (tier >= HH_TIER_AVX2) {
         hh_score_rows rows;
-        hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, scratch);
+        hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, scratch);
         if (n_queries == 1) hh_trellis_dots_one_(&rows, n_rows, n_cols, queries, out);
         else hh_trellis_dots_many_(&rows, n_rows, n_cols, queries, n_queries, out);
         return;
@@ -581,7 +615,7 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
         return;
     }
 #endif
-    (void)tier, (void)scratch;
+    (void)tier, (void)scratch, (void)codebook;
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     for (ptrdiff_t q = 0; q < n_queries; q++)
         for (ptrdiff_t r = 0; r < n_rows; r++)
@@ -591,11 +625,12 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
 
 /* Squared lengths of rows, in levels. */
 HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
-                                   int n_bits, const int8_t *table, hh_score_scratch scratch, int32_t *out) {
+                                   int n_bits, const int8_t *table, const uint8_t *codebook, hh_score_scratch scratch,
+                                   int32_t *out) {
 #if HH_X86
     if (tier >= HH_TIER_AVX2) {
         hh_score_rows rows;
-        hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, scratch);
+        hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, scratch);
         for (ptrdiff_t from = 0; from < n_rows; from += HH_SCORE_PANEL) {
             const ptrdiff_t count = hh_least_(n_rows - from, HH_SCORE_PANEL);
             for (ptrdiff_t t = 0; t < n_cols; t += HH_SCORE_COLS) {
@@ -618,7 +653,7 @@ HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_r
         return;
     }
 #endif
-    (void)tier, (void)scratch;
+    (void)tier, (void)scratch, (void)codebook;
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     for (ptrdiff_t r = 0; r < n_rows; r++)
         out[r] = hh_trellis_energy_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table);

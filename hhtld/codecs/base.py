@@ -22,7 +22,7 @@ from hhtld import slots
 from hhtld.codecs.section_kinds import SectionKind
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS, Threshold
-from hhtld.identity import DEFAULT_STATE_BITS, MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey
+from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey
 from hhtld.sources.rows import BLOCK_NBYTES, Rows
 
 if TYPE_CHECKING:
@@ -360,8 +360,6 @@ class Profile:
         Sixteenths of a bit, for "bits:B".
     rate_2 : int or None
         Of the second level, for "bits:B+C".
-    state_bits : int
-        log2 of the states of Slot T's codes.
     judged : bool
         Whether rates are chosen so that rows reach cosines, which a conversion must then reach.
     """
@@ -370,7 +368,6 @@ class Profile:
     codec: Codec
     rate: int | None = None
     rate_2: int | None = None
-    state_bits: int = DEFAULT_STATE_BITS
     judged: bool = False
 
     @property

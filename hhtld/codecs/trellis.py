@@ -57,11 +57,12 @@ from hhtld.dtypes import bf16_values
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.identity import (
+    CODEBOOK_BITS,
     MAX_RATE,
     MIN_RATE,
     SLOT_L_LANES,
-    STATE_BITS,
     PaletteGroupKey,
+    state_bits,
 )
 from hhtld.matrix import is_vector
 from hhtld.sources.rows import Rows
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     pass
 
 __all__ = [
-    "PARITY_STATE_BITS",
     "PARITY_THRESHOLD",
     "ColumnCode",
     "TrellisCodec",
@@ -80,8 +80,6 @@ __all__ = [
 # What profile parity asks of every group if no model was run. It promises nothing about the model's answers; see
 # docs/decisions/gates-and-answers.md.
 PARITY_THRESHOLD = Threshold(0.9997, 0.999)
-# More states lose less and take longer to encode: docs/decisions/trellis-states.md.
-PARITY_STATE_BITS = 12
 _LANES = 32  # rows that the trellis search takes at once
 
 
@@ -100,9 +98,7 @@ class TrellisCodec(Codec):
         kind, colon, bits = text.partition(":")
         if (kind == "bits") != bool(colon):
             return None
-        if kind == "parity":
-            return Profile(text, self, state_bits=PARITY_STATE_BITS, judged=True)
-        if kind == "gates":
+        if kind in ("gates", "parity"):
             return Profile(text, self, judged=True)
         first, _, second = bits.partition("+")
         rate, rate_2 = _sixteenths(first), _sixteenths(second)
@@ -147,7 +143,8 @@ class TrellisCodec(Codec):
                 continue
             if not {f"slot_t{suffix}", f"slot_v{suffix}"} <= set(kinds):
                 raise HeaderError(f"{where}: its group has codebook_2, so it needs slot_v_2 and slot_t_2")
-            n_bits = group.nbytes[f"codebook{suffix}"].bit_length() - 1
+            n_bits = state_bits(group.nbytes[f"codebook{suffix}"])
+            assert n_bits is not None
             rate = int(str(group.numbers[f"rate{suffix}"]))
             record.size(f"slot_t{suffix}", record.n_rows * (((record.n_cols - 1) * rate // 16 + n_bits + 7) // 8))
             record.size(f"slot_v{suffix}", 2 * record.n_rows)
@@ -184,8 +181,8 @@ class TrellisCodec(Codec):
         return 3 * n_cols // 2 + 64  # two levels of 6 bits
 
     def scratch_nbytes(self, profile: Profile, n_cols: int) -> int:
-        # 2 KiB a column are the way back of 32 rows through 1024 states, 128 bytes a state what their costs take.
-        return ((2200 * slots.search_cols(n_cols)) << (profile.state_bits - 10)) + (128 << profile.state_bits) + n_cols
+        # 8 KiB a column are the way back of 32 rows through 4096 states, 128 bytes a state what their costs take.
+        return 8800 * slots.search_cols(n_cols) + (128 << CODEBOOK_BITS) + n_cols
 
     def finding_nbytes(self, key: PaletteGroupKey, n_tensors: int) -> int:
         from hhtld.codecs.trellis_rate import decide_nbytes  # which decoding does not need
@@ -208,11 +205,11 @@ def _sixteenths(text: str) -> int | None:
 
 
 def _checked_rate(record: RecordCheck, number: str, codebook: str) -> int:
-    rate, levels = record.numbers.get(number), record.nbytes[codebook]
+    rate, nbytes = record.numbers.get(number), record.nbytes[codebook]
     if type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE:
         raise HeaderError(f"{record.where}: {number} must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rate!r}")
-    if levels not in {1 << n_bits for n_bits in STATE_BITS}:
-        raise HeaderError(f"{record.where}: a codebook has 256, 1024 or 4096 levels, got {levels}")
+    if state_bits(nbytes) is None:
+        raise HeaderError(f"{record.where}: a codebook has 72 bytes, or 256, 1024 or 4096 levels, got {nbytes} bytes")
     return rate
 
 
@@ -225,13 +222,11 @@ def _decided(request: GroupRequest) -> TrellisGroup | None:
         rows if scale is None else ScaledRows(rows, scale)
         for rows, scale in zip(request.rows, request.column_scales, strict=True)
     ]
-    shared, prediction = decide_group(
-        scaled, profile.rate, request.threshold, request.seed, profile.state_bits, request.dtype
-    )
+    shared, prediction = decide_group(scaled, profile.rate, request.threshold, request.seed, request.dtype)
     if prediction is None:
         return None
-    second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2, profile.state_bits)
-    trellis = slots.Trellis.trained(prediction.rate, profile.state_bits)
+    second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
+    trellis = slots.Trellis.trained(prediction.rate)
     return TrellisGroup(request.key, replace(shared, trellis=trellis, second=second))
 
 
@@ -300,13 +295,13 @@ class TrellisGroup(GroupCode):
             bits = bits.reshape(-1, n_cols)
         second = None
         if "rate_2" in numbers:
-            second = slots.Trellis(numbers["rate_2"], np.frombuffer(sections["codebook_2"], np.int8))
-        code = slots.Trellis(numbers["rate"], np.frombuffer(sections["codebook"], np.int8))
+            second = slots.Trellis.of_codebook(numbers["rate_2"], sections["codebook_2"])
+        code = slots.Trellis.of_codebook(numbers["rate"], sections["codebook"])
         return cls(key, TrellisShared(code, slots.Rotation(n_cols, numbers["seed"]), bits, basis, second))
 
     def ready(self, profile: Profile) -> Self:
-        trained = slots.Trellis.trained(self.rate, profile.state_bits)
-        second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2, profile.state_bits)
+        trained = slots.Trellis.trained(self.rate)
+        second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
         return replace(self, shared=replace(self.shared, trellis=trained, second=second))
 
     @property
@@ -323,7 +318,7 @@ class TrellisGroup(GroupCode):
         """Return the code one rate up, or None at the top."""
         if self.rate == MAX_RATE:
             return None
-        trellis = slots.Trellis.trained(self.rate + 1, self.shared.trellis.n_bits)
+        trellis = slots.Trellis.trained(self.rate + 1)
         return replace(self, shared=replace(self.shared, trellis=trellis))
 
     def nbytes(self, n_tensors: int) -> int:
@@ -334,11 +329,11 @@ class TrellisGroup(GroupCode):
 
     def sections(self) -> dict[str, bytes]:
         shared = self.shared
-        sections = {"codebook": shared.trellis.levels.tobytes()}
+        sections = {"codebook": shared.trellis.codebook.tobytes()}
         if shared.centroid_bits is not None:
             sections["centroids"] = shared.centroid_bits.tobytes()
         if shared.second is not None:
-            sections["codebook_2"] = shared.second.levels.tobytes()
+            sections["codebook_2"] = shared.second.codebook.tobytes()
         return sections if shared.basis is None else sections | {"basis": shared.basis.to_bytes()}
 
     def coder(self, tensor_code: ColumnCode | None) -> Coder:

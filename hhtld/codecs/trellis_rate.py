@@ -25,7 +25,7 @@ from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
 from hhtld.cosines import is_live, judged_cosines
 from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
 from hhtld.gates import Threshold
-from hhtld.identity import DEFAULT_STATE_BITS, MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES, PaletteGroupKey
+from hhtld.identity import MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES, PaletteGroupKey
 from hhtld.sources.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
 
 __all__ = [
@@ -210,13 +210,12 @@ def smallest_rate(
     sample: NDArray[np.float32],
     shared: TrellisShared,
     threshold: Threshold,
-    n_bits: int = DEFAULT_STATE_BITS,
     dtype: DType = FLOAT32,
 ) -> Prediction | None:
     """Return the smallest rate at which a sample passes, or None where 6 bits do not suffice."""
 
     def at(rate: int) -> Prediction:
-        code = slots.Trellis.trained(rate, n_bits)
+        code = slots.Trellis.trained(rate)
         return predict(sample, replace(shared, trellis=code), dtype)
 
     low, high = MIN_RATE, MAX_RATE
@@ -243,7 +242,6 @@ def decide_group(
     rate: int | None,
     threshold: Threshold | None,
     seed: int,
-    n_bits: int = DEFAULT_STATE_BITS,
     dtype: DType = FLOAT32,
 ) -> tuple[TrellisShared, Prediction | None]:
     """Decide what a group shares and predict its rate, or the quality of a fixed one, given back in a type.
@@ -254,7 +252,7 @@ def decide_group(
     prediction : Prediction or None
         None where no rate passes the threshold on the sample.
     """
-    code = slots.Trellis.trained(32 if rate is None else rate, n_bits)
+    code = slots.Trellis.trained(32 if rate is None else rate)
     sample = _prediction_sample(rows)
     zeros = not _norms2(sample).all()
     if zeros and (live := [own for own in map(LiveRows, rows) if own.n_rows]):
@@ -262,7 +260,7 @@ def decide_group(
     shared = decide_shared(rows, code, seed, zeros)
     if rate is not None or threshold is None:
         return shared, predict(sample, shared, dtype)
-    return shared, smallest_rate(sample, shared, threshold, n_bits, dtype)
+    return shared, smallest_rate(sample, shared, threshold, dtype)
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,7 @@ class TrellisEstimate(GroupEstimate):
     seconds_a_weight: float
 
     def nbytes(self, key: PaletteGroupKey, profile: Profile) -> tuple[int, int]:
-        second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2, profile.state_bits)
+        second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
         shared = replace(self.shared, second=second)
         return shared.tensor_nbytes(key.shape[0]), shared.shared_nbytes()
 
@@ -303,12 +301,12 @@ def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | N
     About `n_weights` weights decide on the rate, and eight times as many on what is shared; nothing else is read. Of
     long rows only the beginnings are coded, because the search takes as long for one row as for 32.
     """
-    rate, n_bits, seed = request.profile.rate, request.profile.state_bits, request.seed
+    rate, seed = request.profile.rate, request.seed
     n_rows, n_cols = sum(rows.n_rows for rows in request.rows), request.key.shape[1]
     sampled = sample_rows(request.rows, sample_size(n_rows, n_cols, STRUCTURE_ROWS, 4 * 8 * n_weights))
     live = sampled[_norms2(sampled) > 0]
     kept = live if len(live) else sampled[:1]
-    code = slots.Trellis.trained(32 if rate is None else rate, n_bits)
+    code = slots.Trellis.trained(32 if rate is None else rate)
     n_live = n_rows * len(live) // len(sampled)
     shared = decide_shared([ArrayRows(kept)], code, seed, len(live) < len(sampled), n_live)
     coded, width = shared, max(1, n_weights // _SIDE_BY_SIDE)
@@ -318,10 +316,10 @@ def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | N
         sample, coded = np.ascontiguousarray(sample[:, :width]), TrellisShared(code, slots.Rotation(width, seed))
     prediction = None
     if rate is None and request.threshold is not None:
-        prediction = smallest_rate(sample, coded, request.threshold, n_bits, request.dtype)
+        prediction = smallest_rate(sample, coded, request.threshold, request.dtype)
         if prediction is None:
             return None
-        code = slots.Trellis.trained(prediction.rate, n_bits)
+        code = slots.Trellis.trained(prediction.rate)
     started = time.perf_counter()
     timed = predict(sample, replace(coded, trellis=code), request.dtype)
     n_timed = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]

@@ -81,8 +81,8 @@ class TrellisShared:
     def shared_nbytes(self) -> int:
         """Return the bytes of what the group shares."""
         centroids = 0 if self.centroid_bits is None else self.centroid_bits.nbytes
-        second = 0 if self.second is None else self.second.levels.nbytes
-        return self.trellis.levels.nbytes + second + centroids + (0 if self.basis is None else self.basis.byte_size())
+        second = 0 if self.second is None else self.second.codebook.nbytes
+        return self.trellis.codebook.nbytes + second + centroids + (0 if self.basis is None else self.basis.byte_size())
 
     def assign(self, block: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the nearest centroid of every row."""
@@ -307,11 +307,11 @@ class HhtlTTensor(EncodedTensor):
         from hhtld.codecs.view import TensorView
 
         shared, parts = self.shared, self.parts()
-        parts["codebook"] = shared.trellis.levels
+        parts["codebook"] = shared.trellis.codebook
         if shared.centroid_bits is not None:
             parts["centroids"] = shared.centroid_bits
         if shared.second is not None:
-            parts["codebook_2"] = shared.second.levels
+            parts["codebook_2"] = shared.second.codebook
         if self.slot_l is not None and shared.basis is not None:
             parts["basis"] = shared.basis.bits
         trellises = {"": shared.trellis} if shared.second is None else {"": shared.trellis, "_2": shared.second}

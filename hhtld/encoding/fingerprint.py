@@ -46,7 +46,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def _planned(name: str, tensor: TensorPlan) -> list[Any]:
-    codec = [name, tensor.profile.text, tensor.profile.state_bits, tensor.alias_of]
+    codec = [name, tensor.profile.text, tensor.alias_of]
     return codec if tensor.group is None else [*codec, tensor.group.role, tensor.group.regime, tensor.regime_reason]
 
 

@@ -158,7 +158,8 @@ class SearchRows:
     def _level_norms(self, level: TrellisLevel) -> Array64:
         """Return the length of every row's part in one level, in the tensor's own unit."""
         energies = np.empty(self.n_rows, np.int32)
-        _score.trellis_energies(level.slot_t, level.trellis.levels, level.trellis.rate, self.n_cols, energies)
+        code = level.trellis
+        _score.trellis_energies(level.slot_t, code.levels, code.rate, self.n_cols, energies, crossed=code.crossed)
         norms: Array64 = np.abs(gain_values(level.slot_v).astype(np.float64)) * np.sqrt(energies)
         return norms
 
@@ -240,7 +241,8 @@ class SearchRows:
             dots = np.empty(estimates.shape, np.int32)
             for level in self._levels:
                 for codes, scales in queries.planes:
-                    _score.trellis_dots(level.slot_t[rows], level.trellis.levels, level.trellis.rate, codes, dots)
+                    code = level.trellis
+                    _score.trellis_dots(level.slot_t[rows], code.levels, code.rate, codes, dots, crossed=code.crossed)
                     _screen.add_dots(dots, level.gains[rows], scales * np.float32(trellis_factor), estimates)
         return estimates
 

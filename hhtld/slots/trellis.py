@@ -2,7 +2,8 @@
 
 Layout
 ------
-A codebook is 2**L int8 levels, L = 8, 10 or 12. A row of n weights at rate p / 16 bits is a little-endian
+A codebook is 72 bytes from which the levels of 2**12 states are summed (`_kernels/crossed.h`), or, in files of early
+packs, 2**L int8 levels, L = 8, 10 or 12. A row of n weights at rate p / 16 bits is a little-endian
 bit stream of ``floor((n - 1) * p / 16) + L`` bits, filled up to a byte; weight t has the state
 ``stream[floor(t * p / 16), + L)`` and the value ``gain * level[state]``. Slot V is 64 gains as a bfloat16, so that
 rows of denormals keep theirs.
@@ -24,7 +25,8 @@ A row of zeros has gain 0 and decodes to zeros.
 
 Source
 ------
-The trellis of QTIP (arXiv 2406.11235, section 3); levels trained for this project (`hhtld.slots.codebooks.train`).
+The trellis of QTIP (arXiv 2406.11235, section 3); codebooks searched for this project
+(`hhtld.slots.codebooks.train`).
 """
 
 from __future__ import annotations
@@ -32,33 +34,33 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _cast, _trellis
-from hhtld.identity import DEFAULT_STATE_BITS, MAX_RATE, MIN_RATE, STATE_BITS
+from hhtld.identity import CODEBOOK_BITS, CODEBOOK_NBYTES, MAX_RATE, MIN_RATE, state_bits
 
 __all__ = [
-    "DEFAULT_STATE_BITS",
     "MAX_RATE",
     "MIN_RATE",
-    "STATE_BITS",
     "Trellis",
     "gain_bits",
     "gain_values",
     "search_cols",
 ]
 
-_TRAINED = {8: range(16, 97), 10: range(16, 97), 12: range(16, 97, 2)}
+_TRAINED = range(MIN_RATE, MAX_RATE + 1, 2)
 
 
 @functools.cache
-def _records(n_bits: int) -> list[tuple[int, NDArray[np.int8]]]:
-    data = resources.files("hhtld.slots.codebooks").joinpath(f"states{1 << n_bits}.bin").read_bytes()
-    size = 2 + (1 << n_bits)
+def _records() -> list[tuple[int, NDArray[np.uint8]]]:
+    """The step and the codebook of every trained rate."""
+    data = resources.files("hhtld.slots.codebooks").joinpath("crossed.bin").read_bytes()
+    size = 2 + CODEBOOK_NBYTES
     return [
-        (int.from_bytes(data[i : i + 2], "little"), np.frombuffer(data, np.int8, size - 2, i + 2))
+        (int.from_bytes(data[i : i + 2], "little"), np.frombuffer(data, np.uint8, CODEBOOK_NBYTES, i + 2))
         for i in range(0, len(data), size)
     ]
 
@@ -74,23 +76,47 @@ class Trellis:
     levels : ndarray of int8, shape (2**L,)
     step : int
         What a level is in the encoder's units of 1 / 8192 sigma; not needed to decode.
+    crossed : ndarray of uint8, shape (72,), or None
+        The codebook that the levels are summed from.
     """
 
     rate: int
     levels: NDArray[np.int8]
     step: int = 0
+    crossed: NDArray[np.uint8] | None = None
 
     @classmethod
-    def trained(cls, rate: int, n_bits: int = DEFAULT_STATE_BITS) -> Trellis:
-        """Return the code trained for a rate; of 4096 states (eighths of a bit) the nearest below."""
-        if n_bits not in _TRAINED:
-            raise ValueError(f"state bits must be one of {STATE_BITS}, got {n_bits}")
+    def trained(cls, rate: int) -> Trellis:
+        """Return the code for a rate; its codebook is that of the nearest trained rate, an eighth of a bit, below."""
         if not MIN_RATE <= rate <= MAX_RATE:
             raise ValueError(f"rate must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rate}")
-        rates = _TRAINED[n_bits]
-        index = max(i for i, trained in enumerate(rates) if trained <= rate)
-        step, levels = _records(n_bits)[index]
-        return cls(rate, levels, step)
+        index = max(i for i, trained in enumerate(_TRAINED) if trained <= rate)
+        step, codebook = _records()[index]
+        return cls(rate, _levels(codebook.tobytes()), step, codebook)
+
+    @classmethod
+    def of_codebook(cls, rate: int, codebook: bytes | memoryview) -> Trellis:
+        """Return the code of a file's codebook; it decodes and does not encode.
+
+        Raises
+        ------
+        ValueError
+            If no codebook has so many bytes, or if levels of 72 bytes sum up beyond int8.
+        """
+        data = np.frombuffer(codebook, np.uint8)
+        if state_bits(len(data)) is None:
+            raise ValueError(f"a codebook has 72 bytes, or 256, 1024 or 4096 levels, got {len(data)} bytes")
+        if len(data) != CODEBOOK_NBYTES:
+            return cls(rate, data.view(np.int8))
+        tables = data[24:].view(np.int8).reshape(3, 16).astype(np.int64)
+        if max(tables.max(axis=1).sum(), -tables.min(axis=1).sum()) > 127:
+            raise ValueError("a codebook's levels must sum up to -127..127")
+        return cls(rate, _levels(data.tobytes()), crossed=data)
+
+    @property
+    def codebook(self) -> NDArray[Any]:
+        """What a file holds of it: uint8 (72,), or the levels."""
+        return self.levels if self.crossed is None else self.crossed
 
     @property
     def n_bits(self) -> int:
@@ -123,8 +149,16 @@ class Trellis:
         """Return rotated rows (n, n_cols), in `out` if it is given."""
         if out is None:
             out = np.empty((len(codes), n_cols), np.float32)
-        _trellis.decode(codes, self.levels, self.rate, gains, out)
+        _trellis.decode(codes, self.levels, self.rate, gains, out, crossed=self.crossed)
         return out
+
+
+@functools.lru_cache(256)
+def _levels(codebook: bytes) -> NDArray[np.int8]:
+    levels = np.empty(1 << CODEBOOK_BITS, np.int8)
+    _trellis.crossed_levels(np.frombuffer(codebook, np.uint8), levels)
+    levels.flags.writeable = False
+    return levels
 
 
 def search_cols(n_cols: int) -> int:

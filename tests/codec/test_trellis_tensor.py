@@ -20,7 +20,7 @@ from hhtld.slots.rotation import Rotation, splitmix64
 from hhtld.slots.trellis import Trellis
 from hhtld.sources.rows import ArrayRows, LiveRows
 
-CODE = Trellis.trained(32, 8)
+CODE = Trellis.trained(32)
 
 
 def encode(rows: NDArray[np.float32], code: Trellis = CODE, **parts: object) -> HhtlTTensor:
@@ -44,7 +44,7 @@ def test_any_width_round_trips(n_cols: int) -> None:
     tensor = encode(rows)
     decoded = tensor.reconstruct_rows()
     assert decoded.shape == rows.shape
-    assert tensor.slot_t.nbytes == 3 * (((n_cols - 1) * 2 + 8 + 7) // 8)
+    assert tensor.slot_t.nbytes == 3 * (((n_cols - 1) * 2 + 12 + 7) // 8)
     if n_cols >= 64:
         assert row_cosines(rows, decoded).min() > 0.94
     assert np.array_equal(tensor.reconstruct_row(-1), decoded[2])
@@ -143,8 +143,10 @@ def test_constructor_checks(rng: np.random.Generator) -> None:
         Rotation(3, -1)
     with pytest.raises(ValueError, match=r"rate must be 16\.\.96"):
         Trellis.trained(97)
-    with pytest.raises(ValueError, match="state bits"):
-        Trellis.trained(32, 9)
+    with pytest.raises(ValueError, match="a codebook has 72 bytes, or 256, 1024 or 4096 levels, got 73 bytes"):
+        Trellis.of_codebook(32, bytes(73))
+    with pytest.raises(ValueError, match=r"levels must sum up to -127\.\.127"):
+        Trellis.of_codebook(32, bytes(24) + np.full(48, 43, np.int8).tobytes())
 
 
 def test_splitmix64_is_the_published_generator() -> None:
@@ -155,8 +157,8 @@ def test_splitmix64_is_the_published_generator() -> None:
 
 def test_trained_codes_reach_what_they_promise() -> None:
     rows = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
-    for rate, n_bits, cosine in ((32, 8, 0.96), (48, 8, 0.989), (64, 10, 0.997), (32, 12, 0.9633)):
-        found = predict(rows, TrellisShared(Trellis.trained(rate, n_bits), Rotation(1024)))
+    for rate, cosine in ((16, 0.85), (32, 0.963), (48, 0.9903), (64, 0.9974), (80, 0.9992), (96, 0.9997)):
+        found = predict(rows, TrellisShared(Trellis.trained(rate), Rotation(1024)))
         assert found.median >= cosine
         assert found.p5 > cosine - 0.004
 

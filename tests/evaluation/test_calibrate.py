@@ -37,7 +37,7 @@ def calibration(llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactor
     from hhtld.evaluation.calibration_file import write_calibration
 
     seen: list[str] = []
-    found = calibrate(llama, text, target_top1=0.8, progress=lambda stage, label, nbytes: seen.append(label))
+    found = calibrate(llama, text, target_top1=0.65, progress=lambda stage, label, nbytes: seen.append(label))
     assert len(seen) == len(found.sensitivities)
     path = tmp_path_factory.mktemp("calibration") / "c.safetensors"
     write_calibration(found, path)
@@ -80,7 +80,9 @@ def test_column_scales_are_those_of_what_layers_read(llama: Path, calibration: P
 
 
 def test_a_pack_reaches_its_target_on_other_text(llama: Path, calibration: Path, tmp_path: Path) -> None:
-    report = convert(llama, tmp_path / "m.hhtld", profile="parity", calibrate=calibration, target_top1=0.8, files=False)
+    report = convert(
+        llama, tmp_path / "m.hhtld", profile="parity", calibrate=calibration, target_top1=0.65, files=False
+    )
     convert(llama, tmp_path / "plain.hhtld", profile="bits:2", files=False, min_ratio=0)
     assert gate_parity(llama, tmp_path / "m.hhtld", OTHER, min_top1=0.65, n_continued=0)  # 66 positions, by chance
     with pytest.raises(GateError):

@@ -81,10 +81,19 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
         for value in (-1, 2**64, 0.0, "0", True, None, ABSENT)
     },
     **{
-        f"{kind} of {size} levels": (section(SHARED[kind], bytes(size)), HeaderError, "codebook has 256, 1024 or 4096")
+        f"{kind} of {size} levels": (
+            section(SHARED[kind], bytes(size)),
+            HeaderError,
+            "codebook has 72 bytes, or 256, 1024 or 4096",
+        )
         for kind in ("codebook", "codebook_2")
-        for size in (0, 1, 255, 257, 512, 8192)
+        for size in (0, 1, 71, 73, 255, 257, 512, 8192)
     },
+    "levels of a codebook that pass int8": (
+        section(0, bytes(24) + bytes([43, *[0] * 15]) * 3),
+        HeaderError,
+        r"levels must sum up to -127\.\.127",
+    ),
     "no codebook": (shared(codebook=ABSENT), HeaderError, "without a codebook"),
     "centroids empty": (section(2, b""), HeaderError, "centroids must hold"),
     "centroids cut": (section(2, lambda b: b[:-1]), HeaderError, "centroids must hold"),

@@ -451,7 +451,7 @@ def test_a_model_that_computes_with_its_weights_names_the_option(kind: str, tmp_
     with torch.inference_mode():
         ours, theirs = (model(IDS)[0] for model in (loaded, plain))
     assert packed_counts(loaded).n_weights > 0
-    assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
+    assert float((ours - theirs).norm() / theirs.norm()) < 2e-3
 
 
 def test_parity_takes_a_packed_folder(snapshot: Path, folder: Path) -> None:

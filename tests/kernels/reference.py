@@ -17,6 +17,7 @@ __all__ = [
     "base17_unfold",
     "cholesky",
     "collect",
+    "crossed_levels",
     "decode",
     "divide_rows",
     "encode",
@@ -519,6 +520,17 @@ def encode(
             own += level * level
         gain = cross / own if own > 0 else 0.0
         gains[r] = gain if feedback is None else gain / units if units else 0
+
+
+def crossed_levels(crossed: NDArray[np.uint8], levels: NDArray[np.int8]) -> None:
+    """Write the level of every state (4096,) of a crossed codebook (72,)."""
+    nibbles = np.stack([crossed[:24] & 15, crossed[:24] >> 4], axis=1).reshape(3, 16)
+    tables = crossed[24:].view(np.int8).reshape(3, 16).astype(np.int64)
+    a, b, c = (np.arange(4096) >> shift & 15 for shift in (0, 4, 8))
+    c = c ^ nibbles[0][a]
+    a = a ^ nibbles[1][c]
+    b = b ^ nibbles[2][c]
+    levels[...] = (tables[0][a] + tables[1][b] + tables[2][c]).astype(np.int8)
 
 
 def decode(

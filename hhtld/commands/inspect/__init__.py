@@ -25,6 +25,7 @@ from hhtld.display.terminal import counted
 from hhtld.dtypes import view, widen
 from hhtld.errors import no_such_tensor
 from hhtld.gates import rounded_down
+from hhtld.identity import state_bits
 from hhtld.matrix import TensorInfo
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import HhtldPack
@@ -166,7 +167,8 @@ def _group_facts(pack: HhtldPack, members: list[TensorRecord], group: GroupRecor
     rates = [group.numbers[key] for key in ("rate", "rate_2") if key in group.numbers]
     if rates:
         facts["bits"] = [rate / 16 for rate in rates]
-        facts["states"] = [sizes[kind] for kind in ("codebook", "codebook_2") if kind in sizes]
+        n_bits = [state_bits(sizes[kind]) for kind in ("codebook", "codebook_2") if kind in sizes]
+        facts["states"] = [1 << bits for bits in n_bits if bits is not None]
     for kind, width in (("palette", BASE17_NBYTES), ("centroids", 2 * group.key.shape[1])):
         if kind in sizes:
             facts["entries"] = sizes[kind] // max(1, width)

@@ -1,0 +1,436 @@
+/* Crossed codebooks: 4096 levels of Slot T out of six tables of 16 entries, so that no look-up leaves a register.
+ *
+ * A window of 12 bits is three nibbles, a (the lowest bits, the oldest) to c. They cross and are summed:
+ *
+ *     c ^= across[a];   a ^= back_a[c];   b ^= back_b[c];   level = level_a[a] + level_b[b] + level_c[c]
+ *
+ * A codebook is 72 bytes: across, back_a and back_b as nibbles, entry i in nibble i, the lower nibble of a byte first;
+ * then 16 int8 of each level table. Every sum of one entry a level table lies in -127..127. The crossing maps the 4096
+ * windows one to one, so it loses none (docs/decisions/crossed-nibbles.md).
+ *
+ * The vector bodies hold the tables in registers. What is added to every level, to make it unsigned or for nothing, is
+ * in level_c. Windows come as two planes: their lower 8 bits, and 8 bits from the ninth on.
+ */
+#ifndef HHTLD_CROSSED_H
+#define HHTLD_CROSSED_H
+
+#include "isa.h"
+#include "trellis.h"
+
+enum { HH_CROSSED_NBYTES = 72, HH_CROSSED_STATES = 4096 };
+
+/* The tables as bytes; `back` holds back_a in the lower nibble and back_b in the upper one. */
+typedef struct {
+    uint8_t across[16], back[16], level_a[16], level_b[16], level_c[16];
+} hh_crossed;
+
+HH_INLINE int hh_nibble_(const uint8_t *nibbles, int i) { return nibbles[i / 2] >> (4 * (i & 1)) & 15; }
+
+HH_KERNEL void hh_crossed_open(const uint8_t *codebook, hh_crossed *tables) {
+    for (int i = 0; i < 16; i++) {
+        tables->across[i] = (uint8_t)hh_nibble_(codebook, i);
+        tables->back[i] = (uint8_t)(hh_nibble_(codebook + 8, i) | hh_nibble_(codebook + 16, i) << 4);
+    }
+    memcpy(tables->level_a, codebook + 24, 48);
+}
+
+/* The level of every state. Sums wrap; a reader refuses codebooks whose sums would. */
+HH_KERNEL void hh_crossed_levels(const uint8_t *codebook, int8_t *levels) {
+    hh_crossed tables;
+    hh_crossed_open(codebook, &tables);
+    for (int state = 0; state < HH_CROSSED_STATES; state++) {
+        int a = state & 15, b = state >> 4 & 15, c = state >> 8;
+        c ^= tables.across[a];
+        a ^= tables.back[c] & 15;
+        b ^= tables.back[c] >> 4;
+        levels[state] = (int8_t)(uint8_t)(tables.level_a[a] + tables.level_b[b] + tables.level_c[c]);
+    }
+}
+
+/* What a body does with levels; constant where bodies are inlined. */
+enum { HH_CROSSED_DOT, HH_CROSSED_KEEP, HH_CROSSED_DECODE };
+
+/* What a body reads and writes. `query` lies as hh_crossed_query_avx2_ puts it. */
+typedef struct {
+    const hh_crossed *tables;
+    int rate;
+    const int8_t *query, *magnitude; /* [n_cols up to whole blocks]; of 512 bits the query alone, as it is */
+    int32_t bias;                    /* of 512 bits: comes off every sum */
+} hh_crossed_use;
+
+#if HH_X86
+HH_TARGET_AVX2_BEGIN
+/* How the weights of a block lie in the bodies' registers: in 2 or 4 vectors of every second or fourth weight where
+ * rates are 4 or 2 bits, in swapped pairs at other rates. Puts queries the same way, and their magnitudes. */
+HH_KERNEL void hh_crossed_query_avx2_(int rate, const int8_t *query, ptrdiff_t n_cols, int8_t *placed,
+                                      int8_t *magnitude) {
+    for (ptrdiff_t t = 0; t < n_cols; t++) {
+        const ptrdiff_t in = t % HH_TRELLIS_BLOCK;
+        const ptrdiff_t to = rate == 64   ? in / 64 * 64 + in % 2 * 32 + in % 64 / 2
+                             : rate == 32 ? in % 4 * 32 + in / 4
+                                          : in ^ 1;
+        placed[t - in + to] = query[t];
+        magnitude[t - in + to] = (int8_t)(uint8_t)(query[t] < 0 ? -query[t] : query[t]);
+    }
+}
+
+/* Tables, and what is constant. */
+typedef struct {
+    __m256i across_i8x32, back_i8x32, back_b_i8x32, level_a_i8x32, level_b_i8x32, level_c_i8x32, nibble_i8x32;
+} hh_crossed_avx2;
+
+HH_INLINE hh_crossed_avx2 hh_crossed_open_avx2_(const hh_crossed *tables, int added) {
+    hh_crossed_avx2 open;
+    uint8_t back_b[16];
+    for (int i = 0; i < 16; i++) back_b[i] = tables->back[i] >> 4;
+#define HH_TABLE(table) _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table)))
+    open.across_i8x32 = HH_TABLE(tables->across), open.back_i8x32 = HH_TABLE(tables->back);
+    open.back_b_i8x32 = HH_TABLE(back_b);
+    open.level_a_i8x32 = HH_TABLE(tables->level_a), open.level_b_i8x32 = HH_TABLE(tables->level_b);
+    open.level_c_i8x32 = _mm256_add_epi8(HH_TABLE(tables->level_c), _mm256_set1_epi8((char)added));
+#undef HH_TABLE
+    open.nibble_i8x32 = _mm256_set1_epi8(15);
+    return open;
+}
+
+HH_INLINE __m256i hh_upper_nibble_avx2_(__m256i byte_i8x32) {
+    return _mm256_and_si256(_mm256_srli_epi16(byte_i8x32, 4), _mm256_set1_epi8(15));
+}
+
+/* Levels of nibbles that lie apart. */
+HH_INLINE __m256i hh_crossed_apart_avx2_(const hh_crossed_avx2 *open, __m256i a_i8x32, __m256i b_i8x32,
+                                         __m256i c_i8x32) {
+    c_i8x32 = _mm256_xor_si256(c_i8x32, _mm256_shuffle_epi8(open->across_i8x32, a_i8x32));
+    a_i8x32 =
+        _mm256_xor_si256(a_i8x32, _mm256_and_si256(_mm256_shuffle_epi8(open->back_i8x32, c_i8x32), open->nibble_i8x32));
+    b_i8x32 = _mm256_xor_si256(b_i8x32, _mm256_shuffle_epi8(open->back_b_i8x32, c_i8x32));
+    return _mm256_add_epi8(_mm256_add_epi8(_mm256_shuffle_epi8(open->level_a_i8x32, a_i8x32),
+                                           _mm256_shuffle_epi8(open->level_b_i8x32, b_i8x32)),
+                           _mm256_shuffle_epi8(open->level_c_i8x32, c_i8x32));
+}
+
+/* Levels of windows: a and b of `low`, c the lower nibble of `high`. */
+HH_INLINE __m256i hh_crossed_planes_avx2_(const hh_crossed_avx2 *open, __m256i low_i8x32, __m256i high_i8x32) {
+    const __m256i c_i8x32 =
+        _mm256_xor_si256(_mm256_and_si256(high_i8x32, open->nibble_i8x32),
+                         _mm256_shuffle_epi8(open->across_i8x32, _mm256_and_si256(low_i8x32, open->nibble_i8x32)));
+    low_i8x32 = _mm256_xor_si256(low_i8x32, _mm256_shuffle_epi8(open->back_i8x32, c_i8x32));
+    return _mm256_add_epi8(
+        _mm256_add_epi8(_mm256_shuffle_epi8(open->level_a_i8x32, _mm256_and_si256(low_i8x32, open->nibble_i8x32)),
+                        _mm256_shuffle_epi8(open->level_b_i8x32, hh_upper_nibble_avx2_(low_i8x32))),
+        _mm256_shuffle_epi8(open->level_c_i8x32, c_i8x32));
+}
+
+/* Any rate: shuffles that bring each 16-bit lane two bytes, and factors that push the window of an even weight to the
+ * upper byte of its lane and that of an odd weight to the lower one. Two groups of 16 weights make a pair. */
+typedef struct {
+    __m256i even_i8x32[4], odd_i8x32[4], even_factor_i16x16[4], odd_factor_i16x16[4];
+    int first[8]; /* byte of each group */
+} hh_crossed_plan_avx2;
+
+HH_KERNEL void hh_crossed_plan_avx2_(int rate, hh_crossed_plan_avx2 *plan) {
+    for (int pair = 0; pair < 4; pair++) {
+        uint8_t even[32], odd[32];
+        uint16_t even_factor[16], odd_factor[16];
+        for (int i = 0; i < 32; i++) {
+            const int group = 2 * pair + i / 16, first = group * rate / 8, lane = i / 2;
+            const int bit = (int)hh_bit_offset(32 * pair + i, rate) - 8 * first;
+            plan->first[group] = first;
+            if (i & 1) {
+                const int byte = (bit - 1) >> 3; /* an odd weight's bit is at least 1: shifts are 1 to 8 */
+                odd[2 * lane] = (uint8_t)byte, odd[2 * lane + 1] = (uint8_t)(byte + 1);
+                odd_factor[lane] = (uint16_t)(1 << (16 - (bit - 8 * byte)));
+            } else {
+                even[2 * lane] = (uint8_t)(bit >> 3), even[2 * lane + 1] = (uint8_t)((bit >> 3) + 1);
+                even_factor[lane] = (uint16_t)(256 >> (bit & 7));
+            }
+        }
+        plan->even_i8x32[pair] = _mm256_loadu_si256((const __m256i *)even);
+        plan->odd_i8x32[pair] = _mm256_loadu_si256((const __m256i *)odd);
+        plan->even_factor_i16x16[pair] = _mm256_loadu_si256((const __m256i *)even_factor);
+        plan->odd_factor_i16x16[pair] = _mm256_loadu_si256((const __m256i *)odd_factor);
+    }
+}
+
+/* Bytes of the windows of a pair, odd weights first, `ahead` bytes on. */
+HH_INLINE __m256i hh_crossed_window_avx2_(const hh_crossed_plan_avx2 *plan, const uint8_t *codes, int pair, int ahead) {
+    const __m256i bytes_i8x32 = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair] + ahead))),
+        _mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair + 1] + ahead)), 1);
+    return _mm256_blendv_epi8(
+        _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->even_i8x32[pair]), plan->even_factor_i16x16[pair]),
+        _mm256_mulhi_epu16(_mm256_shuffle_epi8(bytes_i8x32, plan->odd_i8x32[pair]), plan->odd_factor_i16x16[pair]),
+        _mm256_set1_epi16(0xFF));
+}
+
+/* Levels of a block, in the bodies' order: 4 vectors. */
+HH_INLINE void hh_crossed_any_avx2_(const hh_crossed_avx2 *open, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
+                                    int pair, __m256i *level_i8x32) {
+    *level_i8x32 = hh_crossed_planes_avx2_(open, hh_crossed_window_avx2_(plan, codes, pair, 0),
+                                           hh_crossed_window_avx2_(plan, codes, pair, 1));
+}
+
+/* 4 bits: a byte holds the oldest nibbles of two weights. */
+HH_INLINE void hh_crossed_four_avx2_(const hh_crossed_avx2 *open, const uint8_t *codes, int half,
+                                     __m256i *level_i8x32) {
+    const __m256i first_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 32 * half));
+    const __m256i next_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 32 * half + 1));
+    const __m256i n1_i8x32 = hh_upper_nibble_avx2_(first_i8x32);
+    const __m256i n2_i8x32 = _mm256_and_si256(next_i8x32, open->nibble_i8x32);
+    level_i8x32[0] = hh_crossed_planes_avx2_(open, first_i8x32, n2_i8x32);
+    level_i8x32[1] = hh_crossed_apart_avx2_(open, n1_i8x32, n2_i8x32, hh_upper_nibble_avx2_(next_i8x32));
+}
+
+/* 2 bits: a byte holds the oldest bits of four weights. */
+HH_INLINE void hh_crossed_two_avx2_(const hh_crossed_avx2 *open, const uint8_t *codes, __m256i *level_i8x32) {
+    const __m256i first_i8x32 = _mm256_loadu_si256((const __m256i *)codes);
+    const __m256i next_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 1));
+    const __m256i third_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 2));
+    const __m256i upper_i8x32 = _mm256_set1_epi8(0x3F);
+#define HH_ON2(low, high)                                                     \
+    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 2), upper_i8x32), \
+                    _mm256_andnot_si256(upper_i8x32, _mm256_slli_epi16(high, 6)))
+    const __m256i on2_i8x32 = HH_ON2(first_i8x32, next_i8x32), next2_i8x32 = HH_ON2(next_i8x32, third_i8x32);
+#undef HH_ON2
+    level_i8x32[0] = hh_crossed_planes_avx2_(open, first_i8x32, next_i8x32);
+    level_i8x32[1] = hh_crossed_planes_avx2_(open, on2_i8x32, next2_i8x32);
+    level_i8x32[2] =
+        hh_crossed_apart_avx2_(open, hh_upper_nibble_avx2_(first_i8x32),
+                               _mm256_and_si256(next_i8x32, open->nibble_i8x32), hh_upper_nibble_avx2_(next_i8x32));
+    level_i8x32[3] =
+        hh_crossed_apart_avx2_(open, hh_upper_nibble_avx2_(on2_i8x32),
+                               _mm256_and_si256(next2_i8x32, open->nibble_i8x32), hh_upper_nibble_avx2_(next2_i8x32));
+}
+
+/* Vectors in the order of their weights. */
+HH_INLINE void hh_crossed_order_avx2_(int rate, int count, __m256i *level_i8x32) {
+    if (rate == 64) { /* two: even and odd weights of 64 */
+        const __m256i low_i8x32 = _mm256_unpacklo_epi8(level_i8x32[0], level_i8x32[1]);
+        const __m256i high_i8x32 = _mm256_unpackhi_epi8(level_i8x32[0], level_i8x32[1]);
+        level_i8x32[0] = _mm256_permute2x128_si256(low_i8x32, high_i8x32, 0x20);
+        level_i8x32[1] = _mm256_permute2x128_si256(low_i8x32, high_i8x32, 0x31);
+    } else if (rate == 32) { /* four: every fourth weight of 128 */
+        const __m256i even0_i8x32 = _mm256_unpacklo_epi8(level_i8x32[0], level_i8x32[1]);
+        const __m256i even1_i8x32 = _mm256_unpackhi_epi8(level_i8x32[0], level_i8x32[1]);
+        const __m256i odd0_i8x32 = _mm256_unpacklo_epi8(level_i8x32[2], level_i8x32[3]);
+        const __m256i odd1_i8x32 = _mm256_unpackhi_epi8(level_i8x32[2], level_i8x32[3]);
+        const __m256i part0_i8x32 = _mm256_unpacklo_epi16(even0_i8x32, odd0_i8x32);
+        const __m256i part1_i8x32 = _mm256_unpackhi_epi16(even0_i8x32, odd0_i8x32);
+        const __m256i part2_i8x32 = _mm256_unpacklo_epi16(even1_i8x32, odd1_i8x32);
+        const __m256i part3_i8x32 = _mm256_unpackhi_epi16(even1_i8x32, odd1_i8x32);
+        level_i8x32[0] = _mm256_permute2x128_si256(part0_i8x32, part1_i8x32, 0x20);
+        level_i8x32[1] = _mm256_permute2x128_si256(part2_i8x32, part3_i8x32, 0x20);
+        level_i8x32[2] = _mm256_permute2x128_si256(part0_i8x32, part1_i8x32, 0x31);
+        level_i8x32[3] = _mm256_permute2x128_si256(part2_i8x32, part3_i8x32, 0x31);
+    } else {
+        const __m256i swap_i8x32 =
+            _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+        for (int v = 0; v < count; v++) level_i8x32[v] = _mm256_shuffle_epi8(level_i8x32[v], swap_i8x32);
+    }
+}
+
+/* Rows: products, levels plus 128 `apart` bytes from each other, or floats. `use` is constant where this is inlined,
+ * and so is `rate`, 0 for any. */
+HH_INLINE void hh_crossed_read_avx2_(int use, int rate, const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan,
+                                     const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                     int32_t *sums, uint8_t *levels, ptrdiff_t apart, const float *gains, float *out) {
+    const hh_crossed_avx2 open = hh_crossed_open_avx2_(with->tables, use == HH_CROSSED_KEEP ? 128 : 0);
+    const int count = rate == 64 ? 2 : rate == 32 ? 4 : 1; /* vectors that come at once */
+    const __m256i one_i16x16 = _mm256_set1_epi16(1);
+    const ptrdiff_t block_nbytes = with->rate;
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes) {
+        const uint8_t *block = codes;
+        __m256i sum_i32x8[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+        for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, block += block_nbytes) {
+            float rest[HH_TRELLIS_BLOCK];
+            float *const to = use != HH_CROSSED_DECODE         ? NULL
+                              : t + HH_TRELLIS_BLOCK <= n_cols ? out + r * n_cols + t
+                                                               : rest;
+            for (int first = 0; first < 4; first += count) {
+                __m256i level_i8x32[4];
+                if (rate == 64) hh_crossed_four_avx2_(&open, block, first / 2, level_i8x32);
+                else if (rate == 32) hh_crossed_two_avx2_(&open, block, level_i8x32);
+                else hh_crossed_any_avx2_(&open, plan, block, first, level_i8x32);
+                if (use != HH_CROSSED_DOT) hh_crossed_order_avx2_(rate, count, level_i8x32);
+                for (int v = 0; v < count; v++) {
+                    const int at = 32 * (first + v);
+                    if (use == HH_CROSSED_KEEP) {
+                        _mm256_storeu_si256((__m256i *)(levels + r * apart + t + at), level_i8x32[v]);
+                    } else if (use == HH_CROSSED_DECODE) {
+                        hh_widen32_avx2_(to + at, _mm256_xor_si256(level_i8x32[v], _mm256_set1_epi8(-128)),
+                                         _mm256_set1_ps(gains[r]));
+                    } else {
+                        const __m256i query_i8x32 = _mm256_loadu_si256((const __m256i *)(with->query + t + at));
+                        /* The levels take the query's signs, so one factor is unsigned and two products fit an int16. */
+                        const __m256i pair_i16x16 =
+                            _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(with->magnitude + t + at)),
+                                                 _mm256_sign_epi8(level_i8x32[v], query_i8x32));
+                        sum_i32x8[v & 1] =
+                            _mm256_add_epi32(sum_i32x8[v & 1], _mm256_madd_epi16(pair_i16x16, one_i16x16));
+                    }
+                }
+            }
+            if (use == HH_CROSSED_DECODE && to == rest)
+                memcpy(out + r * n_cols + t, rest, (size_t)(n_cols - t) * sizeof(float));
+        }
+        if (use == HH_CROSSED_DOT) {
+            const __m256i all_i32x8 = _mm256_add_epi32(sum_i32x8[0], sum_i32x8[1]);
+            __m128i sum_i32x4 =
+                _mm_add_epi32(_mm256_castsi256_si128(all_i32x8), _mm256_extracti128_si256(all_i32x8, 1));
+            sum_i32x4 = _mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0x4E));
+            sums[r] = _mm_cvtsi128_si32(_mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0xB1)));
+        }
+    }
+}
+
+#define HH_CROSSED_RATES(use, ...)                                                          \
+    do {                                                                                    \
+        if (with->rate == 64) hh_crossed_read_avx2_(use, 64, with, plan, __VA_ARGS__);      \
+        else if (with->rate == 32) hh_crossed_read_avx2_(use, 32, with, plan, __VA_ARGS__); \
+        else hh_crossed_read_avx2_(use, 0, with, plan, __VA_ARGS__);                        \
+    } while (0)
+
+HH_KERNEL void hh_crossed_dots_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
+                                    ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *out) {
+    HH_CROSSED_RATES(HH_CROSSED_DOT, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
+}
+
+HH_KERNEL void hh_crossed_keep_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
+                                    ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols, uint8_t *levels,
+                                    ptrdiff_t apart) {
+    HH_CROSSED_RATES(HH_CROSSED_KEEP, codes, row_nbytes, n_rows, n_cols, NULL, levels, apart, NULL, NULL);
+}
+
+HH_KERNEL void hh_crossed_decode_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan,
+                                      const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                      const float *gains, float *out) {
+    HH_CROSSED_RATES(HH_CROSSED_DECODE, codes, row_nbytes, n_rows, n_cols, NULL, NULL, 0, gains, out);
+}
+#undef HH_CROSSED_RATES
+HH_TARGET_END
+
+HH_TARGET_AVX512VNNI_BEGIN
+/* Tables four times over: a look-up by the lower nibble of a byte is one permutation, whatever its upper bits are. */
+typedef struct {
+    __m512i across_i8x64, back_i8x64, level_a_i8x64, level_b_i8x64, level_c_i8x64;
+} hh_crossed_avx512vnni;
+
+HH_INLINE hh_crossed_avx512vnni hh_crossed_open_avx512vnni_(const hh_crossed *tables, int added) {
+    hh_crossed_avx512vnni open;
+#define HH_TABLE(table) _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table)))
+    open.across_i8x64 = HH_TABLE(tables->across), open.back_i8x64 = HH_TABLE(tables->back);
+    open.level_a_i8x64 = HH_TABLE(tables->level_a), open.level_b_i8x64 = HH_TABLE(tables->level_b);
+    open.level_c_i8x64 = _mm512_add_epi8(HH_TABLE(tables->level_c), _mm512_set1_epi8((char)added));
+#undef HH_TABLE
+    return open;
+}
+
+/* The levels of half a block. */
+HH_INLINE __m512i hh_crossed64_avx512vnni_(const hh_crossed_avx512vnni *open, const uint8_t *codes,
+                                           __m512i spread_i8x64, __m512i shift_i8x64, __m512i above_i8x64) {
+    const __m512i bytes_i8x64 = _mm512_permutexvar_epi8(spread_i8x64, _mm512_loadu_si512(codes));
+    __m512i low_i8x64 = _mm512_multishift_epi64_epi8(shift_i8x64, bytes_i8x64);
+    const __m512i c_i8x64 = _mm512_xor_si512(_mm512_multishift_epi64_epi8(above_i8x64, bytes_i8x64),
+                                             _mm512_permutexvar_epi8(low_i8x64, open->across_i8x64));
+    low_i8x64 = _mm512_xor_si512(low_i8x64, _mm512_permutexvar_epi8(c_i8x64, open->back_i8x64));
+    return _mm512_add_epi8(
+        _mm512_add_epi8(_mm512_permutexvar_epi8(low_i8x64, open->level_a_i8x64),
+                        _mm512_permutexvar_epi8(_mm512_srli_epi16(low_i8x64, 4), open->level_b_i8x64)),
+        _mm512_permutexvar_epi8(c_i8x64, open->level_c_i8x64));
+}
+
+HH_INLINE void hh_crossed_read_avx512vnni_(int use, const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
+                                           const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
+                                           ptrdiff_t n_cols, int32_t *sums, uint8_t *levels, ptrdiff_t apart,
+                                           const float *gains, float *out) {
+    const hh_crossed_avx512vnni open = hh_crossed_open_avx512vnni_(with->tables, 128);
+    const int rate = with->rate;
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes) {
+        const uint8_t *block = codes;
+        __m512i sum_i32x16[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, block += rate) {
+            float rest[HH_TRELLIS_BLOCK];
+            float *const to = use != HH_CROSSED_DECODE         ? NULL
+                              : t + HH_TRELLIS_BLOCK <= n_cols ? out + r * n_cols + t
+                                                               : rest;
+            if (use == HH_CROSSED_DOT) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0);
+            for (int half = 0; half < 2; half++) {
+                if (half && t + 64 >= n_cols) break; /* no second half */
+                const __m512i level_i8x64 =
+                    hh_crossed64_avx512vnni_(&open, block + half * plan->second, plan->spread_i8x64[half],
+                                             plan->shift_i8x64[half], plan->above_i8x64[half]);
+                if (use == HH_CROSSED_KEEP) _mm512_storeu_si512(levels + r * apart + t + 64 * half, level_i8x64);
+                else if (use == HH_CROSSED_DECODE)
+                    hh_widen64_avx512vnni_(to + 64 * half, level_i8x64, _mm512_set1_ps(gains[r]));
+                else
+                    sum_i32x16[half] = _mm512_dpbusd_epi32(sum_i32x16[half], level_i8x64,
+                                                           _mm512_loadu_si512(with->query + t + 64 * half));
+            }
+            if (use == HH_CROSSED_DECODE && to == rest)
+                memcpy(out + r * n_cols + t, rest, (size_t)(n_cols - t) * sizeof(float));
+        }
+        if (use == HH_CROSSED_DOT)
+            sums[r] = (int32_t)((uint32_t)_mm512_reduce_add_epi32(_mm512_add_epi32(sum_i32x16[0], sum_i32x16[1])) -
+                                (uint32_t)with->bias);
+    }
+}
+
+HH_KERNEL void hh_crossed_dots_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
+                                          const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
+                                          ptrdiff_t n_cols, int32_t *out) {
+    hh_crossed_read_avx512vnni_(HH_CROSSED_DOT, with, plan, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL,
+                                NULL);
+}
+
+HH_KERNEL void hh_crossed_keep_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
+                                          const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
+                                          ptrdiff_t n_cols, uint8_t *levels, ptrdiff_t apart) {
+    hh_crossed_read_avx512vnni_(HH_CROSSED_KEEP, with, plan, codes, row_nbytes, n_rows, n_cols, NULL, levels, apart,
+                                NULL, NULL);
+}
+
+HH_KERNEL void hh_crossed_decode_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
+                                            const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
+                                            ptrdiff_t n_cols, const float *gains, float *out) {
+    hh_crossed_read_avx512vnni_(HH_CROSSED_DECODE, with, plan, codes, row_nbytes, n_rows, n_cols, NULL, NULL, 0, gains,
+                                out);
+}
+HH_TARGET_END
+#endif
+
+/* Write gain * level of every weight: rotated rows. `padded` is scratch of hh_trellis_reach_nbytes; `levels` are those of
+ * hh_crossed_levels. */
+HH_KERNEL void hh_crossed_decode(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                 const uint8_t *codebook, const int8_t *levels, const float *gains, uint8_t *padded,
+                                 float *out) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, 12);
+#if HH_X86
+    if (tier >= HH_TIER_AVX2) {
+        const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, 12);
+        hh_crossed tables;
+        hh_crossed_plan_avx2 plan_avx2;
+        hh_block_plan_avx512vnni plan_avx512vnni;
+        const hh_crossed_use with = {&tables, rate, NULL, NULL, 0};
+        hh_crossed_open(codebook, &tables);
+        if (tier >= HH_TIER_AVX512VNNI) hh_block_plan_avx512vnni_(rate, &plan_avx512vnni);
+        else hh_crossed_plan_avx2_(rate, &plan_avx2);
+        memset(padded, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
+        for (ptrdiff_t r = 0; r < n_rows;) { /* rows that may be read where they lie, then each of the others */
+            const int is_whole = r < n_whole;
+            const ptrdiff_t some = is_whole ? n_whole : 1;
+            const uint8_t *const row = is_whole ? codes : memcpy(padded, codes + r * row_nbytes, (size_t)row_nbytes);
+            if (tier >= HH_TIER_AVX512VNNI)
+                hh_crossed_decode_avx512vnni(&with, &plan_avx512vnni, row, row_nbytes, some, n_cols, gains + r,
+                                             out + r * n_cols);
+            else hh_crossed_decode_avx2(&with, &plan_avx2, row, row_nbytes, some, n_cols, gains + r, out + r * n_cols);
+            r += some;
+        }
+        return;
+    }
+#endif
+    (void)tier, (void)codebook, (void)padded;
+    for (ptrdiff_t r = 0; r < n_rows; r++)
+        hh_levels_scalar(codes + r * row_nbytes, n_cols, rate, 12, levels, gains[r], out + r * n_cols);
+}
+
+#endif
