@@ -398,6 +398,155 @@ HH_KERNEL void hh_crossed_decode_avx512vnni(const hh_crossed_use *with, const hh
 HH_TARGET_END
 #endif
 
+#if HH_NEON
+/* Tables, one register each. */
+typedef struct {
+    uint8x16_t across, back, back_a, back_b, level_a, level_b, level_c;
+} hh_crossed_neon;
+
+HH_INLINE hh_crossed_neon hh_crossed_open_neon_(const hh_crossed *tables) {
+    hh_crossed_neon open;
+    open.across = vld1q_u8(tables->across), open.back = vld1q_u8(tables->back);
+    open.back_a = vandq_u8(open.back, vdupq_n_u8(15)), open.back_b = vshrq_n_u8(open.back, 4);
+    open.level_a = vld1q_u8(tables->level_a), open.level_b = vld1q_u8(tables->level_b);
+    open.level_c = vld1q_u8(tables->level_c);
+    return open;
+}
+
+HH_INLINE uint8x16_t hh_lower_nibble_neon_(uint8x16_t byte_u8x16) { return vandq_u8(byte_u8x16, vdupq_n_u8(15)); }
+
+HH_INLINE uint8x16_t hh_crossed_sum_neon_(const hh_crossed_neon *open, uint8x16_t a_u8x16, uint8x16_t b_u8x16,
+                                          uint8x16_t c_u8x16) {
+    return vaddq_u8(vaddq_u8(vqtbl1q_u8(open->level_a, a_u8x16), vqtbl1q_u8(open->level_b, b_u8x16)),
+                    vqtbl1q_u8(open->level_c, c_u8x16));
+}
+
+/* Levels of nibbles that lie apart. */
+HH_INLINE uint8x16_t hh_crossed_apart_neon_(const hh_crossed_neon *open, uint8x16_t a_u8x16, uint8x16_t b_u8x16,
+                                            uint8x16_t c_u8x16) {
+    c_u8x16 = veorq_u8(c_u8x16, vqtbl1q_u8(open->across, a_u8x16));
+    a_u8x16 = veorq_u8(a_u8x16, vqtbl1q_u8(open->back_a, c_u8x16));
+    b_u8x16 = veorq_u8(b_u8x16, vqtbl1q_u8(open->back_b, c_u8x16));
+    return hh_crossed_sum_neon_(open, a_u8x16, b_u8x16, c_u8x16);
+}
+
+/* Levels of windows: a and b of `low`, and c. */
+HH_INLINE uint8x16_t hh_crossed_planes_neon_(const hh_crossed_neon *open, uint8x16_t low_u8x16, uint8x16_t c_u8x16) {
+    c_u8x16 = veorq_u8(c_u8x16, vqtbl1q_u8(open->across, hh_lower_nibble_neon_(low_u8x16)));
+    low_u8x16 = veorq_u8(low_u8x16, vqtbl1q_u8(open->back, c_u8x16));
+    return hh_crossed_sum_neon_(open, hh_lower_nibble_neon_(low_u8x16), vshrq_n_u8(low_u8x16, 4), c_u8x16);
+}
+
+/* Any rate, for the 8 groups of 16 weights of a block: the byte in which a window begins, how far it and the byte behind
+ * it are shifted to the right, and how far the next byte to the left. */
+typedef struct {
+    uint8_t pick[8][16];
+    int8_t down[8][16], up[8][16];
+    int first[8]; /* byte of each group */
+} hh_crossed_plan_neon;
+
+HH_KERNEL void hh_crossed_plan_neon_(int rate, hh_crossed_plan_neon *plan) {
+    for (int group = 0; group < 8; group++) {
+        plan->first[group] = group * rate / 8;
+        for (int i = 0; i < 16; i++) {
+            const int bit = (int)hh_bit_offset(16 * group + i, rate) - 8 * plan->first[group];
+            plan->pick[group][i] = (uint8_t)(bit >> 3);
+            plan->down[group][i] = (int8_t)-(bit & 7), plan->up[group][i] = (int8_t)(8 - (bit & 7));
+        }
+    }
+}
+
+HH_INLINE uint8x16_t hh_crossed_any_neon_(const hh_crossed_neon *open, const hh_crossed_plan_neon *plan,
+                                          const uint8_t *codes, int group) {
+    const uint8_t *const from = codes + plan->first[group];
+    const uint8x16_t pick_u8x16 = vld1q_u8(plan->pick[group]);
+    const int8x16_t down_i8x16 = vld1q_s8(plan->down[group]), up_i8x16 = vld1q_s8(plan->up[group]);
+    const uint8x16_t first_u8x16 = vqtbl1q_u8(vld1q_u8(from), pick_u8x16);
+    const uint8x16_t next_u8x16 = vqtbl1q_u8(vld1q_u8(from + 1), pick_u8x16);
+    const uint8x16_t third_u8x16 = vqtbl1q_u8(vld1q_u8(from + 2), pick_u8x16);
+    return hh_crossed_planes_neon_(
+        open, vorrq_u8(vshlq_u8(first_u8x16, down_i8x16), vshlq_u8(next_u8x16, up_i8x16)),
+        hh_lower_nibble_neon_(vorrq_u8(vshlq_u8(next_u8x16, down_i8x16), vshlq_u8(third_u8x16, up_i8x16))));
+}
+
+/* The levels of the 128 weights of a block. `rate` is 64 or 32, whose nibbles and pairs of bits are cut by shifts, or 0
+ * for any, and constant where this is inlined. */
+HH_INLINE void hh_crossed_block_neon_(int rate, const hh_crossed_neon *open, const hh_crossed_plan_neon *plan,
+                                      const uint8_t *codes, uint8_t *levels) {
+    if (rate == 64) { /* a byte holds the oldest nibbles of two weights */
+        for (int part = 0; part < 4; part++) {
+            const uint8x16_t first_u8x16 = vld1q_u8(codes + 16 * part), next_u8x16 = vld1q_u8(codes + 16 * part + 1);
+            const uint8x16_t b_u8x16 = hh_lower_nibble_neon_(next_u8x16);
+            uint8x16x2_t level_u8x16;
+            level_u8x16.val[0] = hh_crossed_planes_neon_(open, first_u8x16, b_u8x16);
+            level_u8x16.val[1] =
+                hh_crossed_apart_neon_(open, vshrq_n_u8(first_u8x16, 4), b_u8x16, vshrq_n_u8(next_u8x16, 4));
+            vst2q_u8(levels + 32 * part, level_u8x16);
+        }
+    } else if (rate == 32) { /* the oldest bits of four weights */
+        for (int part = 0; part < 2; part++) {
+            const uint8x16_t first_u8x16 = vld1q_u8(codes + 16 * part), next_u8x16 = vld1q_u8(codes + 16 * part + 1);
+            const uint8x16_t third_u8x16 = vld1q_u8(codes + 16 * part + 2);
+            const uint8x16_t next_low_u8x16 = hh_lower_nibble_neon_(next_u8x16);
+            uint8x16x4_t level_u8x16;
+            level_u8x16.val[0] = hh_crossed_planes_neon_(open, first_u8x16, next_low_u8x16);
+            level_u8x16.val[1] = hh_crossed_planes_neon_(open, vsliq_n_u8(vshrq_n_u8(first_u8x16, 2), next_u8x16, 6),
+                                                         hh_lower_nibble_neon_(vshrq_n_u8(next_u8x16, 2)));
+            level_u8x16.val[2] =
+                hh_crossed_apart_neon_(open, vshrq_n_u8(first_u8x16, 4), next_low_u8x16, vshrq_n_u8(next_u8x16, 4));
+            level_u8x16.val[3] =
+                hh_crossed_planes_neon_(open, vsliq_n_u8(vshrq_n_u8(first_u8x16, 6), next_u8x16, 2),
+                                        hh_lower_nibble_neon_(vsliq_n_u8(vshrq_n_u8(next_u8x16, 6), third_u8x16, 2)));
+            vst4q_u8(levels + 64 * part, level_u8x16);
+        }
+    } else {
+        for (int group = 0; group < 8; group++)
+            vst1q_u8(levels + 16 * group, hh_crossed_any_neon_(open, plan, codes, group));
+    }
+}
+
+/* The levels of as many whole blocks as hold n_cols weights. */
+HH_INLINE void hh_crossed_blocks_neon_(int special, int rate, const hh_crossed_neon *open,
+                                       const hh_crossed_plan_neon *plan, const uint8_t *codes, ptrdiff_t n_cols,
+                                       int8_t *levels) {
+    for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, codes += rate)
+        hh_crossed_block_neon_(special, open, plan, codes, (uint8_t *)levels + t);
+}
+
+HH_KERNEL void hh_crossed_keep_neon(const hh_crossed *tables, const hh_crossed_plan_neon *plan, int rate,
+                                    const uint8_t *codes, ptrdiff_t n_cols, int8_t *levels) {
+    const hh_crossed_neon open = hh_crossed_open_neon_(tables);
+    if (rate == 64) hh_crossed_blocks_neon_(64, rate, &open, plan, codes, n_cols, levels);
+    else if (rate == 32) hh_crossed_blocks_neon_(32, rate, &open, plan, codes, n_cols, levels);
+    else hh_crossed_blocks_neon_(0, rate, &open, plan, codes, n_cols, levels);
+}
+
+HH_KERNEL void hh_crossed_decode_neon(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                      const uint8_t *codebook, const float *gains, uint8_t *padded, float *out) {
+    const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, 12);
+    const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, 12);
+    hh_crossed tables;
+    hh_crossed_plan_neon plan;
+    hh_crossed_open(codebook, &tables);
+    hh_crossed_plan_neon_(rate, &plan);
+    memset(padded, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, out += n_cols) {
+        const uint8_t *row = r < n_whole ? codes : memcpy(padded, codes, (size_t)row_nbytes);
+        enum { AT_ONCE = 4 * HH_TRELLIS_BLOCK }; /* their levels stay in the first cache */
+        for (ptrdiff_t t = 0; t < n_cols; t += AT_ONCE, row += 4 * rate) {
+            const ptrdiff_t count = n_cols - t < AT_ONCE ? n_cols - t : AT_ONCE, whole = count & ~(ptrdiff_t)15;
+            int8_t levels[AT_ONCE];
+            float rest[16];
+            hh_crossed_keep_neon(&tables, &plan, rate, row, count, levels);
+            for (ptrdiff_t i = 0; i < whole; i += 16) hh_widen16_neon_(out + t + i, vld1q_s8(levels + i), gains[r]);
+            if (whole == count) continue;
+            hh_widen16_neon_(rest, vld1q_s8(levels + whole), gains[r]);
+            memcpy(out + t + whole, rest, (size_t)(count - whole) * sizeof(float));
+        }
+    }
+}
+#endif
+
 /* Write gain * level of every weight: rotated rows. `padded` is scratch of hh_trellis_reach_nbytes; `levels` are those of
  * hh_crossed_levels. */
 HH_KERNEL void hh_crossed_decode(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
@@ -425,6 +574,11 @@ HH_KERNEL void hh_crossed_decode(int tier, const uint8_t *codes, ptrdiff_t n_row
             else hh_crossed_decode_avx2(&with, &plan_avx2, row, row_nbytes, some, n_cols, gains + r, out + r * n_cols);
             r += some;
         }
+        return;
+    }
+#elif HH_NEON
+    if (tier >= HH_TIER_NEON) {
+        hh_crossed_decode_neon(codes, n_rows, n_cols, rate, codebook, gains, padded, out);
         return;
     }
 #endif

@@ -541,19 +541,33 @@ HH_INLINE void hh_products_arm(int tier, ptrdiff_t n_rows, ptrdiff_t n_queries, 
         hh_products_all_neon(n_rows, n_queries, rows, row_stride, queries, query_stride, n_cols, more, out_stride, out);
 }
 
+/* What it takes to read rows: of a crossed codebook its tables, else the listed levels. */
+typedef struct {
+    int rate, n_bits;
+    ptrdiff_t row_nbytes;
+    const int8_t *table;
+    hh_score_scratch scratch;
+    int is_crossed;
+    hh_crossed crossed;
+    hh_crossed_plan_neon crossed_plan;
+    hh_block_plan_neon plan;
+} hh_score_rows_neon;
+
 /* Of up to HH_SCORE_PANEL rows the levels of n_cols columns from column `first` on, a multiple of HH_TRELLIS_BLOCK,
  * HH_SCORE_COLS apart and filled up with zeros to a multiple of 16. Rows from `n_whole` on are read from scratch. */
-HH_KERNEL void hh_score_levels_neon(const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_whole, ptrdiff_t row_nbytes,
-                                    int rate, int n_bits, ptrdiff_t first, ptrdiff_t n_cols,
-                                    const hh_block_plan_neon *plan, const uint8_t *look, const int8_t *table,
-                                    uint8_t *row, int8_t *levels) {
-    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes, levels += HH_SCORE_COLS) {
-        const uint8_t *const from = r < n_whole ? codes : memcpy(row, codes, (size_t)row_nbytes);
-        for (ptrdiff_t t = 0; t < n_cols; t += 16) {
-            const uint8_t *const block = from + (first + t) / HH_TRELLIS_BLOCK * rate;
+HH_KERNEL void hh_score_levels_neon(const hh_score_rows_neon *rows, const uint8_t *codes, ptrdiff_t n_rows,
+                                    ptrdiff_t n_whole, ptrdiff_t first, ptrdiff_t n_cols) {
+    int8_t *levels = (int8_t *)rows->scratch.levels;
+    for (ptrdiff_t r = 0; r < n_rows; r++, codes += rows->row_nbytes, levels += HH_SCORE_COLS) {
+        const uint8_t *const row = r < n_whole ? codes : memcpy(rows->scratch.row, codes, (size_t)rows->row_nbytes);
+        const uint8_t *const block = row + first / HH_TRELLIS_BLOCK * rows->rate;
+        if (rows->is_crossed)
+            hh_crossed_keep_neon(&rows->crossed, &rows->crossed_plan, rows->rate, block, n_cols, levels);
+        for (ptrdiff_t t = 0; t < n_cols && !rows->is_crossed; t += 16) {
+            const uint8_t *const from = block + t / HH_TRELLIS_BLOCK * rows->rate;
             const int group = (int)(t % HH_TRELLIS_BLOCK / 16);
-            vst1q_s8(levels + t, n_bits <= 8 ? hh_levels16_neon_(0, block, plan, group, look, table)
-                                             : hh_levels16_neon_(1, block, plan, group, look, table));
+            vst1q_s8(levels + t,
+                     hh_levels16_neon_(rows->n_bits > 8, from, &rows->plan, group, rows->scratch.table, rows->table));
         }
         if (n_cols % 16) memset(levels + n_cols, 0, (size_t)(16 - n_cols % 16));
     }
@@ -562,13 +576,16 @@ HH_KERNEL void hh_score_levels_neon(const uint8_t *codes, ptrdiff_t n_rows, ptrd
 /* Scores, or energies if there are no queries: HH_SCORE_PANEL rows of HH_SCORE_COLS levels meet all queries of a group
  * while they lie in the first cache. */
 HH_KERNEL void hh_trellis_dots_neon(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
-                                    int n_bits, const int8_t *table, const int8_t *queries, ptrdiff_t n_queries,
-                                    hh_score_scratch scratch, int32_t *out) {
+                                    int n_bits, const int8_t *table, const uint8_t *codebook, const int8_t *queries,
+                                    ptrdiff_t n_queries, hh_score_scratch scratch, int32_t *out) {
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     const ptrdiff_t n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
     int8_t *const levels = (int8_t *)scratch.levels;
-    hh_block_plan_neon plan;
-    hh_block_plan_neon_(rate, n_bits, &plan);
+    hh_score_rows_neon rows;
+    rows.rate = rate, rows.n_bits = n_bits, rows.row_nbytes = row_nbytes, rows.table = table, rows.scratch = scratch;
+    rows.is_crossed = codebook != NULL;
+    if (codebook) hh_crossed_open(codebook, &rows.crossed), hh_crossed_plan_neon_(rate, &rows.crossed_plan);
+    else hh_block_plan_neon_(rate, n_bits, &rows.plan);
     if (n_bits <= 8) hh_look256_neon_(table, n_bits, scratch.table);
     memset(scratch.row, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
     for (ptrdiff_t first = 0; first < n_cols; first += HH_SCORE_COLS) {
@@ -583,8 +600,7 @@ HH_KERNEL void hh_trellis_dots_neon(int tier, const uint8_t *codes, ptrdiff_t n_
             }
             for (ptrdiff_t r = 0; r < n_rows; r += HH_SCORE_PANEL) {
                 const ptrdiff_t some = n_rows - r < HH_SCORE_PANEL ? n_rows - r : HH_SCORE_PANEL;
-                hh_score_levels_neon(codes + r * row_nbytes, some, n_whole - r, row_nbytes, rate, n_bits, first, width,
-                                     &plan, scratch.table, table, scratch.row, levels);
+                hh_score_levels_neon(&rows, codes + r * row_nbytes, some, n_whole - r, first, width);
                 if (queries)
                     hh_products_arm(tier, some, count, levels, HH_SCORE_COLS, scratch.query, HH_SCORE_COLS, n_padded,
                                     first > 0, n_rows, out + q * n_rows + r);
@@ -611,7 +627,8 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
     }
 #elif HH_NEON
     if (tier >= HH_TIER_NEON) {
-        hh_trellis_dots_neon(tier, codes, n_rows, n_cols, rate, n_bits, table, queries, n_queries, scratch, out);
+        hh_trellis_dots_neon(tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, queries, n_queries, scratch,
+                             out);
         return;
     }
 #endif
@@ -649,7 +666,7 @@ HH_KERNEL void hh_trellis_energies(int tier, const uint8_t *codes, ptrdiff_t n_r
     }
 #elif HH_NEON
     if (tier >= HH_TIER_NEON) {
-        hh_trellis_dots_neon(tier, codes, n_rows, n_cols, rate, n_bits, table, NULL, 0, scratch, out);
+        hh_trellis_dots_neon(tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, NULL, 0, scratch, out);
         return;
     }
 #endif

@@ -1,6 +1,7 @@
 /* The hot loops of the NEON bodies, each in a function of its own that aarch64_loops.py finds in the disassembly. */
 #include "cast.h"
 #include "cholesky.h"
+#include "crossed.h"
 #include "dot.h"
 #include "eigen.h"
 #include "fold.h"
@@ -43,6 +44,23 @@ void decode_256(const uint8_t *codes, ptrdiff_t n, const hh_block_plan_neon *pla
 void decode_4096(const uint8_t *codes, ptrdiff_t n, const hh_block_plan_neon *plan, const int8_t *table, float gain,
                  float *out) {
     hh_levels_row_neon_(1, codes, n, 64, plan, NULL, table, gain, out);
+}
+
+void crossed_4_bits(const hh_crossed *tables, const uint8_t *codes, ptrdiff_t n, int8_t *levels) {
+    const hh_crossed_neon open = hh_crossed_open_neon_(tables);
+    hh_crossed_blocks_neon_(64, 64, &open, NULL, codes, n, levels);
+}
+void crossed_2_bits(const hh_crossed *tables, const uint8_t *codes, ptrdiff_t n, int8_t *levels) {
+    const hh_crossed_neon open = hh_crossed_open_neon_(tables);
+    hh_crossed_blocks_neon_(32, 32, &open, NULL, codes, n, levels);
+}
+void crossed_any(const hh_crossed *tables, const hh_crossed_plan_neon *plan, int rate, const uint8_t *codes,
+                 ptrdiff_t n, int8_t *levels) {
+    const hh_crossed_neon open = hh_crossed_open_neon_(tables);
+    hh_crossed_blocks_neon_(0, rate, &open, plan, codes, n, levels);
+}
+void widen(const int8_t *levels, ptrdiff_t n, float gain, float *out) {
+    for (ptrdiff_t t = 0; t < n; t += 16) hh_widen16_neon_(out + t, vld1q_s8(levels + t), gain);
 }
 
 void products_1x1(const int8_t *a, const int8_t *b, ptrdiff_t n, int32_t *out) {
