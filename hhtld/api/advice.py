@@ -40,10 +40,10 @@ def kept_notes(report: ConversionReport, plan: Plan) -> Iterator[str]:
         )
     if any(tensor.regime is not None for tensor in report.tensors):
         return
-    own = [tensor for tensor in plan.tensors.values() if tensor.alias_of is None]
-    planned = [tensor.info.name for tensor in own if tensor.group is not None]
-    floats = [tensor for tensor in own if tensor.info.dtype.is_weight]
-    if not own:
+    stored = [tensor for tensor in plan.tensors.values() if tensor.alias_of is None]
+    planned = [tensor.info.name for tensor in stored if tensor.group is not None]
+    floats = [tensor for tensor in stored if tensor.info.dtype.is_weight]
+    if not stored:
         why = "the source holds no tensors"
     elif not floats:
         why = "no tensor is of floats; others are kept as they are"
@@ -66,9 +66,9 @@ def _takes_rows(info: TensorInfo) -> bool:
 
 def ratio_advice(report: ConversionReport) -> str:
     """What takes a file's bytes, and what would help if they are too many."""
-    own = [tensor for tensor in report.tensors if tensor.alias_of is None]
-    kept = sum(tensor.nbytes for tensor in own if tensor.regime is None)
-    encoded = sum(tensor.nbytes for tensor in own if tensor.regime is not None)
+    stored = [tensor for tensor in report.tensors if tensor.alias_of is None]
+    kept = sum(tensor.nbytes for tensor in stored if tensor.regime is None)
+    encoded = sum(tensor.nbytes for tensor in stored if tensor.regime is not None)
     rest = report.target_nbytes - kept - encoded - report.files_nbytes
     parts = {
         "encoded tensors": encoded,
@@ -77,8 +77,8 @@ def ratio_advice(report: ConversionReport) -> str:
         "side files": report.files_nbytes,
     }
     most = max(parts, key=lambda part: parts[part])
-    told = ", ".join(f"{nbytes:,} are {part}" for part, nbytes in parts.items() if nbytes > 0)
-    unreached = sum(tensor.nbytes for tensor in own if tensor.unreached is not None)
+    sizes = ", ".join(f"{nbytes:,} are {part}" for part, nbytes in parts.items() if nbytes > 0)
+    unreached = sum(tensor.nbytes for tensor in stored if tensor.unreached is not None)
     advice = {
         "encoded tensors": "a lower rate, profile='bits:B' (--profile bits:B), takes fewer",
         "tensors kept byte for byte": (
@@ -91,4 +91,4 @@ def ratio_advice(report: ConversionReport) -> str:
     }[most]
     if report.source_nbytes < report.bf16_nbytes:
         advice += f"; the source itself takes {report.source_nbytes:,}, less than 16 bits a weight"
-    return f"of {report.target_nbytes:,} bytes {told}; {advice}, and a lower min_ratio (--min-ratio) asks for less"
+    return f"of {report.target_nbytes:,} bytes {sizes}; {advice}, and a lower min_ratio (--min-ratio) asks for less"

@@ -30,10 +30,12 @@ def count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
     report.target_nbytes = _written_nbytes(target)
     for name, tensor in plan.tensors.items():
         record, nbytes = records[name]
-        told = _regime(tensor) if record.is_encoded else (None, None)
+        regime_and_reason = _regime(tensor) if record.is_encoded else (None, None)
         cosines = report.gates.tensors.get(name)
         unreached = report.gates.unreached.get(name)
-        outcome = TensorOutcome(tensor.info, record.codec, nbytes, *told, tensor.alias_of, cosines, unreached=unreached)
+        outcome = TensorOutcome(
+            tensor.info, record.codec, nbytes, *regime_and_reason, tensor.alias_of, cosines, unreached=unreached
+        )
         report.tensors.append(outcome)
         _add_source(report, tensor)
     report.tensors = tied_too(report.tensors)
@@ -41,25 +43,31 @@ def count_pack(report: ConversionReport, plan: Plan, target: Path) -> None:
 
 def count_predicted(report: ConversionReport, source: TensorSource, plan: Plan, work: Work) -> None:
     """Fill a report with what a conversion would give, from samples of rows."""
-    found = predict_pack(source, plan, work)
-    report.target_nbytes += found.shared_nbytes
+    predicted = predict_pack(source, plan, work)
+    report.target_nbytes += predicted.shared_nbytes
     for name, tensor in plan.tensors.items():
-        own = found.tensors.get(name)
-        if own is None:
+        prediction = predicted.tensors.get(name)
+        if prediction is None:
             nbytes = 0 if tensor.alias_of else tensor.info.nbytes
-            if name in found.unreached and tensor.group is not None:
+            if name in predicted.unreached and tensor.group is not None:
                 missed = tensor.group.regime
                 report.gates.unreached[name] = Unreached(missed, plan.threshold(tensor.profile, missed))
             unreached = report.gates.unreached.get(name)
             outcome = TensorOutcome(tensor.info, KEEP.id, nbytes, alias_of=tensor.alias_of, unreached=unreached)
         else:
-            told = _regime(tensor)
-            outcome = TensorOutcome(tensor.info, own.codec, own.nbytes, *told, predicted_median=own.median)
+            regime_and_reason = _regime(tensor)
+            outcome = TensorOutcome(
+                tensor.info,
+                prediction.codec,
+                prediction.nbytes,
+                *regime_and_reason,
+                predicted_median=prediction.median,
+            )
         report.tensors.append(outcome)
         report.target_nbytes += outcome.nbytes
         _add_source(report, tensor)
     report.tensors = tied_too(report.tensors)
-    report.expected = found.expected
+    report.expected = predicted.expected
 
 
 def count_files(report: ConversionReport, source: TensorSource | None) -> None:

@@ -181,9 +181,9 @@ class ConversionReport:
 def tell_as_stored(report: ConversionReport, source: TensorSource) -> None:
     """Put the types and bytes into a report that tensors have in the source, where they are given as wider ones."""
     for number, tensor in enumerate(report.tensors):
-        found = replace(tensor, stored=source.stored(tensor.info.name))
-        report.source_nbytes += found.source_nbytes - tensor.info.nbytes
-        report.tensors[number] = found
+        outcome = replace(tensor, stored=source.stored(tensor.info.name))
+        report.source_nbytes += outcome.source_nbytes - tensor.info.nbytes
+        report.tensors[number] = outcome
     kinds = sorted({t.stored[0] for t in report.tensors if t.stored is not None and t.stored[0] != t.info.dtype.name})
     if kinds and report.target_nbytes > report.source_nbytes:
         report.notes.append(
@@ -194,10 +194,10 @@ def tell_as_stored(report: ConversionReport, source: TensorSource) -> None:
 
 def tied_too(outcomes: Iterable[TensorOutcome]) -> list[TensorOutcome]:
     """Return outcomes in which names that share another's bytes tell how well these came back."""
-    held = {outcome.info.name: outcome for outcome in outcomes}
+    by_name = {outcome.info.name: outcome for outcome in outcomes}
     return [
-        outcome if outcome.alias_of is None else replace(held[outcome.alias_of], **_own(outcome))
-        for outcome in held.values()
+        outcome if outcome.alias_of is None else replace(by_name[outcome.alias_of], **_own(outcome))
+        for outcome in by_name.values()
     ]
 
 

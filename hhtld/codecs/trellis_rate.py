@@ -66,12 +66,14 @@ def sample_rows(tensors: Sequence[Rows], count: int) -> NDArray[np.float32]:
     sample = np.empty((len(picks), tensors[0].n_cols), np.float32)
     done = first = 0
     for rows in tensors:
-        own = picks[(picks >= first) & (picks < first + rows.n_rows)] - first
+        picked = picks[(picks >= first) & (picks < first + rows.n_rows)] - first
         first += rows.n_rows
         # Where every fourth row is asked for, blocks are read; else single rows.
-        spans = row_ranges(rows.n_rows, 4 * rows.n_cols) if len(own) * 4 > rows.n_rows else ((r, r + 1) for r in own)
+        spans = (
+            row_ranges(rows.n_rows, 4 * rows.n_cols) if len(picked) * 4 > rows.n_rows else ((r, r + 1) for r in picked)
+        )
         for start, stop in spans:
-            asked = own[(own >= start) & (own < stop)] - start
+            asked = picked[(picked >= start) & (picked < stop)] - start
             if len(asked):
                 sample[done : done + len(asked)] = rows.read(int(start), int(stop))[asked]
                 done += len(asked)
@@ -159,13 +161,13 @@ def decide_shared(
         return best
     rest, gained = sample, 0.0
     for k in (k for k in CENTROIDS if k <= most):
-        held = replace(best, centroid_bits=_centroids(sample, norms2, k))
-        left = sample - held.centroids[held.assign(sample)]
+        with_centroids = replace(best, centroid_bits=_centroids(sample, norms2, k))
+        left = sample - with_centroids.centroids[with_centroids.assign(sample)]
         cost = 8 + 16 * k * n_cols / n_rows  # bits a row: the twig, and the row's share of the centroids
         gain = _median_saving(norms2, _norms2(left)) * n_cols - cost
         if gain <= gained:  # more centroids would not pay where fewer do not
             break
-        best, rest, gained = held, left, gain
+        best, rest, gained = with_centroids, left, gain
     if best.centroid_bits is not None and (zeros or any(has_zero_row(rows) for rows in tensors)):
         best = _with_zero_centroid(best, sample, norms2)
         rest = sample - best.centroids[best.assign(sample)]
@@ -197,8 +199,8 @@ def predict(sample: NDArray[np.float32], shared: TrellisShared, dtype: DType = F
     """Code a sample and measure its cosines with what is given back in a type."""
     tensor = HhtlTTensor.encode("", ArrayRows(sample), shared)
     spans = row_ranges(len(sample), 4 * sample.shape[1])
-    found = [judged_cosines(sample[a:b], rounded(tensor.reconstruct_rows(slice(a, b)), dtype)) for a, b in spans]
-    cosines = np.concatenate(found)
+    measured = [judged_cosines(sample[a:b], rounded(tensor.reconstruct_rows(slice(a, b)), dtype)) for a, b in spans]
+    cosines = np.concatenate(measured)
     cosines = np.sort(cosines[is_live(cosines)])
     if not len(cosines):  # rows of zeros come back as such at any rate
         return Prediction(shared.trellis.rate, 1.0, 1.0)
@@ -224,9 +226,9 @@ def smallest_rate(
         return None
     while low < high:
         middle = (low + high) // 2
-        found = at(middle)
-        if found.passes(threshold):
-            high, best = middle, found
+        attempt = at(middle)
+        if attempt.passes(threshold):
+            high, best = middle, attempt
         else:
             low = middle + 1
     return best
@@ -255,7 +257,7 @@ def decide_group(
     code = slots.Trellis.trained(32 if rate is None else rate)
     sample = _prediction_sample(rows)
     zeros = not _norms2(sample).all()
-    if zeros and (live := [own for own in map(LiveRows, rows) if own.n_rows]):
+    if zeros and (live := [live_rows for live_rows in map(LiveRows, rows) if live_rows.n_rows]):
         rows, sample = live, _prediction_sample(live)
     shared = decide_shared(rows, code, seed, zeros)
     if rate is not None or threshold is None:

@@ -186,10 +186,10 @@ class HhtlTTensor(EncodedTensor):
         """
         scale: float | None = None
         if shared.basis is not None:
-            found = [peak for _, _, peak in map_rows(_peak, rows, executor, shared, column_scale)]
-            scale = slots.leaf_scale(float(np.max(found, initial=0)))
-        own = (role, shared, column_scale, scale)
-        coded = {start: block for start, _, block in map_rows(_coded, rows, executor, cls, *own)}
+            peaks = [peak for _, _, peak in map_rows(_peak, rows, executor, shared, column_scale)]
+            scale = slots.leaf_scale(float(np.max(peaks, initial=0)))
+        arguments = (role, shared, column_scale, scale)
+        coded = {start: block for start, _, block in map_rows(_coded, rows, executor, cls, *arguments)}
         blocks = [coded[start] for start in sorted(coded)]
         return cls.joined(blocks) if blocks else cls.encode_block(role, rows.read(0, 0), shared, column_scale, scale)
 
@@ -227,14 +227,14 @@ class HhtlTTensor(EncodedTensor):
             residual -= shared.trellis.decode(slot_t, slots.gain_values(slot_v), n_cols)
             slot_t_2, gains = shared.second.encode(residual)
             slot_v_2 = slots.gain_bits(gains)
-        held = twigs if shared.centroid_bits is not None else None
+        stored_twigs = twigs if shared.centroid_bits is not None else None
         return cls(
             role,
             shared,
             slot_v,
             slot_t,
             (n_rows, n_cols),
-            held,
+            stored_twigs,
             slot_l,
             slot_l_scale,
             column_scale,
@@ -386,8 +386,8 @@ def leaf_peak(
     """Return the largest magnitude that Slot L must hold for a block of rows."""
     assert shared.basis is not None
     scaled = scaled_rows(block, column_scale)
-    found = slots.leaf_coefficients(scaled, shared.centroids, shared.assign(scaled), shared.basis)
-    return float(np.abs(found).max(initial=np.float32(0)))
+    coefficients = slots.leaf_coefficients(scaled, shared.centroids, shared.assign(scaled), shared.basis)
+    return float(np.abs(coefficients).max(initial=np.float32(0)))
 
 
 def _peak(

@@ -163,17 +163,17 @@ class GroupCosines:
 
     def add(self, name: str, n_rows: int, start: int, cosines: NDArray[np.float64]) -> None:
         """Take the cosines of a tensor's rows from `start` on; the tensor has `n_rows`."""
-        held, missing = self._waiting.pop(name, (None, n_rows))
-        held = np.empty(n_rows) if held is None else held
-        held[start : start + len(cosines)] = cosines
+        gathered, missing = self._waiting.pop(name, (None, n_rows))
+        gathered = np.empty(n_rows) if gathered is None else gathered
+        gathered[start : start + len(cosines)] = cosines
         missing -= len(cosines)
         if missing:
-            self._waiting[name] = held, missing
+            self._waiting[name] = gathered, missing
             return
-        self.tensors[name] = summarize(held)
-        self.counts.add(name, held)
+        self.tensors[name] = summarize(gathered)
+        self.counts.add(name, gathered)
         if self._threshold is not None:
-            rounded = np.floor(held[is_live(held)] * 1e6) / 1e6  # as `rounded_down`
+            rounded = np.floor(gathered[is_live(gathered)] * 1e6) / 1e6  # as `rounded_down`
             self._below_median += int((rounded < self._threshold.median).sum())
             self._below_p5 += int((rounded < self._threshold.p5).sum())
 
@@ -289,10 +289,12 @@ class GateReport:
             )
         if not self.ratio_reached:
             if self.ratio < self.min_ratio:
-                told = f"the source as bfloat16 is {self.ratio:.3f} times the file, {self.min_ratio:g} is asked"
+                missed_ratio = f"the source as bfloat16 is {self.ratio:.3f} times the file, {self.min_ratio:g} is asked"
             else:
-                told = f"the file is larger than its source, which is {self.source_ratio:.3f} times the file as stored"
-            missed.append(told + (f": {self.ratio_advice}" if self.ratio_advice else ""))
+                missed_ratio = (
+                    f"the file is larger than its source, which is {self.source_ratio:.3f} times the file as stored"
+                )
+            missed.append(missed_ratio + (f": {self.ratio_advice}" if self.ratio_advice else ""))
         return "; ".join(missed) or "every gate passed"
 
     def to_json(self) -> dict[str, Any]:

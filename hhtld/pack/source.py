@@ -74,24 +74,26 @@ class PackSource(TensorSource):
     def quantized(self) -> Mapping[str, str] | None:
         """Return what the graph of an ONNX model told, which the pack's description carries."""
         facts = self.pack.table.source
-        found = facts.get("quantized", {} if "onnx" in facts else None)
-        return {n: str(use) for n, use in found.items() if n in self._infos} if isinstance(found, dict) else None
+        quantized = facts.get("quantized", {} if "onnx" in facts else None)
+        return (
+            {n: str(use) for n, use in quantized.items() if n in self._infos} if isinstance(quantized, dict) else None
+        )
 
     def uses(self) -> Mapping[str, frozenset[str]]:
         """Return what layers of an ONNX model add, which the pack's description carries; nothing else of its graph."""
-        found = self.pack.table.source.get("added")
-        added = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+        recorded = self.pack.table.source.get("added")
+        added = {name for name in recorded if isinstance(name, str)} if isinstance(recorded, list) else set()
         return {name: frozenset({ADDS}) for name in self._infos if name in added}
 
     def regimes(self) -> Mapping[str, tuple[str, str]]:
         """Return the regimes that the pack records because roles do not imply them."""
-        table, found = self.pack.table, {}
+        table, regimes = self.pack.table, {}
         for name in table.tensors:
             group = table.resolved(name).group
             key = None if group is None else table.groups[group].key
             if key is not None and key.regime != key.implied_regime:
-                found[name] = key.regime, str(table.regime_reason(name))
-        return found
+                regimes[name] = key.regime, str(table.regime_reason(name))
+        return regimes
 
     def files(self) -> Mapping[str, int]:
         return self.pack.files()
@@ -105,11 +107,11 @@ class PackSource(TensorSource):
             for index in self.pack.info(name).sections.values():
                 self.pack.sections.check(index)
             self._verified.add(name)
-        held = self.pack.info(name).info
-        if info.has_rows and held.n_cols == info.n_cols:
+        encoded = self.pack.info(name).info
+        if info.has_rows and encoded.n_cols == info.n_cols:
             rows = self.pack.get_rows(name, slice(start, stop), dtype="source")
         elif info.has_rows:
-            rows = self._of_longer_rows(name, held.n_cols, start * info.n_cols, stop * info.n_cols)
+            rows = self._of_longer_rows(name, encoded.n_cols, start * info.n_cols, stop * info.n_cols)
         else:
             rows = self.pack.get_tensor(name, "source").reshape(1, -1)[start:stop]
         return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)
