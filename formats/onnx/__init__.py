@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hhtld.formats.base import Format
 from hhtld.formats.onnx.reading import OnnxFile, TensorWalk
+from hhtld.formats.onnx.writing import checked_graph, write_onnx
+from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
 
 __all__ = ["OnnxFile", "OnnxFormat", "TensorWalk"]
@@ -17,8 +19,10 @@ class OnnxFormat(Format):
 
     name: ClassVar[str] = "onnx"
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
-    description: ClassVar[str] = "weights of an ONNX model, with external data; the graph is not kept (extra: onnx)"
-    writes: ClassVar[bool] = False
+    description: ClassVar[str] = (
+        "weights of an ONNX model, with external data; written is what came from one (extra: onnx)"
+    )
+    options: ClassVar[frozenset[str]] = frozenset({"progress"})
 
     def open_source(self, path: Path) -> TensorSource:
         """Open a model.
@@ -31,3 +35,13 @@ class OnnxFormat(Format):
             When the package `onnx` is not installed.
         """
         return OnnxFile(path)
+
+    def check_source(self, source: TensorSource, **options: Any) -> None:
+        """Raise what `write_source` would raise before it writes anything."""
+        checked_graph(source)
+
+    def write_source(
+        self, source: TensorSource, path: Path, *, progress: Progress = silent, **options: Any
+    ) -> list[str]:
+        """Write what came from an ONNX model as one again; see `hhtld.formats.onnx.writing`."""
+        return write_onnx(source, path, progress)

@@ -1,4 +1,4 @@
-"""ONNX models: the weights that a graph comes with, read strictly.
+"""ONNX models: the weights that a graph comes with, read strictly, and the graph without them.
 
 An .onnx file is one protobuf message, `ModelProto`. Its graph lists the parameters as initializers, tensors with a
 name, a type, a shape and data in one of three places: `raw_data`, a repeated field of the type's own, or a file beside
@@ -9,14 +9,18 @@ What is read, and its name:
 
 - initializers of the graph, by their own names;
 - values of Constant nodes that look like weights, by the name of the node's output: floats of one axis or more,
-  anything of two or more. Exporters put small arguments there too, axes and scales; those belong to the program, which
-  like the rest of the graph is not kept. How many were left out is in `description`;
+  anything of two or more. Exporters put small arguments there too, axes and scales; those belong to the program and
+  stay in the graph. How many these are is in `description`;
 - both in the bodies of If, Loop and Scan as ``node/attribute/name``, and of functions as ``function/name``: names are
   unique only within a body. Nodes need no names of their own: the second node of a name goes by ``node~2``.
 
 Types that no array has are kept as what they are made of: integers of 4 and 2 bits, 4-bit floats that fill no whole
 bytes and complex128 as their packed bytes, sparse tensors as ``name/values`` and ``name/indices``. `description` tells
-their types and shapes. Strings are left out, which a note says.
+their types and shapes. Strings stay in the graph, which a note says.
+
+The graph without the data of these tensors is the side file `GRAPH_FILE`; with it, `hhtld.formats.onnx.writing` makes a
+model again. The settings of a Piper voice, which lie beside it as ``NAME.onnx.json``, are the side file
+`SETTINGS_FILE`.
 
 What operators do with a weight tells whether its rows are looked up (`hhtld.formats.onnx.uses`,
 `hhtld.sources.regimes`). What the graph uses as quantized weights, scales and zero points is told by `quantized`
@@ -65,14 +69,17 @@ from hhtld.sources.contract import ADDS, TensorSource
 from hhtld.sources.quantized import packed_tensors
 from hhtld.storage.links import leads_out
 from hhtld.storage.reading import PositionalFile, open_regular
+from hhtld.storage.side_files import SIDE_FILE_LIMIT
 from hhtld.storage.signatures import lookalike
 
-__all__ = ["OnnxFile", "TensorWalk"]
+__all__ = ["OnnxFile", "TensorWalk", "package", "tensor_info"]
 
 SIZE_LIMIT = 2**31 - 1  # of a protobuf message
 PREFIX_LIMIT = 1024  # characters; real ones are names of a few nodes
 OPSET_SINCE = 3  # the IR version from which a model must say which operators it means
-_EXTERNAL = 1
+EXTERNAL = 1
+GRAPH_FILE = "onnx.graph"
+SETTINGS_FILE = "onnx.json"
 _DATA_TYPES = {
     1: "F32",
     2: "U8",
@@ -97,7 +104,7 @@ _DATA_TYPES = {
     27: "F6_E2M3",
     28: "F6_E3M2",
 }
-_STRING, _COMPLEX128 = 8, 15
+STRING, _COMPLEX128 = 8, 15
 # Types that come as their packed bytes, and the bits of their elements.
 _PACKED_BITS = {_COMPLEX128: 128, 21: 4, 22: 4, 25: 2, 26: 2}
 # Where a type's elements lie when not in raw_data, and the integers that stand for them there: narrow types
@@ -111,6 +118,7 @@ _FIELD_OF = {
     "U32": "uint64_data",
     "U64": "uint64_data",
 }
+DATA_FIELDS = (*_FIELDS, "raw_data")
 _ELEMENTS: dict[str, np.dtype[Any]] = {
     "float_data": np.dtype("<f4"),
     "int32_data": np.dtype("<i4"),
@@ -122,16 +130,14 @@ _SIGNED: dict[str, np.dtype[Any]] = {"I8": np.dtype("i1"), "I16": np.dtype("<i2"
 _UNSIGNED: dict[int, np.dtype[Any]] = {8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}
 
 
-def _package() -> ModuleType:
+def package() -> ModuleType:
     """Return the package `onnx`, imported on use."""
     try:
         import onnx
     except ImportError as error:
-        raise MissingExtraError(
-            f"reading ONNX files needs the package onnx ({error}): pip install 'hhtld[onnx]'"
-        ) from error
-    package: ModuleType = onnx  # which mypy may have no types of
-    return package
+        raise MissingExtraError(f"ONNX files need the package onnx ({error}): pip install 'hhtld[onnx]'") from error
+    found: ModuleType = onnx  # which mypy may have no types of
+    return found
 
 
 # --- the message ------------------------------------------------------------------------------
@@ -148,7 +154,7 @@ def _read_model(file: PositionalFile, path: Path) -> Any:
         raise HeaderError(f"{path}: the file has {size} bytes, and a protobuf message has at most {SIZE_LIMIT}")
     data = file.read(0, size)
     hint = lookalike(bytes(data[:64]))
-    model = _package().ModelProto()
+    model = package().ModelProto()
     try:
         model.ParseFromString(memoryview(data))
     except (DecodeError, UnicodeDecodeError, MemoryError) as error:
@@ -161,7 +167,7 @@ def _read_model(file: PositionalFile, path: Path) -> Any:
 
 
 def _check_version(model: Any, path: Path) -> None:
-    known = int(_package().IR_VERSION)
+    known = int(package().IR_VERSION)
     if model.ir_version < 1:
         raise HeaderError(f"{path}: the IR version is {model.ir_version}, and IR versions count from 1")
     if model.ir_version > known:
@@ -325,6 +331,8 @@ class TensorWalk:
 
 def _is_weight(constant: Any) -> bool:
     """Whether a Constant's tensor looks like a weight rather than like an argument of the program."""
+    if constant.data_location == EXTERNAL:  # a graph that travels alone cannot name a file
+        return True
     dtype = _DATA_TYPES.get(constant.data_type)
     is_float = dtype is not None and DTYPES[dtype].is_weight
     return len(constant.dims) > (0 if is_float else 1)
@@ -348,7 +356,7 @@ def _packed_bits(tensor: Any) -> int | None:
     return _PACKED_BITS.get(tensor.data_type)
 
 
-def _info(name: str, tensor: Any, where: str) -> TensorInfo:
+def tensor_info(name: str, tensor: Any, where: str) -> TensorInfo:
     nbits = _packed_bits(tensor)
     if nbits is not None:
         shape = checked_shape(list(tensor.dims), where)
@@ -367,7 +375,7 @@ def _type_and_shape(tensor: Any) -> str:
 
 def _type_text(number: int) -> str:
     try:
-        return f"type {_package().TensorProto.DataType.Name(number)}"
+        return f"type {package().TensorProto.DataType.Name(number)}"
     except ValueError:
         return f"the unknown type {number}"
 
@@ -508,7 +516,7 @@ class OnnxFile(TensorSource):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        _package()
+        package()
         self._path = Path(path)
         with open_regular(self._path) as file:
             model = _read_model(file, self._path)
@@ -529,6 +537,8 @@ class OnnxFile(TensorSource):
         self._quantized = {name: use for name, use in (named | used).items() if name in self._infos}
         if walk.left_out:
             self._facts["constants_left_out"] = walk.left_out
+        self._graph = _without_data(model, self._path)
+        self._settings = _settings_beside(self._path)
         odd = {"sparse": walk.sparse, "packed": self._packed, "left_out": self._left_out}
         self._facts |= {key: facts for key, facts in odd.items() if facts}
 
@@ -537,11 +547,11 @@ class OnnxFile(TensorSource):
         where = f"{self._path}: tensor {shown(name)}"
         if name in self._infos or name in self._left_out:
             raise HeaderError(f"{where} is given twice")
-        if tensor.data_type == _STRING:
+        if tensor.data_type == STRING:
             self._left_out[name] = _type_and_shape(tensor)
             return
-        info = _info(name, tensor, where)
-        external = tensor.data_location == _EXTERNAL
+        info = tensor_info(name, tensor, where)
+        external = tensor.data_location == EXTERNAL
         self._data[name] = _place(tensor, info, self._path, where) if external else _data(tensor, info, where)
         self._infos[name] = info
         if _packed_bits(tensor) is not None:
@@ -561,9 +571,9 @@ class OnnxFile(TensorSource):
 
     @property
     def notes(self) -> list[str]:
-        """What is left out, and what is kept as its packed bytes."""
+        """What stays in the graph, and what is kept as its packed bytes."""
         told = (
-            ("are no numbers and left out", self._left_out),
+            ("are no numbers and stay in the graph", self._left_out),
             ("are of types that no array has, and kept as packed bytes", self._packed),
         )
         notes = []
@@ -584,6 +594,31 @@ class OnnxFile(TensorSource):
     def infos(self) -> Mapping[str, TensorInfo]:
         return MappingProxyType(self._infos)
 
+    def files(self) -> Mapping[str, int]:
+        found = {GRAPH_FILE: self._graph, SETTINGS_FILE: self._settings}
+        return {name: len(data) for name, data in found.items() if data is not None and len(data) <= SIDE_FILE_LIMIT}
+
+    def read_file(self, name: str) -> bytes:
+        if name not in self.files():
+            raise KeyError(name)
+        data = self._graph if name == GRAPH_FILE else self._settings
+        assert data is not None
+        return data
+
+    @property
+    def file_notes(self) -> list[str]:
+        """That the graph comes along, or why it stays behind."""
+        if GRAPH_FILE not in self.files():
+            return [
+                f"the graph without its weights takes {len(self._graph):,} bytes, more than the "
+                f"{SIDE_FILE_LIMIT >> 20} MiB of a side file, and stays behind: the pack cannot become an .onnx again"
+            ]
+        return ["the graph comes along without its weights, so that the pack can become an .onnx again"]
+
+    def external_files(self) -> set[Path]:
+        """Return the files beside the model that hold its data."""
+        return {data.file for data in self._data.values() if isinstance(data, _Place)}
+
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         if self._closed:
             raise ClosedError(f"{self._path} is closed")
@@ -601,6 +636,24 @@ class OnnxFile(TensorSource):
     def close(self) -> None:
         self._closed = True
         self._data.clear()
+
+
+def _without_data(model: Any, path: Path) -> bytes:
+    """Take the data of its weights out of a message, and return what is left of it, serialized."""
+    for _, tensor in TensorWalk(path).model(model):
+        if tensor.data_type != STRING:
+            for field in (*DATA_FIELDS, "external_data"):
+                tensor.ClearField(field)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _settings_beside(path: Path) -> bytes | None:
+    """Return the settings of a voice beside its model, or None for none, and for what is no side file."""
+    name = f"{path.name}.json"
+    if leads_out(path.parent, name) is not None or not (path.parent / name).is_file():
+        return None
+    with open_regular(path.parent / name) as file:
+        return bytes(file.read(0, file.size)) if file.size <= SIDE_FILE_LIMIT else None
 
 
 def _external_rows(place: _Place, skip: int, shape: tuple[int, int]) -> NDArray[np.uint8]:

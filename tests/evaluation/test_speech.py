@@ -247,6 +247,18 @@ def test_what_the_pack_keeps_says_the_same_sample_by_sample(voice: Path) -> None
 
 
 @needs_runtime
+def test_a_voice_that_went_back_to_onnx_speaks_as_its_pack_does(voice: Path, tmp_path: Path) -> None:
+    from hhtld.evaluation.speech.voice import Voice
+
+    back = tmp_path / "back.onnx"
+    pack = packed(voice, "bits:4")
+    hhtld.convert(pack, back)
+    with hhtld.open(pack) as decoded, Voice(voice) as before, Voice(back) as after:
+        said = before.phonemised(SENTENCES[0])
+        assert np.array_equal(after.speaker().say(said), before.speaker(decoded).say(said))
+
+
+@needs_runtime
 def test_rates_are_found_from_the_top(voice: Path) -> None:
     from hhtld.evaluation.speech import RateSearch, RateTrial, find_rate
 

@@ -86,7 +86,9 @@ def test_a_plain_graph_has_no_quantized_weights(tmp_path: Path) -> None:
     with OnnxFile(path) as source:
         assert source.quantized() == {}
         assert "quantized" not in source.description
-    assert hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4").notes == []
+    assert hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4").notes == [
+        "the graph comes along without its weights, so that the pack can become an .onnx again"
+    ]
 
 
 def test_names_tell_where_the_graph_does_not(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_tensors_that_no_array_can_hold_do_not_stop_a_model(tmp_path: Path, caps
     path.write_bytes(model.SerializeToString())
     assert main(["convert", str(path), str(tmp_path / "m.hhtld"), "--profile", "bits:4"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 tensors are no numbers and left out: 'labels' (STRING [2])" in told
+    assert "1 tensors are no numbers and stay in the graph: 'labels' (STRING [2])" in told
     assert "7 tensors are of types that no array has, and kept as packed bytes: " in told
     assert "'i4' (INT4 [3])" in told
     back = hhtld.load_file(tmp_path / "m.hhtld")
