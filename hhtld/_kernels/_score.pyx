@@ -1,4 +1,4 @@
-"""Door to score.h: int8 scores of Slot T's rows without decoding them to memory."""
+"""Door to score.h and product.h: int8 scores and products of Slot T's rows without decoding them to memory."""
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 from libc.stdlib cimport free, malloc
@@ -33,6 +33,13 @@ cdef extern from "score.h" nogil:
     void hh_trellis_energies(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate,
                              int n_bits, const int8_t *table, const uint8_t *codebook, hh_score_scratch scratch,
                              int32_t *out)
+
+cdef extern from "product.h" nogil:
+    void hh_product_inputs(int tier, const float *inputs, Py_ssize_t n_inputs, Py_ssize_t n_cols,
+                           const float *column_scale, const float *signs, float *rotated)
+    float hh_product_plane(float *rest, Py_ssize_t n_cols, int8_t *codes)
+    void hh_product_add(const int32_t *sums, const float *scales, const float *gains, Py_ssize_t n_inputs,
+                        Py_ssize_t n_rows, int is_first, int is_last, float *out)
 
 MAX_COLS = HH_SCORE_MAX_COLS
 cdef int _MIN_RATE = 16, _MAX_RATE = 96
@@ -139,3 +146,72 @@ def trellis_energies(const uint8_t[:, ::1] codes not None, const int8_t[::1] lev
     with nogil:
         hh_trellis_energies(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, scratch, &out[0])
     free(block)
+
+
+def trellis_products(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
+                     const float[::1] gains not None, const float[:, ::1] signs not None,
+                     const float[:, ::1] inputs not None, int n_planes, float[:, ::1] out not None, *,
+                     const float[::1] column_scale=None, const uint8_t[::1] crossed=None, isa=None):
+    """Write to out (n_inputs, n_rows) the products of inputs (n_inputs, n_cols) with rows of gains (n_rows,).
+
+    Inputs are divided by `column_scale` (n_cols,), rotated by `signs` (2, n_cols), and taken as `n_planes` planes of
+    int8. Returns whether all were finite on their way; if not, out holds nothing of use.
+    """
+    cdef int tier = resolve(isa)
+    cdef Py_ssize_t n_rows = codes.shape[0], n_inputs = inputs.shape[0], n_cols = inputs.shape[1]
+    cdef int n_bits = _state_bits(codes, levels.shape[0], rate, n_cols), plane, is_finite = 1
+    cdef const uint8_t *codebook = _codebook(crossed, n_bits)
+    cdef const float *scale = NULL
+    cdef hh_score_scratch scratch
+    cdef void *block
+    cdef char *memory
+    cdef float *rest
+    cdef float *scales
+    cdef int32_t *sums
+    cdef int8_t *queries
+    cdef Py_ssize_t q
+    if gains.shape[0] != n_rows or out.shape[0] != n_inputs or out.shape[1] != n_rows:
+        raise ValueError(f"gains must be ({n_rows},) and out ({n_inputs}, {n_rows}), "
+                         f"got ({gains.shape[0]},) and ({out.shape[0]}, {out.shape[1]})")
+    if signs.shape[0] != 2 or signs.shape[1] != n_cols:
+        raise ValueError(f"signs must be (2, {n_cols}), got ({signs.shape[0]}, {signs.shape[1]})")
+    if column_scale is not None and column_scale.shape[0] != n_cols:
+        raise ValueError(f"column_scale must be ({n_cols},), got ({column_scale.shape[0]},)")
+    if n_planes not in (1, 2):
+        raise ValueError(f"n_planes must be 1 or 2, got {n_planes}")
+    if n_rows == 0 or n_inputs == 0:
+        return True
+    if n_cols == 0:
+        out[:, :] = 0
+        return True
+    require_aligned(&gains[0], 4, "gains")
+    require_aligned(&signs[0, 0], 4, "signs")
+    require_aligned(&inputs[0, 0], 4, "inputs")
+    require_aligned(&out[0, 0], 4, "out")
+    if column_scale is not None:
+        require_aligned(&column_scale[0], 4, "column_scale")
+        scale = &column_scale[0]
+    block = _allocate(&scratch, n_cols, rate, n_inputs)
+    memory = <char *> malloc(5 * n_inputs * n_cols + 4 * n_inputs * (n_rows + 1))
+    if not memory:
+        free(block)
+        raise MemoryError(f"cannot allocate the products of {n_inputs} inputs with {n_rows} rows")
+    rest = <float *> memory
+    sums = <int32_t *> (rest + n_inputs * n_cols)
+    scales = <float *> (sums + n_inputs * n_rows)
+    queries = <int8_t *> (scales + n_inputs)
+    with nogil:
+        hh_product_inputs(tier, &inputs[0, 0], n_inputs, n_cols, scale, &signs[0, 0], rest)
+        for plane in range(n_planes):
+            for q in range(n_inputs):
+                scales[q] = hh_product_plane(rest + q * n_cols, n_cols, queries + q * n_cols)
+                if scales[q] < 0:
+                    is_finite = 0
+            if not is_finite:
+                break
+            hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, queries, n_inputs,
+                            scratch, sums)
+            hh_product_add(sums, scales, &gains[0], n_inputs, n_rows, plane == 0, plane == n_planes - 1, &out[0, 0])
+    free(memory)
+    free(block)
+    return bool(is_finite)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hhtld.dtypes import DType
     from hhtld.slots.leaf import SvdBasis
     from hhtld.slots.palette import HhtlCache
+    from hhtld.slots.rotation import Rotation
     from hhtld.slots.trellis import Trellis
 
 __all__ = [
@@ -122,8 +123,8 @@ class SearchTerms:
     basis, slot_l, slot_l_scale : or None
     column_scale : ndarray of float32, shape (n_cols,), or None
     levels : sequence of TrellisLevel
-    rotate : callable or None
-        Rotates float32 rows (n, n_cols) in place, as the levels are.
+    rotation : Rotation or None
+        Of the levels.
     omitted : TrellisLevel or None
         A level that the rows have and the search was asked to leave out.
     routes : HhtlCache or None
@@ -137,7 +138,7 @@ class SearchTerms:
     slot_l_scale: float | None = None
     column_scale: NDArray[np.float32] | None = None
     levels: Sequence[TrellisLevel] = ()
-    rotate: Callable[[NDArray[np.float32]], None] | None = None
+    rotation: Rotation | None = None
     omitted: TrellisLevel | None = None
     routes: HhtlCache | None = None
 

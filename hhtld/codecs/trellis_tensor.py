@@ -346,7 +346,7 @@ class HhtlTTensor(EncodedTensor):
             self.slot_l_scale,
             None if self.column_scale is None else self._scale,
             [*coded, second] if second is not None and levels == 2 else coded,
-            shared.rotation.rotate,
+            shared.rotation,
             second if levels == 1 else None,
         )
 

@@ -102,9 +102,9 @@ class Queries:
             lanes = (projected * (terms.slot_l_scale * rows.unit)).astype(np.float32)
         planes: list[Plane] = []
         lost_norms = np.zeros(len(batch))
-        if terms.rotate is not None:
+        if terms.rotation is not None:
             rotated = y.astype(np.float32)
-            terms.rotate(rotated)
+            terms.rotation.rotate(rotated)
             planes, lost_norms = _planes(rotated, n_planes)
         return cls(batch, powers, norms / powers, lost_norms, tables, lanes, planes)
 

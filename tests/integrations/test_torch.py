@@ -475,7 +475,7 @@ def test_the_ops_pass_torchs_own_checks(pack: HhtldPack) -> None:
     torch.library.opcheck(ops.embedding.default, (IDS % 200, parts, weight.table, torch.bfloat16))
     for x in (torch.randn(3, 96), torch.randn(2, 40, 96)):
         for bias in (None, torch.randn(200)):
-            torch.library.opcheck(ops.linear.default, (x, parts, weight.table, torch.float32, bias, 32))
+            torch.library.opcheck(ops.linear.default, (x, parts, weight.table, torch.float32, bias, 32, True))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -632,3 +632,28 @@ def test_transformers_layers_take_packed_linears() -> None:
     assert type(layer.linear1) is HhtlLinear
     with torch.no_grad():
         torch.testing.assert_close(layer(x), dense(x), rtol=0, atol=1e-3)
+
+
+# ---- one plane of int8 ----
+
+
+@pytest.mark.one_plane
+def test_products_are_of_one_plane_unless_they_are_exact(tmp_path: Path) -> None:
+    weight = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    tensors = {"lin.weight": weight.numpy(), "down.weight": weight.T.contiguous().numpy()}
+    hhtld.save_file(tensors, tmp_path / "m.hhtld", profile="bits:4")
+    with hhtld.open(tmp_path / "m.hhtld") as pack:
+        rough, exact = (HhtlLinear(pack, "lin.weight", exact=exact) for exact in (False, True))
+        wide = HhtlLinear(pack, "down.weight")
+        x = torch.randn(5, 200)
+        dense = x @ rough.weight.decoded().T
+        errors = [float((linear(x) - dense).norm() / dense.norm()) for linear in (rough, exact)]
+        assert 1e-3 < errors[0] < 1.2e-2
+        assert errors[1] < 1e-4
+        assert not rough.weight.exact
+        long = torch.randn(5, 300)
+        decoded = long @ wide.weight.decoded().T
+        assert float((wide(long) - decoded).norm() / decoded.norm()) < 1e-4  # more columns than rows
+        assert torch.equal(rough(x), rough(x))
+        x[0, 0] = torch.inf
+        assert not torch.isfinite(rough(x)[0]).any()

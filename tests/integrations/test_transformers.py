@@ -278,7 +278,7 @@ def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
         (b"[]", "must be a JSON object"),
         (b'{"model_type": "nonsense"}', "transformers cannot read its config.json"),
         (b'{"model_type": "llama", "architectures": ["NonsenseForCausalLM"]}', "no class 'NonsenseForCausalLM'"),
-        (b'{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "already quantized"),
+        (b'{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "is quantized already"),
     ],
 )
 def test_packs_that_no_model_can_be_made_of(config: bytes | None, message: str, pack: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "search_cols",
     "trellis_dots",
     "trellis_energies",
+    "trellis_products",
     "truncate_f32_bf16",
     "unrotate",
     "widen_bf16",
@@ -677,6 +678,36 @@ def trellis_energies(
 ) -> None:
     """Write to out (n_rows,) the sums of squared levels of codes (n_rows, row_nbytes)."""
     out[...] = (_levels(codes, levels, rate, n_cols) ** 2).sum(1)
+
+
+def trellis_products(
+    codes: NDArray[np.uint8],
+    levels: NDArray[np.int8],
+    rate: int,
+    gains: NDArray[np.float32],
+    signs: NDArray[np.float32],
+    inputs: NDArray[np.float32],
+    n_planes: int,
+    out: NDArray[np.float32],
+    column_scale: NDArray[np.float32] | None = None,
+) -> bool:
+    """Write to out (n_inputs, n_rows) the products of inputs with rows, by planes of int8; whether all was finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rest = inputs / column_scale if column_scale is not None else inputs.copy()
+        rotate(rest, signs)
+        if not np.isfinite(rest).all():
+            return False
+        for plane in range(n_planes):
+            scales = np.abs(rest).max(axis=1) / np.float32(127)
+            steps = np.where(scales > 0, scales, np.float32(1))[:, None]
+            whole = np.clip(np.rint(rest / steps), -127, 127).astype(np.float32)
+            rest -= whole * steps
+            sums = np.empty(out.shape, np.int32)
+            trellis_dots(codes, levels, rate, whole.astype(np.int8), sums)
+            part = scales[:, None] * sums.astype(np.float32)
+            out[...] = part if plane == 0 else out + part
+        out *= gains
+    return True
 
 
 def _levels(codes: NDArray[np.uint8], levels: NDArray[np.int8], rate: int, n_cols: int) -> NDArray[np.int64]:

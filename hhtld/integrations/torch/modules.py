@@ -173,11 +173,13 @@ class HhtlEmbedding(_PackedModule):
 class HhtlLinear(_PackedModule):
     """`nn.Linear` for inference with a packed weight.
 
-    At most `scored_rows` rows of input (all leading axes together) are scored on the slots without decoding. The
-    products are float32, and differ from those with the decoded weight by a few 1e-5 of the output's norm (see
-    `Scorer.scores`). More rows are multiplied, in float32, with the weight as it decodes, 1 MiB at a time. The same
-    input always gives the same output; a row that is scored alone and one that is multiplied among many differ by that
-    error.
+    At most `scored_rows` rows of input (all leading axes together) are scored on the slots without decoding: a row is
+    rotated and taken as int8 times a scale, which loses about 0.8 % of its norm, as llama.cpp's Q8 activations do. With
+    `exact` it is taken as two such planes, and the products, which are float32, differ from those with the decoded
+    weight by a few 1e-5 of the output's norm (see `Scorer.scores`). Weights with centroids, Slot L, a second level, or
+    more columns than rows always have two. More rows are multiplied, in float32, with the weight as it decodes, 1 MiB
+    at a time. The same input always gives the same output; a row that is scored alone and one that is multiplied among
+    many differ by that error.
 
     Parameters
     ----------
@@ -193,6 +195,8 @@ class HhtlLinear(_PackedModule):
         floating-point type.
     scored_rows : int
         With 0 the weight is always decoded, and outputs are those of the decoded weight within float32's rounding.
+    exact : bool
+        Whether scored rows are taken as two planes of int8. A packed weight has one answer, which tied layers share.
 
     Attributes
     ----------
@@ -212,11 +216,15 @@ class HhtlLinear(_PackedModule):
         *,
         dtype: torch.dtype | str | None = None,
         scored_rows: int = SCORED_ROWS,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(bias, str):
             bias = loaded(pack, pack.info(bias), checked_dtype(dtype), "cpu")
-        self._hold(weight_of(pack, name, dtype), bias, scored_rows)
+        weight = weight_of(pack, name, dtype)
+        if exact and isinstance(weight, PackedWeight):
+            weight.exact = True
+        self._hold(weight, bias, scored_rows)
 
     def _hold(self, weight: PackedWeight | nn.Parameter, bias: torch.Tensor | None, scored_rows: int) -> None:
         self.weight = weight
@@ -236,12 +244,13 @@ class HhtlLinear(_PackedModule):
         *,
         dtype: torch.dtype | str | None = None,
         scored_rows: int = SCORED_ROWS,
+        exact: bool = False,
     ) -> Self:
         """Return a module of a pack, or of a file, which is closed again; ``x.weight`` brings its ``x.bias`` along."""
         with opened(path_or_pack) as pack:
             bias = name.removesuffix("weight") + "bias"
             has_bias = name.endswith(".weight") and bias in pack
-            return cls(pack, name, bias if has_bias else None, dtype=dtype, scored_rows=scored_rows)
+            return cls(pack, name, bias if has_bias else None, dtype=dtype, scored_rows=scored_rows, exact=exact)
 
     @classmethod
     def of_weight(

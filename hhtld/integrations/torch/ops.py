@@ -25,6 +25,7 @@ from hhtld.pack.pack import HhtldPack
 from hhtld.pack.schema import read_table
 from hhtld.pack.sections import RowSelection
 from hhtld.pack.table import PackTable, TensorRecord
+from hhtld.search.products import RowProducts
 from hhtld.search.scorer import Scorer
 from hhtld.sources.rows import row_ranges
 
@@ -82,6 +83,11 @@ class _Unfolded:
     def scorer(self) -> Scorer:
         """The scorer, made for the first product; embeddings need none."""
         return self._pack.scorer(self.name)
+
+    @functools.cached_property
+    def products(self) -> RowProducts | None:
+        """Products in one call, of tensors that have them."""
+        return RowProducts.of(self.tensor)
 
 
 _UNFOLDED: Any = WeakTensorKeyDictionary()
@@ -177,7 +183,8 @@ def _check_input(x: torch.Tensor, table: str) -> None:
 @torch.library.custom_op(
     "hhtld::linear",
     mutates_args=(),
-    schema="(Tensor x, Tensor[] parts, str table, ScalarType dtype, Tensor? bias, int scored_rows) -> Tensor",
+    schema="(Tensor x, Tensor[] parts, str table, ScalarType dtype, Tensor? bias, int scored_rows, bool exact)"
+    " -> Tensor",
 )
 def linear(
     x: torch.Tensor,
@@ -186,25 +193,34 @@ def linear(
     dtype: torch.dtype,
     bias: torch.Tensor | None,
     scored_rows: int,
+    exact: bool,
 ) -> torch.Tensor:
     """Return ``x @ weight.T + bias``, (*x.shape[:-1], n_rows) of `dtype`, summed in float32 (float64 for float64 x).
 
-    At most `scored_rows` rows of finite inputs are scored on the slots; more are multiplied with the weight as it
-    decodes, block by block.
+    At most `scored_rows` rows of finite inputs are scored on the slots, as one plane of int8 or, if `exact` or if there
+    are more columns than rows, as two; more are multiplied with the weight as it decodes, block by block.
     """
     _check_input(x, table)
     n_rows, n_cols = _shape(table)
     unfolded = _unfolded(parts, table)
     rows = x.detach().reshape(-1, n_cols).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     can_score = 0 < len(rows) <= scored_rows and rows.dtype == torch.float32 and n_cols <= _score.MAX_COLS
-    # Only finite numbers are scored; infinities and NaN must spread through the product as they do in nn.Linear.
-    if can_score and bool(torch.isfinite(rows).all()):
-        out = torch.from_numpy(unfolded.scorer.scores(rows.contiguous().numpy()))
-    else:
+    # Inputs that are wider than outputs lose most (docs/decisions/one-plane.md).
+    n_planes = 2 if exact or n_cols > n_rows else 1
+    out = _scored(rows.contiguous(), unfolded, n_rows, n_planes) if can_score else None
+    if out is None:
         out = _multiplied(rows, unfolded, n_rows)
     if bias is not None:
         out += bias.detach()
     return out.to(dtype).view(*x.shape[:-1], n_rows)
+
+
+def _scored(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int, n_planes: int) -> torch.Tensor | None:
+    """Return the products on the slots, or None: infinities and NaN must spread as they do in nn.Linear."""
+    if unfolded.products is not None:
+        out = torch.empty((len(rows), n_rows))
+        return out if unfolded.products.write(rows.numpy(), out.numpy(), n_planes) else None
+    return torch.from_numpy(unfolded.scorer.scores(rows.numpy())) if bool(torch.isfinite(rows).all()) else None
 
 
 def _multiplied(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int) -> torch.Tensor:
@@ -224,6 +240,7 @@ def _(
     dtype: torch.dtype,
     bias: torch.Tensor | None,
     scored_rows: int,
+    exact: bool,
 ) -> torch.Tensor:
     _check_input(x, table)
     return x.new_empty((*x.shape[:-1], _shape(table)[0]), dtype=dtype)

@@ -63,6 +63,11 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         The type of what it gives, by default that of the source; ``.to(dtype)`` changes it, and leaves the packed bytes
         as they are.
 
+    Attributes
+    ----------
+    exact : bool
+        Whether few rows of input are taken as two planes of int8 and not as one; see `HhtlLinear`.
+
     Raises
     ------
     KeyError
@@ -74,6 +79,7 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
     """
 
     requires_grad = False
+    exact = False
     like: torch.Tensor
 
     def __init__(self, pack: HhtldPack, name: str, dtype: torch.dtype | str | None = None) -> None:
@@ -144,7 +150,9 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         self, x: torch.Tensor, bias: torch.Tensor | None = None, scored_rows: int = SCORED_ROWS
     ) -> torch.Tensor:
         """Return ``x @ weight.T + bias``, (..., n_rows), for floats (..., n_cols); see `HhtlLinear`."""
-        product: torch.Tensor = torch.ops.hhtld.linear(x, self.parts(), self.table, self.dtype, bias, scored_rows)
+        product: torch.Tensor = torch.ops.hhtld.linear(
+            x, self.parts(), self.table, self.dtype, bias, scored_rows, self.exact
+        )
         return product
 
     def decoded(self) -> torch.Tensor:

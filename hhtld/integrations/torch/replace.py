@@ -86,6 +86,7 @@ def replace_modules(
     names: Iterable[str] | str | None = None,
     strict: bool = True,
     resident: bool = True,
+    exact: bool = False,
 ) -> nn.Module:
     """Hold a model's embeddings and linears packed, and load everything else from the pack, in place.
 
@@ -112,6 +113,8 @@ def replace_modules(
     resident : bool
         False leaves the weights of embeddings in the file (see `HhtlEmbedding`), but for those that a linear shares,
         which computes with all of them. The pack then stays open.
+    exact : bool
+        Whether linears take their inputs as two planes of int8 and not as one (see `HhtlLinear`).
 
     Returns
     -------
@@ -144,7 +147,7 @@ def replace_modules(
         replacements: dict[int, nn.Module] = {}
         for slot in slots:
             if id(slot) in packed:
-                _pack(slot, source, replacements, resident)
+                _pack(slot, source, replacements, resident, exact)
         for slot in slots:
             if id(slot) not in packed and slot.record is not None:
                 _load(slot, source, slot.record, replacements)
@@ -268,10 +271,12 @@ def _warn_of_decoded(slots: list[_Slot]) -> None:
         )
 
 
-def _pack(slot: _Slot, source: HhtldPack, replacements: dict[int, nn.Module], resident: bool) -> None:
+def _pack(slot: _Slot, source: HhtldPack, replacements: dict[int, nn.Module], resident: bool, exact: bool) -> None:
     assert slot.record is not None
     stays = not resident and is_read_from_a_file(source) and all(isinstance(m, nn.Embedding) for m, _ in slot.owners)
     weight = (FileRows if stays else PackedWeight)(source, slot.record.name, slot.tensor.dtype)
+    if exact and isinstance(weight, PackedWeight):
+        weight.exact = True
     for module, _ in slot.owners:
         new: nn.Module
         if isinstance(module, nn.Embedding):

@@ -38,6 +38,7 @@ except ImportError as error:
         "hhtld.integrations.transformers needs torch and transformers: pip install 'hhtld[transformers]'"
     ) from error
 
+from hhtld.integrations.torch.packed import PackedWeight
 from hhtld.integrations.transformers.quantizer import HhtldConfig, HhtldQuantizer
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def from_pretrained(
     packed: bool = True,
     dtype: torch.dtype | str | None = None,
     modules_to_not_convert: Iterable[str] = (),
+    exact: bool = False,
     **options: Any,
 ) -> Any:
     """Return the model of a pack, or of a packed folder, in evaluation mode.
@@ -72,6 +74,9 @@ def from_pretrained(
     modules_to_not_convert : iterable of str
         Modules to hold decoded, named in part or whole. Name those whose code computes with the weight itself, which
         raises TypeError if the weight is packed: Mamba's "dt_proj" is one.
+    exact : bool
+        Whether packed linears take their inputs as two planes of int8 and not as one: slower, and as good as float32
+        (see `hhtld.integrations.torch.HhtlLinear`).
     **options
         Options of transformers' ``from_pretrained``, for example ``attn_implementation`` or ``trust_remote_code``.
 
@@ -100,6 +105,10 @@ def from_pretrained(
         }
         model = _model_class(config, name).from_pretrained(folder, config=config, **options)
         model.config._name_or_path = model.name_or_path = name
+        if exact:
+            for module in model.modules():
+                if isinstance(module, PackedWeight):
+                    module.exact = True
         return model
 
 

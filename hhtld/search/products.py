@@ -1,0 +1,74 @@
+"""Products of a few inputs with a tensor's rows, for layers of models: one call, and no bounds.
+
+`Scorer.scores` gives the same with its planes of integers; it also takes centroids, Slot L and a second level.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld._kernels import _score
+from hhtld.slots.trellis import gain_values
+
+if TYPE_CHECKING:
+    from hhtld.codecs.base import EncodedTensor, SearchTerms
+
+__all__ = ["RowProducts"]
+
+
+class RowProducts:
+    """Products with rows that are nothing but one level of Slot T.
+
+    Parameters
+    ----------
+    terms : SearchTerms
+        Of the tensor.
+    """
+
+    def __init__(self, terms: SearchTerms) -> None:
+        level, rotation = terms.levels[0], terms.rotation
+        assert rotation is not None
+        self._trellis, self._slot_t = level.trellis, np.ascontiguousarray(level.slot_t)
+        self._gains, self._signs = gain_values(level.slot_v), rotation.signs
+        self._column_scale = terms.column_scale
+
+    @classmethod
+    def of(cls, tensor: EncodedTensor) -> Self | None:
+        """Return the products of a tensor, or None if its rows are more than one level of Slot T."""
+        terms = tensor.search_terms()
+        if terms is None or len(terms.levels) != 1 or not isinstance(terms.levels[0].slot_t, np.ndarray):
+            return None
+        if terms.centroids is not None or terms.basis is not None:
+            return None
+        return cls(terms)
+
+    def write(self, inputs: NDArray[np.float32], out: NDArray[np.float32], n_planes: int) -> bool:
+        """Write the products of inputs (n_inputs, n_cols) to out (n_inputs, n_rows).
+
+        Parameters
+        ----------
+        n_planes : {1, 2}
+            An input is taken as so many planes of int8 a column: one loses up to 1/254 of its largest magnitude in a
+            column after the rotation, two 1/64516.
+
+        Returns
+        -------
+        bool
+            False if a number is not finite on its way; `out` then holds nothing of use.
+        """
+        trellis = self._trellis
+        return _score.trellis_products(
+            self._slot_t,
+            trellis.levels,
+            trellis.rate,
+            self._gains,
+            self._signs,
+            inputs,
+            n_planes,
+            out,
+            column_scale=self._column_scale,
+            crossed=trellis.crossed,
+        )
