@@ -51,9 +51,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--profile",
         help="parity (default): rates at which rows lose little, and with --calibrate those that keep a language "
-        "model's next tokens; gates: the smallest file whose rows pass the gates, which keeps no model's answers; "
+        "model's next tokens; gates: the smallest file whose rows pass the gates; a model gives other answers then; "
         "bits:B: B bits a weight, 1 to 6 in sixteenths; "
-        "lookup: 4 bytes a row (12 with Slot L), routes and looks up, does not reconstruct; "
+        "lookup: 4 bytes a row (12 with Slot L), for routing and lookup, from which weights do not come back; "
         "f32: 1 byte a row (9 with Slot L) into a palette of real rows",
     )
     command.add_argument(
@@ -83,25 +83,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "gates (index: these, argmax: 0.95,0.90) or parity (0.9997,0.999)",
     )
     command.add_argument(
-        "--min-ratio", type=float, metavar="R", help="bytes as bfloat16 over the file to reach (default 2)"
+        "--min-ratio",
+        type=float,
+        metavar="R",
+        help="how many times smaller than the model as bfloat16 the file must be (default 2)",
     )
     command.add_argument(
         "--allow-keep",
         action="store_true",
-        help="take tensors that are kept byte for byte, because no rate reaches what --gate or the profile asks, for a "
-        "pass; they have their rows in tables either way",
+        help="let tensors pass that are kept byte for byte because no rate reaches what --gate or the profile asks; "
+        "tables show them either way",
     )
     command.add_argument(
         "--calibrate",
         metavar="TEXT",
         help="for --profile parity: run the model of SRC on a text (builtin, or a file as --prompts of gate-parity "
-        "takes; extra 'transformers') and choose rates by what errors cost it; what it told is kept beside DST as "
-        "NAME.calibration.safetensors, which TEXT may also be",
+        "takes; extra 'transformers') and choose rates by what errors cost it; the result is kept beside DST as "
+        "NAME.calibration.safetensors, and TEXT may also be such a file",
     )
     command.add_argument(
         "--target-top1", type=float, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"
     )
-    command.add_argument("--seed", type=int, metavar="N", help="of the rotations (default 0)")
+    command.add_argument("--seed", type=int, metavar="N", help="seed of the random rotations (default 0)")
     command.add_argument(
         "--type",
         choices=("source", "F32", "F16", "BF16", "Q8_0"),
@@ -127,7 +130,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--budget",
         type=size,
         metavar="SIZE",
-        help="refuse a .hhtld file whose tensors take more than this, decoded (default 64GiB, or 100 times the file)",
+        help="refuse a .hhtld file whose tensors take more than this when they are decoded (default 64GiB, or "
+        "100 times the size of the file)",
     )
     command.add_argument(
         "--resume",
@@ -168,7 +172,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--max-size",
         type=size,
         metavar="SIZE",
-        help="stay below this, as 64MB or 1GiB, by taking rows evenly (default 256MB)",
+        help="stay below this, as 64MB or 1GiB, by taking fewer rows, evenly (default 256MB)",
     )
     export.add_argument("--codes", action="store_true", help="export Slot T's codes too")
     add_all(command)

@@ -39,13 +39,14 @@ COMMANDS = {
     "report": Command(
         "hhtld.commands.report", "write a page of tables and plots about a file and its source (extra 'report')"
     ),
-    "probe": Command("hhtld.commands.probe", "search a file's rows in every way there is, beside exact search in SRC"),
+    "probe": Command("hhtld.commands.probe", "compare every way of searching a file's rows with exact search in SRC"),
     "gate-parity": Command(
         "hhtld.commands.gate_parity",
-        "gate 2: does the decoded model still say what the source says (extra 'transformers')",
+        "gate 2: compare the answers of the decoded model with those of the source (extra 'transformers')",
     ),
     "gate-wav": Command(
-        "hhtld.commands.gate_wav", "gate 4: does a voice speak from its pack as it spoke before (extra 'speech')"
+        "hhtld.commands.gate_wav",
+        "gate 4: compare a voice's speech from its pack with its speech from the source (extra 'speech')",
     ),
     "list": Command("hhtld.commands.list", "show the formats and where they come from"),
 }

@@ -24,6 +24,7 @@ from hhtld.matrix import TensorInfo
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
 from hhtld.sources.contract import ADDS, SourceRows, TensorSource
 from hhtld.sources.integers import holds_integers
+from hhtld.sources.names import some_of
 from hhtld.sources.quantized import quantized_tensors, refusal
 from hhtld.sources.regimes import RegimeChoice, choose_regimes
 from hhtld.sources.rows import row_ranges
@@ -165,7 +166,7 @@ def _check_globs(rules: Sequence[tuple[str, Profile]], names: Iterable[str]) -> 
     names = sorted(names)
     for glob, _ in rules:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-            raise ValueError(f"rule {glob!r} matches no tensor; the source has {', '.join(names[:5])}, ...")
+            raise ValueError(f"rule {glob!r} matches no tensor; the source has {some_of(names)}")
 
 
 @dataclass

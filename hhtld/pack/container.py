@@ -352,12 +352,12 @@ def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:
         if MAGIC.startswith(head[:8]) and len(head) < 8:
             raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
         if head[8:9] == b"{":
-            hint = f"this is safetensors: hhtld.convert({str(path)!r}, 'model.hhtld') makes a pack of it"
+            hint = f"it is safetensors: hhtld convert {path} model.hhtld makes a pack of it"
         else:
             from hhtld.storage.signatures import lookalike
 
             hint = lookalike(bytes(head)) or f"it begins with {bytes(head[:8])!r}"
-        raise BadMagicError(f"{path}: not a .hhtld file ({hint})")
+        raise BadMagicError(f"{path}: this is not a .hhtld file ({hint})")
     if size < HEADER.size + TRAILER.size or len(head) < HEADER.size:
         raise TruncatedError(f"{path}: {size} bytes are too few for a .hhtld file")
     _, major, minor, header_nbytes, required, _optional, crc = HEADER.unpack(head)
@@ -386,7 +386,9 @@ def _read_table(file: PositionalFile, path: Location) -> tuple[dict[str, Any], l
     trailer = file.read(size - TRAILER.size, TRAILER.size)
     offset, nbytes, crc, own_crc, end, magic = TRAILER.unpack(trailer)
     if magic != END_MAGIC:
-        raise TruncatedError(f"{path}: no trailer at offset {size - TRAILER.size}: the file was cut short or added to")
+        raise TruncatedError(
+            f"{path}: there is no trailer at offset {size - TRAILER.size}: the file was cut short, or it grew"
+        )
     plain = trailer[:20] + bytes(4) + trailer[24:]
     if zlib.crc32(plain) != own_crc or any(trailer[32:56]):
         raise ChecksumError(f"{path}: the trailer at offset {size - TRAILER.size} is damaged")

@@ -1,4 +1,4 @@
-"""Choosing tensors by name."""
+"""Choosing tensors by name, and naming some of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from hhtld.errors import did_you_mean, shown
 
-__all__ = ["matching"]
+__all__ = ["matching", "some_of"]
+
+_SHOWN = 5
 
 
 def matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
@@ -23,6 +25,12 @@ def matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
         if not any(_matches(name, glob) for name in known):
             raise ValueError(f"no tensor matches {shown(glob)}{did_you_mean(glob, known)}")
     return [name for name in known if not globs or any(_matches(name, glob) for glob in globs)]
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Return the first names for a message, and dots if there are more."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:_SHOWN]) + (", ..." if len(ordered) > _SHOWN else "")
 
 
 def _matches(name: str, glob: str) -> bool:

@@ -195,11 +195,12 @@ def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declar
         if declared is not None and scheme.name in declared
         else ", ".join(text for text in (scheme.name, declared) if text)
     )
+    counted = "1 tensor" if len(found) == 1 else f"{len(found)} tensors"
     return (
-        f"the model is already quantized ({told}: {example}); to code scales and zero points would destroy it. "
-        f"Convert the original, unquantized model instead, or one dequantized with {scheme.library}; or keep every "
-        f"tensor of the {len(found)} that belong to quantized weights byte for byte and code the rest: "
-        f"quantized='keep' (--quantized keep)"
+        f"the model is already quantized ({told}: {example}); encoding scales and zero points would destroy it. "
+        f"Convert the original, unquantized model instead, or one dequantized with {scheme.library}; or use "
+        f"quantized='keep' (--quantized keep), which keeps what belongs to quantized weights byte for byte, here "
+        f"{counted}, and encodes the rest"
     )
 
 

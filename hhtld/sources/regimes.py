@@ -28,6 +28,7 @@ from hhtld.errors import shown
 from hhtld.identity import REGIMES
 from hhtld.matrix import TensorInfo
 from hhtld.sources.contract import TensorSource
+from hhtld.sources.names import some_of
 
 __all__ = ["ModelFacts", "RegimeChoice", "choose_regimes", "model_facts", "regime_of"]
 
@@ -387,7 +388,7 @@ def choose_regimes(
         if regime not in REGIMES:
             raise ValueError(f"role {glob!r}: there is no regime {regime!r}; the regimes are {', '.join(REGIMES)}")
         if not any(fnmatch.fnmatchcase(name, glob) for name in infos):
-            raise ValueError(f"role {glob!r} matches no tensor; the source has {', '.join(sorted(infos)[:5])}, ...")
+            raise ValueError(f"role {glob!r} matches no tensor; the source has {some_of(infos)}")
     families: dict[str, list[str]] = defaultdict(list)
     for name in infos:
         families[(tied or {}).get(name, name)].append(name)

@@ -189,7 +189,7 @@ def test_text_output(snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (
             ("convert", "SRC", "OUT", "--to", "zip"),
             2,
-            "no format 'zip'; available: folder, gguf, hdf5, hf, hhtld, onnx",
+            "there is no format 'zip'; the formats are folder, gguf, hdf5, hf, hhtld, onnx",
         ),
         (("convert", "SRC", "SRC"), 2, "is the source itself"),
         (("inspect", "SRC", "--tensor", "lm_head.weights"), 2, "did you mean 'lm_head.weight'"),
@@ -327,7 +327,9 @@ def test_names_from_files_cannot_steer_the_terminal(tmp_path: Path) -> None:
 def test_formats_by_name_and_suffix() -> None:
     assert {plugin.name for plugin in registry} >= {"hhtld", "safetensors"}
     assert format_for_output(Path("x.HHTLD")).name == "hhtld"
-    with pytest.raises(hhtld.UnknownFormatError, match="available: folder, gguf, hdf5, hf, hhtld, onnx, safetensors"):
+    with pytest.raises(
+        hhtld.UnknownFormatError, match="the formats are folder, gguf, hdf5, hf, hhtld, onnx, safetensors"
+    ):
         get_format("gguf2")
 
 

@@ -642,7 +642,7 @@ def test_what_was_asked_for_decides() -> None:
     assert found["a.weight"].reason == "asked: a.*"
     with pytest.raises(ValueError, match=r"role 'lm_head\*' matches no tensor; the source has a.weight"):
         choose_regimes(source, {}, [("lm_head*", "index")])
-    with pytest.raises(ValueError, match="no regime 'rows'; available: argmax, index"):
+    with pytest.raises(ValueError, match="no regime 'rows'; the regimes are argmax, index"):
         choose_regimes(source, {}, [("*", "rows")])
     with pytest.raises(TypeError, match="pairs of a glob and a regime"):
         choose_regimes(source, {}, ["*=index"])
