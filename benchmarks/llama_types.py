@@ -115,7 +115,8 @@ def main() -> None:
         for target in args.targets:
             level = calibration.level_for(target)
             told = {"column_scales": calibration.column_scales, "moments": calibration.moments}
-            ours(f"parity {target:g}", hhtld.encode(source, "parity", rates=calibration.rates(level), **told))
+            bits = {name: rate / 16 for name, rate in calibration.rates(level).items()}
+            ours(f"parity {target:g}", hhtld.encode(source, "parity", rates=bits, **told))
         ggml = Ggml(args.ggml) if args.types else None
         for kind in args.types:
             for told in (False, True):

@@ -18,7 +18,7 @@ import numpy as np
 KINDS = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
 SLOT_T_KINDS = {"codebook": 9, "slot_v": 10, "slot_t": 11, "centroids": 12, "column_scale": 13}
 SLOT_T_KINDS |= {"codebook_2": 14, "slot_v_2": 15, "slot_t_2": 16}
-KINDS |= SLOT_T_KINDS | {"file": 17}
+KINDS |= SLOT_T_KINDS | {"file": 17, "row_class": 18}
 BITS = dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 BITS |= {"I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -68,7 +68,7 @@ def read_table(data: bytes) -> tuple[dict[str, Any], int]:
     magic, major, _, length, required, _ = struct.unpack_from("<8sHHIQQ", data)
     check(magic == b"\x89HHTLD\r\n" and length == 64 and not any(data[32:60]), "header")
     check(struct.unpack_from("<I", data, 60)[0] == zlib.crc32(data[:60]), "header checksum")
-    check(major in (1, 2) and required in (0, 1), "version, feature bits")
+    check(major in (1, 2) and required in (0, 1, 2, 3), "version, feature bits")
     tail = data[-64:]
     offset, nbytes, table_crc, tail_crc, total = struct.unpack_from("<QQIIQ", tail)
     check(tail[56:] == b"\x89HHTLE\r\n" and total == len(data) and not any(tail[32:56]), "trailer")
@@ -87,7 +87,8 @@ def read_table(data: bytes) -> tuple[dict[str, Any], int]:
     )
     kinds = [s["kind"] for s in table["sections"]]
     check(major == 2 or not {"basis", "slot_l"} & set(kinds), "kinds of version 2 in version 1")
-    check(required == 1 or not SLOT_T_KINDS.keys() & set(kinds), "kinds of Slot T without its bit")
+    check(required & 1 == 1 or not SLOT_T_KINDS.keys() & set(kinds), "kinds of Slot T without its bit")
+    check(required & 2 == 2 or "row_class" not in kinds, "row_class without its bit")
     return table, offset
 
 
@@ -174,6 +175,27 @@ def trellis_level(rate: int, codebook: bytes, slot_v: bytes, slot_t: bytes, n_ro
     return gains[:, None] * book[states]
 
 
+def classed_level(
+    tensor: dict[str, Any], rates: list[int], codebooks: bytes, own: dict[str, bytes], n_cols: int
+) -> np.ndarray:
+    """The rotated rows of a tensor whose rows have rates of their own."""
+    row_class, n_classes, book = np.frombuffer(own["row_class"], np.uint8), len(rates), len(codebooks) // len(rates)
+    check(2 <= n_classes <= 16 and len(codebooks) % n_classes == 0 and max(row_class) < n_classes, "classes")
+    counts = [int((row_class == number).sum()) for number in range(n_classes)]
+    check(tensor["class_rows"] == counts, "class_rows")
+    out, done = np.empty((len(row_class), n_cols), np.float32), 0
+    for number, rate in enumerate(rates):
+        n_bits = 12 if book == 72 else book.bit_length() - 1
+        width = ((n_cols - 1) * rate // 16 + n_bits + 7) // 8
+        codes = own["slot_t"][done : done + width * counts[number]]
+        gains = np.frombuffer(own["slot_v"], "<u2")[row_class == number].tobytes()
+        levels = codebooks[number * book : (number + 1) * book]
+        out[row_class == number] = trellis_level(rate, levels, gains, codes, counts[number], n_cols)
+        done += len(codes)
+    check(done == len(own["slot_t"]), "slot_t length")
+    return out
+
+
 def decode_trellis(
     tensor: dict[str, Any], group: dict[str, Any], own: dict[str, bytes], sections: list[bytes]
 ) -> np.ndarray:
@@ -181,7 +203,12 @@ def decode_trellis(
     n_rows, n_cols = group["shape"]
     shared = {kind: sections[n] for kind, n in group["sections"].items()}
     check(0 <= group["seed"] < 1 << 64 and ("codebook_2" in shared) == ("slot_t_2" in own), "trellis")
-    y = trellis_level(group["rate"], shared["codebook"], own["slot_v"], own["slot_t"], n_rows, n_cols)
+    check(("rates" in group) == ("row_class" in own) and ("rates" in group) != ("rate" in group), "rate or rates")
+    if "rates" in group:
+        check("codebook_2" not in shared and len(own["row_class"]) == n_rows, "classes of rows")
+        y = classed_level(tensor, group["rates"], shared["codebook"], own, n_cols)
+    else:
+        y = trellis_level(group["rate"], shared["codebook"], own["slot_v"], own["slot_t"], n_rows, n_cols)
     if "codebook_2" in shared:
         y += trellis_level(group["rate_2"], shared["codebook_2"], own["slot_v_2"], own["slot_t_2"], n_rows, n_cols)
     block = 1 << n_cols.bit_length() - 1
@@ -235,7 +262,9 @@ def check_groups(table: dict[str, Any], sections: list[bytes]) -> None:
     """What groups hold, and that every known section has one owner of its kind."""
     for group in table["groups"]:
         numbers = group["sections"]
-        check("codebook" in numbers or not {"rate", "seed", "rate_2"} & set(group), "a rate without a codebook")
+        check(
+            "codebook" in numbers or not {"rate", "rates", "seed", "rate_2"} & set(group), "a rate without a codebook"
+        )
         check("codebook_2" in numbers or "rate_2" not in group, "rate_2 without codebook_2")
         if "centroids" in numbers:
             centroids = bfloat16(sections[numbers["centroids"]]).reshape(-1, group["shape"][1])

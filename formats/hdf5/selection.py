@@ -168,7 +168,10 @@ def _group_nbytes(pack: HhtldPack, number: int | None) -> int:
 
 
 def _code_nbytes(pack: HhtldPack, record: TensorRecord) -> list[int]:
-    """Bytes a row of every level's codes."""
+    """Bytes a row of every level's codes; of classes, those of the widest."""
+    if record.class_rows is not None:
+        classes = pack.get_encoded(record.name, []).view().trellises.values()
+        return [max(trellis.row_nbytes(record.info.n_cols) for trellis in classes)]
     kinds = [kind for kind in ("slot_t", "slot_t_2") if kind in record.sections and record.info.n_rows]
     return [pack.sections.nbytes(record.sections[kind]) // record.info.n_rows for kind in kinds]
 

@@ -117,7 +117,7 @@ def _write_basis(made: h5py.Group, basis: SvdBasis) -> None:
 
 
 def _write_codes(made: h5py.Group, view: TensorView) -> None:
-    made.attrs["default"] = "codebook"
+    made.attrs["default"] = f"codebook{next(iter(view.trellises))}"
     for suffix, code in view.trellises.items():
         made.attrs[f"rate{suffix}_bits"] = code.rate / 16
         made.attrs[f"n_states{suffix}"] = len(code.levels)

@@ -243,7 +243,9 @@ def _slots(view: TensorView, codes: bool) -> list[Field]:
         fields.append(Field("gain_2" if second else "gain", gain_values(gains), what))
     if codes:
         what = "the row's code, a little-endian bit stream"
-        fields += [Field(kind, held, what, "byte") for kind, held in view.codes.items()]
+        if view.row_class is not None:
+            what += ", filled up with zeros to the longest"
+        fields += [Field(kind, view.code_rows(kind), what, "byte") for kind in view.codes]
     return fields
 
 
@@ -261,6 +263,9 @@ def _entries(view: TensorView, numbers: NDArray[Any]) -> NDArray[Any]:
         ]
     elif view.twigs is not None:
         columns.append(("twig", np.uint8, view.twigs))
+    if view.row_class is not None:
+        rates = np.array([trellis.rate / 16 for trellis in view.trellises.values()], np.float32)
+        columns += [("row_class", np.uint8, view.row_class), ("bits", np.float32, rates[view.row_class])]
     for kind, bits in view.gains.items():
         suffix = kind.removeprefix("slot_v")
         columns += [(f"gain{suffix}", np.float32, gain_values(bits)), (kind, np.uint16, bits)]

@@ -66,6 +66,7 @@ def convert(
     quantized: str = "refuse",
     seed: int | None = None,
     column_scales: Mapping[str, ArrayLike] | None = None,
+    rates: Mapping[str, ArrayLike] | None = None,
     calibration: Calibration | None = None,
     calibrate: Calibration | str | os.PathLike[str] | None = None,
     target_top1: float | None = None,
@@ -92,8 +93,8 @@ def convert(
         written as a model folder; a folder that holds something is refused.
     profile : str
         "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `roles`, `gates`, `min_ratio`,
-        `seed`, `column_scales`, `calibration`, `calibrate` and `target_top1` are for formats that encode only: .hhtld,
-        and packed folders (`to="hf"`).
+        `seed`, `column_scales`, `rates`, `calibration`, `calibrate` and `target_top1` are for formats that encode
+        only: .hhtld, and packed folders (`to="hf"`).
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
     roles : sequence of (glob, "index" or "argmax")
@@ -133,6 +134,9 @@ def convert(
         Of the rotations, 0 by default.
     column_scales : mapping of str to array (n_cols,), optional
         See `hhtld.encoding.options.Encoding`. A dry run predicts without them.
+    rates : mapping of str to number or array (n_rows,), optional
+        Bits a weight, 1 to 6, for tensors of profile "parity", or for each of their rows; see
+        `hhtld.encoding.options.Encoding`.
     calibration : Calibration, optional
         For profile "parity": what a run of the model told, from `hhtld.evaluation.calibrate.calibrate`.
     calibrate : path, "builtin" or Calibration, optional
@@ -187,6 +191,7 @@ def convert(
         quantized=quantized,
         seed=seed,
         column_scales=column_scales,
+        rates=rates,
         calibrate=calibrate,
         target_top1=target_top1,
     )
@@ -393,7 +398,7 @@ def _calibrated(
     measured_options = replace(
         encoding,
         column_scales=calibration.column_scales,
-        rates=calibration.rates(level),
+        rates={name: rate / 16 for name, rate in calibration.rates(level).items()},
         moments=calibration.moments,
     )
     return measured_options, notes

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from hhtld.slots.trellis import Trellis
 
 __all__ = [
+    "ByClass",
+    "CodeMatrix",
     "Codec",
     "Coder",
     "EncodedTensor",
@@ -42,6 +44,7 @@ __all__ = [
     "GroupRequest",
     "Layout",
     "Profile",
+    "ReadPart",
     "RecordCheck",
     "RowIndex",
     "SearchTerms",
@@ -50,14 +53,80 @@ __all__ = [
     "check_budget",
     "read_basis",
     "read_leaf",
+    "row_spans",
     "sample_basis",
     "selected_rows",
 ]
 
 RowIndex = Sequence[int] | NDArray[Any] | slice | None
-Layout = dict[str, "int | NDArray[Any]"]
-ReadPart = Callable[[str, int], NDArray[np.uint8]]
+Layout = dict[str, "int | ByClass | NDArray[Any]"]
+BLOCKS_BY_ROW = 4  # coded at once if rows have classes: few rows of a class would leave lanes of the search empty
 SPAN_NBYTES = 8 << 20  # of float32 rows a task: 0.2 s of Slot T, and what a task lost with its machine costs
+
+
+# ---- sections of a tensor ----
+
+
+class ReadPart(Protocol):
+    """Reads the sections of a tensor: of the rows that are asked for, or of all."""
+
+    def __call__(self, kind: str, width: int) -> NDArray[np.uint8]:
+        """Return bytes of a section of `width` bytes a row, uint8 (n * width,); a width of 0 asks for all of it."""
+
+    def by_class(self, kind: str, widths: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the rows' classes, uint8 (n,), and bytes of a section whose rows lie by class, in that order."""
+
+
+class ByClass:
+    """A section of codes that lie by class, as a coder lays it out; see `hhtld.slots.row_classes`.
+
+    Parameters
+    ----------
+    row_class : ndarray of uint8, shape (n_rows,)
+    widths : sequence of int
+        Bytes that a row of each class takes.
+
+    Attributes
+    ----------
+    row_class : ndarray of uint8, shape (n_rows,)
+    class_rows : list of int
+        How many rows are of each class.
+    """
+
+    def __init__(self, row_class: NDArray[np.uint8], widths: Sequence[int]) -> None:
+        self.row_class, self._widths = row_class, widths
+        self.class_rows: list[int] = np.bincount(row_class, minlength=len(widths)).tolist()
+        self._places = slots.RowPlaces(row_class, self.class_rows)
+        self._starts = slots.class_starts(self.class_rows, widths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole section."""
+        return self._starts[-1]
+
+    def spans(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return where rows [start, stop) lie, class after class: offsets and bytes."""
+        before, after = self._places.before(start).tolist(), self._places.before(stop).tolist()
+        return [
+            (self._starts[c] + before[c] * width, (after[c] - before[c]) * width)
+            for c, width in enumerate(self._widths)
+            if after[c] > before[c]
+        ]
+
+    def joined(self, blocks: Sequence[tuple[int, int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+        """Return codes of rows that follow one another, as (start, stop, codes), as one run that lies by class."""
+        parts: list[list[NDArray[np.uint8]]] = [[] for _ in self._widths]
+        for start, stop, codes in blocks:
+            done = 0
+            for c, n_rows in enumerate(np.bincount(self.row_class[start:stop], minlength=len(parts)).tolist()):
+                parts[c].append(codes[done : done + n_rows * self._widths[c]])
+                done += n_rows * self._widths[c]
+        return np.concatenate([codes for own in parts for codes in own])
+
+
+def row_spans(part: int | ByClass, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return where rows [start, stop) lie in a section of a layout: offsets and bytes, in the order of their bytes."""
+    return [(start * part, (stop - start) * part)] if isinstance(part, int) else part.spans(start, stop)
 
 
 # ---- records in a file ----
@@ -101,12 +170,19 @@ class RecordCheck:
 # ---- what a searcher is told ----
 
 
-class TrellisLevel(NamedTuple):
-    """One level of Slot T: gains are bfloat16 bits of 64 gains, codes (n_rows, row_nbytes)."""
+class CodeMatrix(NamedTuple):
+    """Codes of one rate (n, row_nbytes), and the ascending numbers of the rows that have them: None for all."""
 
     trellis: Trellis
-    slot_v: NDArray[np.uint16]
     slot_t: NDArray[np.uint8]
+    rows: NDArray[np.intp] | None = None
+
+
+class TrellisLevel(NamedTuple):
+    """One level of Slot T: gains of all rows as bfloat16 bits of 64 gains, and codes, a matrix for every rate."""
+
+    slot_v: NDArray[np.uint16]
+    matrices: Sequence[CodeMatrix]
 
 
 @dataclass(frozen=True)
@@ -216,7 +292,15 @@ class EncodedTensor(ABC):
 
 
 class Coder(ABC):
-    """What codes the rows of one tensor."""
+    """What codes the rows of one tensor.
+
+    Attributes
+    ----------
+    n_blocks : int
+        How many blocks of rows (`Codec.block_rows`) it is given at once.
+    """
+
+    n_blocks = 1
 
     @property
     def has_leaf(self) -> bool:
@@ -225,7 +309,7 @@ class Coder(ABC):
 
     @abstractmethod
     def layout(self) -> Layout:
-        """Return the tensor's own sections in order: bytes a row, or an array that is a whole section."""
+        """Return the tensor's own sections in order: bytes a row, codes that lie by class, or a whole section."""
 
     def peak(self, block: NDArray[np.float32], start: int) -> float:
         """Return the largest magnitude that Slot L must hold for rows from `start` on."""
@@ -249,7 +333,7 @@ class GroupCode(ABC):
         return f"{self.key.component}_{self.key.role}"
 
     @property
-    def numbers(self) -> dict[str, int]:
+    def numbers(self) -> dict[str, Any]:
         """What stands in the group's record beside its sections."""
         return {}
 
@@ -270,6 +354,7 @@ class GroupCode(ABC):
         rows: Rows,
         column_scale: NDArray[np.uint16] | None,
         moments: NDArray[np.float32] | None,
+        row_rates: NDArray[np.int32] | None,
         run: Callable[..., Any],
     ) -> Any:
         """Return what a tensor has of its own beside the group's code; None for nothing.
@@ -281,6 +366,8 @@ class GroupCode(ABC):
             bfloat16 bits.
         moments : ndarray of float32, shape (n_cols, n_cols), or None
             Mean products of the inputs of the tensor's columns.
+        row_rates : ndarray of int32, shape (n_rows,), or None
+            What its rows ask for; see `hhtld.slots.row_rates`.
         run : callable
             ``run(function, *arguments)`` calls it where there is memory and a processor for it.
         """
@@ -302,9 +389,7 @@ class GroupCode(ABC):
 
         Parameters
         ----------
-        part : callable
-            ``part(kind, width)``: bytes of the rows asked for of a section of `width` bytes a row, uint8 (n * width,);
-            a width of 0 asks for the whole section.
+        part : ReadPart
         leaf_scale : float or None
             Slot L's scale, as the tensor's record gives it.
         kinds : mapping of kind to section number
@@ -361,6 +446,8 @@ class Profile:
         Sixteenths of a bit, for "bits:B".
     rate_2 : int or None
         Of the second level, for "bits:B+C".
+    by_row : bool
+        Whether every row asks for a rate of its own.
     judged : bool
         Whether rates are chosen so that rows reach cosines, which a conversion must then reach.
     """
@@ -369,6 +456,7 @@ class Profile:
     codec: Codec
     rate: int | None = None
     rate_2: int | None = None
+    by_row: bool = False
     judged: bool = False
 
     @property
@@ -377,8 +465,12 @@ class Profile:
         return self.codec.thresholds(self)
 
     def at_rate(self, rate: int) -> Profile:
-        """Return this profile at a rate that a calibration has chosen, in sixteenths of a bit."""
+        """Return this profile at a rate that is given, in sixteenths of a bit."""
         return replace(self, text=f"bits:{rate / 16:g}", rate=rate, judged=False)
+
+    def at_row_rates(self) -> Profile:
+        """Return this profile at rates that are given for every row."""
+        return replace(self, text="bits by row", by_row=True, judged=False)
 
 
 @dataclass(frozen=True)
@@ -398,6 +490,8 @@ class GroupRequest:
         bfloat16 bits, a tensor each.
     dtype : DType
         Of the group's first tensor.
+    row_rates : sequence of ndarray of int32 (n_rows,)
+        What the rows of every tensor ask for, of a profile by row; else empty. See `hhtld.slots.row_rates`.
     """
 
     key: PaletteGroupKey
@@ -407,6 +501,7 @@ class GroupRequest:
     seed: int
     column_scales: Sequence[NDArray[np.uint16] | None]
     dtype: DType
+    row_rates: Sequence[NDArray[np.int32]] = ()
 
 
 class GroupEstimate(ABC):
@@ -491,7 +586,7 @@ class Codec(ABC):
 
     # ---- records in a file ----
 
-    def check_group(self, record: RecordCheck) -> dict[str, int]:
+    def check_group(self, record: RecordCheck) -> dict[str, Any]:
         """Check what a group's record says of this codec and return its numbers, or raise `HeaderError`."""
         return {}
 
@@ -515,7 +610,7 @@ class Codec(ABC):
         raise NotImplementedError(f"codec {self.word!r} does not encode")
 
     @abstractmethod
-    def read_group(self, key: PaletteGroupKey, sections: Mapping[str, Any], numbers: Mapping[str, int]) -> GroupCode:
+    def read_group(self, key: PaletteGroupKey, sections: Mapping[str, Any], numbers: Mapping[str, Any]) -> GroupCode:
         """Return what a group shares from its sections (buffers by kind) and numbers, or raise `ValueError`."""
 
     # ---- memory and sizes ----
@@ -544,7 +639,8 @@ class Codec(ABC):
     def task_nbytes(self, profile: Profile, n_rows: int, n_cols: int, source_row_nbytes: int) -> int:
         """Return the bytes that a task takes at most, its result included."""
         # A block as it is read and as float32, scaled, less its entry, decoded, and what these turn through.
-        block = min(n_rows, self.block_rows(n_cols)) * (source_row_nbytes + 8 * 4 * n_cols)
+        n_block = self.block_rows(n_cols) * (BLOCKS_BY_ROW if profile.by_row else 1)
+        block = min(n_rows, n_block) * (source_row_nbytes + 8 * 4 * n_cols)
         return block + self.scratch_nbytes(profile, n_cols) + 2 * self.result_nbytes(n_rows, n_cols)
 
     def finding_nbytes(self, key: PaletteGroupKey, n_tensors: int) -> int:

@@ -181,6 +181,7 @@ class PaletteGroup(GroupCode):
         rows: Rows,
         column_scale: NDArray[np.uint16] | None,
         moments: NDArray[np.float32] | None,
+        row_rates: NDArray[np.int32] | None,
         run: Callable[..., Any],
     ) -> TensorPalette:
         palette: TensorPalette = run(find_palette, self.role, rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 __all__ = ["GROUP_NUMBERS", "SECTION_KINDS", "SectionKind", "add_kinds", "group_codecs", "remove_kinds"]
 
 LOOKUP, PALETTE, TRELLIS = "hhtl_d", "hhtl_f32", "hhtl_t"  # codec ids are permanent: they stand in files
-SLOT_T = 0  # required-feature bit
+SLOT_T, ROW_CLASSES = 0, 1  # required-feature bits
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ SECTION_KINDS: dict[str, SectionKind] = {
         SectionKind("slot_v_2", 15, feature=SLOT_T),
         SectionKind("slot_t_2", 16, feature=SLOT_T),
         SectionKind("file", 17),
+        SectionKind("row_class", 18, feature=ROW_CLASSES),
     )
 }
 # Numbers that stand in a group's record, and the codec that answers for them.
-GROUP_NUMBERS: dict[str, str] = {"rate": TRELLIS, "seed": TRELLIS, "rate_2": TRELLIS}
+GROUP_NUMBERS: dict[str, str] = {"rate": TRELLIS, "rates": TRELLIS, "seed": TRELLIS, "rate_2": TRELLIS}
 
 
 def group_codecs(kinds: Collection[str], numbers: Iterable[str]) -> list[str]:

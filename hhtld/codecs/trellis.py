@@ -10,6 +10,8 @@ Of a tensor: slot_v, u16 a row, bfloat16 gain; slot_t, `Trellis.row_nbytes(n_col
 row into the group's centroids; slot_l, 8 int8 a row on the group's basis; column_scale, n_cols bfloat16; slot_v_2 and
 slot_t_2, a second level, which codes what the first leaves of the rotated row: a reader may stop before it. Of a
 group: codebooks, centroids (k * n_cols bfloat16), basis, and in its record rates and the rotation's seed.
+If rows have rates of their own, row_class, u8 a row, is their class; codes then lie by class, each class at its own
+width (`hhtld.slots.row_classes`), and the group holds a codebook for every class.
 
 Rounding
 --------
@@ -39,6 +41,8 @@ from numpy.typing import NDArray
 
 from hhtld import slots
 from hhtld.codecs.base import (
+    BLOCKS_BY_ROW,
+    ByClass,
     Codec,
     Coder,
     GroupCode,
@@ -72,7 +76,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARITY_THRESHOLD",
-    "ColumnCode",
+    "TensorCode",
     "TrellisCodec",
     "TrellisGroup",
 ]
@@ -91,7 +95,9 @@ class TrellisCodec(Codec):
     summary: ClassVar[str] = "gain and trellis codes (Slots V and T)"
     profiles: ClassVar[tuple[str, ...]] = ("gates", "parity", "bits")
     required: ClassVar[frozenset[str]] = frozenset({"slot_v", "slot_t"})
-    optional: ClassVar[frozenset[str]] = frozenset({"slot_l", "twigs", "column_scale", "slot_v_2", "slot_t_2"})
+    optional: ClassVar[frozenset[str]] = frozenset(
+        {"slot_l", "twigs", "column_scale", "slot_v_2", "slot_t_2", "row_class"}
+    )
     chooses_rates: ClassVar[bool] = True
 
     def profile(self, text: str) -> Profile | None:
@@ -111,15 +117,19 @@ class TrellisCodec(Codec):
 
     # ---- records in a file ----
 
-    def check_group(self, record: RecordCheck) -> dict[str, int]:
+    def check_group(self, record: RecordCheck) -> dict[str, Any]:
         if "codebook" not in record.nbytes:
             if {"centroids", "codebook_2"} & set(record.nbytes):
                 raise HeaderError(f"{record.where}: centroids or codebook_2 without a codebook")
-            if {"rate", "seed", "rate_2"} & set(record.numbers):
-                raise HeaderError(f"{record.where}: rate, seed or rate_2 without a codebook")
+            if {"rate", "rates", "seed", "rate_2"} & set(record.numbers):
+                raise HeaderError(f"{record.where}: rate, rates, seed or rate_2 without a codebook")
             return {}
         seed = record.numbers.get("seed")
-        numbers = {"rate": _checked_rate(record, "rate", "codebook")}
+        numbers: dict[str, Any] = {}
+        if "rates" in record.numbers:
+            numbers["rates"] = _checked_rates(record)
+        else:
+            numbers["rate"] = _checked_rate(record, "rate", "codebook")
         if "codebook_2" in record.nbytes:
             numbers["rate_2"] = _checked_rate(record, "rate_2", "codebook_2")
         if type(seed) is not int or not 0 <= seed < 2**64:
@@ -132,11 +142,15 @@ class TrellisCodec(Codec):
 
     def check_tensor(self, record: RecordCheck, group: RecordCheck) -> None:
         where, kinds = record.where, record.nbytes
-        if "rate" not in group.numbers:
+        if not {"rate", "rates"} & set(group.numbers):
             raise HeaderError(f"{where}: its group has no codebook")
         if record.n_rows == 0:
             raise HeaderError(f"{where}: a tensor without rows cannot have been encoded")
+        _check_classes(record, group)
         for suffix in ("", "_2"):
+            if suffix == "" and "rates" in group.numbers:
+                record.size("slot_v", 2 * record.n_rows)
+                continue
             if f"rate{suffix}" not in group.numbers:
                 if {"slot_t_2", "slot_v_2"} & set(kinds):
                     raise HeaderError(f"{where}: a second level without the group's codebook_2")
@@ -146,7 +160,7 @@ class TrellisCodec(Codec):
             n_bits = state_bits(group.nbytes[f"codebook{suffix}"])
             assert n_bits is not None
             rate = int(str(group.numbers[f"rate{suffix}"]))
-            record.size(f"slot_t{suffix}", record.n_rows * (((record.n_cols - 1) * rate // 16 + n_bits + 7) // 8))
+            record.size(f"slot_t{suffix}", record.n_rows * _row_nbytes(record.n_cols, rate, n_bits))
             record.size(f"slot_v{suffix}", 2 * record.n_rows)
         if ("twigs" in kinds) != ("centroids" in group.nbytes):
             raise HeaderError(f"{where}: twigs and the group's centroids come together")
@@ -165,7 +179,7 @@ class TrellisCodec(Codec):
     def find(self, request: GroupRequest) -> tuple[Callable[..., GroupCode | None], tuple[Any, ...]]:
         return _decided, (request,)
 
-    def read_group(self, key: PaletteGroupKey, sections: Mapping[str, Any], numbers: Mapping[str, int]) -> TrellisGroup:
+    def read_group(self, key: PaletteGroupKey, sections: Mapping[str, Any], numbers: Mapping[str, Any]) -> TrellisGroup:
         return TrellisGroup.read(key, sections, numbers)
 
     # ---- memory ----
@@ -213,25 +227,79 @@ def _checked_rate(record: RecordCheck, number: str, codebook: str) -> int:
     return rate
 
 
+def _checked_rates(record: RecordCheck) -> tuple[int, ...]:
+    """Return the rates of a group's classes, or raise `HeaderError`."""
+    rates, nbytes = record.numbers["rates"], record.nbytes["codebook"]
+    if "rate" in record.numbers or "codebook_2" in record.nbytes:
+        raise HeaderError(f"{record.where}: rates of classes come with neither one rate nor a second level")
+    if not isinstance(rates, list | tuple) or not 2 <= len(rates) <= slots.MAX_CLASSES:
+        raise HeaderError(f"{record.where}: rates must be those of 2 to {slots.MAX_CLASSES} classes, got {rates!r:.80}")
+    if any(type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE for rate in rates):
+        raise HeaderError(
+            f"{record.where}: rates must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rates!r:.80}"
+        )
+    if nbytes % len(rates) or state_bits(nbytes // len(rates)) is None:
+        raise HeaderError(
+            f"{record.where}: {len(rates)} codebooks of 72 bytes, or of 256, 1024 or 4096 levels, do not take "
+            f"{nbytes} bytes"
+        )
+    return tuple(rates)
+
+
+def _check_classes(record: RecordCheck, group: RecordCheck) -> None:
+    """Check a tensor's classes of rows against those of its group, or raise `HeaderError`."""
+    where, rates, class_rows = record.where, group.numbers.get("rates"), record.numbers.get("class_rows")
+    if (rates is not None) != ("row_class" in record.nbytes) or (rates is not None) != (class_rows is not None):
+        raise HeaderError(f"{where}: row_class, class_rows and the group's rates come together")
+    if rates is None:
+        return
+    assert isinstance(rates, tuple)
+    if not isinstance(class_rows, list) or len(class_rows) != len(rates):
+        raise HeaderError(f"{where}: class_rows must count the rows of {len(rates)} classes, got {class_rows!r:.80}")
+    if any(type(count) is not int or count < 0 for count in class_rows) or sum(class_rows) != record.n_rows:
+        raise HeaderError(f"{where}: class_rows must count {record.n_rows} rows in all, got {class_rows!r:.80}")
+    record.size("row_class", record.n_rows)
+    n_bits = state_bits(group.nbytes["codebook"] // len(rates))
+    assert n_bits is not None
+    widths = [_row_nbytes(record.n_cols, rate, n_bits) for rate in rates]
+    record.size("slot_t", slots.class_starts(class_rows, widths)[-1])
+
+
+def _row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
+    """Return the bytes of a row's codes, of any numbers that a table may hold."""
+    return ((n_cols - 1) * rate // 16 + n_bits + 7) // 8
+
+
 def _decided(request: GroupRequest) -> TrellisGroup | None:
     """Return a group's code at the predicted rate, or None if no rate passes on its sample."""
     from hhtld.codecs.trellis_rate import decide_group
 
-    profile = request.profile
+    profile, classes = request.profile, []
+    rate = profile.rate
+    if profile.by_row:
+        classes = slots.class_rates(request.row_rates)
+        rate = classes[0] if len(classes) == 1 else slots.mean_rate(request.row_rates)
     scaled = [
         rows if scale is None else ScaledRows(rows, scale)
         for rows, scale in zip(request.rows, request.column_scales, strict=True)
     ]
-    shared, prediction = decide_group(scaled, profile.rate, request.threshold, request.seed, request.dtype)
+    shared, prediction = decide_group(scaled, rate, request.threshold, request.seed, request.dtype)
     if prediction is None:
         return None
     second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
     trellis = slots.Trellis.trained(prediction.rate)
+    if len(classes) > 1:
+        trellises = tuple(map(slots.Trellis.trained, classes))
+        n_of_class = sum(
+            np.bincount(slots.classes_of_rows(rates, classes), minlength=len(classes)) for rates in request.row_rates
+        )
+        shared = replace(shared, trellis=trellises[0], classes=trellises)
+        return TrellisGroup(request.key, shared, tuple(np.asarray(n_of_class).tolist()))
     return TrellisGroup(request.key, replace(shared, trellis=trellis, second=second))
 
 
-class ColumnCode(NamedTuple):
-    """What a tensor of Slot T has of its own: what is known of its columns.
+class TensorCode(NamedTuple):
+    """What a tensor of Slot T has of its own: what is known of its columns, and the classes of its rows.
 
     Attributes
     ----------
@@ -239,17 +307,24 @@ class ColumnCode(NamedTuple):
         bfloat16 bits.
     feedback : ndarray of float32, shape (n_cols, n_cols), or None
         See `hhtld.slots.feedback`; the decoder needs nothing of it.
+    codes : ByClass or None
+        Where the codes of its rows lie if they have classes.
     """
 
     scale: NDArray[np.uint16] | None = None
     feedback: NDArray[np.float32] | None = None
+    codes: ByClass | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _TrellisCoder(Coder):
     role: str
     shared: TrellisShared
-    columns: ColumnCode
+    own: TensorCode
+
+    @property
+    def n_blocks(self) -> int:  # type: ignore[override]  # a class attribute of those that need one block
+        return BLOCKS_BY_ROW if self.shared.classes else 1
 
     @property
     def has_leaf(self) -> bool:
@@ -257,34 +332,47 @@ class _TrellisCoder(Coder):
 
     def layout(self) -> Layout:
         shared = self.shared
-        layout: Layout = {"slot_v": 2, "slot_t": shared.trellis.row_nbytes(shared.n_cols)}
+        codes = self.own.codes
+        layout: Layout = {"slot_v": 2, "slot_t": codes or shared.trellis.row_nbytes(shared.n_cols)}
         if shared.centroid_bits is not None:
             layout["twigs"] = 1
         if shared.basis is not None:
             layout["slot_l"] = SLOT_L_LANES
-        if self.columns.scale is not None:
-            layout["column_scale"] = self.columns.scale
+        if self.own.scale is not None:
+            layout["column_scale"] = self.own.scale
         if shared.second is not None:
             layout |= {"slot_v_2": 2, "slot_t_2": shared.second.row_nbytes(shared.n_cols)}
+        if codes is not None:
+            layout["row_class"] = codes.row_class
         return layout
 
     def peak(self, block: NDArray[np.float32], start: int) -> float:
-        return leaf_peak(block, self.shared, self.columns.scale)
+        return leaf_peak(block, self.shared, self.own.scale)
 
     def encode(self, block: NDArray[np.float32], start: int, leaf_scale: float | None) -> HhtlTTensor:
+        scale, feedback, codes = self.own
+        classes = None if codes is None else codes.row_class[start : start + len(block)]
         return HhtlTTensor.encode_block(
-            self.role, block, self.shared, self.columns.scale, leaf_scale, start, self.columns.feedback
+            self.role, block, self.shared, scale, leaf_scale, start, feedback, row_class=classes
         )
 
 
 @dataclass(frozen=True, eq=False)
 class TrellisGroup(GroupCode):
-    """Slot T: a code, and centroids and a basis where they pay."""
+    """Slot T: a code, and centroids and a basis where they pay.
+
+    Attributes
+    ----------
+    shared : TrellisShared
+    class_rows : tuple of int
+        How many rows of all tensors are of each class, while a group of classes is encoded; else empty.
+    """
 
     shared: TrellisShared
+    class_rows: tuple[int, ...] = ()
 
     @classmethod
-    def read(cls, key: PaletteGroupKey, sections: Mapping[str, Any], numbers: Mapping[str, int]) -> Self:
+    def read(cls, key: PaletteGroupKey, sections: Mapping[str, Any], numbers: Mapping[str, Any]) -> Self:
         """Return the code whose sections are given, or raise `ValueError`; it decodes and does not encode."""
         basis, n_cols = read_basis(key, sections), key.shape[1]
         bits = None
@@ -296,10 +384,16 @@ class TrellisGroup(GroupCode):
         second = None
         if "rate_2" in numbers:
             second = slots.Trellis.of_codebook(numbers["rate_2"], sections["codebook_2"])
-        code = slots.Trellis.of_codebook(numbers["rate"], sections["codebook"])
-        return cls(key, TrellisShared(code, slots.Rotation(n_cols, numbers["seed"]), bits, basis, second))
+        rates: tuple[int, ...] = tuple(numbers.get("rates", ()))
+        codebooks = np.frombuffer(sections["codebook"], np.uint8).reshape(max(1, len(rates)), -1)
+        classes = tuple(slots.Trellis.of_codebook(rate, codebooks[c].data) for c, rate in enumerate(rates))
+        code = classes[0] if classes else slots.Trellis.of_codebook(numbers["rate"], sections["codebook"])
+        return cls(key, TrellisShared(code, slots.Rotation(n_cols, numbers["seed"]), bits, basis, second, classes))
 
     def ready(self, profile: Profile) -> Self:
+        if self.shared.classes:
+            classes = tuple(slots.Trellis.trained(code.rate) for code in self.shared.classes)
+            return replace(self, shared=replace(self.shared, trellis=classes[0], classes=classes))
         trained = slots.Trellis.trained(self.rate)
         second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
         return replace(self, shared=replace(self.shared, trellis=trained, second=second))
@@ -310,8 +404,10 @@ class TrellisGroup(GroupCode):
         return self.shared.trellis.rate
 
     @property
-    def numbers(self) -> dict[str, int]:
-        numbers = {"rate": self.rate, "seed": self.shared.rotation.seed}
+    def numbers(self) -> dict[str, Any]:
+        numbers: dict[str, Any] = {"rate": self.rate, "seed": self.shared.rotation.seed}
+        if self.shared.classes:
+            return {"rates": tuple(code.rate for code in self.shared.classes), "seed": numbers["seed"]}
         return numbers if self.shared.second is None else numbers | {"rate_2": self.shared.second.rate}
 
     def richer(self) -> Self | None:
@@ -322,37 +418,43 @@ class TrellisGroup(GroupCode):
         return replace(self, shared=replace(self.shared, trellis=trellis))
 
     def nbytes(self, n_tensors: int) -> int:
-        return self.shared.shared_nbytes() + n_tensors * self.shared.tensor_nbytes(self.key.shape[0])
+        own = self.shared.tensor_nbytes(n_tensors * self.key.shape[0], self.class_rows)
+        return self.shared.shared_nbytes() + own
 
     def structure(self) -> dict[str, bytes]:
         return {kind: data for kind, data in self.sections().items() if not kind.startswith("codebook")}
 
     def sections(self) -> dict[str, bytes]:
         shared = self.shared
-        sections = {"codebook": shared.trellis.codebook.tobytes()}
+        sections = {"codebook": shared.codebook().tobytes()}
         if shared.centroid_bits is not None:
             sections["centroids"] = shared.centroid_bits.tobytes()
         if shared.second is not None:
             sections["codebook_2"] = shared.second.codebook.tobytes()
         return sections if shared.basis is None else sections | {"basis": shared.basis.to_bytes()}
 
-    def coder(self, tensor_code: ColumnCode | None) -> Coder:
-        return _TrellisCoder(self.role, self.shared, tensor_code or ColumnCode())
+    def coder(self, tensor_code: TensorCode | None) -> Coder:
+        return _TrellisCoder(self.role, self.shared, tensor_code or TensorCode())
 
     def tensor_code(
         self,
         rows: Rows,
         column_scale: NDArray[np.uint16] | None,
         moments: NDArray[np.float32] | None,
+        row_rates: NDArray[np.int32] | None,
         run: Callable[..., Any],
-    ) -> ColumnCode:
+    ) -> TensorCode:
+        codes = None
+        if self.shared.classes and row_rates is not None:
+            rates = [code.rate for code in self.shared.classes]
+            codes = ByClass(slots.classes_of_rows(row_rates, rates), self.shared.class_widths)
         if moments is None:
-            return ColumnCode(column_scale)
+            return TensorCode(column_scale, None, codes)
         scale = np.ones(len(moments), np.float32) if column_scale is None else bf16_values(column_scale)
-        return ColumnCode(column_scale, run(slots.feedback_matrix, moments, self.shared.rotation, scale))
+        return TensorCode(column_scale, run(slots.feedback_matrix, moments, self.shared.rotation, scale), codes)
 
-    def is_large(self, tensor_code: ColumnCode) -> bool:
-        return tensor_code.feedback is not None
+    def is_large(self, tensor_code: TensorCode) -> bool:
+        return tensor_code.feedback is not None or tensor_code.codes is not None
 
     def tensor(
         self, part: ReadPart, leaf_scale: float | None, kinds: Mapping[str, int], budget: int | None, levels: int = 2
@@ -360,9 +462,13 @@ class TrellisGroup(GroupCode):
         n_cols = self.key.shape[1]
         shared = self.shared if levels == 2 or self.shared.second is None else replace(self.shared, second=None)
 
+        row_class, codes = part.by_class("slot_t", shared.class_widths) if shared.classes else (None, None)
+
         def level(trellis: slots.Trellis, suffix: str) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
             gains = part(f"slot_v{suffix}", 2).view("<u2")
             gains = gains if gains.flags.aligned else gains.copy()
+            if codes is not None:
+                return gains, codes
             width = trellis.row_nbytes(n_cols)
             return gains, part(f"slot_t{suffix}", width).reshape(len(gains), width)
 
@@ -386,4 +492,5 @@ class TrellisGroup(GroupCode):
             slot_v_2,
             slot_t_2,
             budget,
+            row_class,
         )

@@ -26,6 +26,7 @@ from hhtld.cosines import is_live, judged_cosines
 from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
 from hhtld.gates import Threshold
 from hhtld.identity import MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES, PaletteGroupKey
+from hhtld.slots.row_rates import mean_rate
 from hhtld.sources.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
 
 __all__ = [
@@ -285,12 +286,15 @@ class TrellisEstimate(GroupEstimate):
     def nbytes(self, key: PaletteGroupKey, profile: Profile) -> tuple[int, int]:
         second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
         shared = replace(self.shared, second=second)
-        return shared.tensor_nbytes(key.shape[0]), shared.shared_nbytes()
+        own = shared.tensor_nbytes(key.shape[0]) + (key.shape[0] if profile.by_row else 0)
+        return own, shared.shared_nbytes()
 
     def seconds(self, key: PaletteGroupKey, profile: Profile, n_tensors: int) -> float:
         n_rows, n_cols = key.shape
         n_weights = n_rows * n_cols * n_tensors
-        n_searched = 0 if profile.rate is not None else _RATES * min(n_weights, PREDICTION_ROWS * n_cols)
+        n_searched = (
+            0 if profile.rate is not None or profile.by_row else _RATES * min(n_weights, PREDICTION_ROWS * n_cols)
+        )
         return (n_weights + n_searched) * self.seconds_a_weight
 
     def like(self, key: PaletteGroupKey, seed: int) -> TrellisEstimate:
@@ -304,6 +308,8 @@ def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | N
     long rows only the beginnings are coded, because the search takes as long for one row as for 32.
     """
     rate, seed = request.profile.rate, request.seed
+    if request.profile.by_row:
+        rate = mean_rate(request.row_rates)
     n_rows, n_cols = sum(rows.n_rows for rows in request.rows), request.key.shape[1]
     sampled = sample_rows(request.rows, sample_size(n_rows, n_cols, STRUCTURE_ROWS, 4 * 8 * n_weights))
     live = sampled[_norms2(sampled) > 0]

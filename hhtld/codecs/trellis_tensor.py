@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from hhtld import _kernels, slots
 from hhtld.codecs.base import (
+    ByClass,
+    CodeMatrix,
     EncodedTensor,
     RowIndex,
     SearchTerms,
@@ -43,12 +45,15 @@ class TrellisShared:
     Attributes
     ----------
     trellis : Trellis
+        Of all rows, or of those of the first class.
     rotation : Rotation
     centroid_bits : ndarray of uint16, shape (k, n_cols), or None
         bfloat16, 1 <= k <= 256.
     basis : SvdBasis or None
     second : Trellis or None
         Of the second level.
+    classes : tuple of Trellis
+        One for each class of rows, if rows have rates of their own; else empty.
     """
 
     trellis: slots.Trellis
@@ -56,6 +61,7 @@ class TrellisShared:
     centroid_bits: NDArray[np.uint16] | None = None
     basis: slots.SvdBasis | None = None
     second: slots.Trellis | None = None
+    classes: tuple[slots.Trellis, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what is computed from them
@@ -72,17 +78,31 @@ class TrellisShared:
             return np.zeros((1, self.n_cols), np.float32)
         return bf16_values(self.centroid_bits)
 
-    def tensor_nbytes(self, n_rows: int) -> int:
-        """Return the bytes of the own sections of a tensor of `n_rows` rows."""
+    @property
+    def class_widths(self) -> list[int]:
+        """Bytes that the codes of a row of each class take."""
+        return [trellis.row_nbytes(self.n_cols) for trellis in self.classes]
+
+    def codebook(self) -> NDArray[Any]:
+        """Return what a file holds of the codebook of all rows, or of those of the classes, one after another."""
+        if not self.classes:
+            return self.trellis.codebook
+        return np.concatenate([trellis.codebook for trellis in self.classes])
+
+    def tensor_nbytes(self, n_rows: int, class_rows: Sequence[int] = ()) -> int:
+        """Return the bytes of the own sections of tensors of `n_rows` rows in all, so many of each class."""
         twig, leaf = self.centroid_bits is not None, 0 if self.basis is None else SLOT_L_LANES
         second = 0 if self.second is None else 2 + self.second.row_nbytes(self.n_cols)
-        return n_rows * (2 + self.trellis.row_nbytes(self.n_cols) + twig + leaf + second)
+        coded = n_rows * self.trellis.row_nbytes(self.n_cols)
+        if self.classes:
+            coded = n_rows + slots.class_starts(class_rows, self.class_widths)[-1]
+        return n_rows * (2 + twig + leaf + second) + coded
 
     def shared_nbytes(self) -> int:
         """Return the bytes of what the group shares."""
         centroids = 0 if self.centroid_bits is None else self.centroid_bits.nbytes
         second = 0 if self.second is None else self.second.codebook.nbytes
-        return self.trellis.codebook.nbytes + second + centroids + (0 if self.basis is None else self.basis.byte_size())
+        return self.codebook().nbytes + second + centroids + (0 if self.basis is None else self.basis.byte_size())
 
     def assign(self, block: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the nearest centroid of every row."""
@@ -103,6 +123,7 @@ class HhtlTTensor(EncodedTensor):
     slot_v : ndarray of uint16, shape (n_rows,)
         Gains as bfloat16 bits.
     slot_t : ndarray of uint8, shape (n_rows, row_nbytes)
+        Flat, class after class, if rows have classes.
     original_shape : (n_rows, n_cols)
     twigs : ndarray of uint8, shape (n_rows,), or None
     slot_l : ndarray of int8, shape (n_rows, 8), or None
@@ -113,6 +134,8 @@ class HhtlTTensor(EncodedTensor):
         The second level.
     budget : int or None
         Bytes that decoding rows may take; a pack gives its own.
+    row_class : ndarray of uint8, shape (n_rows,), or None
+        The class of every row.
     """
 
     role: str
@@ -127,12 +150,21 @@ class HhtlTTensor(EncodedTensor):
     slot_v_2: NDArray[np.uint16] | None = None
     slot_t_2: NDArray[np.uint8] | None = None
     budget: int | None = None
+    row_class: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         n_rows, n_cols = self.original_shape
-        nbytes = self.shared.trellis.row_nbytes(n_cols)
-        if self.slot_t.shape != (n_rows, nbytes) or self.slot_v.shape != (n_rows,):
-            raise ValueError(f"slot_t must be ({n_rows}, {nbytes}) and slot_v ({n_rows},), got {self.slot_t.shape}")
+        if (self.row_class is None) == bool(self.shared.classes):
+            raise ValueError("row_class and the group's classes come together or not at all")
+        shape: tuple[int, ...] = (n_rows, self.shared.trellis.row_nbytes(n_cols))
+        if self.row_class is not None:
+            if self.row_class.shape != (n_rows,) or self.row_class.max(initial=0) >= len(self.shared.classes):
+                raise ValueError(f"row_class must be {n_rows} numbers below {len(self.shared.classes)}")
+            widths = self.shared.class_widths
+            class_rows = np.bincount(self.row_class, minlength=len(widths)).tolist()
+            shape = (slots.class_starts(class_rows, widths)[-1],)
+        if self.slot_t.shape != shape or self.slot_v.shape != (n_rows,):
+            raise ValueError(f"slot_t must be {shape} and slot_v ({n_rows},), got {self.slot_t.shape}")
         if n_cols != self.shared.n_cols:
             raise ValueError(f"the group's rows have {self.shared.n_cols} columns, the tensor's {n_cols}")
         if (self.twigs is None) != (self.shared.centroid_bits is None):
@@ -161,12 +193,52 @@ class HhtlTTensor(EncodedTensor):
 
     def __repr__(self) -> str:
         leaf = "" if self.slot_l is None else ", Slot L"
-        return f"<HhtlTTensor {list(self.original_shape)}, {self.shared.trellis.rate / 16:g} bits{leaf}>"
+        rates = [trellis.rate / 16 for trellis in self.shared.classes] or [self.shared.trellis.rate / 16]
+        bits = f"{rates[0]:g}" if len(rates) == 1 else f"{min(rates):g} to {max(rates):g}"
+        return f"<HhtlTTensor {list(self.original_shape)}, {bits} bits{leaf}>"
 
     @cached_property
     def _scale(self) -> NDArray[np.float32]:
         assert self.column_scale is not None
         return bf16_values(self.column_scale)
+
+    @cached_property
+    def matrices(self) -> list[CodeMatrix]:
+        """The codes of the first level, a matrix for every class, or one of all rows."""
+        if self.row_class is None:
+            return [CodeMatrix(self.shared.trellis, self.slot_t)]
+        rows, widths = slots.class_order(self.row_class, len(self.shared.classes)), self.shared.class_widths
+        starts = slots.class_starts([len(own) for own in rows], widths)
+        return [
+            CodeMatrix(trellis, self.slot_t[starts[c] : starts[c + 1]].reshape(len(rows[c]), widths[c]), rows[c])
+            for c, trellis in enumerate(self.shared.classes)
+        ]
+
+    @cached_property
+    def _ranks(self) -> NDArray[np.intp]:
+        """The place of every row in the matrix of its class."""
+        ranks = np.empty(self.original_shape[0], np.intp)
+        for matrix in self.matrices:
+            ranks[matrix.rows] = np.arange(len(matrix.slot_t))
+        return ranks
+
+    def _first_level(
+        self, picked: NDArray[np.intp] | slice, gains: NDArray[np.float32], out: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """Return the first level of rows that were picked, rotated."""
+        n_cols = self.original_shape[1]
+        if self.row_class is None:
+            return self.shared.trellis.decode(np.ascontiguousarray(self.slot_t[picked]), gains, n_cols, out)
+        if len(self.row_class) == 1:  # what a lookup of one row asks for
+            trellis = self.shared.classes[int(self.row_class[0])]
+            return trellis.decode(np.ascontiguousarray(self.slot_t.reshape(1, -1)[picked]), gains, n_cols, out)
+        out = np.empty((len(gains), n_cols), np.float32) if out is None else out
+        classes, ranks = self.row_class[picked], self._ranks[picked]
+        for number in np.unique(classes):
+            matrix, own = self.matrices[number], np.flatnonzero(classes == number)
+            codes = np.ascontiguousarray(matrix.slot_t[ranks[own]])
+            out[own] = matrix.trellis.decode(codes, gains[own], n_cols)
+        return out
 
     @classmethod
     def encode(
@@ -176,6 +248,7 @@ class HhtlTTensor(EncodedTensor):
         shared: TrellisShared,
         column_scale: NDArray[np.uint16] | None = None,
         executor: Executor | None = None,
+        row_class: NDArray[np.uint8] | None = None,
     ) -> Self:
         """Encode finite rows (n_rows, n_cols) with what their group shares.
 
@@ -188,7 +261,7 @@ class HhtlTTensor(EncodedTensor):
         if shared.basis is not None:
             peaks = [peak for _, _, peak in map_rows(_peak, rows, executor, shared, column_scale)]
             scale = slots.leaf_scale(float(np.max(peaks, initial=0)))
-        arguments = (role, shared, column_scale, scale)
+        arguments = (role, shared, column_scale, scale, row_class)
         coded = {start: block for start, _, block in map_rows(_coded, rows, executor, cls, *arguments)}
         blocks = [coded[start] for start in sorted(coded)]
         return cls.joined(blocks) if blocks else cls.encode_block(role, rows.read(0, 0), shared, column_scale, scale)
@@ -203,10 +276,11 @@ class HhtlTTensor(EncodedTensor):
         slot_l_scale: float | None = None,
         first: int = 0,
         feedback: NDArray[np.float32] | None = None,
+        row_class: NDArray[np.uint8] | None = None,
     ) -> Self:
         """Encode a block of a tensor's rows, whose Slot L scale is known; `first` is its first row, for errors.
 
-        `feedback`: see `hhtld.slots.feedback`; of the first level only.
+        `feedback`: see `hhtld.slots.feedback`; of the first level only. `row_class` is the class of each of these rows.
         """
         n_rows, n_cols = block.shape
         scaled = scaled_rows(block, column_scale)
@@ -220,7 +294,7 @@ class HhtlTTensor(EncodedTensor):
         bad = _kernels._cast.first_nonfinite_f32(residual.reshape(-1))
         if bad >= 0:
             raise RangeError(f"row {first + bad // n_cols} passes float32's range when it is rotated")
-        slot_t, gains = shared.trellis.encode(residual, feedback)
+        slot_t, gains = _coded_levels(shared, residual, feedback, row_class)
         slot_v = slots.gain_bits(gains)
         slot_v_2, slot_t_2 = None, None
         if shared.second is not None:
@@ -240,6 +314,7 @@ class HhtlTTensor(EncodedTensor):
             column_scale,
             slot_v_2,
             slot_t_2,
+            row_class=row_class,
         )
 
     @classmethod
@@ -252,6 +327,10 @@ class HhtlTTensor(EncodedTensor):
             kind: array if kind == "column_scale" else np.concatenate([block.parts()[kind] for block in blocks])
             for kind, array in first.parts().items()
         }
+        if first.row_class is not None:
+            ends = np.cumsum([len(block.slot_v) for block in blocks]).tolist()
+            coded = [(end - len(block.slot_v), end, block.slot_t) for end, block in zip(ends, blocks, strict=True)]
+            parts["slot_t"] = ByClass(parts["row_class"], first.shared.class_widths).joined(coded)
         shape = (sum(block.original_shape[0] for block in blocks), first.original_shape[1])
         return replace(first, original_shape=shape, **parts)
 
@@ -263,8 +342,7 @@ class HhtlTTensor(EncodedTensor):
             raise ValueError(f"levels must be 1 or 2, got {levels}")
         picked = selected_rows(self.original_shape[0], rows)
         check_budget(self.original_shape[0], picked, 4 * self.original_shape[1], 0, self.budget)
-        codes, gains = np.ascontiguousarray(self.slot_t[picked]), slots.gain_values(self.slot_v[picked])
-        out = self.shared.trellis.decode(codes, gains, self.original_shape[1], out)
+        out = self._first_level(picked, slots.gain_values(self.slot_v[picked]), out)
         second = self.shared.second
         with np.errstate(over="ignore", invalid="ignore"):
             if levels == 2 and second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
@@ -272,7 +350,7 @@ class HhtlTTensor(EncodedTensor):
                 out += second.decode(codes_2, gains_2, self.original_shape[1])
             self.shared.rotation.unrotate(out)
             if self.twigs is not None or self.slot_l is not None:
-                twigs = np.zeros(len(codes), np.uint8) if self.twigs is None else self.twigs[picked]
+                twigs = np.zeros(len(out), np.uint8) if self.twigs is None else self.twigs[picked]
                 leaf = None if self.slot_l is None else self.slot_l[picked]
                 out += _base(self.shared, twigs, leaf, self.slot_l_scale)
             if self.column_scale is not None:
@@ -300,6 +378,7 @@ class HhtlTTensor(EncodedTensor):
             "column_scale": self.column_scale,
             "slot_v_2": self.slot_v_2,
             "slot_t_2": self.slot_t_2,
+            "row_class": self.row_class,
         }
         return {kind: array for kind, array in named.items() if array is not None}
 
@@ -307,7 +386,7 @@ class HhtlTTensor(EncodedTensor):
         from hhtld.codecs.view import TensorView
 
         shared, parts = self.shared, self.parts()
-        parts["codebook"] = shared.trellis.codebook
+        parts["codebook"] = shared.codebook()
         if shared.centroid_bits is not None:
             parts["centroids"] = shared.centroid_bits
         if shared.second is not None:
@@ -315,6 +394,8 @@ class HhtlTTensor(EncodedTensor):
         if self.slot_l is not None and shared.basis is not None:
             parts["basis"] = shared.basis.bits
         trellises = {"": shared.trellis} if shared.second is None else {"": shared.trellis, "_2": shared.second}
+        if shared.classes:
+            trellises = {f"_class_{number}": trellis for number, trellis in enumerate(shared.classes)}
         return TensorView.of_parts(
             parts,
             gains={kind: parts[kind] for kind in ("slot_v", "slot_v_2") if kind in parts},
@@ -328,6 +409,8 @@ class HhtlTTensor(EncodedTensor):
             slot_l_scale=self.slot_l_scale,
             basis=shared.basis,
             seed=shared.rotation.seed,
+            row_class=self.row_class,
+            n_cols=shared.n_cols,
         )
 
     def search_terms(self, levels: int = 2) -> SearchTerms | None:
@@ -336,8 +419,8 @@ class HhtlTTensor(EncodedTensor):
             return None
         shared, second = self.shared, None
         if shared.second is not None and self.slot_v_2 is not None and self.slot_t_2 is not None:
-            second = TrellisLevel(shared.second, self.slot_v_2, self.slot_t_2)
-        coded = [TrellisLevel(shared.trellis, self.slot_v, self.slot_t)]
+            second = TrellisLevel(self.slot_v_2, [CodeMatrix(shared.second, self.slot_t_2)])
+        coded = [TrellisLevel(self.slot_v, self.matrices)]
         return SearchTerms(
             None if self.twigs is None else shared.centroids,
             self.twigs,
@@ -405,8 +488,26 @@ def _coded(
     shared: TrellisShared,
     column_scale: NDArray[np.uint16] | None,
     scale: float | None,
+    row_class: NDArray[np.uint8] | None,
 ) -> Any:
-    return cls.encode_block(role, block, shared, column_scale, scale, start)
+    classes = None if row_class is None else row_class[start:stop]
+    return cls.encode_block(role, block, shared, column_scale, scale, start, row_class=classes)
+
+
+def _coded_levels(
+    shared: TrellisShared,
+    rotated: NDArray[np.float32],
+    feedback: NDArray[np.float32] | None,
+    row_class: NDArray[np.uint8] | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return the codes of rotated rows, which lie by class if there are classes, and the gains of the rows."""
+    if row_class is None:
+        return shared.trellis.encode(rotated, feedback)
+    gains, codes = np.empty(len(rotated), np.float32), []
+    for trellis, rows in zip(shared.classes, slots.class_order(row_class, len(shared.classes)), strict=True):
+        own, gains[rows] = trellis.encode(np.ascontiguousarray(rotated[rows]), feedback)
+        codes.append(own.reshape(-1))
+    return np.concatenate(codes), gains
 
 
 def _base(

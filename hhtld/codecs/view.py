@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld.slots.row_classes import class_order
+
 if TYPE_CHECKING:
     from hhtld.slots.fisher_z import FisherZTable
     from hhtld.slots.leaf import SvdBasis
@@ -31,9 +33,13 @@ class TensorView:
     gains : mapping of kind to ndarray of uint16, shape (n_rows,)
         Slot V of each level of Slot T: bfloat16 bits of 64 gains.
     codes : mapping of kind to ndarray of uint8, shape (n_rows, row_nbytes)
-        Slot T of each level.
+        Slot T of each level; flat, class after class, if rows have classes.
     trellises : mapping of suffix to Trellis
-        The code of each level: "" and "_2".
+        The code of each level: "" and "_2", or of each class: "_class_0" and so on.
+    row_class : ndarray of uint8, shape (n_rows,), or None
+        The class of every row.
+    n_cols : int
+        Of a tensor with classes.
     twigs : ndarray of uint8, shape (n_rows,), or None
     n_entries : int or None
         Of what twigs choose from.
@@ -70,6 +76,21 @@ class TensorView:
     cache: HhtlCache | None = None
     fisher_z: FisherZTable | None = None
     seed: int | None = None
+    row_class: NDArray[np.uint8] | None = None
+    n_cols: int = 0
+
+    def code_rows(self, kind: str) -> NDArray[np.uint8]:
+        """Return the codes of a level as a matrix, a line a row; those of classes end in zeros up to the widest."""
+        if self.row_class is None:
+            return self.codes[kind]
+        n_cols, trellises = self.n_cols, list(self.trellises.values())
+        widths = [trellis.row_nbytes(n_cols) for trellis in trellises]
+        out, done = np.zeros((len(self.row_class), max(widths)), np.uint8), 0
+        for width, rows in zip(widths, class_order(self.row_class, len(widths)), strict=True):
+            end = done + width * len(rows)
+            out[rows, :width] = self.codes[kind][done:end].reshape(len(rows), width)
+            done = end
+        return out
 
     @classmethod
     def of_parts(cls, parts: Mapping[str, NDArray[Any]], **slots: Any) -> TensorView:

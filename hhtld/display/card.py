@@ -21,6 +21,7 @@ from hhtld.display.terminal import (
     human_nbytes,
     joined,
     merged,
+    rates_text,
     reached,
     safe,
     shape_text,
@@ -94,9 +95,9 @@ def _group_of(tensor: Facts, group: Facts, ascii_only: bool) -> Iterator[tuple[s
             f"{human_nbytes(group['shared_nbytes'])} shared",
         ),
     )
-    if "bits" in group:
+    if "states" in group:
         states = joined(group["states"])
-        yield "rate", f"{joined(group['bits'])} bits, {states} states, rotation seed {group['seed']}"
+        yield "rate", f"{rates_text(group)} bits, {states} states, rotation seed {group['seed']}"
 
 
 def _stored_table(tensor: Facts, shapes: Facts, ascii_only: bool) -> Table:
@@ -140,6 +141,10 @@ def _value_facts(values: Facts) -> Iterator[tuple[str, Any]]:
 
 
 def _print_slots(slots: Facts, out: Console) -> None:
+    if "row_class" in slots:
+        rates = [f"{found['bits']:g}" for found in slots["row_class"]]
+        counts = [found["n_rows"] for found in slots["row_class"]]
+        _print_usage("Rates: rows by class", counts, [f"bits a weight of the classes: {', '.join(rates)}"], out)
     if "twigs" in slots:
         _print_twigs(slots["twigs"], slots["twig_counts"], out)
     if "basins" in slots:

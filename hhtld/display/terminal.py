@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "joined",
     "merged",
     "progress_bar",
+    "rates_text",
     "reached",
     "safe",
     "shape_text",
@@ -106,6 +107,13 @@ def counted(count: int, what: str) -> str:
 def joined(numbers: Sequence[float]) -> str:
     """Return numbers that add up, as the rates of two levels do."""
     return " + ".join(f"{number:g}" for number in numbers)
+
+
+def rates_text(group: Mapping[str, Any]) -> str:
+    """Return the bits a weight of a group: one rate, the sum of two levels, or the range of the classes of rows."""
+    if "classes" in group:
+        return f"{min(group['classes']):g} to {max(group['classes']):g}"
+    return joined(group.get("bits", ()))
 
 
 def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hhtld.codecs.base import GroupCode
+from hhtld.codecs.base import ByClass, GroupCode
 from hhtld.encoding.group import PlannedGroup
 from hhtld.encoding.quality import GroupCosines
 from hhtld.gates import Threshold
@@ -31,7 +31,7 @@ class ReservedTensor:
         What its coder needs beside the group's code.
     has_leaf : bool
     sections : dict of kind to section number
-    widths : dict of kind to bytes a row
+    row_layout : dict of kind to bytes a row, or to where they lie
         Of the sections that its rows fill.
     slot_l_scale : float or None
     source_crcs : Crc32Runs
@@ -43,9 +43,14 @@ class ReservedTensor:
     code: Any
     has_leaf: bool
     sections: dict[str, int]
-    widths: dict[str, int]
+    row_layout: dict[str, int | ByClass]
     slot_l_scale: float | None = None
     source_crcs: Crc32Runs = field(default_factory=Crc32Runs)
+
+    @property
+    def class_rows(self) -> tuple[int, ...] | None:
+        """How many rows are of each class, if rows have rates of their own."""
+        return next((tuple(part.class_rows) for part in self.row_layout.values() if isinstance(part, ByClass)), None)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld.codecs.base import ByClass, row_spans
 from hhtld.dtypes import bf16_bits
 from hhtld.encoding.attempt import Attempt, ReservedTensor
 from hhtld.encoding.group import PlannedGroup
@@ -77,29 +78,33 @@ class RowCoder:
         rows = SourceRows(self._source, name)
         tensor_code = self._tensor_code(attempt, name, rows)
         coder = attempt.code.coder(tensor_code)
-        sections, widths = {}, {}
+        sections: dict[str, int] = {}
+        row_layout: dict[str, int | ByClass] = {}
         for kind, part in coder.layout().items():
-            if isinstance(part, int):
-                widths[kind] = part
-                sections[kind] = self._sink.reserve(kind, part * rows.n_rows)
+            if isinstance(part, int | ByClass):
+                row_layout[kind] = part
+                nbytes = part * rows.n_rows if isinstance(part, int) else part.nbytes
+                sections[kind] = self._sink.reserve(kind, nbytes)
             else:
                 sections[kind] = self._sink.add(kind, part.nbytes, [np.ascontiguousarray(part)])
         if attempt.code.is_large(tensor_code):
             tensor_code = self._crew.share(tensor_code)
-        return ReservedTensor(name, rows, tensor_code, coder.has_leaf, sections, widths)
+        return ReservedTensor(name, rows, tensor_code, coder.has_leaf, sections, row_layout)
 
     def _tensor_code(self, attempt: Attempt, name: str, rows: Rows) -> Any:
         """Return what a tensor has of its own: an earlier run's, if all rows were read to find it."""
         if not attempt.group.codec.reads_whole_tensors:
             scale = self._plan.column_scales.get(name)
             scale_bits = None if scale is None else bf16_bits(scale)
-            return attempt.code.tensor_code(rows, scale_bits, self._plan.moments.get(name), self._crew.run)
+            moments, row_rates = self._plan.moments.get(name), self._plan.row_rates.get(name)
+            return attempt.code.tensor_code(rows, scale_bits, moments, row_rates, self._crew.run)
         facts = self._journal.trusted("palette", attempt.group.number, name)
         whole = None if facts is None else self._recalled_whole(facts)
         if whole is not None:
             return attempt.code.recalled_tensor_code(whole)
-        tensor_code = attempt.code.tensor_code(rows, None, None, self._crew.run)
-        parts = {kind: p for kind, p in attempt.code.coder(tensor_code).layout().items() if not isinstance(p, int)}
+        tensor_code = attempt.code.tensor_code(rows, None, None, None, self._crew.run)
+        layout = attempt.code.coder(tensor_code).layout()
+        parts = {kind: part for kind, part in layout.items() if not isinstance(part, int | ByClass)}
         facts = [[kind, part.nbytes, zlib.crc32(as_bytes(part))] for kind, part in parts.items()]
         self._journal.put("palette", attempt.group.number, name, value=facts)
         return tensor_code
@@ -151,8 +156,11 @@ class RowCoder:
                     yield (tensor, start, stop), code_rows, arguments
 
     def _write(self, attempt: Attempt, tensor: ReservedTensor, start: int, stop: int, coded: Coded) -> None:
-        for kind, width in tensor.widths.items():
-            self._sink.write_at(tensor.sections[kind], start * width, coded.parts[kind], coded.crcs[kind])
+        for kind, part in tensor.row_layout.items():
+            view, done = as_bytes(coded.parts[kind]), 0
+            for (offset, nbytes), crc in zip(row_spans(part, start, stop), coded.crcs[kind], strict=True):
+                self._sink.write_at(tensor.sections[kind], offset, view[done : done + nbytes], crc)
+                done += nbytes
         facts = {
             "cosines": base64.b64encode(coded.cosines.astype("<f8").tobytes()).decode("ascii"),
             "crcs": coded.crcs,
@@ -165,13 +173,14 @@ class RowCoder:
     def _recall(self, attempt: Attempt, tensor: ReservedTensor, start: int, stop: int) -> bool:
         """Take over rows that an earlier run coded; False if it did not, or their bytes are gone."""
         facts = self._journal.get("rows", attempt.group.number, attempt.identity_crc, tensor.name, start)
-        if facts is None or facts["stop"] != stop or set(facts["crcs"]) != set(tensor.widths):
+        if facts is None or facts["stop"] != stop or set(facts["crcs"]) != set(tensor.row_layout):
             return False
         if self._journal.is_doubted and facts["source"] != _rows_crc(tensor.rows, start, stop):
             return False
         blocks = (
-            (tensor.sections[kind], start * width, (stop - start) * width, facts["crcs"][kind])
-            for kind, width in tensor.widths.items()
+            (tensor.sections[kind], offset, nbytes, crc)
+            for kind, part in tensor.row_layout.items()
+            for (offset, nbytes), crc in zip(row_spans(part, start, stop), facts["crcs"][kind], strict=True)
         )
         if self._sink.recall(blocks) is None:
             return False

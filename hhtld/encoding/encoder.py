@@ -121,6 +121,7 @@ class _Encoder:
                 tensor.slot_l_scale,
                 source_crc32=self._source_crc(tensor),
                 regime_reason=None if key.regime == key.implied_regime else planned.regime_reason,
+                class_rows=tensor.class_rows,
             )
         self._report.add_group(attempt.cosines, key.regime, str(key))
 
@@ -215,7 +216,7 @@ def encode(
     nonfinite: str = "refuse",
     quantized: str = "refuse",
     column_scales: Mapping[str, ArrayLike] | None = None,
-    rates: Mapping[str, int] | None = None,
+    rates: Mapping[str, ArrayLike] | None = None,
     moments: Mapping[str, ArrayLike] | None = None,
     executor: Executor | None = None,
 ) -> HhtldPack:

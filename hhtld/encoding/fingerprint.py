@@ -20,7 +20,7 @@ from hhtld.storage.urls import Location
 
 __all__ = ["JOURNAL_VERSION", "content_digest", "plan_facts", "source_facts", "weights_digest"]
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 _SAMPLED = 16  # tensors: fine-tuned models differ in nearly all of them
 _MOST_ROW_NBYTES = 1 << 20
 
@@ -42,6 +42,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "tensors": _digest([_planned(name, tensor) for name, tensor in plan.tensors.items()]),
         "column_scales": _arrays_digest(plan.column_scales),
         "moments": _arrays_digest(plan.moments),
+        "row_rates": _arrays_digest(plan.row_rates, "<i4"),
     }
 
 
@@ -50,9 +51,9 @@ def _planned(name: str, tensor: TensorPlan) -> list[Any]:
     return codec if tensor.group is None else [*codec, tensor.group.role, tensor.group.regime, tensor.regime_reason]
 
 
-def _arrays_digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
+def _arrays_digest(arrays: Mapping[str, NDArray[Any]], dtype: str = "<f4") -> str:
     by_name = sorted(
-        (name, hashlib.sha256(np.asarray(array, "<f4").tobytes()).hexdigest()) for name, array in arrays.items()
+        (name, hashlib.sha256(np.asarray(array, dtype).tobytes()).hexdigest()) for name, array in arrays.items()
     )
     return _digest(by_name)
 

@@ -20,7 +20,7 @@ from hhtld.gates import Threshold
 from hhtld.identity import PaletteGroupKey
 from hhtld.sources.contract import SourceRows, TensorSource
 
-__all__ = ["GroupFinder", "PlannedGroup", "WhyKept", "judged_threshold", "planned_groups"]
+__all__ = ["GroupFinder", "PlannedGroup", "WhyKept", "group_row_rates", "judged_threshold", "planned_groups"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,13 @@ def planned_groups(plan: Plan) -> list[PlannedGroup]:
 
 def judged_threshold(plan: Plan, group: PlannedGroup) -> Threshold | None:
     """Return the cosines that a group's rows must reach, or None if its rate is given."""
-    is_judged = group.codec.chooses_rates and group.profile.rate is None
+    is_judged = group.codec.chooses_rates and group.profile.rate is None and not group.profile.by_row
     return plan.threshold(group.profile, group.key.regime) if is_judged else None
+
+
+def group_row_rates(plan: Plan, group: PlannedGroup) -> list[NDArray[np.int32]]:
+    """Return what the rows of a group's tensors ask for, if they have rates of their own."""
+    return [plan.row_rates[name] for name in group.names] if group.profile.by_row else []
 
 
 class WhyKept(StrEnum):
@@ -126,7 +131,8 @@ class GroupFinder:
         rows = [SourceRows(self._source, name) for name in group.names]
         dtype = self._source.infos()[group.names[0]].dtype  # to predict; every tensor is measured in its own
         threshold, seed = judged_threshold(self._plan, group), self._plan.seed
-        return GroupRequest(group.key, rows, group.profile, threshold, seed, self._column_scales(group), dtype)
+        scales, row_rates = self._column_scales(group), group_row_rates(self._plan, group)
+        return GroupRequest(group.key, rows, group.profile, threshold, seed, scales, dtype, row_rates)
 
     def _column_scales(self, group: PlannedGroup) -> list[NDArray[np.uint16] | None]:
         scales = self._plan.column_scales

@@ -52,9 +52,12 @@ class Encoding:
     column_scales : mapping of str to array (n_cols,), optional
         Positive numbers by which Slot T multiplies a tensor's columns before it codes them, for example the fourth root
         of what the columns' activations measure. Decoding divides by them. They are rounded to bfloat16.
-    rates : mapping of str to int, optional
-        Sixteenths of a bit for tensors of profile "parity", from `hhtld.encoding.calibration`. The other tensors take
-        the rate at which their rows pass `PARITY_THRESHOLD`.
+    rates : mapping of str to number or array (n_rows,), optional
+        Bits a weight, 1 to 6, for tensors of profile "parity", or for each of their rows. One number is rounded down to
+        sixteenths of a bit. Numbers of rows become at most 16 classes in all tensors of a group together, and the mean
+        of a tensor stays what it was, less at most one step of one row (`hhtld.slots.row_rates`). The other tensors
+        take the rate at which their rows pass `PARITY_THRESHOLD`. A tensor that a rule decides for, or that is kept,
+        takes no rate.
     moments : mapping of str to array (n_cols, n_cols), optional
         Mean products of the inputs of tensors' columns. Slot T then spreads errors to where they cost products least
         (`hhtld.slots.feedback`).
@@ -74,7 +77,7 @@ class Encoding:
     quantized: str = "refuse"
     seed: int | None = None
     column_scales: Mapping[str, ArrayLike] | None = None
-    rates: Mapping[str, int] | None = None
+    rates: Mapping[str, ArrayLike] | None = None
     moments: Mapping[str, ArrayLike] | None = None
     calibrate: Calibration | str | os.PathLike[str] | None = None
     target_top1: float | None = None
@@ -95,6 +98,7 @@ class Encoding:
             "allow_keep": self.allow_keep or None,
             "seed": self.seed,
             "column_scales": self.column_scales,
+            "rates": self.rates,
             "calibrate": self.calibrate,
             "target_top1": self.target_top1,
         }
@@ -125,3 +129,5 @@ class Encoding:
             )
         if self.calibrate is not None and self.column_scales is not None:
             raise ValueError("a calibration brings its own column_scales; give one of the two")
+        if self.calibrate is not None and self.rates is not None:
+            raise ValueError("a calibration brings its own rates; give one of the two")

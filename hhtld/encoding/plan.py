@@ -22,6 +22,7 @@ from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
 from hhtld.identity import INDEX_ROLES, PaletteGroupKey, classify_role, group_key
 from hhtld.matrix import TensorInfo
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
+from hhtld.slots.row_rates import mean_rate, row_rates
 from hhtld.sources.contract import ADDS, SourceRows, TensorSource
 from hhtld.sources.integers import holds_integers
 from hhtld.sources.names import some_of
@@ -90,6 +91,8 @@ class Plan:
         What Slot T multiplies a tensor's columns by before it codes them.
     moments : dict of name to float32 array (n_cols, n_cols)
         Mean products of the inputs of a tensor's columns, for `hhtld.slots.feedback`.
+    row_rates : dict of name to int32 array (n_rows,)
+        What the rows of a tensor ask for, if they have rates of their own; see `hhtld.slots.row_rates`.
     files : tuple of str
         Side files of the source that travel along, in ascending order.
     notes : tuple of str
@@ -102,6 +105,7 @@ class Plan:
     seed: int = 0
     column_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    row_rates: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -150,13 +154,14 @@ def make_plan(source: TensorSource, encoding: Encoding) -> Plan:
     plan = Plan(profile, asked=checked_thresholds(encoding.gates), seed=seed, files=tuple(sorted(source.files())))
     plan.column_scales = {name: _scale(infos, name, scale) for name, scale in (encoding.column_scales or {}).items()}
     plan.moments = {name: _moments(infos, name, products) for name, products in (encoding.moments or {}).items()}
+    rates = _rates(infos, encoding.rates or {})
+    plan.row_rates = {name: rate for name, rate in rates.items() if not isinstance(rate, int)}
     decisions = _Decisions(source, tied, companions, choices, encoding.roles, encoding.nonfinite == "keep")
     families = _families(tied)
-    rates = encoding.rates or {}
     for name in sorted(infos):
         family = [name, *families.get(name, ())]
         by_rule = next((rule for each in family if (rule := ruled.get(each)) is not None), None)
-        by_rate = profile.at_rate(rates[name]) if name in rates else profile
+        by_rate = _at_rate(profile, rates.get(name))
         plan.tensors[name] = decisions.tensor(infos[name], by_rule or by_rate, family)
     plan.notes = notes + decisions.notes()
     return plan
@@ -321,6 +326,27 @@ def _scale(infos: Mapping[str, TensorInfo], name: str, scale: ArrayLike) -> NDAr
     if not (np.isfinite(values) & (values > 1e-30) & (values < 1e30)).all():
         raise ValueError(f"column scale {name!r} must hold positive finite numbers")
     return values
+
+
+def _rates(infos: Mapping[str, TensorInfo], rates: Mapping[str, ArrayLike]) -> dict[str, int | NDArray[np.int32]]:
+    """Return rates in sixteenths of a bit, or what rows ask for, by name."""
+    found: dict[str, int | NDArray[np.int32]] = {}
+    for name, bits in rates.items():
+        if name not in infos or not infos[name].has_rows:
+            raise ValueError(f"rates name {shown(name)}, which is no tensor with rows of the source")
+        is_one = np.ndim(bits) == 0
+        try:
+            asked = row_rates(np.atleast_1d(np.asarray(bits)), 1 if is_one else infos[name].n_rows)
+        except ValueError as error:
+            raise ValueError(f"tensor {shown(name)}: {error}") from None
+        found[name] = mean_rate([asked]) if is_one else asked
+    return found
+
+
+def _at_rate(profile: Profile, rate: int | NDArray[np.int32] | None) -> Profile:
+    if rate is None:
+        return profile
+    return profile.at_rate(rate) if isinstance(rate, int) else profile.at_row_rates()
 
 
 def _moments(infos: Mapping[str, TensorInfo], name: str, moments: ArrayLike) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hhtld.codecs.base import GroupEstimate, GroupRequest
-from hhtld.encoding.group import PlannedGroup, judged_threshold, planned_groups
+from hhtld.encoding.group import PlannedGroup, group_row_rates, judged_threshold, planned_groups
 from hhtld.encoding.memory import expected_nbytes
 from hhtld.encoding.plan import Plan
 from hhtld.encoding.work import Work
@@ -136,7 +136,8 @@ def _sampled(source: TensorSource, plan: Plan, groups: list[PlannedGroup]) -> _S
         rows = [SourceRows(source, name) for name in group.names]
         threshold, dtype = judged_threshold(plan, group), plan.tensors[group.names[0]].info.dtype
         scales = [None] * len(rows)  # they change the cosines little
-        request = GroupRequest(group.key, rows, group.profile, threshold, plan.seed, scales, dtype)
+        row_rates = group_row_rates(plan, group)
+        request = GroupRequest(group.key, rows, group.profile, threshold, plan.seed, scales, dtype, row_rates)
         try:
             samples.estimates[group.number] = group.codec.estimate(request, n_weights)
         except RangeError:  # the group will be kept

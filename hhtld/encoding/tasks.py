@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.base import Codec, GroupCode
+from hhtld.codecs.base import ByClass, Codec, GroupCode, row_spans
 from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
 from hhtld.pack.sections import as_bytes
@@ -27,7 +27,8 @@ class Coded(NamedTuple):
     Attributes
     ----------
     parts : dict of kind to bytes as an array
-    crcs : dict of kind to CRC-32 of these bytes
+    crcs : dict of kind to list of CRC-32
+        Of these bytes: one, or one for each class of rows if they lie by class.
     cosines : ndarray of float64, shape (n_rows,)
         Of every row with what the bytes decode to, in the type of the source.
     source_crc : int
@@ -35,13 +36,15 @@ class Coded(NamedTuple):
     """
 
     parts: dict[str, NDArray[Any]]
-    crcs: dict[str, int]
+    crcs: dict[str, list[int]]
     cosines: NDArray[np.float64]
     source_crc: int
 
 
-def _blocks(codec: Codec, rows: Rows, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    step = codec.block_rows(rows.n_cols)
+def _blocks(
+    codec: Codec, rows: Rows, start: int, stop: int, n_blocks: int = 1
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    step = codec.block_rows(rows.n_cols) * n_blocks
     for first in range(start, stop, step):
         yield first, rows.read(first, min(first + step, stop))
 
@@ -65,16 +68,24 @@ def code_rows(
 ) -> Coded:
     """Code rows [start, stop) and measure what is given back of them in the source's type."""
     coder = code.coder(tensor_code)
-    kinds = [kind for kind, width in coder.layout().items() if isinstance(width, int)]
-    parts: dict[str, list[NDArray[Any]]] = {kind: [] for kind in kinds}
+    layout = {kind: part for kind, part in coder.layout().items() if isinstance(part, int | ByClass)}
+    parts: dict[str, list[tuple[int, int, NDArray[Any]]]] = {kind: [] for kind in layout}
     cosines, source_crc = [], 0
-    for first, block in _blocks(codec, rows, start, stop):
+    for first, block in _blocks(codec, rows, start, stop, coder.n_blocks):
         source_crc = zlib.crc32(as_bytes(block), source_crc)
         tensor = coder.encode(block, first, leaf_scale)
         arrays = tensor.parts()
-        for kind in kinds:
-            parts[kind].append(arrays[kind])
+        for kind in layout:
+            parts[kind].append((first, first + len(block), arrays[kind]))
         cosines.append(judged_cosines(block, rounded(tensor.reconstruct_rows(), dtype)))
-    whole = {kind: np.concatenate(blocks) for kind, blocks in parts.items()}
-    crcs = {kind: zlib.crc32(as_bytes(array)) for kind, array in whole.items()}
+    whole: dict[str, NDArray[Any]] = {}
+    crcs: dict[str, list[int]] = {}
+    for kind, part in layout.items():
+        blocks = parts[kind]
+        joined = part.joined(blocks) if isinstance(part, ByClass) else np.concatenate([array for *_, array in blocks])
+        view, done, crcs[kind] = as_bytes(joined), 0, []
+        for _, nbytes in row_spans(part, start, stop):
+            crcs[kind].append(zlib.crc32(view[done : done + nbytes]))
+            done += nbytes
+        whole[kind] = joined
     return Coded(whole, crcs, np.concatenate(cosines), source_crc)

@@ -270,8 +270,9 @@ class _LoadedModel:
 
     def _coded(self, rates: Mapping[str, int]) -> HhtldPack:
         scales = {name: self.scales[name] for name in rates if name in self.scales}
+        bits = {name: rate / 16 for name, rate in rates.items()}
         return encode(
-            self._source, "parity", rates=rates, column_scales=scales, moments=self.moments, executor=self._executor
+            self._source, "parity", rates=bits, column_scales=scales, moments=self.moments, executor=self._executor
         )
 
     def _put(self, pack: HhtldPack, matrices: Iterable[_Matrix]) -> None:

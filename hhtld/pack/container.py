@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.section_kinds import SECTION_KINDS, SLOT_T
+from hhtld.codecs.section_kinds import ROW_CLASSES, SECTION_KINDS, SLOT_T
 from hhtld.errors import (
     BadMagicError,
     ChecksumError,
@@ -51,7 +51,7 @@ _VERIFIED_NBYTES = 4 << 20  # read at once: a section may be larger than memory
 IO_MODES = ("mmap", "pread", "direct")
 _IO_THREADS = {"mmap": 1, "pread": 32, "direct": 32}  # what waits for a device keeps that many questions before it
 _SHARED_ROWS = 1024  # of a mapped section: fewer are not worth a second thread
-REQUIRED_FEATURES = 1 << SLOT_T  # bits this reader understands
+REQUIRED_FEATURES = 1 << SLOT_T | 1 << ROW_CLASSES  # bits this reader understands
 
 HEADER = struct.Struct("<8sHHIQQ28xI")  # 64 bytes: the checksum covers the 60 before it
 TRAILER = struct.Struct("<QQIIQ24x8s")  # 64 bytes
@@ -234,32 +234,36 @@ class ContainerReader:
         for offset in range(0, record.nbytes, _VERIFIED_NBYTES):
             yield self._read(record.offset + offset, min(_VERIFIED_NBYTES, record.nbytes - offset))
 
-    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
+    def rows(
+        self, index: int, width: int, rows: RowSelection, offset: int = 0, nbytes: int | None = None
+    ) -> NDArray[np.uint8]:
+        nbytes = self.records[index].nbytes - offset if nbytes is None else nbytes
         if isinstance(rows, slice):
-            start, stop, step = rows.indices(self.records[index].nbytes // width)
+            start, stop, step = rows.indices(nbytes // width)
             if step != 1 or (self.cache is not None and stop == start + 1):
                 rows = np.arange(start, stop, step)  # a row that is looked up, too; ranges would push others out
             else:
                 stop = max(start, stop)
-                return self._read(self.records[index].offset + start * width, (stop - start) * width).reshape(-1, width)
+                begin = self.records[index].offset + offset + start * width
+                return self._read(begin, (stop - start) * width).reshape(-1, width)
         if self.cache is not None:
-            return self.cache.rows(index, width, rows, partial(self._picked, index, width))
-        return self._picked(index, width, rows)
+            return self.cache.rows((index, offset), width, rows, partial(self._picked, index, width, offset, nbytes))
+        return self._picked(index, width, offset, nbytes, rows)
 
-    def _picked(self, index: int, width: int, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """Return rows of a section by their numbers."""
-        record = self.records[index]
+    def _picked(self, index: int, width: int, offset: int, nbytes: int, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return rows by their numbers, counted from `offset` on in a section."""
+        begin = self.records[index].offset + offset
         if self._map is not None:
             if index not in self._read_at_random:
                 self._advise(index, is_random=True)
-            return self._taken(self._read(record.offset, record.nbytes).reshape(-1, width), rows)
+            return self._taken(self._read(begin, nbytes).reshape(-1, width), rows)
         if self._file.gap:  # each range is a question to a far store
             different, places = np.unique(rows, return_inverse=True)
-            return self._from_afar(record.offset, width, different)[places]
+            return self._from_afar(begin, width, different)[places]
         out = np.empty((len(rows), width), np.uint8)
         if len(rows):
             self._check_open()
-            self._file.fill_runs(out.reshape(-1), _runs(record.offset, width, rows))
+            self._file.fill_runs(out.reshape(-1), _runs(begin, width, rows))
         return out
 
     def _advise(self, index: int, *, is_random: bool) -> None:

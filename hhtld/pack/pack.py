@@ -15,6 +15,7 @@ from hhtld.codecs import codec
 from hhtld.codecs.base import EncodedTensor, GroupCode, RowIndex, selected_rows
 from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
+from hhtld.pack.row_parts import RowParts
 from hhtld.pack.row_request import RowRequest
 from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.sources.rows import BLOCK_NBYTES
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hhtld.pack.sections import SectionReader
     from hhtld.pack.slices import PackSlice
     from hhtld.search.scorer import Scorer
+    from hhtld.slots.row_classes import RowPlaces
 
 __all__ = [
     "HhtldPack",
@@ -68,6 +70,7 @@ class HhtldPack:
         self._threads = Threads(n_threads)
         self._ahead: Ahead[HeldRows] | None = None
         self._codes: dict[tuple[int, str], GroupCode] = {}
+        self._places: dict[str, RowPlaces] = {}
         self.reopen: Callable[[], HhtldPack] | None = None  # what another process calls for a pack that is sent to it
         path = getattr(sections, "path", None)
         self._place = "" if path is None else f"{path}: "  # what errors of content begin with, as those of structure
@@ -86,6 +89,7 @@ class HhtldPack:
         if self._ahead is not None:
             self._ahead.close()
         self._threads.close()
+        self._places.clear()
 
     def keys(self) -> list[str]:
         """Return the names in ascending order."""
@@ -425,15 +429,10 @@ class HhtldPack:
             raise HeaderError(f"{self._place}tensor {shown(record.name)}: {error}") from error
 
     def _assembled(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int) -> EncodedTensor:
-        def part(kind: str, width: int) -> NDArray[np.uint8]:
-            if rows is None or width == 0:
-                return self.sections.whole(record.sections[kind])
-            found = self.sections.rows(record.sections[kind], width, rows)
-            return (found if found.flags.c_contiguous else np.ascontiguousarray(found)).reshape(-1)
-
         assert record.group is not None
         code = self._codes.get((record.group, record.codec)) or self._code(record.group, record.codec)
         self._make_room(code)
+        part = RowParts(self.sections, record, rows, self._places)
         return code.tensor(part, record.slot_l_scale, record.sections, self.budget, levels)
 
     def _code(self, number: int, owner: str) -> GroupCode:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ class RowCache:
 
     def _begin(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._slots: dict[int, _Slots] = {}
+        self._slots: dict[Hashable, _Slots] = {}
         self._hits = self._misses = 0
 
     def info(self) -> CacheInfo:
@@ -80,7 +80,7 @@ class RowCache:
 
     def rows(
         self,
-        section: int,
+        section: Hashable,
         width: int,
         rows: NDArray[np.intp],
         read: Callable[[NDArray[np.intp]], NDArray[np.uint8]],
@@ -106,7 +106,7 @@ class RowCache:
                 self._of(section, width).keep(missing, found)
         return out
 
-    def _of(self, section: int, width: int) -> _Slots:
+    def _of(self, section: Hashable, width: int) -> _Slots:
         slots = self._slots.get(section)
         if slots is None:
             widths = {number: held.rows.shape[1] for number, held in self._slots.items()} | {section: width}

@@ -37,6 +37,7 @@ _CODEC_KEYS = {
     "gates",
     "source_crc32",
     "regime_reason",
+    "class_rows",
 }  # an alias has none
 _KEPT_KEYS = {"codec", "sections"}
 _MAX_FLOAT32 = 3.4028234663852886e38
@@ -116,7 +117,7 @@ def _group(number: int, item: object, claims: _Claims) -> GroupRecord:
     shared_kinds = {name for name, kind in SECTION_KINDS.items() if kind.in_group}
     sections = claims.claim(where, record, set(), shared_kinds)
     check = RecordCheck(where, claims.nbytes(sections), record, 0, shape[1])
-    numbers: dict[str, int] = {}
+    numbers: dict[str, Any] = {}
     for owner in group_codecs(sections, record):
         numbers |= codec(owner).check_group(check)
     if "basis" in sections:
@@ -224,7 +225,8 @@ def _encoded(
     reason = record.get("regime_reason")
     if reason is not None and not isinstance(reason, str):
         raise HeaderError(f"{where}: regime_reason must be text")
-    return TensorRecord(info, named, sections, number, slot_l_scale, gates, crc, reason)
+    class_rows = tuple(record["class_rows"]) if "row_class" in sections else None  # which the codec has checked
+    return TensorRecord(info, named, sections, number, slot_l_scale, gates, crc, reason, class_rows=class_rows)
 
 
 def _row_axes(info: TensorInfo, candidates: range, matrix: tuple[int, int]) -> int | None:

@@ -42,8 +42,13 @@ class SectionReader(Protocol):
     def check(self, index: int) -> None:
         """Verify a section's checksum, a piece at a time, unless it was: a section may be larger than memory."""
 
-    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
-        """Return rows of `width` bytes, shape (n, width), touching no others; the checksum is not read."""
+    def rows(
+        self, index: int, width: int, rows: RowSelection, offset: int = 0, nbytes: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Return rows of `width` bytes, shape (n, width), touching no others; the checksum is not read.
+
+        Rows are counted from `offset` on, within `nbytes` bytes or what is left of the section.
+        """
 
     def check_unchanged(self) -> None:
         """Raise FormatError if what was given since the sections were opened may be of two states of a file."""
@@ -127,8 +132,11 @@ class MemorySections(SectionSink):
     def check(self, index: int) -> None:
         pass  # what is in memory has no checksum
 
-    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
-        return self._sections[index][1].reshape(-1, width)[rows]
+    def rows(
+        self, index: int, width: int, rows: RowSelection, offset: int = 0, nbytes: int | None = None
+    ) -> NDArray[np.uint8]:
+        end = None if nbytes is None else offset + nbytes
+        return self._sections[index][1][offset:end].reshape(-1, width)[rows]
 
     def check_unchanged(self) -> None:
         pass

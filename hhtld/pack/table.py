@@ -26,14 +26,14 @@ class GroupRecord:
     ----------
     key : PaletteGroupKey
     sections : mapping of kind to section number
-    numbers : mapping of str to int
-        What its codec needs beside sections: of Slot T "rate" and "rate_2", in sixteenths of a bit, and the rotation's
-        "seed".
+    numbers : mapping of str to int or tuple of int
+        What its codec needs beside sections: of Slot T "rate" and "rate_2", in sixteenths of a bit, or "rates", those
+        of the classes of rows, and the rotation's "seed".
     """
 
     key: PaletteGroupKey
     sections: Mapping[str, int]
-    numbers: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def codecs(self) -> list[str]:
@@ -51,7 +51,8 @@ class GroupRecord:
         }
         if key.regime != key.implied_regime:  # absent where the role says it, so that such tables are what they were
             record["regime"] = key.regime
-        return record | dict(self.numbers)
+        numbers = {key: list(number) if isinstance(number, tuple) else number for key, number in self.numbers.items()}
+        return record | numbers
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class TensorRecord:
         What decided for its group's regime, where that is not the one that the role implies.
     unreached : Unreached or None
         What no rate reached, of a tensor that is kept for that.
+    class_rows : tuple of int or None
+        How many rows are of each class, if rows have rates of their own.
     alias_of : str or None
         The tensor whose bytes this one shares; all of the above is then that tensor's.
     """
@@ -88,6 +91,7 @@ class TensorRecord:
     source_crc32: int | None = None
     regime_reason: str | None = None
     unreached: Unreached | None = None
+    class_rows: tuple[int, ...] | None = None
     alias_of: str | None = None
 
     @property
@@ -133,6 +137,8 @@ class TensorRecord:
             record["source_crc32"] = self.source_crc32
         if self.regime_reason is not None:
             record["regime_reason"] = self.regime_reason
+        if self.class_rows is not None:
+            record["class_rows"] = list(self.class_rows)
         if self.unreached is not None:
             record["unreached"] = self.unreached.to_json()
         return record

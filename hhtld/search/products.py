@@ -31,15 +31,18 @@ class RowProducts:
     def __init__(self, terms: SearchTerms) -> None:
         level, rotation = terms.levels[0], terms.rotation
         assert rotation is not None
-        self._trellis, self._slot_t = level.trellis, np.ascontiguousarray(level.slot_t)
-        self._gains, self._signs = gain_values(level.slot_v), rotation.signs
-        self._column_scale = terms.column_scale
+        gains = gain_values(level.slot_v)
+        self._matrices = [
+            (code, np.ascontiguousarray(slot_t), rows, gains if rows is None else gains[rows])
+            for code, slot_t, rows in level.matrices
+        ]
+        self._signs, self._column_scale = rotation.signs, terms.column_scale
 
     @classmethod
     def of(cls, tensor: EncodedTensor) -> Self | None:
         """Return the products of a tensor, or None if its rows are more than one level of Slot T."""
         terms = tensor.search_terms()
-        if terms is None or len(terms.levels) != 1 or not isinstance(terms.levels[0].slot_t, np.ndarray):
+        if terms is None or len(terms.levels) != 1:
             return None
         if terms.centroids is not None or terms.basis is not None:
             return None
@@ -59,16 +62,21 @@ class RowProducts:
         bool
             False if a number is not finite on its way; `out` then holds nothing of use.
         """
-        trellis = self._trellis
-        return _score.trellis_products(
-            self._slot_t,
-            trellis.levels,
-            trellis.rate,
-            self._gains,
-            self._signs,
-            inputs,
-            n_planes,
-            out,
-            column_scale=self._column_scale,
-            crossed=trellis.crossed,
-        )
+        is_finite = True
+        for trellis, slot_t, rows, gains in self._matrices:
+            products = out if rows is None else np.empty((len(inputs), len(rows)), np.float32)
+            is_finite &= _score.trellis_products(
+                slot_t,
+                trellis.levels,
+                trellis.rate,
+                gains,
+                self._signs,
+                inputs,
+                n_planes,
+                products,
+                column_scale=self._column_scale,
+                crossed=trellis.crossed,
+            )
+            if rows is not None:
+                out[:, rows] = products
+        return is_finite

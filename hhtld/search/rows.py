@@ -9,7 +9,7 @@ registers. A query reads the file's bytes, not the matrix's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score, _screen
-from hhtld.codecs.base import EncodedTensor, RowIndex, SearchTerms, TrellisLevel
+from hhtld.codecs.base import CodeMatrix, EncodedTensor, RowIndex, SearchTerms, TrellisLevel
 from hhtld.errors import NonFiniteError, shown
-from hhtld.slots.trellis import Trellis, gain_values
+from hhtld.slots.trellis import gain_values
 from hhtld.sources.rows import row_ranges
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class PlainRows(EncodedTensor):
 class ScaledLevel:
     """One level of Slot T; its gains are float32 in the unit of the rows."""
 
-    trellis: Trellis
-    slot_t: NDArray[np.uint8]
+    matrices: Sequence[CodeMatrix]
     gains: Array32
 
 
@@ -110,8 +109,8 @@ class SearchRows:
         self.longest = longest * self.unit
         self.centroids = None if terms.centroids is None else terms.centroids.astype(np.float64) * self.unit
         self._levels = [
-            ScaledLevel(trellis, slot_t, (gain_values(slot_v).astype(np.float64) * self.unit).astype(np.float32))
-            for trellis, slot_v, slot_t in terms.levels
+            ScaledLevel(matrices, (gain_values(slot_v).astype(np.float64) * self.unit).astype(np.float32))
+            for slot_v, matrices in terms.levels
         ]
         spreads = sum(level_norms, np.zeros(self.n_rows)) * self.unit
         self.spreads = np.nextafter(spreads.astype(np.float32), np.float32(np.inf))
@@ -158,8 +157,11 @@ class SearchRows:
     def _level_norms(self, level: TrellisLevel) -> Array64:
         """Return the length of every row's part in one level, in the tensor's own unit."""
         energies = np.empty(self.n_rows, np.int32)
-        code = level.trellis
-        _score.trellis_energies(level.slot_t, code.levels, code.rate, self.n_cols, energies, crossed=code.crossed)
+        for code, slot_t, rows in level.matrices:
+            own = energies if rows is None else np.empty(len(rows), np.int32)
+            _score.trellis_energies(slot_t, code.levels, code.rate, self.n_cols, own, crossed=code.crossed)
+            if rows is not None:
+                energies[rows] = own
         norms: Array64 = np.abs(gain_values(level.slot_v).astype(np.float64)) * np.sqrt(energies)
         return norms
 
@@ -241,8 +243,7 @@ class SearchRows:
             dots = np.empty(estimates.shape, np.int32)
             for level in self._levels:
                 for codes, scales in queries.planes:
-                    code = level.trellis
-                    _score.trellis_dots(level.slot_t[rows], code.levels, code.rate, codes, dots, crossed=code.crossed)
+                    _level_dots(level.matrices, rows, codes, dots)
                     _screen.add_dots(dots, level.gains[rows], scales * np.float32(trellis_factor), estimates)
         return estimates
 
@@ -253,6 +254,32 @@ class SearchRows:
             block = self.decoded(rows[start:stop]).T.astype(np.float64) * self.unit
             parts.append(queries.batch / queries.powers[:, None] @ block)
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _level_dots(
+    matrices: Sequence[CodeMatrix], rows: slice | NDArray[np.intp], codes: NDArray[np.int8], out: NDArray[np.int32]
+) -> None:
+    """Fill `out` (n_queries, n) with the products of int8 queries and the levels of rows, whatever their class."""
+    for code, slot_t, own_rows in matrices:
+        if own_rows is None:
+            _score.trellis_dots(slot_t[rows], code.levels, code.rate, codes, out, crossed=code.crossed)
+            continue
+        ranks, places = _members(own_rows, rows)
+        dots = np.empty((len(codes), len(places)), np.int32)
+        _score.trellis_dots(slot_t[ranks], code.levels, code.rate, codes, dots, crossed=code.crossed)
+        out[:, places] = dots
+
+
+def _members(
+    own_rows: NDArray[np.intp], rows: slice | NDArray[np.intp]
+) -> tuple[slice | NDArray[np.intp], NDArray[np.intp]]:
+    """Return which of a class' rows (ascending numbers) are among `rows`, and their places there."""
+    if isinstance(rows, slice):
+        first, last = np.searchsorted(own_rows, (rows.start, rows.stop)).tolist()
+        return slice(first, last), own_rows[first:last] - rows.start
+    ranks = np.searchsorted(own_rows, rows)
+    is_own = np.append(own_rows, -1)[ranks] == rows
+    return ranks[is_own], np.flatnonzero(is_own)
 
 
 def row_lengths(rows: NDArray[np.floating[Any]]) -> Array64:

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from hhtld.slots.palette import build_hip_families as build_hip_families
     from hhtld.slots.palette import checked_palette_k as checked_palette_k
     from hhtld.slots.rotation import Rotation as Rotation
+    from hhtld.slots.row_classes import MAX_CLASSES as MAX_CLASSES
+    from hhtld.slots.row_classes import RowPlaces as RowPlaces
+    from hhtld.slots.row_classes import class_order as class_order
+    from hhtld.slots.row_classes import class_starts as class_starts
+    from hhtld.slots.row_rates import class_rates as class_rates
+    from hhtld.slots.row_rates import classes_of_rows as classes_of_rows
+    from hhtld.slots.row_rates import mean_rate as mean_rate
     from hhtld.slots.trellis import Trellis as Trellis
     from hhtld.slots.trellis import gain_bits as gain_bits
     from hhtld.slots.trellis import gain_values as gain_values
@@ -48,8 +55,10 @@ _HOMES = {
     "HeelBasin": "address",
     "HhtlCache": "palette",
     "HhtlDEntry": "address",
+    "MAX_CLASSES": "row_classes",
     "Palette": "palette",
     "Rotation": "rotation",
+    "RowPlaces": "row_classes",
     "SAMPLE_ROWS": "leaf",
     "SLOT_L_LANES": "leaf",
     "SvdBasis": "leaf",
@@ -57,6 +66,9 @@ _HOMES = {
     "basis_nbytes": "leaf",
     "build_hip_families": "palette",
     "checked_palette_k": "palette",
+    "class_order": "row_classes",
+    "class_rates": "row_rates",
+    "class_starts": "row_classes",
     "decode_row": "leaf",
     "decode_rows": "leaf",
     "encode_entries": "address",
@@ -68,7 +80,9 @@ _HOMES = {
     "gain_values": "trellis",
     "leaf_coefficients": "leaf",
     "leaf_scale": "leaf",
+    "mean_rate": "row_rates",
     "quantized_leaf": "leaf",
+    "classes_of_rows": "row_rates",
     "search_cols": "trellis",
     "twig": "address",
 }

@@ -50,7 +50,7 @@ from hhtld.storage.atomic import replacing
 CODES = {"raw": 1, "palette": 2, "fisher_z": 3, "entries": 4, "palette_f32": 5, "twigs": 6, "basis": 7, "slot_l": 8}
 SLOT_T = {"codebook": 9, "slot_v": 10, "slot_t": 11, "centroids": 12, "column_scale": 13}
 SLOT_T |= {"codebook_2": 14, "slot_v_2": 15, "slot_t_2": 16}
-CODES |= SLOT_T
+CODES |= SLOT_T | {"row_class": 18}
 ABSENT = ...  # what is changed to this is left out
 
 
@@ -288,7 +288,7 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
     "version 3": (header(major=3, minor=1), UnsupportedVersionError, r"version 3\.1.*versions 1 and 2"),
     "version 65535": (header(major=65535), UnsupportedVersionError, r"version 65535\.0"),
     "version 1 with sections of 2": (header(major=1), HeaderError, "version 1 file holds sections of version 2"),
-    "required bit 1": (header(required=2), UnsupportedVersionError, "feature bit 1"),
+    "required bit 30": (header(required=1 << 30), UnsupportedVersionError, "feature bit 30"),
     "required bit 41": (header(required=1 << 41), UnsupportedVersionError, "feature bit 41"),
     "header length 0": (header(length=0), HeaderError, "header length 0"),
     "header length 128": (header(length=128), HeaderError, "header length 128"),

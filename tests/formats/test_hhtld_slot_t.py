@@ -159,9 +159,9 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
                 {"component": "o", "role": "r", "shape": [1, 1], "sections": {}, key: 16}
             ),
             HeaderError,
-            "group 1: rate, seed or rate_2 without a codebook",
+            "group 1: rate, rates, seed or rate_2 without a codebook",
         )
-        for key in ("rate", "seed", "rate_2")
+        for key in ("rate", "rates", "seed", "rate_2")
     },
     "centroids of no columns": (
         lambda d: (

@@ -59,13 +59,14 @@ class Golden:
     tensors: dict[str, NDArray[Any]]
     metadata: dict[str, str] = field(default_factory=dict)
     column_scales: dict[str, NDArray[Any]] = field(default_factory=dict)
+    rates: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     is_written: bool = True
 
     def encode(self, executor: Executor | None = None) -> hhtld.HhtldPack:
         """Encode the inputs anew."""
         source = ArraySource(self.tensors, self.metadata, self.files)
-        return hhtld.encode(source, self.profile, column_scales=self.column_scales, executor=executor)
+        return hhtld.encode(source, self.profile, column_scales=self.column_scales, rates=self.rates, executor=executor)
 
 
 def kept() -> dict[str, NDArray[Any]]:
@@ -133,6 +134,18 @@ def goldens() -> dict[str, Golden]:
         # Encoders of before listed the levels of a codebook; those packs are read as ever.
         **{f"{listed(name)}.hhtld": replace(golden, is_written=False) for name, golden in trellis.items()},
         **{f"{name}.hhtld": golden for name, golden in trellis.items()},
+        "v1_rows.hhtld": Golden(
+            "parity",
+            {f"layers.{i}.k_proj": matrix(60, 150, 61 + i) for i in (0, 1)} | {"w.one": matrix(9, 40, 63)},
+            rates={
+                "layers.0.k_proj": 1 + np.arange(60) * 37 % 81 / 16,  # of all 81 rates, so that 16 are chosen
+                "layers.1.k_proj": 2 + np.arange(60) % 3 / np.float32(3),
+                "w.one": 2.5,
+            },
+        ),
+        "v2_rows_leaf.hhtld": Golden(
+            "parity", {"y.embed": near}, rates={"y.embed": np.where(np.arange(len(near)) % 7 == 0, 4.5, 2.25)}
+        ),
     }
 
 

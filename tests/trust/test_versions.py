@@ -82,7 +82,7 @@ def test_a_section_that_nobody_knows_is_skipped_with_a_warning(golden: Path, tmp
 
 
 @every_pack
-@pytest.mark.parametrize("bit", [1, 2, 31, 32, 63])
+@pytest.mark.parametrize("bit", [10, 31, 32, 63])
 def test_a_required_feature_that_nobody_knows_is_refused_by_name(golden: Path, tmp_path: Path, bit: int) -> None:
     path, data = tmp_path / "needs.hhtld", golden.read_bytes()
     known = struct.unpack_from("<Q", data, 16)[0]
@@ -107,5 +107,5 @@ def test_the_changes_name_every_version_and_feature_of_the_format() -> None:
         assert re.search(rf"versions?\b[^.]*\b{version}\b", marked), version
     for feature in {kind.feature for kind in SECTION_KINDS.values()} - {None}:
         assert f"feature bit {feature}" in marked
-    codes = [kind.code for kind in SECTION_KINDS.values() if kind.feature is not None]
-    assert f"kinds {min(codes)} to {max(codes)}" in marked
+        codes = [kind.code for kind in SECTION_KINDS.values() if kind.feature == feature]
+        assert (f"kinds {min(codes)} to {max(codes)}" if len(codes) > 1 else f"kind {codes[0]}") in marked

@@ -169,6 +169,10 @@ def _group_facts(pack: HhtldPack, members: list[TensorRecord], group: GroupRecor
         facts["bits"] = [rate / 16 for rate in rates]
         n_bits = [state_bits(sizes[kind]) for kind in ("codebook", "codebook_2") if kind in sizes]
         facts["states"] = [1 << bits for bits in n_bits if bits is not None]
+    elif "rates" in group.numbers:
+        classes = [rate / 16 for rate in group.numbers["rates"]]
+        bits = state_bits(sizes["codebook"] // len(classes))
+        facts |= {"classes": classes, "states": [] if bits is None else [1 << bits]}
     for kind, width in (("palette", BASE17_NBYTES), ("centroids", 2 * group.key.shape[1])):
         if kind in sizes:
             facts["entries"] = sizes[kind] // max(1, width)

@@ -37,12 +37,17 @@ def slot_statistics(tensor: EncodedTensor) -> dict[str, Any]:
     -------
     dict
         "shapes" by kind of section, and where the tensor has them: "slot_t", "slot_v", "slot_v_2" and
-        "column_scale" (quantiles and histogram), "twigs" (usage) with "twig_counts", "basins",
-        "hip_families" and "polarity" (rows), "slot_l" (scale and lanes), "singular_values" with "energy".
+        "column_scale" (quantiles and histogram), "row_class" (rate and rows of every class), "twigs" (usage) with
+        "twig_counts", "basins", "hip_families" and "polarity" (rows), "slot_l" (scale and lanes), "singular_values"
+        with "energy".
     """
     view = tensor.view()
     facts: dict[str, Any] = {"shapes": dict(view.shapes)}
-    for suffix, trellis in view.trellises.items():
+    if view.row_class is not None:
+        n_rows = _counts(view.row_class, len(view.trellises)).tolist()
+        rates = [trellis.rate / 16 for trellis in view.trellises.values()]
+        facts["row_class"] = [{"bits": bits, "n_rows": n} for bits, n in zip(rates, n_rows, strict=True)]
+    for suffix, trellis in view.trellises.items() if view.row_class is None else ():
         codes = view.codes[f"slot_t{suffix}"]
         facts[f"slot_t{suffix}"] = {
             "bits": trellis.rate / 16,

@@ -56,8 +56,11 @@ class _TensorSections:
     def check(self, index: int) -> None:
         pass
 
-    def rows(self, index: int, width: int, rows: RowSelection) -> NDArray[np.uint8]:
-        return self._arrays[index].reshape(-1, width)[rows]
+    def rows(
+        self, index: int, width: int, rows: RowSelection, offset: int = 0, nbytes: int | None = None
+    ) -> NDArray[np.uint8]:
+        end = None if nbytes is None else offset + nbytes
+        return self._arrays[index][offset:end].reshape(-1, width)[rows]
 
     def check_unchanged(self) -> None:
         pass
