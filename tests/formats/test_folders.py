@@ -221,7 +221,7 @@ def test_a_name_says_whether_a_folder_is_written(dst: str, to: str | None, name:
 
 
 def test_an_existing_folder_of_an_odd_name(tmp_path: Path) -> None:
-    with pytest.raises(hhtld.UnknownFormatError, match="end in /"):
+    with pytest.raises(hhtld.UnknownFormatError, match="ends in /"):
         format_for_output(tmp_path / "Qwen2.5-7B")
     (tmp_path / "Qwen2.5-7B").mkdir()
     assert format_for_output(tmp_path / "Qwen2.5-7B").name == "folder"
@@ -435,7 +435,7 @@ def test_a_damaged_pack_in_a_folder_is_named(packed: Path) -> None:
         (None, "has none"),
         (b"[1, 2]", "config.json"),
         (b"{", "config.json"),
-        (b'{"quantization_config": {"quant_method": "gptq"}}', "already quantized"),
+        (b'{"quantization_config": {"quant_method": "gptq"}}', "quantized already"),
     ],
 )
 def test_a_packed_folder_needs_a_config(config: bytes | None, message: str, snapshot: Path, tmp_path: Path) -> None:
@@ -682,7 +682,7 @@ def test_a_pipelines_root_names_the_folders_that_hold_models(tmp_path: Path) -> 
     plain_model(tmp_path / "pipe" / "text_encoder")
     (tmp_path / "pipe" / "scheduler").mkdir()
     (tmp_path / "pipe" / "model_index.json").write_text("{}")
-    with pytest.raises(hhtld.FormatError, match=r"the folders in it do: 'text_encoder', 'unet'; .*pipe.text_encoder"):
+    with pytest.raises(hhtld.FormatError, match=r"folders in it do: 'text_encoder', 'unet'; .*pipe.text_encoder"):
         open_source(tmp_path / "pipe")
 
 

@@ -395,7 +395,7 @@ def test_bad_input_is_named(pack: HhtldPack, tmp_path: Path) -> None:
     for options in ({"profile": "lookup"}, {"rules": [("*", "keep")]}, {"seed": 0}, {"min_ratio": 2.0}):
         with pytest.raises(ValueError, match=f"format 'hdf5' takes no {next(iter(options))}.*; only"):
             hhtld.convert(file, path, **options)
-    with pytest.raises(ValueError, match="a dry run predicts what is encoded"):
+    with pytest.raises(ValueError, match="predicts what is encoded"):
         hhtld.convert(file, path, dry_run=True)
     hhtld.convert(file, path)
     with pytest.raises(FormatError, match="HDF5 files are not read: hhtld writes them to be looked at"):
