@@ -398,7 +398,7 @@ def test_bad_input_is_named(pack: HhtldPack, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="predicts what is encoded"):
         hhtld.convert(file, path, dry_run=True)
     hhtld.convert(file, path)
-    with pytest.raises(FormatError, match="HDF5 files are not read: hhtld writes them to be looked at"):
+    with pytest.raises(FormatError, match="HDF5 files are not read: hhtld writes them for people"):
         hhtld.convert(path, tmp_path / "back.hhtld")
     hhtld.save_file({"a": np.ones(3, np.float32)}, tmp_path / "plain.hhtld")
     hhtld.convert(tmp_path / "plain.hhtld", tmp_path / "plain.safetensors")
