@@ -29,6 +29,7 @@ registry = Registry(
         "hf": "hhtld.formats.hf:HfFormat",
         "hhtld": "hhtld.formats.hhtld:HhtldFormat",
         "onnx": "hhtld.formats.onnx:OnnxFormat",
+        "pipeline": "hhtld.formats.pipeline:PipelineFormat",
         "safetensors": "hhtld.formats.safetensors:SafetensorsFormat",
     },
 )

@@ -22,11 +22,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from hhtld.errors import HeaderError
 from hhtld.formats.base import Format
+from hhtld.formats.pipeline import components
 from hhtld.formats.safetensors import (
     INDEX_SUFFIX,
     STEMS,
@@ -41,6 +44,7 @@ from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
 from hhtld.sources.model_config import CONFIG
 from hhtld.storage.atomic_folder import new_folder, write_bytes
+from hhtld.storage.file_names import check_together
 
 __all__ = ["FolderFormat", "write_side_files"]
 
@@ -86,6 +90,36 @@ def _index(shards: Mapping[str, Mapping[str, TensorInfo]]) -> bytes:
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
 
+def _write_model(source: TensorSource, folder: Path, progress: Progress) -> None:
+    """Write the weights of one model into a folder."""
+    single, index = _entrance(source)
+    metadata = {"format": "pt"} | dict(source.metadata)
+    shards = _by_shard(source.infos(), single)
+    for shard, held in shards.items():
+        write_tensors(source, held, folder / shard, metadata, progress)
+    if any(info.shard is not None for info in source.infos().values()):
+        write_bytes(folder, index, _index(shards))
+
+
+def _named_progress(progress: Progress, place: str, stage: str, name: str, nbytes: int) -> None:
+    """Tell of a tensor of a model under the name that the whole source has for it."""
+    progress(stage, f"{place}/{name}" if place else name, nbytes)
+
+
+def _check_places(source: TensorSource, models: Mapping[str, TensorSource], files: bool) -> None:
+    """Refuse files of several models that cannot stand side by side; a pack's table may say anything."""
+    if "" in models:  # side files in the folder itself have no names of weights
+        return
+    names = list(source.files()) if files else []
+    for place, model in models.items():
+        single, index = _entrance(model)
+        names += [f"{place}/{name}" for name in (*_by_shard(model.infos(), single), index)]
+    try:
+        check_together(names)
+    except ValueError as error:
+        raise HeaderError(f"the source: {error}") from None
+
+
 class FolderFormat(Format):
     """Folders with decoded weights, written; the format "safetensors" reads them."""
 
@@ -119,16 +153,16 @@ class FolderFormat(Format):
         OutputError
             When the folder holds something or cannot be written; nothing is left behind.
         """
-        single, index = _entrance(source)
-        shards = _by_shard(source.infos(), single)
-        metadata = {"format": "pt"} | dict(source.metadata)
+        models = components(source)
+        _check_places(source, models, files)
         with new_folder(path) as folder:
-            for shard, held in shards.items():
-                write_tensors(source, held, folder / shard, metadata, progress)
-            if any(info.shard is not None for info in source.infos().values()):
-                write_bytes(folder, index, _index(shards))
+            for place, model in models.items():
+                (folder / place).mkdir(exist_ok=True)
+                _write_model(model, folder / place, partial(_named_progress, progress, place))
             if files:
                 write_side_files(source, folder)
+        if "" not in models:
+            return []
         if files and not {CONFIG, _ADAPTER_CONFIG} & set(source.files()):
             return ["the source has no config.json, so the folder holds weights that transformers cannot load alone"]
         return []

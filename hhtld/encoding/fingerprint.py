@@ -67,7 +67,10 @@ def source_facts(source: TensorSource, place: Location | None = None) -> dict[st
     facts: dict[str, Any] = {"content": content_digest(source)}
     if place is None or not place.exists():
         return facts
-    return facts | {"files": {file.name: _identity(file) for file in _files(source, place) if file.is_file()}}
+    files = [file for file in _files(source, place) if file.is_file()]
+    in_folders = len({str(file.parent) for file in files}) > 1  # of a pipeline, where two may have one name
+    names = [f"{file.parent.name}/{file.name}" if in_folders else file.name for file in files]
+    return facts | {"files": {name: _identity(file) for name, file in zip(names, files, strict=True)}}
 
 
 # Two digests, because they answer two questions. A journal and a worker ask "is this the same file?" before every
