@@ -57,7 +57,7 @@ def open_direct(path: Path) -> int | None:
     fd = None
     try:
         fd = descriptors.open_descriptor(path, os.O_RDONLY | os.O_DIRECT)
-        os.preadv(fd, [mmap.mmap(-1, BLOCK)], 0)  # some take the flag and refuse the reads
+        descriptors.read_into(fd, memoryview(mmap.mmap(-1, BLOCK)), 0)  # some take the flag and refuse the reads
     except OSError as error:
         if fd is not None:
             os.close(fd)
