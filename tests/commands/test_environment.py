@@ -111,7 +111,7 @@ def _umask() -> int:
         (("convert", "~/m.safetensors", "x.hhtld"), 3, "(a shell expands ~ where it is not in quotes)"),
         (("inspect", "EMPTY"), 3, "the format is not recognised: the folder holds no .safetensors file"),
         (("inspect", "PICKLE"), 3, "pytorch_model.bin are pickles, which may run code: convert them to safetensors"),
-        (("verify", "SRC"), 3, "this is safetensors: hhtld.convert("),
+        (("verify", "SRC"), 3, "it is safetensors: hhtld convert "),
         (("inspect", "SRC", "--tensor", "layers.0.up_proj.weight", "--rows", "900:910"), 2, "has 600 rows, numbered"),
         (("convert", "SRC", "x.hhtld", "--report", "x.pdf"), 2, "a report ends in .html, or in .json"),
         (("convert", "SRC", "x.hhtld", "--report", "nowhere/x.json"), 4, "cannot write nowhere/x.json"),

@@ -109,6 +109,6 @@ def test_queries_and_rows_that_float32_does_not_hold_are_refused_by_name(value: 
         scorer.argmax(query)
     with pytest.raises(ValueError, match="query 1 has a largest value"):
         scorer.topk(np.stack([np.ones(128), query]), 3)
-    with pytest.raises(ValueError, match="rows must fit float32, the largest value of row 1"):
+    with pytest.raises(ValueError, match="rows must fit float32, but the largest value of row 1"):
         ArrayRows(np.stack([np.ones(128), query]))
     scorer.argmax(np.zeros(128))

@@ -95,7 +95,7 @@ def test_more_axes_than_a_file_holds_are_refused() -> None:
         array = np.zeros((1,) * 33)
     except ValueError:
         pytest.skip("this numpy has no such arrays")
-    with pytest.raises(ValueError, match="33 axes, files hold 32"):
+    with pytest.raises(ValueError, match="33 axes, and files hold at most 32"):
         hhtld.encode({"w": array}, profile="gates")
 
 
