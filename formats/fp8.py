@@ -15,6 +15,9 @@ tensor                              meaning
                                     experts, (..., 1, n_cols); or for each block, as above, or of one matrix
                                     (blocks down, 1, blocks across, 1), as ModelOpt writes them
 ``Y.scale_weight``                  the same of ``Y.weight``, in files of ComfyUI, whose marker ``scaled_fp8`` goes too
+``Y.scale`` F8_E8M0                 the same of ``Y.weight``, as DeepSeek publishes it since V4, of n-gram tables too;
+                                    where config.json gives no block of that shape, blocks of 128 x 128 or 32 x 32, or
+                                    groups of 32 or 128 weights of a row
 ==================================  ========================================================================
 
 A weight is ``float32(X) * scale``, rounded to bfloat16; the name ``inv`` notwithstanding, both kinds multiply.
@@ -58,6 +61,8 @@ __all__ = ["QUANTIZATION_FILES", "Declared", "DequantizedSource", "Fp8Scheme", "
 
 BLOCK = (128, 128)
 INVERSE, PLAIN = "_scale_inv", "_scale"
+POWERS = ".scale"  # beside X.weight, and F8_E8M0
+_POWER_BLOCKS = ((128, 128), (32, 32), (1, 32), (1, 128))
 COMFY, COMFY_MARKER = ".scale_weight", "scaled_fp8"  # beside X.weight; the marker says that a file has such scales
 # Scales of activations, which no weight needs; they lie beside the weight in its module.
 ACTIVATIONS = ("input_scale", "output_scale", "activation_scale", "input_scale_ub", "scale_input")
@@ -220,6 +225,7 @@ def has_scales(infos: Mapping[str, TensorInfo]) -> bool:
         (name.endswith(INVERSE) and not _scales_integers(name, infos))
         or (info.dtype.name in _STORED and (name + PLAIN in infos or name + INVERSE in infos))
         or _comfy_weight(name, infos) is not None
+        or _power_weight(name, infos) is not None
         for name, info in infos.items()
     )
 
@@ -228,6 +234,14 @@ def _comfy_weight(scale: str, infos: Mapping[str, TensorInfo]) -> str | None:
     """Return the FP8 weight that a scale of ComfyUI's name belongs to, or None where there is none."""
     weight = scale.removesuffix(COMFY) + ".weight"
     return weight if scale.endswith(COMFY) and weight in infos and infos[weight].dtype.name in _STORED else None
+
+
+def _power_weight(scale: str, infos: Mapping[str, TensorInfo]) -> str | None:
+    """Return the FP8 weight that a scale of DeepSeek's newer name and type belongs to, or None where there is none."""
+    weight = scale.removesuffix(POWERS) + ".weight"
+    if not scale.endswith(POWERS) or infos[scale].dtype.name != "F8_E8M0" or weight not in infos:
+        return None
+    return weight if infos[weight].dtype.name in _STORED else None
 
 
 def _scales_integers(scale: str, infos: Mapping[str, TensorInfo]) -> bool:
@@ -427,7 +441,7 @@ def _weight_of(name: str, infos: Mapping[str, TensorInfo], scheme: Fp8Scheme) ->
     if name.endswith(INVERSE):
         return None if _scales_integers(name, infos) else name.removesuffix(INVERSE)
     if not name.endswith(PLAIN):
-        return _comfy_weight(name, infos)
+        return _comfy_weight(name, infos) or _power_weight(name, infos)
     weight = name.removesuffix(PLAIN)
     if scheme.method is None:  # other models, too, have tensors of such names
         return weight if weight in infos and infos[weight].dtype.name in _STORED else None
@@ -450,13 +464,17 @@ def _checked(weight: TensorInfo, scale: TensorInfo, scheme: Fp8Scheme, where: st
             f"{_SCALES[-1]} was expected; {_WAY_ON}"
         )
     allowed = _blocks_of(weight.shape, scheme.block, not scale.name.endswith(INVERSE))
+    if scale.name.endswith(POWERS):
+        for block in _POWER_BLOCKS:
+            for shape, shared in _blocks_of(weight.shape, block, is_plain=False).items():
+                allowed.setdefault(shape, shared)
     if scale.shape not in allowed:
-        block = scheme.block
+        declared_block = scheme.block
         grids = " or ".join(str(list(shape)) for shape in allowed)
         raise HeaderError(
             f"{what} of shape {list(weight.shape)}: its scale {shown(scale.name)} has shape {list(scale.shape)}, "
             f"expected {grids}"
-            + (f" for blocks of {block[0]} x {block[1]}" if block is not None else "")
+            + (f" for blocks of {declared_block[0]} x {declared_block[1]}" if declared_block is not None else "")
             + f"; {_WAY_ON}"
         )
     return _Scale(scale, *allowed[scale.shape], weight.shape)
