@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from hhtld._kernels import _score
+from hhtld.integrations.torch.internals import WeakTensorKeyDictionary
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.schema import read_table
 from hhtld.pack.sections import RowSelection

@@ -12,6 +12,7 @@ from torch import nn
 
 from hhtld.errors import shown
 from hhtld.integrations.torch.file_rows import FileRows, is_read_from_a_file
+from hhtld.integrations.torch.internals import persistent_buffers
 from hhtld.integrations.torch.modules import HhtlEmbedding, HhtlLinear
 from hhtld.integrations.torch.packed import PackedWeight
 from hhtld.integrations.torch.tensors import PackOrPath, fill, opened, selected, torch_shape
@@ -151,10 +152,9 @@ def replace_modules(
         for slot in slots:
             if id(slot) not in packed and slot.record is not None:
                 _load(slot, source, slot.record, replacements)
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if id(child) in replacements:
-                parent._modules[name] = replacements[id(child)]
+    for parent, key, child in list(_places(model)):
+        if id(child) in replacements:
+            setattr(parent, key, replacements[id(child)])
     return replacements.get(id(model), model)
 
 
@@ -171,10 +171,16 @@ def _encoded(source: HhtldPack) -> list[str]:
 
 def _persistent(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parameters and persistent buffers of a module, without those of its children."""
-    yield from ((key, tensor) for key, tensor in module._parameters.items() if tensor is not None)
-    for key, buffer in module._buffers.items():
-        if buffer is not None and key not in module._non_persistent_buffers_set:
-            yield key, buffer
+    yield from module.named_parameters(recurse=False, remove_duplicate=False)
+    yield from persistent_buffers(module)
+
+
+def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield every module below a model with its owner and its name there; one that is shared, at each of its places."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path:
+            owner, _, key = path.rpartition(".")
+            yield model.get_submodule(owner), key, module
 
 
 def _slots(model: nn.Module) -> list[_Slot]:
@@ -302,15 +308,12 @@ def _load(slot: _Slot, source: HhtldPack, record: TensorRecord, replacements: di
 def replaced(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
     """Put what `replacement` gives for a module, if it gives anything, into the module's place."""
     replacements: dict[int, nn.Module | None] = {}
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is None:
-                continue
-            if id(child) not in replacements:
-                replacements[id(child)] = replacement(child)
-            new = replacements[id(child)]
-            if new is not None:
-                parent._modules[key] = new.train(child.training)
+    for parent, key, child in list(_places(model)):
+        if id(child) not in replacements:
+            replacements[id(child)] = replacement(child)
+        new = replacements[id(child)]
+        if new is not None:
+            setattr(parent, key, new.train(child.training))
     return model
 
 
@@ -331,7 +334,7 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     weights: dict[PackedWeight, nn.Parameter] = {}
 
     def unpacked(module: nn.Module) -> nn.Module | None:
-        packed = module._modules.get("weight")
+        packed = dict(module.named_children()).get("weight")
         if not isinstance(packed, PackedWeight):
             return None
         if packed not in weights:
@@ -341,7 +344,7 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             new: Any = nn.Embedding(n_rows, n_cols, padding_idx=module.padding_idx, device="meta")
         else:
             new = nn.Linear(n_cols, n_rows, bias=False, device="meta")
-            new.bias = module._parameters.get("bias")
+            new.bias = getattr(module, "bias", None)
         new.weight = weights[packed]
         return new
 

@@ -104,7 +104,7 @@ def from_pretrained(
             "modules_to_not_convert": list(modules_to_not_convert) or None,
         }
         model = _model_class(config, name).from_pretrained(folder, config=config, **options)
-        model.config._name_or_path = model.name_or_path = name
+        model.config.name_or_path = model.name_or_path = name
         if exact:
             for module in model.modules():
                 if isinstance(module, PackedWeight):

@@ -274,9 +274,9 @@ def _text(name: torch.Tensor) -> str:
 
 
 def _packed_module(module: nn.Module) -> nn.Module | None:
-    weight = getattr(module._parameters.get("weight"), "packed", None)
+    weight = getattr(dict(module.named_parameters(recurse=False)).get("weight"), "packed", None)
     if weight is None:
         return None
     if isinstance(module, nn.Embedding):
         return HhtlEmbedding.of_weight(weight, module.padding_idx)
-    return HhtlLinear.of_weight(weight, module._parameters.get("bias"))
+    return HhtlLinear.of_weight(weight, getattr(module, "bias", None))

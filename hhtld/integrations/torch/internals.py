@@ -1,0 +1,43 @@
+"""What hhtld uses of torch beyond its documented interface, and the releases that have it.
+
+All of these have stood in torch since before 2.4, and none is promised. They are named here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from hhtld.errors import MissingExtraError
+
+__all__ = ["RELEASES", "WeakTensorKeyDictionary", "persistent_buffers"]
+
+RELEASES = ">=2.4"  # as in pyproject.toml
+# Methods of nn.Module that classes of hhtld override, and attributes that the functions below read.
+_OVERRIDDEN = ("_apply", "_load_from_state_dict", "_save_to_state_dict")
+_READ = ("_non_persistent_buffers_set",)
+
+
+def _unfit(what: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"hhtld.integrations.torch needs torch {RELEASES}, and this one, {torch.__version__}, has no {what}: "
+        "pip install 'hhtld[torch]'"
+    )
+
+
+try:
+    from torch.utils.weak import WeakTensorKeyDictionary
+except ImportError as error:
+    raise _unfit(str(error)) from error
+for _name in _OVERRIDDEN + _READ:
+    if not hasattr(nn.Module(), _name):
+        raise _unfit(f"nn.Module.{_name}")
+
+
+def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the buffers of a module that its state dict holds, without those of its children."""
+    for key, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+        if key not in module._non_persistent_buffers_set:
+            yield key, buffer
