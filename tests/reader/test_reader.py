@@ -82,7 +82,11 @@ def encoded_by_slot_t(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_goldens_decode_to_the_same_bits(path: Path, compiled: Compiled, rows_program: Path) -> None:
     fastest = compiled(HERE / "rows.c", "-std=gnu11", "-O3", "-march=native")  # a compiler may fuse additions here
+    needs_rates_by_row = path.read_bytes()[16] & 2
     for name, rows in encoded_by_slot_t(path):
+        if needs_rates_by_row:  # which the reader does not know yet, and says so
+            assert run(rows_program, path, name).returncode == NEWER
+            continue
         assert same_bits(read(rows_program, path, name, rows.shape[1]), rows)
         assert same_bits(read(fastest, path, name, rows.shape[1]), rows)
         assert same_bits(read(rows_program, path, name, rows.shape[1], HHTLD_FROM_MEMORY="1"), rows)

@@ -1,6 +1,6 @@
 """What hhtld uses of torch beyond its documented interface, and the releases that have it.
 
-All of these have stood in torch since before 2.4, and none is promised. They are named here and nowhere else.
+All of these have stood in torch for years, and none is promised. They are named here and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hhtld.errors import MissingExtraError
 
 __all__ = ["RELEASES", "WeakTensorKeyDictionary", "persistent_buffers"]
 
-RELEASES = ">=2.4"  # as in pyproject.toml
+RELEASES = ">=2.13,<3"  # as in pyproject.toml
 # Methods of nn.Module that classes of hhtld override, and attributes that the functions below read.
 _OVERRIDDEN = ("_apply", "_load_from_state_dict", "_save_to_state_dict")
 _READ = ("_non_persistent_buffers_set",)
