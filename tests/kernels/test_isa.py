@@ -92,7 +92,7 @@ def test_every_door_takes_isa_and_has_a_twin(door: ModuleType) -> None:
             isa = parameters.pop("isa")
             assert isa.kind is inspect.Parameter.KEYWORD_ONLY
             assert isa.default is None
-        parameters.pop("crossed", None)  # the levels say the same, and twins take them alone
+            parameters.pop("crossed", None)  # the levels say the same, and twins take them alone
         assert list(parameters) == list(inspect.signature(getattr(reference, name)).parameters)
         assert name in reference.__all__
 

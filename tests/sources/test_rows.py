@@ -368,7 +368,9 @@ def test_long_rows_of_an_older_file_are_decoded_once(of_first_axes: Path, monkey
         assert isinstance(source, PackSource)
         asked: list[Any] = []
         get_rows = source.pack.get_rows
-        monkeypatch.setattr(source.pack, "get_rows", lambda *args, **kw: (asked.append(args[1]), get_rows(*args, **kw))[1])
+        monkeypatch.setattr(
+            source.pack, "get_rows", lambda *args, **kw: (asked.append(args[1]), get_rows(*args, **kw))[1]
+        )
         for start in range(0, 1024, 50):
             source.read_rows("experts.up_proj", start, min(start + 50, 1024))
     assert asked == [[row] for row in range(8)]
