@@ -56,7 +56,8 @@ int64_t hhtld_rows_count(const hhtld_rows *rows);
 int64_t hhtld_rows_n_cols(const hhtld_rows *rows);
 /* Decode rows to out[n][n_cols] in the order of `ids`, which may repeat. Returns HHTLD_OK, or the error's code. */
 int hhtld_rows_get(const hhtld_rows *rows, const int64_t *ids, size_t n, float *out, hhtld_error *error);
-/* Ask the system to fetch the bytes of rows from the disk, and return at once. */
+/* Ask the system to fetch the bytes of rows from the disk, and do not wait for them; only the classes of rows that have
+ * rates of their own are read. */
 void hhtld_rows_prefetch(const hhtld_rows *rows, const int64_t *ids, size_t n);
 
 #ifdef __cplusplus
@@ -114,12 +115,14 @@ typedef struct {
     uint32_t rate, n_bits; /* sixteenths of a bit a weight; bits of a state */
     float values[4096];
 } hhtld_level_;
+enum { HHTLD_RANKED_ = 512 }; /* rows between two counts of the rows of every class */
 struct hhtld_rows {
     const hhtld_pack *pack;
     uint64_t n_rows, n_cols, block; /* the largest power of two that is at most n_cols */
-    uint32_t n_levels, n_centroids, n_lanes;
-    hhtld_level_ level[2];
-    hhtld_part_ twigs, lanes;
+    uint32_t n_levels, n_classes, n_centroids, n_lanes;
+    hhtld_level_ *level; /* of both levels, or of every class of rows */
+    uint64_t *ranks;     /* [n_rows / 512][n_classes]: how many rows before are of the class */
+    hhtld_part_ classes, twigs, lanes;
     uint8_t *centroids, *basis, *column_scale; /* bfloat16 or NULL: [k][n_cols]; a head, [lane][n_cols]; [n_cols] */
     float slot_l_scale, *signs; /* [2][n_cols] */
 };
@@ -231,9 +234,10 @@ static double hhtld_double_(const char *p) {
 }
 
 /* ---- opening a pack ---- */
-static const char *const hhtld_kinds_[17] = {
-    "",         "raw",    "palette", "fisher_z",  "entries",      "palette_f32", "twigs",    "basis",   "slot_l",
-    "codebook", "slot_v", "slot_t",  "centroids", "column_scale", "codebook_2",  "slot_v_2", "slot_t_2"};
+static const char *const hhtld_kinds_[19] = {
+    "",           "raw",      "palette",  "fisher_z", "entries",  "palette_f32", "twigs",
+    "basis",      "slot_l",   "codebook", "slot_v",   "slot_t",   "centroids",   "column_scale",
+    "codebook_2", "slot_v_2", "slot_t_2", "file",     "row_class"};
 
 static int hhtld_read_sections_(hhtld_pack *pack, const char *list, uint64_t major, uint64_t features, uint64_t table,
                                 hhtld_error *error) {
@@ -252,8 +256,10 @@ static int hhtld_read_sections_(hhtld_pack *pack, const char *list, uint64_t maj
                         section->offset == hhtld_aligned_(end) && section->nbytes <= table - section->offset,
                     "section %u has no kind, offset, nbytes and crc32 that fit the file", section->number);
         end = section->offset + section->nbytes, section->crc = (uint32_t)crc;
-        for (uint32_t code = 1; code < 17; code++) section->kind += hhtld_is_(kind, hhtld_kinds_[code]) ? code : 0;
-        HHTLD_NEED_((section->kind < 9 || features & 1) && ((section->kind != 7 && section->kind != 8) || major == 2),
+        for (uint32_t code = 1; code < 19; code++) section->kind += hhtld_is_(kind, hhtld_kinds_[code]) ? code : 0;
+        HHTLD_NEED_((section->kind != 18 || features & 2) &&
+                        (section->kind < 9 || section->kind > 16 || features & 1) &&
+                        ((section->kind != 7 && section->kind != 8) || major == 2),
                     "section %u needs a version or feature bit that the header does not say", section->number);
     }
     HHTLD_NEED_(hhtld_aligned_(end) == table, "the table does not follow the last section");
@@ -269,7 +275,7 @@ static int hhtld_read_table_(hhtld_pack *pack, hhtld_error *error) {
     const uint64_t major = hhtld_le_(head + 8, 2), features = hhtld_le_(head + 16, 8);
     if (major < 1 || major > 2)
         return hhtld_fail_(error, HHTLD_NEWER, "the file has version %u; this reader knows 1 and 2", (unsigned)major);
-    for (unsigned bit = 1; bit < 64; bit++)
+    for (unsigned bit = 2; bit < 64; bit++)
         if (features >> bit & 1)
             return hhtld_fail_(error, HHTLD_NEWER, "the file needs feature bit %u, which this reader lacks", bit);
     HHTLD_NEED_(hhtld_le_(head + 12, 4) == 64 && !memcmp(head + 32, zeros, 28), "the header breaks a rule");
@@ -387,24 +393,59 @@ static int hhtld_crossed_(const uint8_t *book, float *values) {
     }
     return fits;
 }
+/* Read a codebook and a rate, and return the bytes of a row's codes; 0 if they break a rule. */
+static uint64_t hhtld_level_width_(hhtld_level_ *level, const uint8_t *book, uint64_t n, const char *p,
+                                   uint64_t n_cols) {
+    uint64_t rate;
+    if (!hhtld_integer_(p, 96, &rate) || rate < 16 || (n == 72 && !hhtld_crossed_(book, level->values))) return 0;
+    for (uint64_t i = 0; n != 72 && i < n; i++) level->values[i] = (float)(int8_t)book[i];
+    level->rate = (uint32_t)rate, level->n_bits = n == 256 ? 8 : n == 1024 ? 10 : 12;
+    return level->codes.width = ((n_cols - 1) * rate / 16 + level->n_bits + 7) / 8;
+}
 static int hhtld_open_level_(hhtld_rows *rows, const char *tensor, const char *group, int second, hhtld_error *error) {
     hhtld_level_ *level = rows->level + second;
-    const hhtld_section_ *const book = hhtld_section_of_(rows->pack, group, second ? 14 : 9);
-    const uint64_t n = book ? book->nbytes : 0;
-    uint64_t rate;
-    HHTLD_NEED_(n == 72 || n == 256 || n == 1024 || n == 4096, "the group's codebook does not have a known size");
-    HHTLD_NEED_(hhtld_integer_(hhtld_member_(group, second ? "rate_2" : "rate"), 96, &rate) && rate >= 16,
-                "the group's rate is not one of 16 to 96 sixteenths of a bit");
-    uint8_t *const levels = hhtld_whole_(rows->pack, book, n, n, 0, error);
-    if (!levels) return error->code;
-    const int fits = n != 72 || hhtld_crossed_(levels, level->values);
-    for (uint64_t i = 0; n != 72 && i < n; i++) level->values[i] = (float)(int8_t)levels[i];
-    free(levels);
-    HHTLD_NEED_(fits, "the levels of the group's codebook sum up beyond -127 to 127");
-    level->rate = (uint32_t)rate, level->n_bits = n == 256 ? 8 : n == 1024 ? 10 : 12;
-    const uint64_t width = ((rows->n_cols - 1) * rate / 16 + level->n_bits + 7) / 8;
+    const hhtld_section_ *const section = hhtld_section_of_(rows->pack, group, second ? 14 : 9);
+    const char *const rates = hhtld_first_(hhtld_member_(group, "rates"), '['), *rate = rates;
+    const uint64_t n = section ? section->nbytes / rows->n_classes : 0;
+    int fits = n == 72 || n == 256 || n == 1024 || n == 4096;
+    HHTLD_NEED_(fits, "the group's codebook does not have a known size");
+    uint8_t *const book = hhtld_whole_(rows->pack, section, n * rows->n_classes, n * rows->n_classes, 0, error);
+    if (!book) return error->code;
+    if (!rates) rate = hhtld_member_(group, second ? "rate_2" : "rate");
+    for (uint32_t i = 0; i < rows->n_classes; i++, rate = rates ? hhtld_next_(rate, ',') : NULL)
+        fits &= hhtld_level_width_(level + i, book + i * n, n, rate, rows->n_cols) != 0;
+    free(book);
+    HHTLD_NEED_(fits, "the group's codebook breaks a rule, or a rate is not 16 to 96 sixteenths of a bit");
     const int code = hhtld_open_part_(rows, tensor, second ? 15 : 10, 2, &level->gains, error);
-    return code ? code : hhtld_open_part_(rows, tensor, second ? 16 : 11, width, &level->codes, error);
+    if (code || rates) return code;
+    return hhtld_open_part_(rows, tensor, second ? 16 : 11, level->codes.width, &level->codes, error);
+}
+/* Count the rows of every class, and find where the codes of each begin. */
+static int hhtld_open_classes_(hhtld_rows *rows, const char *tensor, hhtld_error *error) {
+    const hhtld_section_ *const classes = hhtld_section_of_(rows->pack, tensor, 18);
+    const hhtld_section_ *const codes = hhtld_section_of_(rows->pack, tensor, 11);
+    const uint64_t n_rows = rows->n_rows, n_ranks = (n_rows / HHTLD_RANKED_ + 1) * rows->n_classes;
+    uint64_t counts[16] = {0}, count, done = 0;
+    int code = hhtld_open_part_(rows, tensor, 18, 1, &rows->classes, error), fits = 1;
+    if (code) return code;
+    if (!(rows->ranks = (uint64_t *)hhtld_allocate_(n_ranks, sizeof *rows->ranks, error))) return HHTLD_MEMORY;
+    uint8_t *const class_of = hhtld_whole_(rows->pack, classes, n_rows, n_rows, 0, error);
+    if (!class_of) return error->code;
+    for (uint64_t i = 0; i < n_rows && fits; i++) {
+        if (i % HHTLD_RANKED_ == 0)
+            memcpy(rows->ranks + i / HHTLD_RANKED_ * rows->n_classes, counts, rows->n_classes * sizeof *counts);
+        if ((fits = class_of[i] < rows->n_classes)) counts[class_of[i]]++;
+    }
+    free(class_of);
+    const char *p = hhtld_first_(hhtld_member_(tensor, "class_rows"), '[');
+    for (uint32_t i = 0; i < rows->n_classes && codes; i++, p = hhtld_next_(p, ',')) {
+        hhtld_part_ *const part = &rows->level[i].codes;
+        fits &=
+            hhtld_integer_(p, n_rows, &count) && count == counts[i] && count <= (codes->nbytes - done) / part->width;
+        part->offset = codes->offset + done, done += fits ? count * part->width : 0;
+    }
+    HHTLD_NEED_(fits && !p && codes && done == codes->nbytes, "row_class, class_rows and slot_t do not fit each other");
+    return HHTLD_OK;
 }
 /* Open centroids, the basis of Slot L, and column scales, as far as they are there. */
 static int hhtld_open_base_(hhtld_rows *rows, const char *tensor, const char *group, hhtld_error *error) {
@@ -477,12 +518,21 @@ static int hhtld_open_rows_(hhtld_rows *rows, const char *name, hhtld_error *err
                     hhtld_integer_(hhtld_member_(group, "seed"), UINT64_MAX, &seed),
                 "the tensor's group is not there, is of another shape or has no seed");
     rows->n_levels = hhtld_section_of_(pack, group, 14) ? 2 : 1;
+    for (p = hhtld_first_(hhtld_member_(group, "rates"), '['); p; p = hhtld_next_(p, ',')) rows->n_classes++;
+    HHTLD_NEED_(!hhtld_member_(group, "rates") || (!hhtld_member_(group, "rate") && rows->n_levels == 1 &&
+                                                   rows->n_classes >= 2 && rows->n_classes <= 16),
+                "the group's rates are not 2 to 16, or not alone");
+    const int classed = rows->n_classes != 0;
+    rows->n_classes += !classed;
+    rows->level = (hhtld_level_ *)hhtld_allocate_(rows->n_classes + 1, sizeof *rows->level, error);
+    if (!rows->level) return HHTLD_MEMORY;
     for (uint32_t i = 0; i < rows->n_levels; i++)
         if ((code = hhtld_open_level_(rows, tensor, group, i != 0, error))) return code;
+    if (classed && (code = hhtld_open_classes_(rows, tensor, error))) return code;
     if ((code = hhtld_open_base_(rows, tensor, group, error))) return code;
     p = hhtld_first_(hhtld_member_(tensor, "sections"), '{');
     for (; p; p = hhtld_next_(hhtld_next_(p, ':'), ',')) n_sections++;
-    number = 2 * rows->n_levels + !!rows->centroids + !!rows->basis + !!rows->column_scale;
+    number = 2 * rows->n_levels + classed + !!rows->centroids + !!rows->basis + !!rows->column_scale;
     HHTLD_NEED_(n_sections == number && (rows->n_levels == 2) == !!hhtld_member_(group, "rate_2"),
                 "the tensor or its group has parts that do not belong together");
     for (rows->block = 1; rows->block * 2 <= rows->n_cols;) rows->block *= 2;
@@ -503,7 +553,9 @@ hhtld_rows *hhtld_rows_open(const hhtld_pack *pack, const char *name, hhtld_erro
     return NULL;
 }
 void hhtld_rows_close(hhtld_rows *rows) {
-    if (rows) free(rows->centroids), free(rows->basis), free(rows->column_scale), free(rows->signs), free(rows);
+    if (rows)
+        free(rows->level), free(rows->ranks), free(rows->centroids), free(rows->basis), free(rows->column_scale),
+            free(rows->signs), free(rows);
 }
 int64_t hhtld_rows_count(const hhtld_rows *rows) { return (int64_t)rows->n_rows; }
 int64_t hhtld_rows_n_cols(const hhtld_rows *rows) { return (int64_t)rows->n_cols; }
@@ -559,13 +611,29 @@ HHTLD_UNFUSED_ static void hhtld_finish_(const hhtld_rows *rows, uint64_t twig, 
 static int hhtld_row_(const hhtld_rows *rows, hhtld_part_ part, uint64_t row, uint8_t *to, hhtld_error *error) {
     return hhtld_read_(rows->pack, part.offset + row * part.width, to, part.width, error);
 }
+/* If rows have classes, find a row's, and its place among the rows of the class. */
+static int hhtld_class_(const hhtld_rows *rows, uint64_t row, const hhtld_level_ **level, uint64_t *place,
+                        hhtld_error *error) {
+    uint8_t class_of[HHTLD_RANKED_];
+    const uint64_t first = row / HHTLD_RANKED_ * HHTLD_RANKED_;
+    if (!rows->ranks) return HHTLD_OK;
+    if (hhtld_read_(rows->pack, rows->classes.offset + first, class_of, row - first + 1, error)) return error->code;
+    const uint32_t own = class_of[row - first];
+    HHTLD_NEED_(own < rows->n_classes, "row %llu has no class", (unsigned long long)row);
+    *level = rows->level + own, *place = rows->ranks[row / HHTLD_RANKED_ * rows->n_classes + own];
+    for (uint64_t i = 0; i < row - first; i++) *place += class_of[i] == own;
+    return HHTLD_OK;
+}
 static int hhtld_decode_(const hhtld_rows *rows, uint64_t row, uint8_t *codes, float *out, hhtld_error *error) {
     uint8_t gain[2], twig = 0, lanes[8] = {0};
     for (uint32_t i = 0; i < rows->n_levels; i++) {
-        if (hhtld_row_(rows, rows->level[i].gains, row, gain, error)) return error->code;
-        if (hhtld_row_(rows, rows->level[i].codes, row, codes, error)) return error->code;
+        const hhtld_level_ *level = rows->level + i;
+        uint64_t place = row;
+        if (hhtld_row_(rows, level->gains, row, gain, error) || hhtld_class_(rows, row, &level, &place, error) ||
+            hhtld_row_(rows, level->codes, place, codes, error))
+            return error->code;
         HHTLD_NEED_(isfinite(hhtld_bf16_(gain)), "the gain of row %llu is not finite", (unsigned long long)row);
-        hhtld_decode_level_(rows->level + i, codes, hhtld_bf16_(gain) / 64, rows->n_cols, i != 0, out);
+        hhtld_decode_level_(level, codes, hhtld_bf16_(gain) / 64, rows->n_cols, i != 0, out);
     }
     if (hhtld_row_(rows, rows->twigs, row, &twig, error)) return error->code;
     if (hhtld_row_(rows, rows->lanes, row, lanes, error)) return error->code;
@@ -575,9 +643,9 @@ static int hhtld_decode_(const hhtld_rows *rows, uint64_t row, uint8_t *codes, f
 }
 
 int hhtld_rows_get(const hhtld_rows *rows, const int64_t *ids, size_t n, float *out, hhtld_error *error) {
-    const uint64_t longest = rows->level[0].codes.width + rows->level[1].codes.width;
-    uint8_t *codes =
-        (uint8_t *)hhtld_allocate_(longest + 4, 1, error); /* 4 more, because windows are read as 32 bits */
+    uint64_t longest = 4; /* windows are read as 32 bits */
+    for (uint32_t i = 0; i <= rows->n_classes; i++) longest += rows->level[i].codes.width;
+    uint8_t *codes = (uint8_t *)hhtld_allocate_(longest, 1, error);
     int code = codes ? HHTLD_OK : HHTLD_MEMORY;
     for (size_t i = 0; i < n && !code; i++, out += rows->n_cols)
         if ((uint64_t)ids[i] < rows->n_rows) code = hhtld_decode_(rows, (uint64_t)ids[i], codes, out, error);
@@ -587,12 +655,14 @@ int hhtld_rows_get(const hhtld_rows *rows, const int64_t *ids, size_t n, float *
 }
 
 void hhtld_rows_prefetch(const hhtld_rows *rows, const int64_t *ids, size_t n) {
-    for (size_t i = 0; i < 2 * n && rows->pack->file >= 0; i++) { /* of both levels: the other parts are small */
-        const hhtld_part_ part = rows->level[i % 2].codes;
-        if (!part.width || (uint64_t)ids[i / 2] >= rows->n_rows) continue;
+    hhtld_error error;
+    for (size_t i = 0; i < n * rows->n_levels && rows->pack->file >= 0; i++) {
+        const hhtld_level_ *level = rows->level + i / n; /* the other parts of a row are small */
+        uint64_t place = (uint64_t)ids[i % n];
+        if (place >= rows->n_rows || hhtld_class_(rows, place, &level, &place, &error)) continue;
 #ifdef POSIX_FADV_WILLNEED
-        const uint64_t offset = part.offset + (uint64_t)ids[i / 2] * part.width;
-        (void)posix_fadvise(rows->pack->file, (off_t)offset, (off_t)part.width, POSIX_FADV_WILLNEED);
+        const uint64_t offset = level->codes.offset + place * level->codes.width;
+        (void)posix_fadvise(rows->pack->file, (off_t)offset, (off_t)level->codes.width, POSIX_FADV_WILLNEED);
 #endif
     }
 }

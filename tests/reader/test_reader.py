@@ -82,11 +82,7 @@ def encoded_by_slot_t(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_goldens_decode_to_the_same_bits(path: Path, compiled: Compiled, rows_program: Path) -> None:
     fastest = compiled(HERE / "rows.c", "-std=gnu11", "-O3", "-march=native")  # a compiler may fuse additions here
-    needs_rates_by_row = path.read_bytes()[16] & 2
     for name, rows in encoded_by_slot_t(path):
-        if needs_rates_by_row:  # which the reader does not know yet, and says so
-            assert run(rows_program, path, name).returncode == NEWER
-            continue
         assert same_bits(read(rows_program, path, name, rows.shape[1]), rows)
         assert same_bits(read(fastest, path, name, rows.shape[1]), rows)
         assert same_bits(read(rows_program, path, name, rows.shape[1], HHTLD_FROM_MEMORY="1"), rows)
@@ -161,7 +157,7 @@ def test_what_cannot_be_read_is_an_error_with_a_code(tmp_path: Path, rows_progra
     assert run(rows_program, other, "x").returncode == NOT_A_PACK
 
 
-@pytest.mark.parametrize(("offset", "value", "words"), [(8, 3, b"version 3"), (16, 2, b"feature bit 1")])
+@pytest.mark.parametrize(("offset", "value", "words"), [(8, 3, b"version 3"), (16, 4, b"feature bit 2")])
 def test_a_newer_file_is_refused_by_what_it_needs(
     offset: int, value: int, words: bytes, tmp_path: Path, rows_program: Path
 ) -> None:
@@ -185,6 +181,7 @@ def test_a_newer_file_is_refused_by_what_it_needs(
         pytest.param("v1_slot_t_levels", "z.v_proj", 1, marks=pytest.mark.exhaustive),
         pytest.param("v1_slot_t_scaled", "s.up_proj", 1, marks=pytest.mark.exhaustive),
         pytest.param("v2_slot_t_leaf", "y.embed", 61, marks=pytest.mark.exhaustive),
+        pytest.param("v1_rows", "layers.0.k_proj", 7, marks=pytest.mark.exhaustive),
     ],
 )
 def test_damage_is_an_error_and_never_a_crash(golden: str, name: str, step: int, compiled: Compiled) -> None:
@@ -236,5 +233,5 @@ def test_the_page_of_tables_compiles_and_prints_what_it_shows(
 
 def test_the_header_is_short() -> None:
     text = (READER / "hhtld_rows.h").read_text()
-    assert text.count("\n") <= 600
+    assert text.count("\n") < 700
     assert max(map(len, text.splitlines())) <= 120
