@@ -43,7 +43,7 @@ from hhtld.storage.urls import Location
 
 __all__ = ["convert"]
 
-_FEW_POSITIONS = 1000  # the share of 0.9 of them has a standard error of 0.01
+_TARGET_TOP1 = 0.9  # with a calibration, if nothing else is asked
 
 
 def convert(
@@ -70,6 +70,7 @@ def convert(
     calibration: Calibration | None = None,
     calibrate: Calibration | str | os.PathLike[str] | None = None,
     target_top1: float | None = None,
+    target_bits: float | None = None,
     files: bool = True,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -93,7 +94,8 @@ def convert(
         written as a model folder; a folder that holds something is refused.
     profile : str
         "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `roles`, `gates`, `min_ratio`,
-        `seed`, `column_scales`, `rates`, `calibration`, `calibrate` and `target_top1` are for formats that encode
+        `seed`, `column_scales`, `rates`, `calibration`, `calibrate`, `target_top1` and `target_bits` are for formats
+        that encode
         only: .hhtld, and packed folders (`to="hf"`).
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
@@ -145,6 +147,8 @@ def convert(
         the rate at which its rows lose little (`hhtld.encoding.plan.PARITY_THRESHOLD`).
     target_top1 : float, optional
         Share of next tokens that shall stay the same, for profile "parity" with a calibration; 0.9 by default.
+    target_bits : float, optional
+        Bits a weight that the encoded tensors may take, all of their sections counted, instead of `target_top1`.
     files : bool
         Whether the model's side files (config, tokenizer, ...; see `hhtld.storage.side_files`) come along into .hhtld
         files and folders. They count on both sides of the ratio.
@@ -194,6 +198,7 @@ def convert(
         rates=rates,
         calibrate=calibrate,
         target_top1=target_top1,
+        target_bits=target_bits,
     )
     run = Run(
         jobs=jobs or default_jobs(),
@@ -381,18 +386,15 @@ def _calibrated(
     run: Run,
 ) -> tuple[Encoding, list[str]]:
     """Return the options with the rates, column scales and moments of a calibration, and what to tell of it."""
-    target_top1 = 0.9 if encoding.target_top1 is None else encoding.target_top1
-    calibration, kept_at = calibrated(
-        calibrate, source, str(model), target, target_top1=target_top1, jobs=run.jobs, progress=run.progress
-    )
-    level = calibration.level_for(target_top1)
-    n_positions = min((measured.n_positions for measured in calibration.measurements), default=0)
-    counted = f"{n_positions:,} positions" + (", too few to rely on" if n_positions < _FEW_POSITIONS else "")
-    notes = [
-        f"rates about {level:g} bits were chosen for top-1 agreement of {target_top1:g}: "
-        f"{calibration.expected_top1(level):.3f} is expected on text like that of the calibration, measured on "
-        f"{counted}; hhtld gate-parity measures it on other text"
-    ]
+    calibration, kept_at = calibrated(calibrate, source, str(model), target, jobs=run.jobs, progress=run.progress)
+    if encoding.target_bits is not None:
+        level = calibration.level_for_bits(encoding.target_bits)
+        wanted = f"{encoding.target_bits:g} bits a weight in all"
+    else:
+        target_top1 = _TARGET_TOP1 if encoding.target_top1 is None else encoding.target_top1
+        level = calibration.level_for(target_top1)
+        wanted = f"a top-1 agreement of {target_top1:g}"
+    notes = [f"rates of {level:g} bits a weight on average were chosen for {wanted}: {calibration.promise(level)}"]
     if kept_at is not None:
         notes.append(f"what the model told is kept in {kept_at}; give it to calibrate (--calibrate) for other targets")
     measured_options = replace(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hhtld.codecs.view import TensorView
     from hhtld.dtypes import DType
     from hhtld.slots.leaf import SvdBasis
+    from hhtld.slots.moments import Moments
     from hhtld.slots.palette import HhtlCache
     from hhtld.slots.rotation import Rotation
     from hhtld.slots.trellis import Trellis
@@ -353,7 +354,7 @@ class GroupCode(ABC):
         self,
         rows: Rows,
         column_scale: NDArray[np.uint16] | None,
-        moments: NDArray[np.float32] | None,
+        moments: NDArray[np.float32] | Moments | None,
         row_rates: NDArray[np.int32] | None,
         run: Callable[..., Any],
     ) -> Any:
@@ -364,7 +365,7 @@ class GroupCode(ABC):
         rows : Rows
         column_scale : ndarray of uint16, shape (n_cols,), or None
             bfloat16 bits.
-        moments : ndarray of float32, shape (n_cols, n_cols), or None
+        moments : ndarray of float32, shape (n_cols, n_cols), or Moments, or None
             Mean products of the inputs of the tensor's columns.
         row_rates : ndarray of int32, shape (n_rows,), or None
             What its rows ask for; see `hhtld.slots.row_rates`.

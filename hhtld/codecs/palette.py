@@ -59,6 +59,7 @@ from hhtld.sources.rows import Rows, as_rows, row_ranges
 
 if TYPE_CHECKING:
     from hhtld.codecs.view import TensorView
+    from hhtld.slots.moments import Moments
 
 __all__ = ["HhtlF32Tensor", "PaletteCodec", "PaletteGroup", "TensorPalette", "find_palette"]
 
@@ -180,7 +181,7 @@ class PaletteGroup(GroupCode):
         self,
         rows: Rows,
         column_scale: NDArray[np.uint16] | None,
-        moments: NDArray[np.float32] | None,
+        moments: NDArray[np.float32] | Moments | None,
         row_rates: NDArray[np.int32] | None,
         run: Callable[..., Any],
     ) -> TensorPalette:

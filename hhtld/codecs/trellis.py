@@ -72,7 +72,7 @@ from hhtld.matrix import is_vector
 from hhtld.sources.rows import Rows
 
 if TYPE_CHECKING:
-    pass
+    from hhtld.slots.moments import Moments
 
 __all__ = [
     "PARITY_THRESHOLD",
@@ -440,7 +440,7 @@ class TrellisGroup(GroupCode):
         self,
         rows: Rows,
         column_scale: NDArray[np.uint16] | None,
-        moments: NDArray[np.float32] | None,
+        moments: NDArray[np.float32] | Moments | None,
         row_rates: NDArray[np.int32] | None,
         run: Callable[..., Any],
     ) -> TensorCode:
@@ -450,8 +450,10 @@ class TrellisGroup(GroupCode):
             codes = ByClass(slots.classes_of_rows(row_rates, rates), self.shared.class_widths)
         if moments is None:
             return TensorCode(column_scale, None, codes)
-        scale = np.ones(len(moments), np.float32) if column_scale is None else bf16_values(column_scale)
-        return TensorCode(column_scale, run(slots.feedback_matrix, moments, self.shared.rotation, scale), codes)
+        scale = np.ones(self.key.shape[1], np.float32) if column_scale is None else bf16_values(column_scale)
+        is_head = self.key.regime == "index"
+        feedback = run(slots.feedback_matrix, moments, self.shared.rotation, scale, is_head)
+        return TensorCode(column_scale, feedback, codes)
 
     def is_large(self, tensor_code: TensorCode) -> bool:
         return tensor_code.feedback is not None or tensor_code.codes is not None

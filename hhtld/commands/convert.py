@@ -104,6 +104,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--target-top1", type=float, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"
     )
+    command.add_argument(
+        "--target-bits",
+        type=float,
+        metavar="B",
+        help="bits a weight that the encoded tensors may take, all that is stored of them counted; with --calibrate, "
+        "instead of --target-top1",
+    )
     command.add_argument("--seed", type=int, metavar="N", help="seed of the random rotations (default 0)")
     command.add_argument(
         "--type",
@@ -220,6 +227,7 @@ def run(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed,
                 calibrate=arguments.calibrate,
                 target_top1=arguments.target_top1,
+                target_bits=arguments.target_bits,
                 files=not arguments.no_files,
                 dry_run=arguments.dry_run,
                 progress=progress,

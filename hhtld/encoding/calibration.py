@@ -1,34 +1,39 @@
-"""What running a model told about its tensors, and the rates that follow for a next-token agreement.
+"""What running a model told about its tensors, and the rates that follow for a next-token agreement or a size.
 
 A tensor's column scale comes from the mean square h of what its columns are multiplied by: s = (h / sum of squares of
 the column's weights) ** (1/4), which makes the error of the products least if the rounding noise is alike in
 all columns of what is coded (docs/decisions/column-scales.md).
 
-A sensitive tensor gets more bits. What a set of tensors costs is measured: it is the KL divergence of the model with
-only that set coded, at `TRIAL_RATE` sixteenths of a bit a weight. The divergence falls by a factor of 4 for each bit.
-Its sum is therefore least if every set gets ``level + log2(KL a weight) / 2`` bits, relative to the mean. The share of
-next tokens that differ falls with the root of the divergence, by a factor of nearly 2 for each bit:
-`Calibration.level_for` draws that line through the measured levels (docs/decisions/sensitivities.md).
+A tensor in which errors cost more gets more bits. What an error in each row costs is told by the gradients of one run
+(`hhtld.evaluation.gradients`). An error falls by a factor of 4 for each bit, so the sum of costs is least if every
+tensor gets ``level + log2(its mean cost) / 2`` bits, relative to the mean. The share of next tokens that differ falls
+with the root of the divergence, by a factor of nearly 2 for each bit: its logarithm is taken to be straight between
+the levels at which it was measured (docs/decisions/sensitivities.md).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.errors import FormatError
+from hhtld.identity import CODEBOOK_NBYTES
+from hhtld.slots.moments import Moments
 from hhtld.slots.trellis import MAX_RATE, MIN_RATE
 
-__all__ = ["TRIAL_RATE", "Calibration", "Measurement", "Sensitivity", "column_scale"]
+__all__ = ["FEW_POSITIONS", "FEW_TEXTS", "Calibration", "Costs", "Measurement", "column_scale"]
 
-TRIAL_RATE = 56  # 3.5 b: what single sets lose stands out from rounding, and the model is still itself
-_STEP = 1 / 16  # of rates
-_LEVEL_STEP = 1 / 64  # rates of sets are rounded each for itself, so finer levels are other mixtures
-_ONE_SIDED_95 = 1.6449  # standard errors
+FEW_TEXTS, FEW_POSITIONS = 8, 1000  # that were judged: what fewer tell is told with that warning
+_STEP = 2  # sixteenths of a bit, between rates of tensors: each other rate brings a codebook of its own
+_LEVEL_STEP = 1 / 64  # bits
+# The 19th of 20 of Student's t, from one degree of freedom on.
+_ONE_SIDED_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+_GAIN_NBYTES = 2  # a row
 
 
 def column_scale(energies: NDArray[np.floating], rows_squared: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -56,35 +61,52 @@ def column_scale(energies: NDArray[np.floating], rows_squared: NDArray[np.floati
     return np.fromiter(map(math.exp2, logs - logs.mean()), np.float32, len(logs))
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """A set of tensors that get one rate, and the KL divergence that coding them alone at `TRIAL_RATE` costs, nats."""
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What errors in a tensor's rows cost.
 
-    names: tuple[str, ...]
-    n_weights: int
-    kl: float
+    Attributes
+    ----------
+    rows : ndarray of float32, shape (n_rows,)
+        KL divergence (for encoders: squared distance), a weight, if a row's error is as large as the row.
+    n_cols : int
+    """
+
+    rows: NDArray[np.float32]
+    n_cols: int
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of the tensor."""
+        return len(self.rows) * self.n_cols
+
+    @property
+    def mean(self) -> float:
+        """The mean over rows, summed in one order on every processor."""
+        return math.fsum(self.rows.tolist()) / max(1, len(self.rows))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the model came to with every tensor coded at a level's rates.
+    """What the model came to with every tensor's error as large as a level's rates make it.
 
     Attributes
     ----------
-    level, bits : float
-        Bits a weight: asked of the codes on average, and what all sections took.
+    level : float
+        Bits a weight that codes take on average.
     top1, kl : float
-        Share of next tokens that agree, and mean KL divergence, nats.
-    n_positions : int
+        Share of next tokens that agree, and mean KL divergence, nats; for encoders the share of texts that keep their
+        nearest one, and the mean of 1 - cosine.
+    n_positions, n_texts : int
     error : float
         Standard error of `top1` over whole texts, whose positions are not independent.
     """
 
     level: float
-    bits: float
     top1: float
     kl: float
     n_positions: int
+    n_texts: int
     error: float = 0.0
 
 
@@ -95,76 +117,181 @@ class Calibration:
     Attributes
     ----------
     column_scales : mapping of name to float32 array (n_cols,)
-    sensitivities : tuple of Sensitivity
+    costs : mapping of name to Costs
     measurements : tuple of Measurement
-    moments : mapping of name to float32 array (n_cols, n_cols)
-        Of heads: mean products of their inputs, for `hhtld.slots.feedback`.
+    moments : mapping of name to Moments
+        Of layers and heads, for `hhtld.slots.feedback`.
     facts : mapping of str to str
         What it was made from.
     """
 
     column_scales: Mapping[str, NDArray[np.float32]]
-    sensitivities: tuple[Sensitivity, ...]
+    costs: Mapping[str, Costs]
     measurements: tuple[Measurement, ...] = ()
-    moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
+    # ---- rates ----
+
     def rates(self, level: float) -> dict[str, int]:
-        """Return the rate of every tensor, sixteenths of a bit, about `level` bits a weight on average."""
-        total = sum(s.n_weights for s in self.sensitivities)
-        # A set that measured nothing, or less by chance, is held to a thousandth of what a mean weight costs.
-        least = 1e-3 * sum(s.kl for s in self.sensitivities) / max(1, total) + 1e-300
-        wants = [math.log2(max(s.kl / s.n_weights, least)) / 2 for s in self.sensitivities]
-        mean = sum(w * s.n_weights for w, s in zip(wants, self.sensitivities, strict=True)) / max(1, total)
-        rates: dict[str, int] = {}
-        for want, sensitivity in zip(wants, self.sensitivities, strict=True):
-            rate = min(MAX_RATE, max(MIN_RATE, round((level + want - mean) / _STEP)))
-            rates |= dict.fromkeys(sensitivity.names, rate)
+        """Return the rate of every tensor, sixteenths of a bit, `level` bits a weight on average or a little less.
+
+        They are those of least cost, in steps of an eighth of a bit.
+        """
+        wants = self._wants()
+        sizes = {name: cost.n_weights for name, cost in self.costs.items()}
+        budget = level * 16 * sum(sizes.values())
+
+        def at(offset: float) -> dict[str, int]:
+            return {name: _rate(want + offset) for name, want in wants.items()}
+
+        def n_bits(rates: Mapping[str, int]) -> int:
+            return sum(rates[name] * n for name, n in sizes.items())
+
+        low, high = -max(wants.values(), default=0.0), 7 - min(wants.values(), default=0.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            if n_bits(at(middle)) > budget:
+                high = middle
+            else:
+                low = middle
+        rates = at(low)
+        # Rates rise one tensor after another as the offset does, so what is left is less than a step of the next one.
+        left = budget - n_bits(rates)
+        for name in sorted(wants, key=lambda name: (rates[name] / 16 - wants[name], name)):
+            if rates[name] < MAX_RATE and _STEP * sizes[name] <= left:
+                rates[name] += _STEP
+                left -= _STEP * sizes[name]
         return rates
 
-    def level_for(self, top1: float) -> float:
-        """Return the lowest level, in 64ths, at which the share `top1` of next tokens should agree on other text.
+    def _wants(self) -> dict[str, float]:
+        """Return how many bits each tensor should have, but for what is added to all."""
+        means = {name: cost.mean for name, cost in self.costs.items()}
+        total = sum(cost.n_weights for cost in self.costs.values())
+        # What no text met is held to a thousandth of what a mean weight costs.
+        least = 1e-3 * sum(means[name] * cost.n_weights for name, cost in self.costs.items()) / max(1, total) + 1e-300
+        return {name: math.log2(max(mean, least)) / 2 for name, mean in means.items()}
 
-        `margin` is added to what is asked, or half of what is missing to 1 where that is less.
+    def nbytes(self, level: float) -> int:
+        """Return the bytes of the sections that tensors coded at a level take: codes, gains, scales and codebooks."""
+        rates = self.rates(level)
+        codes = sum(
+            len(cost.rows) * (_GAIN_NBYTES + ((cost.n_cols - 1) * rates[name] // 16 + 12 + 7) // 8)
+            for name, cost in self.costs.items()
+        )
+        scales = sum(2 * len(scale) for scale in self.column_scales.values())
+        kinds = {(rates[name], self.costs[name].n_cols, len(self.costs[name].rows)) for name in rates}
+        return codes + scales + CODEBOOK_NBYTES * len(kinds)
+
+    def level_for_bits(self, bits: float) -> float:
+        """Return the highest level, in 64ths, at which all sections of the encoded tensors take `bits` a weight.
 
         Raises
         ------
         FormatError
-            When the measurements do not tell, or no rate suffices.
+            If the lowest rates take more.
+        """
+        if not 0 < bits < math.inf:
+            raise ValueError(f"target_bits must be a positive number of bits a weight, got {bits}")
+        budget = bits * sum(cost.n_weights for cost in self.costs.values()) / 8
+        lowest, highest = round(MIN_RATE / 16 / _LEVEL_STEP), round(MAX_RATE / 16 / _LEVEL_STEP)
+        if self.nbytes(lowest * _LEVEL_STEP) > budget:
+            raise FormatError(f"{bits:g} bits a weight are fewer than the lowest rates take; ask for more")
+        while lowest < highest:
+            middle = (lowest + highest + 1) // 2
+            if self.nbytes(middle * _LEVEL_STEP) <= budget:
+                lowest = middle
+            else:
+                highest = middle - 1
+        return lowest * _LEVEL_STEP
+
+    # ---- agreement ----
+
+    def level_for(self, top1: float) -> float:
+        """Return the lowest level, in 64ths, at which the share `top1` of next tokens should agree on other text.
+
+        `margin` is added to what is asked.
+
+        Raises
+        ------
+        FormatError
+            If the measurements do not tell, or no rate suffices.
         """
         if not 0 < top1 < 1:
             raise ValueError(f"target_top1 must lie between 0 and 1, got {top1}")
-        slope, at_0 = self._line()
-        aim = min(top1 + self.margin, (1 + top1) / 2)
-        level = math.ceil((math.log2(1 - aim) - at_0) / slope / _LEVEL_STEP - 1e-9) * _LEVEL_STEP
-        highest = MAX_RATE * _STEP
-        if level > highest:
-            best = 1 - 2 ** (at_0 + slope * highest)
+        points, margin = self._points(), self.margin(top1)
+        if margin > 0.75 * (1 - top1):
+            n_texts = min(measured.n_texts for measured in self.measurements)
             raise FormatError(
-                f"top-1 agreement of {top1:g} needs more than {highest:g} bits a weight, where {best:.3f} is expected; "
-                f"ask for less with target_top1 (--target-top1), or keep the most sensitive tensors with rules "
-                f"(--rule GLOB=keep)"
+                f"the calibration text is too short for a top-1 agreement of {top1:g}: judged on {n_texts} texts, "
+                f"other text may fall short of what was measured by {margin:.3f}; "
+                f"calibrate on more texts, or ask for less"
             )
-        return max(MIN_RATE * _STEP, level)
+        aim = math.log2(1 - top1 - margin)
+        (low, at_low), (high, at_high) = next(
+            (pair for pair in itertools.pairwise(points) if aim >= pair[1][1]), tuple(points[-2:])
+        )
+        wanted = low + (aim - at_low) / (at_high - at_low) * (high - low)
+        level = math.ceil(wanted / _LEVEL_STEP - 1e-9) * _LEVEL_STEP
+        if level > MAX_RATE / 16:
+            best = self.expected_top1(MAX_RATE / 16)
+            raise FormatError(
+                f"top-1 agreement of {top1:g} needs more than {MAX_RATE / 16:g} bits a weight, where {best:.3f} is "
+                f"expected; ask for less with target_top1 (--target-top1), or keep the most sensitive tensors with "
+                f"rules (--rule GLOB=keep)"
+            )
+        return max(MIN_RATE / 16, level)
 
-    @property
-    def margin(self) -> float:
-        """How far other text of the same kinds may fall short of what was measured, one time in twenty."""
-        return _ONE_SIDED_95 * sum(m.error for m in self.measurements) / max(1, len(self.measurements))
+    def margin(self, top1: float) -> float:
+        """Return how far other text of the same kinds may fall short of `top1`, one time in twenty.
+
+        The errors over whole texts tell how much more the share varies than that of as many single positions, and
+        Student's t how far few texts can be trusted.
+        """
+        told = [m for m in self.measurements if 0 < m.top1 < 1]
+        if not told:
+            return 0.0
+        excess = sum(m.error**2 * m.n_positions / (m.top1 * (1 - m.top1)) for m in told) / len(told)
+        n_positions = sum(m.n_positions for m in told) / len(told)
+        freedom = max(1, min(m.n_texts for m in told) - 1)
+        times = _ONE_SIDED_95[freedom - 1] if freedom <= len(_ONE_SIDED_95) else 1.645 + 1.6 / freedom
+        return times * math.sqrt(excess * top1 * (1 - top1) / n_positions)
 
     def expected_top1(self, level: float) -> float:
         """Return the share of next tokens expected to agree at a level."""
-        slope, at_0 = self._line()
-        return 1 - 2 ** (at_0 + slope * level)
+        points = self._points()
+        (low, at_low), (high, at_high) = next(
+            (pair for pair in itertools.pairwise(points) if level <= pair[1][0]), tuple(points[-2:])
+        )
+        return max(0.0, 1 - 2 ** (at_low + (level - low) / (high - low) * (at_high - at_low)))
 
-    def _line(self) -> tuple[float, float]:
-        """Slope and height at level 0 of log2 of the share that differs, by least squares over the measurements."""
-        points = [(m.level, math.log2(max(1 - m.top1, 0.5 / m.n_positions))) for m in self.measurements]
+    def promise(self, level: float) -> str:
+        """Return what is expected at a level, in words, and how far it can be trusted."""
+        few = [m for m in self.measurements if m.n_texts < FEW_TEXTS or m.n_positions < FEW_POSITIONS]
+        n_texts = min(measured.n_texts for measured in self.measurements)
+        n_positions = min(measured.n_positions for measured in self.measurements)
+        expected = self.expected_top1(level)
+        return (
+            f"an agreement of {expected:.3f} is expected on text like that of the calibration, and "
+            f"{max(0.0, expected - self.margin(expected)):.3f} or more 19 times in 20, judged on {n_positions:,} "
+            f"positions of {n_texts} texts{', too few to rely on' if few else ''}; "
+            f"hhtld gate-parity measures it on other text"
+        )
+
+    def _points(self) -> list[tuple[float, float]]:
+        """Return levels in ascending order, and log2 of the share that differs at each."""
+        points = sorted((m.level, math.log2(max(1 - m.top1, 0.5 / m.n_positions))) for m in self.measurements)
         if len({level for level, _ in points}) < 2:
             raise FormatError("the calibration holds fewer than two measured levels")
-        levels, heights = (np.array(column) for column in zip(*points, strict=True))
-        apart = levels - levels.mean()
-        slope = float((apart * heights).sum() / (apart * apart).sum())
-        if slope >= 0:
+        if not _falls(height for _, height in points):
             raise FormatError("more bits did not bring more agreement in the calibration; use more text")
-        return slope, float(heights.mean() - slope * levels.mean())
+        return points
+
+
+def _rate(bits: float) -> int:
+    return min(MAX_RATE, max(MIN_RATE, _STEP * round(bits * 16 / _STEP)))
+
+
+def _falls(heights: Iterable[float]) -> bool:
+    found = list(heights)
+    return all(first > second for first, second in itertools.pairwise(found))

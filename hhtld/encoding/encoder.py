@@ -33,6 +33,7 @@ from hhtld.gates import Unreached
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.sections import MemorySections, SectionSink, as_bytes
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
+from hhtld.slots.moments import Moments
 from hhtld.sources.contract import ArraySource, TensorSource
 from hhtld.sources.rows import row_ranges
 from hhtld.sources.schedule import Crew
@@ -217,7 +218,7 @@ def encode(
     quantized: str = "refuse",
     column_scales: Mapping[str, ArrayLike] | None = None,
     rates: Mapping[str, ArrayLike] | None = None,
-    moments: Mapping[str, ArrayLike] | None = None,
+    moments: Mapping[str, ArrayLike | Moments] | None = None,
     executor: Executor | None = None,
 ) -> HhtldPack:
     """Encode arrays, or any source, into a pack in memory.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hhtld.encoding.plan import Plan, TensorPlan
 from hhtld.pack.sections import as_bytes
 from hhtld.pack.source import PackSource
+from hhtld.slots.moments import Moments
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.urls import Location
 
@@ -51,11 +52,13 @@ def _planned(name: str, tensor: TensorPlan) -> list[Any]:
     return codec if tensor.group is None else [*codec, tensor.group.role, tensor.group.regime, tensor.regime_reason]
 
 
-def _arrays_digest(arrays: Mapping[str, NDArray[Any]], dtype: str = "<f4") -> str:
-    by_name = sorted(
-        (name, hashlib.sha256(np.asarray(array, dtype).tobytes()).hexdigest()) for name, array in arrays.items()
-    )
+def _arrays_digest(arrays: Mapping[str, NDArray[Any] | Moments], dtype: str = "<f4") -> str:
+    by_name = sorted((name, hashlib.sha256(_as_bytes(array, dtype)).hexdigest()) for name, array in arrays.items())
     return _digest(by_name)
+
+
+def _as_bytes(array: NDArray[Any] | Moments, dtype: str) -> bytes:
+    return array.tobytes() if isinstance(array, Moments) else np.asarray(array, dtype).tobytes()
 
 
 def source_facts(source: TensorSource, place: Location | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from hhtld.codecs import parse_profile
 from hhtld.encoding.calibration import Calibration
 from hhtld.gates import Threshold, checked_thresholds
+from hhtld.slots.moments import Moments
 
 __all__ = ["DEFAULT_PROFILE", "Encoding"]
 
@@ -58,13 +59,15 @@ class Encoding:
         of a tensor stays what it was, less at most one step of one row (`hhtld.slots.row_rates`). The other tensors
         take the rate at which their rows pass `PARITY_THRESHOLD`. A tensor that a rule decides for, or that is kept,
         takes no rate.
-    moments : mapping of str to array (n_cols, n_cols), optional
+    moments : mapping of str to array (n_cols, n_cols) or `hhtld.slots.moments.Moments`, optional
         Mean products of the inputs of tensors' columns. Slot T then spreads errors to where they cost products least
         (`hhtld.slots.feedback`).
     calibrate : Calibration, path or "builtin", optional
         From what a run of the model `column_scales`, `rates` and `moments` are taken; see `hhtld.convert`.
     target_top1 : float, optional
-        Share of next tokens that shall stay the same, with `calibrate`; 0.9 if it is None.
+        Share of next tokens that shall stay the same, with `calibrate`; 0.9 if neither this nor `target_bits` is given.
+    target_bits : float, optional
+        Bits a weight that all sections of the encoded tensors may take, with `calibrate`, instead of `target_top1`.
     """
 
     profile: str | None = None
@@ -78,9 +81,10 @@ class Encoding:
     seed: int | None = None
     column_scales: Mapping[str, ArrayLike] | None = None
     rates: Mapping[str, ArrayLike] | None = None
-    moments: Mapping[str, ArrayLike] | None = None
+    moments: Mapping[str, ArrayLike | Moments] | None = None
     calibrate: Calibration | str | os.PathLike[str] | None = None
     target_top1: float | None = None
+    target_bits: float | None = None
 
     @property
     def profile_text(self) -> str:
@@ -101,6 +105,7 @@ class Encoding:
             "rates": self.rates,
             "calibrate": self.calibrate,
             "target_top1": self.target_top1,
+            "target_bits": self.target_bits,
         }
         return {key: value for key, value in options.items() if value is not None}
 
@@ -121,12 +126,19 @@ class Encoding:
 
     def check_calibration(self) -> None:
         """Raise `ValueError` if a calibration does not fit the other options."""
-        if self.profile_text != "parity" and (self.calibrate is not None or self.target_top1 is not None):
-            raise ValueError("calibrate (--calibrate) and target_top1 (--target-top1) are for profile 'parity' only")
-        if self.calibrate is None and self.target_top1 is not None:
+        targets = {"target_top1 (--target-top1)": self.target_top1, "target_bits (--target-bits)": self.target_bits}
+        targets = {name: value for name, value in targets.items() if value is not None}
+        if self.profile_text != "parity" and (self.calibrate is not None or targets):
             raise ValueError(
-                "target_top1 (--target-top1) needs calibrate (--calibrate): 'builtin', a text, or a calibration"
+                "calibrate (--calibrate), target_top1 (--target-top1) and target_bits (--target-bits) are for profile "
+                "'parity' only"
             )
+        if self.calibrate is None and targets:
+            raise ValueError(
+                f"{' and '.join(targets)} needs calibrate (--calibrate): 'builtin', a text, or a calibration"
+            )
+        if len(targets) > 1:
+            raise ValueError(f"give one of {' and '.join(targets)}: each of them decides for the rates")
         if self.calibrate is not None and self.column_scales is not None:
             raise ValueError("a calibration brings its own column_scales; give one of the two")
         if self.calibrate is not None and self.rates is not None:

@@ -22,6 +22,7 @@ from hhtld.gates import THRESHOLDS, Threshold, checked_thresholds
 from hhtld.identity import INDEX_ROLES, PaletteGroupKey, classify_role, group_key
 from hhtld.matrix import TensorInfo
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
+from hhtld.slots.moments import Moments
 from hhtld.slots.row_rates import mean_rate, row_rates
 from hhtld.sources.contract import ADDS, SourceRows, TensorSource
 from hhtld.sources.integers import holds_integers
@@ -89,7 +90,7 @@ class Plan:
         Of the rotations.
     column_scales : dict of name to float32 array (n_cols,)
         What Slot T multiplies a tensor's columns by before it codes them.
-    moments : dict of name to float32 array (n_cols, n_cols)
+    moments : dict of name to float32 array (n_cols, n_cols), or Moments
         Mean products of the inputs of a tensor's columns, for `hhtld.slots.feedback`.
     row_rates : dict of name to int32 array (n_rows,)
         What the rows of a tensor ask for, if they have rates of their own; see `hhtld.slots.row_rates`.
@@ -104,7 +105,7 @@ class Plan:
     asked: Mapping[str, Threshold] = field(default_factory=dict)
     seed: int = 0
     column_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    moments: Mapping[str, NDArray[np.float32] | Moments] = field(default_factory=dict)
     row_rates: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -349,12 +350,16 @@ def _at_rate(profile: Profile, rate: int | NDArray[np.int32] | None) -> Profile:
     return profile.at_rate(rate) if isinstance(rate, int) else profile.at_row_rates()
 
 
-def _moments(infos: Mapping[str, TensorInfo], name: str, moments: ArrayLike) -> NDArray[np.float32]:
-    values = np.ascontiguousarray(moments, np.float32)
+def _moments(infos: Mapping[str, TensorInfo], name: str, moments: ArrayLike | Moments) -> NDArray[np.float32] | Moments:
+    values = moments if isinstance(moments, Moments) else np.ascontiguousarray(moments, np.float32)
     if name not in infos or values.shape != (infos[name].n_cols, infos[name].n_cols):
         raise ValueError(f"moments {name!r} of shape {values.shape} fit no tensor of the source")
-    if len(values) > MAX_FEEDBACK_COLS:
-        raise ValueError(f"moments {name!r}: feedback is for at most {MAX_FEEDBACK_COLS} columns, got {len(values)}")
+    if values.shape[0] > MAX_FEEDBACK_COLS:
+        raise ValueError(
+            f"moments {name!r}: feedback is for at most {MAX_FEEDBACK_COLS} columns, got {values.shape[0]}"
+        )
+    if isinstance(values, Moments):
+        return values
     if not np.isfinite(values).all() or not np.array_equal(values, values.T) or (values.diagonal() < 0).any():
         raise ValueError(f"moments {name!r} must be finite and symmetric, with no negative mean square")
     return values

@@ -5,15 +5,13 @@
     calibration = calibrate("snapshot-folder")
     hhtld.convert("snapshot-folder", "model.hhtld", profile="parity", calibration=calibration)
 
-The texts are halved. The first half gives the mean squares of every linear layer's inputs, and the KL divergence that
-coding one set of tensors alone costs. A set is the tensors whose names differ only in the layer's number, in at most
-`BANDS` bands of neighbouring layers. No rate is fitted to the second half: on it the whole model is measured at two
-levels of rates, and at the level that the line between these two gives for the target. The module needs the extra
-``transformers``. Memory holds the model in float32, what the encoder makes of it, and one set twice; logits wait in a
-temporary file, as they do for gate-parity.
+The texts are halved. On the first half the model runs forwards and backwards, once (`hhtld.evaluation.gradients`): this
+gives column scales, what errors in every row cost, and the moments of inputs for feedback. Nothing is fitted to the
+second half: on it the whole model is measured with noise as large as the errors of coding
+(`hhtld.evaluation.coding_noise`), at three levels of rates. The module needs the extra ``transformers``.
 
-The cost is `BANDS` runs over `SET_TOKENS` tokens for each kind of matrix, and four runs over the second half:
-SmolLM2-135M took eight minutes on two threads of a busy machine.
+Memory holds the model in float32 and at most `PRODUCTS_NBYTES` of sums: a larger model runs more than once over the
+first half, for as many of its matrices at a time as fit. Logits wait in a temporary file, as they do for gate-parity.
 """
 
 from __future__ import annotations
@@ -21,104 +19,119 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.encoding.calibration import TRIAL_RATE, Calibration, Measurement, Sensitivity, column_scale
-from hhtld.encoding.encoder import encode
+from hhtld.cosines import row_cosines
+from hhtld.encoding.calibration import Calibration, Costs, Measurement, column_scale
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError, MissingExtraError, shown
-from hhtld.evaluation.parity.metrics import PositionScores, compare_positions
-from hhtld.evaluation.parity.prompts import BUILTIN, Prompt, Prompts, chosen_prompts
+from hhtld.evaluation.parity.metrics import PositionScores, compare_positions, nearest_others
+from hhtld.evaluation.parity.prompts import BUILTIN, Prompt, Prompts, chosen_prompts, sentences_of
 from hhtld.formats import open_source
-from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
+from hhtld.slots.moments import Moments
 from hhtld.slots.trellis import MAX_RATE
 from hhtld.sources.contract import TensorSource
-from hhtld.sources.schedule import workers
 from hhtld.storage.locations import local_source
 
 if TYPE_CHECKING:
     import torch
 
-    from hhtld.evaluation.parity.models import LogitSpool, Snapshot
+    from hhtld.evaluation.gradients import Seen
+    from hhtld.evaluation.parity.models import Snapshot
 
-__all__ = ["BANDS", "SET_TOKENS", "calibrate", "text_digest"]
+__all__ = ["LEAST_TEXTS", "LEVELS", "calibrate", "text_digest"]
 
-BANDS = 5
-SET_TOKENS = 1536  # of the first half, spread over its texts
-MAX_TOKENS = 512  # of each text
-LEVELS = (4.5, 5.25)
+LEAST_TEXTS = 4  # two in each half: one alone says nothing of how texts differ
+FITTED_TOKENS, JUDGED_TOKENS = 4096, 2560  # spread over the texts of a half
+MOST_TEXTS = 64  # of a half
+LEAST_TOKENS = 24  # of a text, where it has so many: the first of a text know nothing of it
+N_SENTENCES = 600  # that an encoder is judged on
+LEVELS = (3.25, 4.25, 5.25)
+PRODUCTS_NBYTES = 1 << 30
+_RANK_SHARE = 8  # a factor of moments takes a byte a column: about a twelfth of a square matrix as bfloat16
 
 
 def calibrate(
     model: str | os.PathLike[str],
     text: Prompts = BUILTIN,
     *,
-    target_top1: float = 0.9,
     jobs: int = 1,
     progress: Progress | None = None,
+    begun: Calibration | None = None,
+    keep: Callable[[Calibration], None] | None = None,
 ) -> Calibration:
-    """Run a causal language model and return what profile parity needs to know of it.
+    """Run a model on a text and return what profile parity needs to know of it.
 
     Parameters
     ----------
     model : path
-        A snapshot folder with config, tokenizer and safetensors.
+        A snapshot folder with config, tokenizer and safetensors, of a causal language model or a text encoder.
     text : "builtin", path, or sequence of str or Prompt
         What it reads, as `hhtld.evaluation.parity.gate_parity` takes prompts; "builtin" is a text of its own, which
-        shares nothing with the built-in prompts. At least two texts.
-    target_top1 : float
-        The agreement on next tokens whose level is measured; `Calibration.level_for` takes any other.
+        shares nothing with the built-in prompts. At least `LEAST_TEXTS` texts.
     jobs : int
-        Threads, of the model too. Rates may differ by a sixteenth with the last bits of its sums.
+        Threads. The last bits of sums depend on it, and may move a rate by a step.
     progress : callable, optional
-        Called with "calibrate", a set of tensors and its bytes when it is measured.
+        Called with "calibrate", a text's kind and its share of the model's bytes, when it is read.
+    begun : Calibration, optional
+        What an interrupted run over the same model and text gave to `keep`: only what is missing is done.
+    keep : callable, optional
+        Called with the unfinished calibration after each step.
 
     Raises
     ------
     FormatError
-        If the folder holds no causal language model, a text has fewer than two tokens, or none of the model's tensors
-        can be encoded.
+        If the folder holds no such model, there are too few texts, a text has fewer than two tokens, or none of the
+        model's tensors can be encoded.
     NonFiniteError
         If the model gives numbers that are not finite.
     MissingExtraError
         If torch or transformers is not installed.
     """
     _require_libraries()
+    import torch
+
     from hhtld.evaluation.parity.models import Snapshot, fixed_threads
 
     folder = local_source(model, "the model of profile parity")
     origin, texts = _texts(text)
-    if len(texts) < 2:
-        raise FormatError(f"{origin}: one text cannot be halved; give at least two (a line '=== KIND' begins one)")
-    with fixed_threads(jobs), workers(jobs) as executor, open_source(folder) as source:
+    if len(texts) < LEAST_TEXTS:
+        raise FormatError(
+            f"{origin}: {len(texts)} {'text is' if len(texts) == 1 else 'texts are'} too few for a calibration, which "
+            f"halves them and compares those of a half; give at least {LEAST_TEXTS} (a line '=== KIND' begins one)"
+        )
+    with fixed_threads(jobs), torch.inference_mode(False), torch.no_grad(), open_source(folder) as source:
         snapshot = Snapshot(folder)
-        if not snapshot.causal:
-            raise FormatError(f"{folder}: profile parity is for causal language models; use bits:B for this one")
-        ids = _tokenized(snapshot, origin, texts)
-        fitted, judged = ids[::2], ids[1::2]
-        loaded = _LoadedModel(snapshot, source, executor, progress or silent)
-        loaded.look_at_columns(fitted)
-        n_tokens = max(2, SET_TOKENS // len(fitted))
-        sensitivities = loaded.sensitivities([text_ids[:n_tokens] for text_ids in fitted])
-        measurements = loaded.measurements(Calibration(loaded.scales, sensitivities), judged, target_top1)
+        fitted, judged = _halves(snapshot, origin, texts)
         facts = {
             "source": weights_digest(source),
             "text": text_digest(text),
             "text_origin": origin,
-            "n_tokens": str(sum(map(len, ids))),
+            "n_tokens": str(sum(len(ids) for _, ids in (*fitted, *judged))),
         }
-        return Calibration(loaded.scales, sensitivities, measurements, loaded.moments, facts)
+        run = _Run(snapshot, source, progress or silent)
+        calibration = begun if begun is not None and begun.facts == {**facts, **UNFINISHED} else None
+        for step in (*run.fitting(fitted, calibration), *run.measuring(judged)):
+            calibration = step(calibration or Calibration({}, {}, facts={**facts, **UNFINISHED}))
+            if keep is not None:
+                keep(calibration)
+        assert calibration is not None
+        return replace(calibration, facts=facts)
+
+
+UNFINISHED: Mapping[str, str] = {"unfinished": "yes"}
+_Step = Callable[[Calibration], Calibration]
+_Text = tuple[str, list[int]]  # its kind and its tokens
 
 
 def _require_libraries() -> None:
@@ -131,18 +144,6 @@ def _require_libraries() -> None:
         ) from error
 
 
-def _tokenized(snapshot: Snapshot, origin: str, texts: Sequence[Prompt]) -> list[list[int]]:
-    """Return the tokens of each text, at least two."""
-    tokenizer, limit = snapshot.tokenizer(), snapshot.token_limit(MAX_TOKENS, 1)
-    ids = [tokenizer(text.text, truncation=True, max_length=limit)["input_ids"] for text in texts]
-    for text, text_ids in zip(texts, ids, strict=True):
-        if len(text_ids) < 2:
-            raise FormatError(
-                f"{origin}: text {shown(text.text, 40)} is {len(text_ids)} token long, so it has no next token"
-            )
-    return ids
-
-
 def text_digest(text: Prompts) -> str:
     """Return a checksum of what `calibrate` would read."""
     return hashlib.sha256("\0".join(prompt.text for prompt in _texts(text)[1]).encode()).hexdigest()
@@ -152,6 +153,52 @@ def _texts(text: Prompts) -> tuple[str, list[Prompt]]:
     return chosen_prompts(text, "calibration.txt")
 
 
+# ---- which tokens ----
+
+
+def _halves(snapshot: Snapshot, origin: str, texts: Sequence[Prompt]) -> tuple[list[_Text], list[_Text]]:
+    """Return the texts that are fitted to and those that are judged on, every other one."""
+    fitted = _tokenized(snapshot, origin, _spread(texts[::2], MOST_TEXTS), FITTED_TOKENS)
+    if not snapshot.causal:
+        sentences = sentences_of(texts[1::2])
+        judged = _spread(sentences, N_SENTENCES) if len(sentences) >= 3 else texts[1::2]
+        return fitted, _tokenized(snapshot, origin, judged, 128 * len(judged))
+    return fitted, _tokenized(snapshot, origin, _spread(texts[1::2], MOST_TEXTS), JUDGED_TOKENS)
+
+
+def _spread(texts: Sequence[Prompt], most: int) -> list[Prompt]:
+    if len(texts) <= most:
+        return list(texts)
+    return [texts[i * len(texts) // most] for i in range(most)]
+
+
+def _tokenized(snapshot: Snapshot, origin: str, texts: Sequence[Prompt], n_tokens: int) -> list[_Text]:
+    """Return the tokens of each text, at least two, about `n_tokens` in all: what short ones leave, long ones take."""
+    tokenizer, limit = snapshot.tokenizer(), snapshot.token_limit(n_tokens, 2)
+    ids = [tokenizer(text.text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+    for text, text_ids in zip(texts, ids, strict=True):
+        if len(text_ids) < 2:
+            raise FormatError(
+                f"{origin}: text {shown(text.text, 40)} is {len(text_ids)} token long, so it has no next token"
+            )
+    longest = _longest([len(text_ids) for text_ids in ids], n_tokens)
+    return [(text.kind, text_ids[:longest]) for text, text_ids in zip(texts, ids, strict=True)]
+
+
+def _longest(lengths: Sequence[int], n_tokens: int) -> int:
+    """Return the length to cut texts to, so that about `n_tokens` are left."""
+    left, longest = n_tokens, max(lengths)
+    for place, length in enumerate(sorted(lengths)):
+        longest = left // (len(lengths) - place)
+        if length > longest:
+            break
+        left -= length
+    return max(LEAST_TOKENS, longest)
+
+
+# ---- the model ----
+
+
 @dataclass
 class _Matrix:
     """An encoded tensor of the source, and the model's parameter that holds it.
@@ -159,148 +206,199 @@ class _Matrix:
     Attributes
     ----------
     name : str
-    nbytes : int
     is_index : bool
         Whether each of its rows must stay the row that it is.
     parameter : torch.nn.Parameter
+    shape : tuple of int
+        Rows and columns.
     """
 
     name: str
-    nbytes: int
     is_index: bool
     parameter: torch.nn.Parameter
+    shape: tuple[int, int]
 
 
-class _LoadedModel:
-    """A loaded model, whose weights are coded and put back, and its source.
+class _Run:
+    """The steps of a calibration, upon one loaded model and its source."""
 
-    Attributes
-    ----------
-    scales : dict of name to float32 array (n_cols,)
-        What each tensor's columns are multiplied by before they are coded.
-    moments : dict of name to float32 array (n_cols, n_cols)
-        Mean products of the inputs of each head's columns.
-    """
-
-    def __init__(self, snapshot: Snapshot, source: TensorSource, executor: Executor | None, progress: Progress) -> None:
-        self._source, self._executor, self._progress = source, executor, progress
+    def __init__(self, snapshot: Snapshot, source: TensorSource, progress: Progress) -> None:
+        self._snapshot, self._source, self._progress = snapshot, source, progress
         self._model = snapshot.load_source()
-        self._matrices = _matched(self._model, source)
+        self._model.eval()
+        self._matrices = matched(self._model, source)
         if not self._matrices:
             raise FormatError(f"{snapshot.folder}: no weight matrix of the files is one of the model's parameters")
-        self.scales: dict[str, NDArray[np.float32]] = {}
-        self.moments: dict[str, NDArray[np.float32]] = {}
+        self._passes = self._split()
+        self._n_bytes = sum(info.nbytes for info in source.infos().values())
 
-    def look_at_columns(self, texts: Sequence[Sequence[int]]) -> None:
-        """Find the scales of what linear layers read, and the moments of what heads read."""
-        squares, products = self._input_sums(texts)
-        for name, total in squares.items():
-            weight = self._matrices[name].parameter
-            self.scales[name] = column_scale(total.numpy(), _column_squares(weight).numpy())
-        n_positions = sum(map(len, texts))
-        for name, total in products.items():
-            mean = total.numpy() / np.float32(n_positions)
-            self.moments[name] = (mean + mean.T) / 2  # equal in both halves to the last bit
+    def _split(self) -> list[set[str]]:
+        """Return the matrices whose products are summed in one pass over the texts, for each pass."""
+        passes: list[set[str]] = [set()]
+        nbytes = 0
+        for name, matrix in self._matrices.items():
+            own = 4 * matrix.shape[1] ** 2
+            if matrix.shape[1] > MAX_FEEDBACK_COLS:
+                continue
+            if passes[-1] and nbytes + own > PRODUCTS_NBYTES:
+                passes.append(set())
+                nbytes = 0
+            passes[-1].add(name)
+            nbytes += own
+        return passes
 
-    def _input_sums(self, texts: Sequence[Sequence[int]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return sums of squares of the inputs of linear layers' columns, and of products of those of heads."""
+    # ---- what errors cost ----
+
+    def fitting(self, texts: Sequence[_Text], begun: Calibration | None) -> list[_Step]:
+        """Return the steps that are left of running the model forwards and backwards."""
+        done = set() if begun is None else set(begun.moments)
+        left = [names for names in self._passes if not names <= done]
+        if begun is None or not begun.costs:
+            left = left or self._passes[:1]
+        return [partial(self._fitted, texts=texts, names=names) for names in left]
+
+    def _fitted(self, calibration: Calibration, *, texts: Sequence[_Text], names: set[str]) -> Calibration:
         import torch
 
-        names = {id(matrix.parameter): matrix.name for matrix in self._matrices.values()}
-        squares: dict[str, torch.Tensor] = {}
-        products: dict[str, torch.Tensor] = {}
+        from hhtld.evaluation.gradients import answers_loss, embedding_loss, watched
 
-        def add(module: torch.nn.Linear, args: tuple[torch.Tensor, ...], _: object) -> None:
-            inputs = args[0].reshape(-1, args[0].shape[-1])
-            name = names[id(module.weight)]
-            squares[name] = squares.get(name, 0) + (inputs * inputs).sum(0, dtype=torch.float64)
-            if self._matrices[name].is_index and inputs.shape[1] <= MAX_FEEDBACK_COLS:
-                products[name] = products.get(name, 0) + inputs.T @ inputs
+        parameters = {name: matrix.parameter for name, matrix in self._matrices.items()}
+        is_index = {name: matrix.is_index for name, matrix in self._matrices.items()}
+        generator = torch.Generator()
+        n_tokens = sum(len(ids) for _, ids in texts)
+        with torch.enable_grad(), watched(self._model, parameters, is_index, names) as (seen, backwards):
+            for number, (kind, ids) in enumerate(texts):
+                generator.manual_seed(number)
+                found = self._model(input_ids=torch.tensor([ids]))
+                if self._snapshot.causal:
+                    backwards(answers_loss(found.logits[0], generator))
+                else:
+                    backwards(embedding_loss(found.last_hidden_state[0], generator))
+                self._progress("calibrate", kind, self._n_bytes * len(ids) // (2 * len(self._passes) * n_tokens))
+        if not calibration.costs:
+            calibration = self._with_costs(calibration, seen)
+        moments = {}
+        for name in sorted(names):
+            products = seen[name].products
+            if products is not None:
+                moments[name] = _moments(products.double().numpy())
+        return replace(calibration, moments={**calibration.moments, **moments})
 
-        linears = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear) and id(m.weight) in names]
-        hooks = [module.register_forward_hook(add) for module in linears]
-        for ids in texts:
-            self._logits(ids)
-        for hook in hooks:
-            hook.remove()
-        return squares, products
+    def _with_costs(self, calibration: Calibration, seen: Mapping[str, Seen]) -> Calibration:
+        from hhtld.evaluation.gradients import row_costs
 
-    def sensitivities(self, texts: Sequence[Sequence[int]]) -> tuple[Sensitivity, ...]:
-        """Measure what coding each set of tensors alone costs."""
-        pack = self._coded(dict.fromkeys(self._matrices, TRIAL_RATE))
-        sensitivities = []
-        with self._reference(texts) as spool:
-            for label, names in _sets(list(self._matrices)).items():
-                matrices = [self._matrices[name] for name in names]
-                originals = [matrix.parameter.detach().clone() for matrix in matrices]
-                self._put(pack, matrices)
-                kl = PositionScores.total(self._scores(spool, texts)).kl
-                for matrix, weight in zip(matrices, originals, strict=True):
-                    matrix.parameter.data.copy_(weight)
-                n_weights = sum(weight.numel() for weight in originals)
-                sensitivities.append(Sensitivity(tuple(names), n_weights, kl / sum(len(ids) - 1 for ids in texts)))
-                self._progress("calibrate", label, sum(matrix.nbytes for matrix in matrices))
-                del originals
-        return tuple(sensitivities)
+        scales: dict[str, NDArray[np.float32]] = {}
+        costs = {}
+        for name, matrix in self._matrices.items():
+            weight, inputs = matrix.parameter.detach().reshape(matrix.shape), seen[name].inputs
+            if inputs is not None:
+                scales[name] = column_scale(inputs.numpy(), _column_squares(weight).numpy())
+            costs[name] = Costs(row_costs(name, seen[name], weight, scales.get(name)), matrix.shape[1])
+        return replace(calibration, column_scales=scales, costs=costs)
 
-    def measurements(
-        self, calibration: Calibration, texts: Sequence[Sequence[int]], target_top1: float
-    ) -> tuple[Measurement, ...]:
-        """Measure the whole model at two levels, and at the one that they promise for the target."""
-        with self._reference(texts) as spool:
-            measured = [self._measured(calibration, level, spool, texts) for level in LEVELS]
-            promised = Calibration({}, calibration.sensitivities, tuple(measured)).level_for(target_top1)
-            if promised not in LEVELS:
-                measured.append(self._measured(calibration, promised, spool, texts))
-        return tuple(measured)
+    # ---- what levels come to ----
 
-    def _measured(
-        self, calibration: Calibration, level: float, spool: LogitSpool, texts: Sequence[Sequence[int]]
-    ) -> Measurement:
-        pack = self._coded(calibration.rates(level))
-        self._put(pack, self._matrices.values())
-        text_scores = self._scores(spool, texts)
-        total = PositionScores.total(text_scores)
-        shared = {number for group in pack.table.groups for number in group.sections.values()}
-        nbytes = sum(map(pack.nbytes, self._matrices)) + sum(map(pack.sections.nbytes, shared))
-        bits = 8 * nbytes / sum(matrix.parameter.numel() for matrix in self._matrices.values())
-        n, share = total.n_positions, total.top1 / total.n_positions
-        error = math.sqrt(sum((scores.top1 - share * scores.n_positions) ** 2 for scores in text_scores)) / n
-        return Measurement(level, bits, share, total.kl / n, n, error)
+    def measuring(self, texts: Sequence[_Text]) -> list[_Step]:
+        """Return the step that measures levels."""
+        return [partial(self._measured, texts=texts)]
 
-    def _coded(self, rates: Mapping[str, int]) -> HhtldPack:
-        scales = {name: self.scales[name] for name in rates if name in self.scales}
-        bits = {name: rate / 16 for name, rate in rates.items()}
-        return encode(
-            self._source, "parity", rates=bits, column_scales=scales, moments=self.moments, executor=self._executor
-        )
+    def _measured(self, calibration: Calibration, *, texts: Sequence[_Text]) -> Calibration:
+        from hhtld.evaluation.coding_noise import CodingNoise
 
-    def _put(self, pack: HhtldPack, matrices: Iterable[_Matrix]) -> None:
-        """Set parameters to what a pack decodes to."""
-        import torch
+        is_index = {name: matrix.is_index for name, matrix in self._matrices.items()}
+        noise = CodingNoise(self._source, calibration.column_scales, calibration.moments, is_index)
+        judge = _Answers(self._model, texts) if self._snapshot.causal else _Neighbours(self._model, texts)
+        measurements = []
+        with judge:
+            for level in LEVELS:
+                for name, rate in calibration.rates(level).items():
+                    matrix = self._matrices[name]
+                    noise.put(name, matrix.parameter.data.view(matrix.shape), rate)
+                measurements.append(judge.measured(level))
+                self._progress("calibrate", f"level {level:g}", self._n_bytes // (2 * len(LEVELS)))
+        return replace(calibration, measurements=tuple(measurements))
 
-        for matrix in matrices:
-            decoded = torch.from_numpy(pack.get_tensor(matrix.name))
-            matrix.parameter.data.copy_(decoded)
 
-    def _reference(self, texts: Sequence[Sequence[int]]) -> LogitSpool:
-        """Return the logits of the model as it is; a context manager."""
+class _Answers:
+    """The next tokens of a causal language model on texts, beside those of the model as it was.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As it is.
+    texts : sequence of (kind, tokens)
+    """
+
+    def __init__(self, model: Any, texts: Sequence[_Text]) -> None:
         from hhtld.evaluation.parity.models import LogitSpool
 
-        width = len(self._model.get_input_embeddings().weight)
-        spool = LogitSpool(4 * width * sum(len(ids) - 1 for ids in texts))
-        for ids in texts:
-            spool.append(self._logits(ids)[:-1])
-        return spool
+        self._model, self._texts = model, [ids for _, ids in texts]
+        width = len(model.get_input_embeddings().weight)
+        self._spool = LogitSpool(4 * width * sum(len(ids) - 1 for ids in self._texts))
+        for ids in self._texts:
+            self._spool.append(self._logits(ids))
 
-    def _scores(self, spool: LogitSpool, texts: Sequence[Sequence[int]]) -> list[PositionScores]:
-        return [compare_positions(spool[i], self._logits(ids)[:-1], ids[1:]) for i, ids in enumerate(texts)]
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.__exit__()
+
+    def measured(self, level: float) -> Measurement:
+        """Return what the model as it is now comes to."""
+        scores = [compare_positions(self._spool[i], self._logits(ids), ids[1:]) for i, ids in enumerate(self._texts)]
+        total = PositionScores.total(scores)
+        n, share = total.n_positions, total.top1 / total.n_positions
+        squares = sum((text.top1 - share * text.n_positions) ** 2 for text in scores)
+        error = math.sqrt(squares * len(scores) / max(1, len(scores) - 1)) / n
+        return Measurement(level, share, total.kl / n, n, len(scores), error)
 
     def _logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         import torch
 
-        logits: NDArray[np.float32] = self._model(input_ids=torch.tensor([list(ids)])).logits[0].numpy()
+        logits: NDArray[np.float32] = self._model(input_ids=torch.tensor([list(ids)])).logits[0, :-1].numpy()
         return logits
+
+
+class _Neighbours:
+    """The nearest other text of each, by a text encoder, beside those by the model as it was.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As it is.
+    texts : sequence of (kind, tokens)
+    """
+
+    def __init__(self, model: Any, texts: Sequence[_Text]) -> None:
+        self._model, self._texts = model, [ids for _, ids in texts]
+        self._before = self._embeddings()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def measured(self, level: float) -> Measurement:
+        """Return what the model as it is now comes to."""
+        now, n = self._embeddings(), len(self._texts)
+        share = float((nearest_others(self._before) == nearest_others(now)).mean())
+        distance = float(1 - row_cosines(self._before, now).mean())
+        return Measurement(level, share, distance, n, n, math.sqrt(share * (1 - share) / n))
+
+    def _embeddings(self) -> NDArray[np.float32]:
+        import torch
+
+        means = [self._model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in self._texts]
+        embeddings: NDArray[np.float32] = torch.stack(means).numpy()
+        return embeddings
+
+
+def _moments(products: NDArray[np.float64]) -> Moments:
+    """Return a few factors of products, the largest mean square 1: only their proportions matter."""
+    largest = float(products.diagonal().max())
+    return Moments.of(products / largest if largest > 0 else products, len(products) // _RANK_SHARE)
 
 
 def _column_squares(weight: torch.Tensor) -> torch.Tensor:
@@ -313,9 +411,9 @@ def _column_squares(weight: torch.Tensor) -> torch.Tensor:
     return squares
 
 
-def _matched(model: Any, source: TensorSource) -> dict[str, _Matrix]:
+def matched(model: Any, source: TensorSource) -> dict[str, _Matrix]:
     """Return the tensors that are encoded and that the model holds, by their names in the source."""
-    plan = make_plan(source, Encoding(f"bits:{MAX_RATE // 16}", quantized="keep"))
+    plan = make_plan(source, Encoding(profile=f"bits:{MAX_RATE // 16}", quantized="keep"))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     matrices = {}
@@ -325,21 +423,7 @@ def _matched(model: Any, source: TensorSource) -> dict[str, _Matrix]:
         for path in (name, prefix + name, name.removeprefix(prefix)):
             if path in parameters and tuple(parameters[path].shape) == tuple(tensor.info.shape):
                 is_index = tensor.group.regime == "index"
-                matrices[name] = _Matrix(name, tensor.info.nbytes, is_index, parameters[path])
+                shape = tensor.info.n_rows, tensor.info.n_cols
+                matrices[name] = _Matrix(name, is_index, parameters[path], shape)
                 break
     return matrices
-
-
-def _sets(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return names by what they are without numbers, in bands of neighbouring layers, under a label each."""
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
-    return {f"{kind} {band}": chosen for kind, of_kind in kinds.items() for band, chosen in _bands(of_kind)}
-
-
-def _bands(names: list[str]) -> Iterator[tuple[int, list[str]]]:
-    ordered = sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-    n_bands = min(BANDS, max(1, len(ordered) // 2))
-    for band in range(n_bands):
-        yield band, ordered[band * len(ordered) // n_bands : (band + 1) * len(ordered) // n_bands]

@@ -1,11 +1,12 @@
-"""Calibrations in files: safetensors with a tensor of column scales for each calibrated one, and the rest as metadata.
+"""Calibrations in files: safetensors with what each tensor's columns and rows told, and the rest as metadata.
 
 Layout
 ------
-Tensors: "scale:NAME" -> F32 (n_cols,), "moments:NAME" -> F32 (n_cols, n_cols). Metadata: "schema" =
-"hhtld.calibration/1", "calibration" = a JSON object with ``sensitivities`` [{names, n_weights, kl}],
-``measurements`` [{level, bits, top1, kl, n_positions, error}] and ``facts`` {str: str}, of which "source" is
-`weights_digest` of what was calibrated.
+Tensors, of each matrix NAME: "scale:NAME" F32 (n_cols,), column scales; "costs:NAME" F32 (n_rows,), what errors in rows
+cost; and of moments, "factors:NAME" I8 (rank, n_cols), "exponents:NAME" I16 (rank,) and "rest:NAME" F32 (n_cols,).
+Metadata: "schema" = "hhtld.calibration/2", "calibration" = a JSON object with ``n_cols`` {NAME: int}, ``measurements``
+[{level, top1, kl, n_positions, n_texts, error}] and ``facts`` {str: str}, of which "source" is `weights_digest` of what
+was calibrated, and "unfinished" stands only in the file of an interrupted run.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
+import numpy as np
+from numpy.typing import NDArray
+
+from hhtld.encoding.calibration import Calibration, Costs, Measurement
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.errors import FormatError, HeaderError, shown
 from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat
 from hhtld.progress import Progress
+from hhtld.slots.moments import Moments
 from hhtld.sources.contract import ArraySource, TensorSource
 
 __all__ = ["calibrated", "check_calibrates", "read_calibration", "write_calibration"]
 
-SCHEMA = "hhtld.calibration/1"
-_SCALE, _MOMENTS = "scale:", "moments:"
+SCHEMA = "hhtld.calibration/2"
+_SCALE, _COSTS = "scale:", "costs:"
+_FACTORS, _EXPONENTS, _REST = "factors:", "exponents:", "rest:"
 
 
 def write_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
@@ -39,13 +46,17 @@ def write_calibration(calibration: Calibration, path: str | os.PathLike[str]) ->
         If the file cannot be written; what stood there before is untouched.
     """
     facts = {
-        "sensitivities": [{"names": s.names, "n_weights": s.n_weights, "kl": s.kl} for s in calibration.sensitivities],
+        "n_cols": {name: costs.n_cols for name, costs in calibration.costs.items()},
         "measurements": [vars(m) for m in calibration.measurements],
         "facts": dict(calibration.facts),
     }
     metadata = {"schema": SCHEMA, "calibration": json.dumps(facts, sort_keys=True, allow_nan=False)}
-    arrays = {f"{_SCALE}{name}": array for name, array in calibration.column_scales.items()}
-    arrays |= {f"{_MOMENTS}{name}": array for name, array in calibration.moments.items()}
+    arrays: dict[str, NDArray[Any]] = {f"{_SCALE}{name}": array for name, array in calibration.column_scales.items()}
+    arrays |= {f"{_COSTS}{name}": costs.rows for name, costs in calibration.costs.items()}
+    for name, moments in calibration.moments.items():
+        arrays[f"{_FACTORS}{name}"] = moments.factors
+        arrays[f"{_EXPONENTS}{name}"] = moments.exponents
+        arrays[f"{_REST}{name}"] = moments.rest
     SafetensorsFormat().write_source(ArraySource(arrays, metadata), Path(path))
 
 
@@ -58,45 +69,56 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
         If the file holds no calibration, or a damaged one.
     """
     with SafetensorsFile(path) as file:
-        if file.metadata.get("schema") != SCHEMA:
-            raise HeaderError(f"{path}: not a calibration (schema {shown(str(file.metadata.get('schema')))})")
+        schema = str(file.metadata.get("schema"))
+        if schema == "hhtld.calibration/1":
+            raise HeaderError(
+                f"{path} was made by an earlier version of hhtld; calibrate again with calibrate='builtin' "
+                f"(--calibrate builtin)"
+            )
+        if schema != SCHEMA:
+            raise HeaderError(f"{path}: not a calibration (schema {shown(schema)})")
         arrays = {name: file.read_tensor(name) for name in file.infos()}
         text = file.metadata.get("calibration", "")
     try:
         written = json.loads(text)
-        sensitivities = tuple(_sensitivity(item) for item in written["sensitivities"])
+        n_cols = {str(name): int(count) for name, count in written["n_cols"].items()}
         measurements = tuple(_measurement(item) for item in written["measurements"])
         facts = {str(key): str(value) for key, value in written["facts"].items()}
+        costs = {name: Costs(_checked_costs(arrays[_COSTS + name]), count) for name, count in n_cols.items()}
+        moments = {
+            name: Moments(arrays[_FACTORS + name], arrays[_EXPONENTS + name], arrays[_REST + name])
+            for name in _names(arrays, _FACTORS)
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise HeaderError(f"{path}: the calibration's metadata is damaged: {error!r}"[:300]) from None
-    names = [name for sensitivity in sensitivities for name in sensitivity.names]
-    if not names or len(set(names)) != len(names):
-        raise HeaderError(f"{path}: a calibration must name at least one tensor, and each of them once")
-    scales = {name.removeprefix(_SCALE): array for name, array in arrays.items() if name.startswith(_SCALE)}
-    moments = {name.removeprefix(_MOMENTS): array for name, array in arrays.items() if name.startswith(_MOMENTS)}
-    return Calibration(scales, sensitivities, measurements, moments, facts)
+        raise HeaderError(f"{path}: the calibration is damaged: {error!r}"[:300]) from None
+    if not costs and "unfinished" not in facts:
+        raise HeaderError(f"{path}: a calibration must name at least one tensor")
+    scales = {name: arrays[_SCALE + name] for name in _names(arrays, _SCALE)}
+    return Calibration(scales, costs, measurements, moments, facts)
 
 
-def _sensitivity(item: dict[str, Any]) -> Sensitivity:
-    names, n_weights, kl = item["names"], int(item["n_weights"]), float(item["kl"])
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ValueError("names must be texts")
-    if n_weights < 1 or not math.isfinite(kl):
-        raise ValueError(f"a set of {n_weights} weights and a divergence of {kl}")
-    return Sensitivity(tuple(names), n_weights, kl)
+def _names(arrays: Mapping[str, NDArray[Any]], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in arrays if name.startswith(prefix)]
+
+
+def _checked_costs(rows: NDArray[Any]) -> NDArray[np.float32]:
+    if rows.dtype != np.float32 or rows.ndim != 1 or not len(rows) or not (np.isfinite(rows) & (rows >= 0)).all():
+        raise ValueError("costs of rows must be finite, and not negative")
+    return rows
 
 
 def _measurement(item: dict[str, Any]) -> Measurement:
-    numbers = {key: float(item[key]) for key in ("level", "bits", "top1", "kl", "error")}
-    n_positions = int(item["n_positions"])
+    numbers = {key: float(item[key]) for key in ("level", "top1", "kl", "error")}
+    n_positions, n_texts = int(item["n_positions"]), int(item["n_texts"])
     if (
         not all(map(math.isfinite, numbers.values()))
         or not 0 <= numbers["top1"] <= 1
         or numbers["error"] < 0
         or n_positions < 1
+        or n_texts < 1
     ):
         raise ValueError(f"a measurement of {numbers}")
-    return Measurement(**numbers, n_positions=n_positions)
+    return Measurement(**numbers, n_positions=n_positions, n_texts=n_texts)
 
 
 def check_calibrates(calibration: Calibration, source: TensorSource, where: str) -> None:
@@ -119,7 +141,6 @@ def calibrated(
     model: str | os.PathLike[str],
     target: Path,
     *,
-    target_top1: float,
     jobs: int,
     progress: Progress,
 ) -> tuple[Calibration, str | None]:
@@ -129,7 +150,8 @@ def calibrated(
     ----------
     calibrate : Calibration or path
         A calibration, the `.safetensors` file of one, or a text to run `model` on ("builtin" for the built-in one).
-        What a text gives is kept beside `target`, and read from there when the same model and text come again.
+        What a text gives is kept beside `target`, and read from there when the same model and text come again; what an
+        interrupted run found is kept there too, and gone on from.
     source : TensorSource
         Of `model`.
     model : path
@@ -152,17 +174,26 @@ def calibrated(
             )
         calibration = read_calibration(text)
         check_calibrates(calibration, source, text)
+        if "unfinished" in calibration.facts:
+            raise FormatError(
+                f"{text} is of a run that was interrupted; give its text with calibrate=TEXT (--calibrate TEXT) to "
+                f"finish it"
+            )
         return calibration, None
     from hhtld.evaluation.calibrate import calibrate as run
     from hhtld.evaluation.calibrate import text_digest
 
     beside = target.with_name(target.name.removesuffix(target.suffix) + ".calibration.safetensors")
+    begun = None
     if beside.is_file():
         with contextlib.suppress(FormatError):
-            calibration = read_calibration(beside)
-            made_from = calibration.facts.get("source"), calibration.facts.get("text")
-            if made_from == (weights_digest(source), text_digest(text)):
-                return calibration, None
-    calibration = run(model, text, target_top1=target_top1, jobs=jobs, progress=progress)
+            found = read_calibration(beside)
+            if (found.facts.get("source"), found.facts.get("text")) == (weights_digest(source), text_digest(text)):
+                if "unfinished" not in found.facts:
+                    return found, None
+                begun = found
+    calibration = run(
+        model, text, jobs=jobs, progress=progress, begun=begun, keep=lambda done: write_calibration(done, beside)
+    )
     write_calibration(calibration, beside)
     return calibration, str(beside)

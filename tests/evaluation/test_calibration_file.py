@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 import hhtld
 from hhtld.commands.main import main
-from hhtld.encoding.calibration import Calibration, Measurement, Sensitivity
+from hhtld.encoding.calibration import Calibration, Costs, Measurement
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.errors import FormatError
 from hhtld.evaluation.calibration_file import read_calibration, write_calibration
 from hhtld.formats import open_source
+from hhtld.slots.moments import Moments
 
 HEAD, QUERY = "lm_head.weight", "layers.0.q_proj.weight"
 
@@ -34,9 +36,12 @@ def calibration(model: Path) -> Calibration:
         facts = {"source": weights_digest(source)}
     return Calibration(
         {QUERY: np.linspace(0.5, 2, 64, dtype=np.float32)},
-        (Sensitivity((HEAD,), 300 * 64, 0.02), Sensitivity((QUERY,), 96 * 64, 0.01)),
-        (Measurement(4.5, 4.6, 0.8, 0.1, 1000, 0.01), Measurement(5.25, 5.35, 0.88, 0.04, 1000)),
-        {HEAD: np.eye(64, dtype=np.float32)},
+        {
+            HEAD: Costs(np.linspace(0.1, 0.2, 300, dtype=np.float32), 64),
+            QUERY: Costs(np.linspace(0.05, 0.1, 96, dtype=np.float32), 64),
+        },
+        (Measurement(4.5, 0.8, 0.1, 1000, 20, 0.01), Measurement(5.25, 0.88, 0.04, 1000, 20)),
+        {HEAD: Moments.of(np.eye(64) + np.ones((64, 64)), 8)},
         facts,
     )
 
@@ -44,20 +49,20 @@ def calibration(model: Path) -> Calibration:
 def test_a_calibration_comes_back_from_its_file(calibration: Calibration, tmp_path: Path) -> None:
     write_calibration(calibration, tmp_path / "c.safetensors")
     back = read_calibration(tmp_path / "c.safetensors")
-    assert (back.sensitivities, back.measurements, back.facts) == (
-        calibration.sensitivities,
-        calibration.measurements,
-        calibration.facts,
-    )
-    for mine, theirs in ((calibration.column_scales, back.column_scales), (calibration.moments, back.moments)):
-        assert set(mine) == set(theirs)
-        for name in mine:
-            np.testing.assert_array_equal(mine[name], theirs[name])
+    assert (back.measurements, back.facts) == (calibration.measurements, calibration.facts)
+    assert set(back.column_scales) == {QUERY}
+    np.testing.assert_array_equal(back.column_scales[QUERY], calibration.column_scales[QUERY])
+    assert set(back.costs) == {HEAD, QUERY}
+    for name, costs in calibration.costs.items():
+        np.testing.assert_array_equal(back.costs[name].rows, costs.rows)
+        assert back.costs[name].n_cols == costs.n_cols
+    assert set(back.moments) == {HEAD}
+    assert back.moments[HEAD].tobytes() == calibration.moments[HEAD].tobytes()
 
 
 def test_a_file_names_its_format(calibration: Calibration, tmp_path: Path) -> None:
     write_calibration(calibration, tmp_path / "c.safetensors")
-    assert b"hhtld.calibration/1" in (tmp_path / "c.safetensors").read_bytes()
+    assert b"hhtld.calibration/2" in (tmp_path / "c.safetensors").read_bytes()
 
 
 def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibration: Calibration, tmp_path: Path) -> None:
@@ -73,10 +78,8 @@ def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibratio
             assert pack.table.groups[number].numbers["rate"] == rates[name]
         assert "column_scale" in pack.info(QUERY).sections
         assert "column_scale" not in pack.info(HEAD).sections
-    assert f"rates about {level:g} bits" in report.notes[-1]
-    n_positions = min(measured.n_positions for measured in calibration.measurements)
-    assert f"measured on {n_positions:,} positions" in report.notes[-1]
-    assert ("too few to rely on" in report.notes[-1]) == (n_positions < 1000)
+    assert f"rates of {level:g} bits a weight on average were chosen for a top-1 agreement of 0.85" in report.notes[-1]
+    assert "judged on 1,000 positions of 20 texts; hhtld gate-parity" in report.notes[-1]
     again = hhtld.convert(
         model, tmp_path / "2.hhtld", profile="parity", calibrate=calibration, target_top1=0.85, min_ratio=0, jobs=1
     )
@@ -112,16 +115,14 @@ def test_a_calibration_of_another_model_is_refused(
     ("change", "message"),
     [
         (lambda found: found.update(schema="other/1"), "not a calibration"),
-        (lambda found: found.update(calibration="{"), "metadata is damaged"),
-        (lambda found: found.update(calibration="[]"), "metadata is damaged"),
-        (lambda found: _edit(found, lambda told: told["sensitivities"][0].pop("kl")), "metadata is damaged"),
-        (lambda found: _edit(found, lambda told: told["sensitivities"][0].update(n_weights=0)), "metadata is damaged"),
-        (lambda found: _edit(found, lambda told: told["sensitivities"].clear()), "must name at least one tensor"),
-        (
-            lambda found: _edit(found, lambda told: told["sensitivities"].extend(told["sensitivities"])),
-            "each of them once",
-        ),
-        (lambda found: _edit(found, lambda told: told["measurements"][0].update(top1=2)), "metadata is damaged"),
+        (lambda found: found.update(calibration="{"), "is damaged"),
+        (lambda found: found.update(calibration="[]"), "is damaged"),
+        (lambda found: found.update(schema="hhtld.calibration/1"), "earlier version of hhtld; calibrate again"),
+        (lambda found: _edit(found, lambda told: told.pop("n_cols")), "is damaged"),
+        (lambda found: _edit(found, lambda told: told["n_cols"].update(other=3)), "is damaged"),
+        (lambda found: _edit(found, lambda told: told["n_cols"].clear()), "must name at least one tensor"),
+        (lambda found: _edit(found, lambda told: told["measurements"][0].update(n_texts=0)), "is damaged"),
+        (lambda found: _edit(found, lambda told: told["measurements"][0].update(top1=2)), "is damaged"),
     ],
 )
 def test_damaged_calibrations_are_refused(calibration: Calibration, tmp_path: Path, change, message: str) -> None:
@@ -144,10 +145,7 @@ def _edit(metadata: dict[str, str], change) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["--profile", "gates", "--calibrate", "builtin"],
-            "--calibrate and --target-top1 are for profile 'parity' only",
-        ),
+        (["--profile", "gates", "--calibrate", "builtin"], "are for profile 'parity' only"),
         (["--profile", "parity", "--target-top1", ".9"], "--target-top1 needs --calibrate: "),
     ],
 )
@@ -166,3 +164,32 @@ def test_an_ordinary_model_is_no_calibration(model: Path) -> None:
 def test_a_calibration_that_is_missing_is_told_how_to_make(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"\(--calibrate builtin\) makes one"):
         hhtld.convert(model, tmp_path / "m.hhtld", calibrate=tmp_path / "none.calibration.safetensors")
+
+
+def test_bits_a_weight_instead_of_an_agreement(model: Path, calibration: Calibration, tmp_path: Path) -> None:
+    write_calibration(calibration, tmp_path / "c.safetensors")
+    args = ["convert", str(model), str(tmp_path / "m.hhtld"), "--calibrate", str(tmp_path / "c.safetensors")]
+    assert main([*args, "--target-bits", "5", "--min-ratio", "0"]) == 0
+    with hhtld.open(tmp_path / "m.hhtld") as pack:
+        shared = {number for group in pack.table.groups for number in group.sections.values()}
+        nbytes = pack.nbytes(HEAD) + pack.nbytes(QUERY) + sum(map(pack.sections.nbytes, shared))
+    assert 4.6 < 8 * nbytes / (396 * 64) <= 5
+    assert main([*args, "--target-bits", "5", "--target-top1", "0.9"]) == 2
+
+
+def test_moments_that_do_not_fit_are_refused(calibration: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    for change in ({f"rest:{HEAD}": np.ones(3, np.float32)}, {f"exponents:{HEAD}": np.full(8, 100, np.int16)}):
+        write_calibration(calibration, path)
+        with open_source(path) as file:
+            metadata = file.metadata
+        save_file(load_file(path) | change, path, metadata)
+        with pytest.raises(FormatError, match="is damaged"):
+            read_calibration(path)
+
+
+def test_the_file_of_an_interrupted_run_is_refused(calibration: Calibration, model: Path, tmp_path: Path) -> None:
+    unfinished = replace(calibration, facts={**calibration.facts, "unfinished": "yes"})
+    write_calibration(unfinished, tmp_path / "c.safetensors")
+    with pytest.raises(FormatError, match="interrupted; give its text"):
+        hhtld.convert(model, tmp_path / "m.hhtld", calibrate=tmp_path / "c.safetensors")

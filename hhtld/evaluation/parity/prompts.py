@@ -13,7 +13,7 @@ from typing import Any
 
 from hhtld.errors import FormatError, shown
 
-__all__ = ["BUILTIN", "Prompt", "Prompts", "chosen_prompts", "parse_prompts", "retrieval_sentences"]
+__all__ = ["BUILTIN", "Prompt", "Prompts", "chosen_prompts", "parse_prompts", "retrieval_sentences", "sentences_of"]
 
 BUILTIN = "builtin"
 _MARK = "=== "
@@ -108,7 +108,7 @@ def _from_json(text: str, name: str) -> list[Prompt]:
 # ---- sentences for encoders ----
 
 _SENTENCE_END = re.compile("(?<=[.!?])\\s+|(?<=\u3002)")
-_RUNNING_TEXT = ("prose", "dialogue", "instructions", "languages")
+_RUNNING_TEXT = ("prose", "dialogue", "instructions", "languages", "text")
 # Many sentences that differ in one word are what tells a good embedding from one that nearly is.
 _TEMPLATES = (
     "The {who} carried the {what} {where}.",
@@ -133,17 +133,23 @@ _WORDS = {
 }
 
 
-def retrieval_sentences(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
-    """Return `count` different sentences: those of the running text of prompts, then filled templates.
-
-    Every call returns the same ones. Their kinds are those of the prompts, and "template".
-    """
+def sentences_of(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return the different sentences of the running text of prompts, each of its prompt's kind."""
     kinds: dict[str, str] = {}
     for prompt in prompts:
         if prompt.kind in _RUNNING_TEXT:
             for sentence in _SENTENCE_END.split(" ".join(prompt.text.split())):
                 if len(sentence) >= 20:
                     kinds.setdefault(sentence, prompt.kind)
+    return [Prompt(kind, sentence) for sentence, kind in kinds.items()]
+
+
+def retrieval_sentences(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
+    """Return `count` different sentences: those of the running text of prompts, then filled templates.
+
+    Every call returns the same ones. Their kinds are those of the prompts, and "template".
+    """
+    kinds = {sentence.text: sentence.kind for sentence in sentences_of(prompts)}
     filled = dict.fromkeys(
         template.format(who=who, what=what, where=where)
         for template, who, what, where in product(_TEMPLATES, *_WORDS.values())

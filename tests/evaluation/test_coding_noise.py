@@ -1,0 +1,34 @@
+"""Noise that stands for coding, beside what coding does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import hhtld
+from hhtld.slots.moments import Moments
+from hhtld.sources.contract import ArraySource
+
+torch = pytest.importorskip("torch")
+NAME = "layers.0.mlp.up_proj.weight"
+
+
+def test_noise_is_as_large_as_errors_of_codes_and_shaped_like_them() -> None:
+    from hhtld.evaluation.coding_noise import CodingNoise
+
+    rng = np.random.default_rng(0)
+    weights = (rng.standard_normal((256, 192)) * rng.uniform(0.2, 2, (256, 1))).astype(np.float32)
+    inputs = rng.standard_normal((800, 8)) @ rng.standard_normal((8, 192)) + 0.3 * rng.standard_normal((800, 192))
+    scale = np.exp2(rng.uniform(-1, 1, 192)).astype(np.float32)
+    source, moments = ArraySource({NAME: weights}), Moments.of(inputs.T @ inputs / 800, 24)
+    noise = CodingNoise(source, {NAME: scale}, {NAME: moments}, {NAME: False})
+    noisy = torch.from_numpy(weights.copy())
+    for rate in (48, 72, 60):
+        noise.put(NAME, noisy, rate)
+        asked = {NAME: rate / 16}
+        pack = hhtld.encode(source, "parity", rates=asked, column_scales={NAME: scale}, moments={NAME: moments})
+        errors = pack.get_tensor(NAME) - weights
+        stood_for = noisy.numpy() - weights
+        for directions in (np.eye(192), inputs.T):  # errors of weights, and of what the layer gives
+            coded, simulated = (np.square(e @ directions).sum() for e in (errors, stood_for))
+            assert simulated == pytest.approx(coded, rel=0.12)
