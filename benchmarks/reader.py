@@ -1,9 +1,10 @@
-"""Rows a second of the reader in C beside `get_rows`, one thread, everything in the page cache.
+"""Rows for a second of processor time: the reader in C beside `get_rows`, everything in the page cache.
 
     python benchmarks/reader.py [--rows 200000] [--ids 32768] [--options "-O3 -march=native"]
 
 Makes tables of 160 and 256 columns at 4 and 3 bits, and reads random rows: with `reader/hhtld_rows.h` by position and
-from a mapped file, and with Python. Time is processor time of the fastest of seven rounds, in which all take turns.
+from a mapped file, and with Python. Time is that of all threads, in the fastest of seven rounds, in which all take
+turns.
 """
 
 from __future__ import annotations
@@ -102,9 +103,9 @@ def main() -> None:
                     best = [float("inf")] * len(readers)
                     for _ in range(7):
                         for place, read in enumerate(readers):
-                            start = time.thread_time()
+                            start = time.process_time()
                             read()
-                            best[place] = min(best[place], time.thread_time() - start)
+                            best[place] = min(best[place], time.process_time() - start)
                     row_nbytes = pack.nbytes(NAME) / arguments.rows
                 speeds = " | ".join(f"{len(ids) / seconds / 1e6:.2f} M rows/s" for seconds in best)
                 print(f"| {n_cols} | {bits} | {row_nbytes:.1f} | {speeds} |", flush=True)

@@ -277,7 +277,7 @@ def test_sizes_of_n_gram_rows_are_those_of_the_kernel() -> None:
     for line in lines:
         n_cols, bfloat16, fp8, iq4_nl, *ours = (int(number) for number in line[:-1])
         assert (bfloat16, fp8, iq4_nl) == (2 * n_cols, n_cols, 18 * n_cols // 32)
-        assert ours == [2 + row_nbytes(n_cols, rate, 10) for rate in (64, 48)]
+        assert ours == [2 + row_nbytes(n_cols, rate, 12) for rate in (64, 48)]
         assert line[-1] == f"{n_rows * ours[0] / 1e9:.1f}"
 
 
