@@ -328,7 +328,7 @@ def test_formats_by_name_and_suffix() -> None:
     assert {plugin.name for plugin in registry} >= {"hhtld", "safetensors"}
     assert format_for_output(Path("x.HHTLD")).name == "hhtld"
     with pytest.raises(
-        hhtld.UnknownFormatError, match="the formats are folder, gguf, hdf5, hf, hhtld, onnx, safetensors"
+        hhtld.UnknownFormatError, match="the formats are folder, gguf, hdf5, hf, hhtld, onnx, pipeline, safetensors"
     ):
         get_format("gguf2")
 
