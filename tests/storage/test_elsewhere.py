@@ -84,7 +84,8 @@ def test_what_is_named_is_hidden() -> None:
 def test_every_module_is_imported_without_them() -> None:
     look = (
         "import importlib, pkgutil, sys, hhtld, hhtld.formats\n"
-        "EXTRAS = {'torch', 'transformers', 'onnx', 'onnxruntime', 'piper', 'gguf', 'matplotlib', 'jinja2', 'dask', 'distributed', 'fsspec'}\n"
+        "EXTRAS = {'torch', 'transformers', 'onnx', 'onnxruntime', 'piper', 'gguf', 'matplotlib', 'jinja2', 'dask',\n"
+        "          'distributed', 'fsspec'}\n"
         "for path, root in ((hhtld.__path__, 'hhtld.'), (hhtld.formats.__path__, 'hhtld.formats.')):\n"
         "    for found in pkgutil.walk_packages(path, root):\n"
         "        if 'integrations' in found.name or found.name.endswith(('__main__', '.example')): continue\n"
