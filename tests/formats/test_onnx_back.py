@@ -184,7 +184,8 @@ def test_every_type_of_every_rank_comes_back(tmp_path: Path, shape: tuple[int, .
     count, tensors = int(np.prod(shape)), []
     for dtype in DTYPES:
         tensor = TensorProto(name=f"t{dtype}", data_type=dtype, dims=shape)
-        nbits = {TensorProto.COMPLEX128: 128, TensorProto.UINT4: 4, TensorProto.INT4: 4}.get(dtype)
+        kind = TensorProto.DataType.Name(dtype)  # onnx 1.17 calls bfloat16 and 8-bit floats float32
+        nbits = {"COMPLEX128": 128, "UINT4": 4, "INT4": 4, "BFLOAT16": 16}.get(kind, 8 if "FLOAT8" in kind else None)
         nbytes = -(-count * (nbits or 8 * helper.tensor_dtype_to_np_dtype(dtype).itemsize) // 8)
         if raw:
             tensor.raw_data = bytes(n % 2 for n in range(nbytes))
