@@ -1004,6 +1004,7 @@ def embeddings(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="counts positional reads")
 @pytest.mark.parametrize(("name", "row_nbytes", "own"), [("d", 12, 0), ("f", 9, 2 * 7 * 384)])
 def test_three_rows_read_no_other_rows(
     embeddings: Path, name: str, row_nbytes: int, own: int, monkeypatch: pytest.MonkeyPatch
