@@ -43,7 +43,7 @@ def assert_untouched(target: Path) -> None:
 def test_the_faults_are_those_of_a_conversion() -> None:
     """Every write, sync and rename of it and of its journal, by every error and by kill."""
     found = list(faults.every_fault())
-    assert len(found) == len({fault.what for fault in found}) == 111
+    assert len(found) == len({fault.what for fault in found}) == 6 * (faults.N_WRITES + faults.N_LINES) + 21
 
 
 @pytest.mark.skipif(not faults.can_inject(), reason="needs strace and the right to trace")
