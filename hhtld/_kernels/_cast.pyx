@@ -15,6 +15,7 @@ cdef extern from "cast.h" nogil:
     void hh_narrow_f32_f16(int tier, const float *values, uint16_t *out, Py_ssize_t count)
     void hh_truncate_f32_bf16_scalar(const float *values, uint16_t *out, Py_ssize_t count)
     Py_ssize_t hh_first_nonfinite_f32(int tier, const float *values, Py_ssize_t count)
+    Py_ssize_t hh_first_nonfinite_bf16_scalar(const uint16_t *values, Py_ssize_t count)
 
 ctypedef void (*narrow_fn)(int, const float *, uint16_t *, Py_ssize_t) noexcept nogil
 ctypedef void (*widen_fn)(int, const uint16_t *, float *, Py_ssize_t) noexcept nogil
@@ -103,4 +104,16 @@ def first_nonfinite_f32(const float[::1] values not None, *, isa=None):
     require_aligned(&values[0], 4, "values")
     with nogil:
         found = hh_first_nonfinite_f32(tier, &values[0], values.shape[0])
+    return found
+
+
+def first_nonfinite_bf16(const uint16_t[::1] values not None, *, isa=None):
+    """Return the index of the first infinity or NaN, given as bfloat16 bits, or -1."""
+    resolve(isa)
+    cdef Py_ssize_t found
+    if values.shape[0] == 0:
+        return -1
+    require_aligned(&values[0], 2, "values")
+    with nogil:
+        found = hh_first_nonfinite_bf16_scalar(&values[0], values.shape[0])
     return found

@@ -234,10 +234,12 @@ def selected_rows(n_rows: int, rows: RowIndex) -> NDArray[np.intp] | slice:
         return np.zeros(0, np.intp)
     if index.ndim != 1 or index.dtype.kind not in "iu":
         raise TypeError(f"rows must be a flat sequence of integers, got {index.dtype} of shape {index.shape}")
-    if index.min() < -n_rows or index.max() >= n_rows:
-        raise IndexError(f"rows must lie in 0..{n_rows - 1}, got {index.min()}..{index.max()}")
-    if index.size == 1:  # a slice reads without a copy: one row is what lookups ask for
-        row = int(index[0]) % n_rows
+    is_one = index.size == 1
+    least, most = (int(index[0]),) * 2 if is_one else (index.min(), index.max())
+    if least < -n_rows or most >= n_rows:
+        raise IndexError(f"rows must lie in 0..{n_rows - 1}, got {least}..{most}")
+    if is_one:  # a slice reads without a copy: one row is what lookups ask for
+        row = int(least) % n_rows
         return slice(row, row + 1)
     return index.astype(np.intp) % n_rows
 

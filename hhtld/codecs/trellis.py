@@ -84,6 +84,7 @@ __all__ = [
 # What profile parity asks of every group if no model was run. It promises nothing about the model's answers; see
 # docs/decisions/gates-and-answers.md.
 PARITY_THRESHOLD = Threshold(0.9997, 0.999)
+_U16 = np.dtype("<u2")
 _LANES = 32  # rows that the trellis search takes at once
 
 
@@ -466,16 +467,16 @@ class TrellisGroup(GroupCode):
 
         row_class, codes = part.by_class("slot_t", shared.class_widths) if shared.classes else (None, None)
 
-        def level(trellis: slots.Trellis, suffix: str) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-            gains = part(f"slot_v{suffix}", 2).view("<u2")
+        def level(suffix: str, width: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+            gains = part(f"slot_v{suffix}", 2).view(_U16)
             gains = gains if gains.flags.aligned else gains.copy()
             if codes is not None:
                 return gains, codes
-            width = trellis.row_nbytes(n_cols)
             return gains, part(f"slot_t{suffix}", width).reshape(len(gains), width)
 
-        slot_v, slot_t = level(shared.trellis, "")
-        slot_v_2, slot_t_2 = (None, None) if shared.second is None else level(shared.second, "_2")
+        slot_v, slot_t = level("", shared.row_nbytes)
+        second = shared.second
+        slot_v_2, slot_t_2 = (None, None) if second is None else level("_2", second.row_nbytes(n_cols))
         twigs = part("twigs", 1) if "twigs" in kinds else None
         column_scale = None
         if "column_scale" in kinds:

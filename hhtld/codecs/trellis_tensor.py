@@ -78,7 +78,12 @@ class TrellisShared:
             return np.zeros((1, self.n_cols), np.float32)
         return bf16_values(self.centroid_bits)
 
-    @property
+    @cached_property
+    def row_nbytes(self) -> int:
+        """Bytes that the first level's codes of a row take if rows have no classes."""
+        return self.trellis.row_nbytes(self.n_cols)
+
+    @cached_property
     def class_widths(self) -> list[int]:
         """Bytes that the codes of a row of each class take."""
         return [trellis.row_nbytes(self.n_cols) for trellis in self.classes]
@@ -93,7 +98,7 @@ class TrellisShared:
         """Return the bytes of the own sections of tensors of `n_rows` rows in all, so many of each class."""
         twig, leaf = self.centroid_bits is not None, 0 if self.basis is None else SLOT_L_LANES
         second = 0 if self.second is None else 2 + self.second.row_nbytes(self.n_cols)
-        coded = n_rows * self.trellis.row_nbytes(self.n_cols)
+        coded = n_rows * self.row_nbytes
         if self.classes:
             coded = n_rows + slots.class_starts(class_rows, self.class_widths)[-1]
         return n_rows * (2 + twig + leaf + second) + coded
@@ -156,7 +161,7 @@ class HhtlTTensor(EncodedTensor):
         n_rows, n_cols = self.original_shape
         if (self.row_class is None) == bool(self.shared.classes):
             raise ValueError("row_class and the group's classes come together or not at all")
-        shape: tuple[int, ...] = (n_rows, self.shared.trellis.row_nbytes(n_cols))
+        shape: tuple[int, ...] = (n_rows, self.shared.row_nbytes)
         if self.row_class is not None:
             if self.row_class.shape != (n_rows,) or self.row_class.max(initial=0) >= len(self.shared.classes):
                 raise ValueError(f"row_class must be {n_rows} numbers below {len(self.shared.classes)}")
@@ -173,18 +178,18 @@ class HhtlTTensor(EncodedTensor):
             k = len(self.shared.centroids)
             if self.twigs.shape != (n_rows,) or (n_rows and int(self.twigs.max()) >= k):
                 raise ValueError(f"twigs must be {n_rows} numbers below {k}")
-        if len({self.slot_l is None, self.slot_l_scale is None, self.shared.basis is None}) != 1:
+        if not (self.slot_l is None) == (self.slot_l_scale is None) == (self.shared.basis is None):
             raise ValueError("slot_l, slot_l_scale and the group's basis come together or not at all")
         if self.slot_l is not None and self.slot_l.shape != (n_rows, SLOT_L_LANES):
             raise ValueError(f"slot_l must have shape ({n_rows}, {SLOT_L_LANES}), got {self.slot_l.shape}")
-        if len({self.slot_v_2 is None, self.slot_t_2 is None, self.shared.second is None}) != 1:
+        if not (self.slot_v_2 is None) == (self.slot_t_2 is None) == (self.shared.second is None):
             raise ValueError("slot_v_2, slot_t_2 and the group's second code come together or not at all")
         if self.slot_v_2 is not None and self.slot_t_2 is not None and self.shared.second is not None:
             nbytes = self.shared.second.row_nbytes(n_cols)
             if self.slot_t_2.shape != (n_rows, nbytes) or self.slot_v_2.shape != (n_rows,):
                 raise ValueError(f"slot_t_2 must be ({n_rows}, {nbytes}), got {self.slot_t_2.shape}")
         for gains in (self.slot_v, self.slot_v_2):
-            if gains is not None and (gains & 0x7F80 == 0x7F80).any():
+            if gains is not None and _kernels._cast.first_nonfinite_bf16(np.ascontiguousarray(gains)) >= 0:
                 raise ValueError("a gain must be finite")
         if self.column_scale is not None:
             scale = self._scale
@@ -343,12 +348,15 @@ class HhtlTTensor(EncodedTensor):
         picked = selected_rows(self.original_shape[0], rows)
         check_budget(self.original_shape[0], picked, 4 * self.original_shape[1], 0, self.budget)
         out = self._first_level(picked, slots.gain_values(self.slot_v[picked]), out)
-        second = self.shared.second
+        second, rotation = self.shared.second if levels == 2 else None, self.shared.rotation
+        if second is None and self.twigs is None and self.slot_l is None and self.column_scale is None:
+            rotation.unrotate(out)
+            return out  # what most packs hold, without numpy's own guard of arithmetic
         with np.errstate(over="ignore", invalid="ignore"):
-            if levels == 2 and second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
+            if second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
                 codes_2, gains_2 = np.ascontiguousarray(self.slot_t_2[picked]), slots.gain_values(self.slot_v_2[picked])
                 out += second.decode(codes_2, gains_2, self.original_shape[1])
-            self.shared.rotation.unrotate(out)
+            rotation.unrotate(out)
             if self.twigs is not None or self.slot_l is not None:
                 twigs = np.zeros(len(out), np.uint8) if self.twigs is None else self.twigs[picked]
                 leaf = None if self.slot_l is None else self.slot_l[picked]

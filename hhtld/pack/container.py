@@ -99,6 +99,7 @@ class ContainerReader:
         row_cache: int = 0,
     ) -> None:
         self._file = file
+        self._regular = file if isinstance(file, RegularFile) else None
         self.path = path
         self.records = records
         self.table = table or {}
@@ -199,10 +200,9 @@ class ContainerReader:
         return self.records[index].nbytes
 
     def check_unchanged(self) -> None:
-        file = self._file
         # Without a mapping or a cache every row that is given was read, and the file looked at after that.
-        if (self._map is not None or self.cache is not None) and isinstance(file, RegularFile) and not file.closed:
-            file.check_unchanged()
+        if self._regular is not None and (self._map is not None or self.cache is not None) and not self._file.closed:
+            self._regular.check_unchanged()
 
     def whole(self, index: int) -> NDArray[np.uint8]:
         record = self.records[index]
@@ -245,7 +245,7 @@ class ContainerReader:
             else:
                 stop = max(start, stop)
                 begin = self.records[index].offset + offset + start * width
-                return self._read(begin, (stop - start) * width).reshape(-1, width)
+                return self._given(begin, (stop - start) * width).reshape(-1, width)
         if self.cache is not None:
             return self.cache.rows((index, offset), width, rows, partial(self._picked, index, width, offset, nbytes))
         return self._picked(index, width, offset, nbytes, rows)
@@ -321,9 +321,13 @@ class ContainerReader:
             raise ChecksumError(f"{self.path}: padding at offset {start} is not zero; the file is damaged")
 
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        self.check_unchanged()  # a mapped page that the file no longer has would end the process
+        return self._given(offset, nbytes)
+
+    def _given(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """Return a run of the file; of a mapped one a view, whose pages are not looked at yet."""
         mapped = self._map  # held here: another thread may close the pack meanwhile
         if mapped is not None and not self._file.closed:
-            self.check_unchanged()  # a page that the file no longer has would end the process
             return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
         out = np.empty(nbytes, np.uint8)
         self._fill(out, offset)

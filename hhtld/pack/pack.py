@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 DEFAULT_BUDGET = 64 << 30
+_FLOAT32 = np.dtype(np.float32)
 _SHARED_BLOCKS = 4  # of decoded rows: fewer are not worth a second thread
 _ROW_DTYPES: dict[str, DType | None] = {
     "float32": None,
@@ -70,6 +71,7 @@ class HhtldPack:
         self._threads = Threads(n_threads)
         self._ahead: Ahead[HeldRows] | None = None
         self._codes: dict[tuple[int, str], GroupCode] = {}
+        self._shared_nbytes: dict[tuple[int, str], int] = {}  # of groups: what decoding takes beside the rows
         self._places: dict[str, RowPlaces] = {}
         self.reopen: Callable[[], HhtldPack] | None = None  # what another process calls for a pack that is sent to it
         path = getattr(sections, "path", None)
@@ -329,9 +331,12 @@ class HhtldPack:
     def _afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:
         if record.group is None:
             return
-        needed = n_rows * record.info.n_cols * max(4, record.info.dtype.nbits // 8)
-        shared = {kind: self.sections.nbytes(i) for kind, i in self.table.groups[record.group].sections.items()}
-        needed += n_palettes * codec(record.codec).decoding_nbytes(shared, record.info.n_cols)
+        shared_nbytes = self._shared_nbytes.get((record.group, record.codec))
+        if shared_nbytes is None:
+            sizes = {kind: self.sections.nbytes(i) for kind, i in self.table.groups[record.group].sections.items()}
+            shared_nbytes = codec(record.codec).decoding_nbytes(sizes, record.info.n_cols)
+            self._shared_nbytes[record.group, record.codec] = shared_nbytes
+        needed = n_rows * record.info.n_cols * max(4, record.info.dtype.nbits // 8) + n_palettes * shared_nbytes
         if needed > self.budget:
             raise HeaderError(
                 f"{self._place}tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
@@ -367,6 +372,7 @@ class HhtldPack:
         if is_whole or record.info.row_nbytes == 0:
             whole = self.sections.whole(index)
             return whole if is_whole else whole.reshape(record.info.n_rows, record.info.row_nbytes)[rows]
+        self.sections.check_unchanged()
         return self.sections.rows(index, record.info.row_nbytes, rows)
 
     def _in_blocks(
@@ -383,7 +389,8 @@ class HhtldPack:
         shape = _shape(record, dtype, count)
         if out is None and count <= step:
             return self._typed(record, _decoded(held, picks), dtype).reshape(shape)
-        kind = self._typed(record, _decoded(held, slice(0, 0)), dtype).dtype
+        is_float32 = dtype == "float32" and record.is_encoded
+        kind = _FLOAT32 if is_float32 else self._typed(record, _decoded(held, slice(0, 0)), dtype).dtype
         out = np.empty(shape, kind) if out is None else _checked_out(out, shape, kind)
         is_plain = dtype == "float32" and out.flags.c_contiguous and out.flags.aligned
 
@@ -430,6 +437,7 @@ class HhtldPack:
 
     def _assembled(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int) -> EncodedTensor:
         assert record.group is not None
+        self.sections.check_unchanged()
         code = self._codes.get((record.group, record.codec)) or self._code(record.group, record.codec)
         self._make_room(code)
         part = RowParts(self.sections, record, rows, self._places)

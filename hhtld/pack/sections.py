@@ -47,7 +47,9 @@ class SectionReader(Protocol):
     ) -> NDArray[np.uint8]:
         """Return rows of `width` bytes, shape (n, width), touching no others; the checksum is not read.
 
-        Rows are counted from `offset` on, within `nbytes` bytes or what is left of the section.
+        Rows are counted from `offset` on, within `nbytes` bytes or what is left of the section. They may be a view of
+        a mapped file: `check_unchanged` comes before they are looked at, since what was cut off ends the process, and
+        after.
         """
 
     def check_unchanged(self) -> None:

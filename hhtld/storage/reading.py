@@ -198,7 +198,7 @@ class RegularFile(PositionalFile):
 
     def check_unchanged(self) -> None:
         """Raise HeaderError if the file was written to, or cut, since it was opened; every read looks, too."""
-        self._check_unchanged(self._descriptor())
+        self._check_unchanged(self._held or self._descriptor())
 
     def _check_unchanged(self, held: _Descriptor) -> None:
         now, then = os.fstat(held.fd), self._status

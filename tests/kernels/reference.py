@@ -22,6 +22,7 @@ __all__ = [
     "divide_rows",
     "encode",
     "estimate",
+    "first_nonfinite_bf16",
     "first_nonfinite_f32",
     "furthest_l1",
     "furthest_l2",
@@ -100,6 +101,11 @@ def narrow_f32_f16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None
 def truncate_f32_bf16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
     """Drop the low 16 bits of float32 (n,)."""
     out[:] = (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def first_nonfinite_bf16(values: NDArray[np.uint16]) -> int:
+    """Return the index of the first infinity or NaN of (n,), bfloat16 bits, or -1."""
+    return first_nonfinite_f32((values.astype(np.uint32) << 16).view(np.float32))
 
 
 def first_nonfinite_f32(values: NDArray[np.float32]) -> int:

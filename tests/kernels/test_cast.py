@@ -198,3 +198,12 @@ def test_first_nonfinite_at_every_position(word: int, isa: str, fenced: Fence) -
 
 def test_first_nonfinite_of_nothing(isa: str) -> None:
     assert _cast.first_nonfinite_f32(np.empty(0, np.float32), isa=isa) == -1
+
+
+def test_first_nonfinite_of_every_bfloat16() -> None:
+    for bits in range(1 << 16):
+        values = np.array([0x3F80, bits, 0x7F80], np.uint16)
+        assert _cast.first_nonfinite_bf16(values) == (1 if bits & 0x7F80 == 0x7F80 else 2)
+    assert _cast.first_nonfinite_bf16(EVERY_U16) == reference.first_nonfinite_bf16(EVERY_U16) == 0x7F80
+    assert _cast.first_nonfinite_bf16(EVERY_U16[:0x7F80]) == -1
+    assert _cast.first_nonfinite_bf16(np.empty(0, np.uint16)) == -1

@@ -61,6 +61,7 @@ DOORS = [
         (("out", (4,)), ("table", (255,)), ("table", (257,)), ("table", (0,))),
     ),
     Door(_cast.first_nonfinite_f32, {"values": zeros(F32, 5)}, (), ()),
+    Door(_cast.first_nonfinite_bf16, {"values": zeros(U16, 5)}, (), ()),
     Door(
         _fold.base17_fold,
         {"rows": zeros(F32, 3, 20), "dims": zeros(I16, 3, 17)},
