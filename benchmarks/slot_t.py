@@ -1,6 +1,6 @@
 """Quality and speed of Slot T, beside llama.cpp's quantisers and a dense float32 product.
 
-    pip install -e '.[bench]' && python benchmarks/slot_t.py [quality | speed | search]
+    pip install -e '.[bench]' && python benchmarks/slot_t.py [quality | rings | speed | search]
 
 One thread. Each figure is the median of rounds in which the parts that are compared run in turn, so that a
 machine whose speed drifts slows both; ratios are medians of the rounds' own ratios.
@@ -9,6 +9,7 @@ machine whose speed drifts slows both; ratios are medians of the rounds' own rat
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from statistics import median
@@ -28,6 +29,7 @@ Rows = NDArray[np.float32]
 N_COLS = 1024
 QUALITY_ROWS = 512
 QUALITY_RATES = (16, 24, 32, 40, 48, 64, 80, 96)
+RING_COLS, RING_RATES, RING_ROWS = (32, 64, 160, 256, 512), (16, 32, 48, 64, 96), 2048
 TWO_LEVELS = ((32, 16), (32, 32))
 SPEED_RATES = (32, 48, 50, 64)
 ENCODE_ROWS = 512
@@ -97,6 +99,32 @@ def quality() -> None:
             coded = coded_once(rotated, rate)
             rotation.unrotate(coded)
             quality_line("", rate / 16, cosines(uneven, coded))
+
+
+# ---- rings ----
+
+
+def rings() -> None:
+    """What closing rows to rings saves and costs: bits that a row gets shorter, and bits that as good a code would."""
+    print("\nrings: bytes of a row's codes, cosines, bits saved a row and bits that the loss is worth, encoding time")
+    for n_cols in RING_COLS:
+        rows = np.random.default_rng(n_cols).standard_normal((RING_ROWS, n_cols)).astype(np.float32)
+        for rate in RING_RATES:
+            found = []
+            for is_ring in (False, True):
+                code = Trellis.trained(rate, is_ring)
+                started = time.process_time()
+                codes, gains = code.encode(rows)
+                seconds = time.process_time() - started
+                cosine = float(np.median(cosines(rows, code.decode(codes, gain_values(gain_bits(gains)), n_cols))))
+                found.append((code.row_nbytes(n_cols), cosine, seconds))
+            (nbytes, open_cosine, before), (ring_nbytes, cosine, after) = found
+            lost = n_cols * np.log2((1 - cosine**2) / (1 - open_cosine**2)) / 2
+            saved = (n_cols - 1) * rate // 16 + 12 - n_cols * rate // 16
+            print(
+                f"  {n_cols:4} columns, {rate / 16:g} b: {nbytes} to {ring_nbytes} bytes, {open_cosine:.5f} to "
+                f"{cosine:.5f}, {saved} saved, {lost:.1f} lost, {after / before:.2f} x the time"
+            )
 
 
 # ---- speed ----
@@ -264,7 +292,7 @@ def speed() -> None:
 def main(arguments: list[str]) -> None:
     """Run the parts named, or all, and print."""
     print(f"{processor()}, numpy {np.__version__}, tier {_isa.tier()}, one thread")
-    parts = {"quality": quality, "speed": speed, "search": search_speed}
+    parts = {"quality": quality, "rings": rings, "speed": speed, "search": search_speed}
     with threadpool_limits(1):
         for name in arguments or parts:
             parts[name]()

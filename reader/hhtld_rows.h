@@ -120,6 +120,7 @@ struct hhtld_rows {
     const hhtld_pack *pack;
     uint64_t n_rows, n_cols, block; /* the largest power of two that is at most n_cols */
     uint32_t n_levels, n_classes, n_centroids, n_lanes;
+    uint64_t ring_bits;  /* of a row that closes to a ring, or 0 */
     hhtld_level_ *level; /* of both levels, or of every class of rows */
     uint64_t *ranks;     /* [n_rows / 512][n_classes]: how many rows before are of the class */
     hhtld_part_ classes, twigs, lanes;
@@ -394,18 +395,20 @@ static int hhtld_crossed_(const uint8_t *book, float *values) {
     return fits;
 }
 /* Read a codebook and a rate, and return the bytes of a row's codes; 0 if they break a rule. */
-static uint64_t hhtld_level_width_(hhtld_level_ *level, const uint8_t *book, uint64_t n, const char *p,
-                                   uint64_t n_cols) {
+static uint64_t hhtld_level_width_(hhtld_level_ *level, const uint8_t *book, uint64_t n, const char *p, uint64_t n_cols,
+                                   uint64_t *ring_bits) {
     uint64_t rate;
     if (!hhtld_integer_(p, 96, &rate) || rate < 16 || (n == 72 && !hhtld_crossed_(book, level->values))) return 0;
     for (uint64_t i = 0; n != 72 && i < n; i++) level->values[i] = (float)(int8_t)book[i];
     level->rate = (uint32_t)rate, level->n_bits = n == 256 ? 8 : n == 1024 ? 10 : 12;
-    return level->codes.width = ((n_cols - 1) * rate / 16 + level->n_bits + 7) / 8;
+    if (ring_bits) *ring_bits = n_cols * rate % 16 == 0 && n_cols * rate >= 256 ? n_cols * rate / 16 : 0;
+    return level->codes.width = ((ring_bits ? *ring_bits : (n_cols - 1) * rate / 16 + level->n_bits) + 7) / 8;
 }
 static int hhtld_open_level_(hhtld_rows *rows, const char *tensor, const char *group, int second, hhtld_error *error) {
     hhtld_level_ *level = rows->level + second;
     const hhtld_section_ *const section = hhtld_section_of_(rows->pack, group, second ? 14 : 9);
     const char *const rates = hhtld_first_(hhtld_member_(group, "rates"), '['), *rate = rates;
+    uint64_t *const ring_bits = hhtld_member_(group, "ring") ? &rows->ring_bits : NULL;
     const uint64_t n = section ? section->nbytes / rows->n_classes : 0;
     int fits = n == 72 || n == 256 || n == 1024 || n == 4096;
     HHTLD_NEED_(fits, "the group's codebook does not have a known size");
@@ -413,7 +416,7 @@ static int hhtld_open_level_(hhtld_rows *rows, const char *tensor, const char *g
     if (!book) return error->code;
     if (!rates) rate = hhtld_member_(group, second ? "rate_2" : "rate");
     for (uint32_t i = 0; i < rows->n_classes; i++, rate = rates ? hhtld_next_(rate, ',') : NULL)
-        fits &= hhtld_level_width_(level + i, book + i * n, n, rate, rows->n_cols) != 0;
+        fits &= hhtld_level_width_(level + i, book + i * n, n, rate, rows->n_cols, ring_bits) != 0;
     free(book);
     HHTLD_NEED_(fits, "the group's codebook breaks a rule, or a rate is not 16 to 96 sixteenths of a bit");
     const int code = hhtld_open_part_(rows, tensor, second ? 15 : 10, 2, &level->gains, error);
@@ -523,6 +526,8 @@ static int hhtld_open_rows_(hhtld_rows *rows, const char *name, hhtld_error *err
                                                    rows->n_classes >= 2 && rows->n_classes <= 16),
                 "the group's rates are not 2 to 16, or not alone");
     const int classed = rows->n_classes != 0;
+    p = hhtld_member_(group, "ring");
+    HHTLD_NEED_(!p || (!strncmp(p, "true", 4) && !classed && rows->n_levels == 1), "the group's rows cannot be rings");
     rows->n_classes += !classed;
     rows->level = (hhtld_level_ *)hhtld_allocate_(rows->n_classes + 1, sizeof *rows->level, error);
     if (!rows->level) return HHTLD_MEMORY;
@@ -571,6 +576,12 @@ HHTLD_UNFUSED_ static void hhtld_decode_level_(const hhtld_level_ *level, const 
         const float y = gain * level->values[word >> (bit >> 4 & 7) & mask];
         out[t] = add ? out[t] + y : y;
     }
+}
+/* Let the last windows of a ring go on with its first bits. */
+static void hhtld_close_ring_(uint8_t *codes, uint64_t n_bits) {
+    const uint32_t first = (uint32_t)codes[0] | (uint32_t)codes[1] << 8;
+    const uint32_t last = codes[n_bits / 8] & ((1u << n_bits % 8) - 1u), joined = first << n_bits % 8 | last;
+    for (int i = 0; i < 3; i++) codes[n_bits / 8 + (uint64_t)i] = (uint8_t)(joined >> 8 * i);
 }
 /* (x, y) becomes (x + y, x - y) for the values of two runs of `half`. */
 static void hhtld_butterflies_(float *x, uint64_t half) {
@@ -632,6 +643,7 @@ static int hhtld_decode_(const hhtld_rows *rows, uint64_t row, uint8_t *codes, f
         if (hhtld_row_(rows, level->gains, row, gain, error) || hhtld_class_(rows, row, &level, &place, error) ||
             hhtld_row_(rows, level->codes, place, codes, error))
             return error->code;
+        if (rows->ring_bits) hhtld_close_ring_(codes, rows->ring_bits);
         HHTLD_NEED_(isfinite(hhtld_bf16_(gain)), "the gain of row %llu is not finite", (unsigned long long)row);
         hhtld_decode_level_(level, codes, hhtld_bf16_(gain) / 64, rows->n_cols, i != 0, out);
     }

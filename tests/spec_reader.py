@@ -161,16 +161,20 @@ def crossed_levels(codebook: bytes) -> np.ndarray:
     return levels
 
 
-def trellis_level(rate: int, codebook: bytes, slot_v: bytes, slot_t: bytes, n_rows: int, n_cols: int) -> np.ndarray:
+def trellis_level(
+    rate: int, codebook: bytes, slot_v: bytes, slot_t: bytes, n_rows: int, n_cols: int, is_ring: bool = False
+) -> np.ndarray:
     """One level's rotated rows."""
     book = crossed_levels(codebook) if len(codebook) == 72 else np.frombuffer(codebook, np.int8).astype(np.float32)
     n_bits = len(book).bit_length() - 1
     check(len(book) in (256, 1024, 4096) and 16 <= rate <= 96, "codebook and rate")
     gains = bfloat16(slot_v) / np.float32(64)
-    codes = np.frombuffer(slot_t, np.uint8).reshape(n_rows, ((n_cols - 1) * rate // 16 + n_bits + 7) // 8)
+    n_row_bits = n_cols * rate // 16 if is_ring else (n_cols - 1) * rate // 16 + n_bits
+    check(not is_ring or (n_cols * rate % 16 == 0 and n_row_bits >= 16), "ring")
+    codes = np.frombuffer(slot_t, np.uint8).reshape(n_rows, (n_row_bits + 7) // 8)
     check(len(gains) == n_rows and bool(np.isfinite(gains).all()), "slot_v")
     bits = np.unpackbits(codes, axis=1, bitorder="little")
-    windows = (np.arange(n_cols) * rate // 16)[:, None] + np.arange(n_bits)
+    windows = ((np.arange(n_cols) * rate // 16)[:, None] + np.arange(n_bits)) % n_row_bits
     states = (bits[:, windows].astype(np.int64) << np.arange(n_bits)).sum(axis=2)
     return gains[:, None] * book[states]
 
@@ -205,10 +209,12 @@ def decode_trellis(
     check(0 <= group["seed"] < 1 << 64 and ("codebook_2" in shared) == ("slot_t_2" in own), "trellis")
     check(("rates" in group) == ("row_class" in own) and ("rates" in group) != ("rate" in group), "rate or rates")
     if "rates" in group:
-        check("codebook_2" not in shared and len(own["row_class"]) == n_rows, "classes of rows")
+        check("ring" not in group and "codebook_2" not in shared and len(own["row_class"]) == n_rows, "classes of rows")
         y = classed_level(tensor, group["rates"], shared["codebook"], own, n_cols)
     else:
-        y = trellis_level(group["rate"], shared["codebook"], own["slot_v"], own["slot_t"], n_rows, n_cols)
+        is_ring = "ring" in group
+        check(not is_ring or (group["ring"] is True and "codebook_2" not in shared), "ring")
+        y = trellis_level(group["rate"], shared["codebook"], own["slot_v"], own["slot_t"], n_rows, n_cols, is_ring)
     if "codebook_2" in shared:
         y += trellis_level(group["rate_2"], shared["codebook_2"], own["slot_v_2"], own["slot_t_2"], n_rows, n_cols)
     block = 1 << n_cols.bit_length() - 1
@@ -262,9 +268,8 @@ def check_groups(table: dict[str, Any], sections: list[bytes]) -> None:
     """What groups hold, and that every known section has one owner of its kind."""
     for group in table["groups"]:
         numbers = group["sections"]
-        check(
-            "codebook" in numbers or not {"rate", "rates", "seed", "rate_2"} & set(group), "a rate without a codebook"
-        )
+        of_codebook = {"rate", "rates", "seed", "rate_2", "ring"}
+        check("codebook" in numbers or not of_codebook & set(group), "a rate without a codebook")
         check("codebook_2" in numbers or "rate_2" not in group, "rate_2 without codebook_2")
         if "centroids" in numbers:
             centroids = bfloat16(sections[numbers["centroids"]]).reshape(-1, group["shape"][1])

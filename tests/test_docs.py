@@ -254,7 +254,7 @@ def test_the_tests_that_the_landing_script_names_exist() -> None:
 
 
 def test_sizes_of_rows_are_those_of_the_kernel() -> None:
-    from hhtld._kernels._trellis import row_nbytes
+    from hhtld.slots.trellis import Trellis, is_ring
 
     text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
     lines = re.findall(
@@ -264,7 +264,8 @@ def test_sizes_of_rows_are_those_of_the_kernel() -> None:
     for line in lines:
         n_cols, bfloat16, *sizes = (int(number.replace(",", "")) for number in line)
         assert bfloat16 == 2 * n_cols
-        assert sizes == [2 + row_nbytes(n_cols, rate, bits) for rate, bits in ((32, 10), (48, 10), (64, 10), (88, 12))]
+        fixed = [Trellis.trained(rate, is_ring(n_cols, rate)) for rate in (32, 48, 64)]
+        assert sizes == [2 + code.row_nbytes(n_cols) for code in (*fixed, Trellis.trained(88))]
 
 
 def test_sizes_of_n_gram_rows_are_those_of_the_kernel() -> None:

@@ -9,6 +9,10 @@ FEEDBACK_BLOCK: int
 WHOLE_COLS: int
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int: ...
+def ring_nbytes(n_cols: int, rate: int, n_bits: int) -> int: ...
+
+# rings (n_rows, ring_nbytes), codes (n_rows, row_nbytes)
+def open_rings(rings: NDArray[np.uint8], n_cols: int, rate: int, n_bits: int, codes: NDArray[np.uint8]) -> None: ...
 
 # weights that are searched at once
 def search_cols(n_cols: int) -> int: ...
@@ -24,6 +28,7 @@ def encode(
     feedback: NDArray[np.float32] | None = ...,
     *,
     whole: int = ...,
+    is_ring: bool = ...,
     isa: str | None = ...,
 ) -> None: ...
 

@@ -13,6 +13,7 @@ cdef extern from "trellis.h" nogil:
     enum: HH_MAX_STATE_BITS
     enum: HH_FEEDBACK_BLOCK
     enum: HH_WHOLE_COLS
+    enum: HH_RING_COLS
     ctypedef struct hh_trellis_scratch:
         int16_t *x
         int16_t *costs
@@ -26,9 +27,11 @@ cdef extern from "trellis.h" nogil:
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     Py_ssize_t hh_search_cols(Py_ssize_t n_cols, Py_ssize_t whole)
     Py_ssize_t hh_back_words(int rate, int n_bits)
-    void hh_trellis_encode(int tier, const float *rows, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
-                           const int8_t *table, int step, const float *matrix, Py_ssize_t whole,
-                           hh_trellis_scratch scratch, uint8_t *codes, float *gains)
+    Py_ssize_t hh_ring_nbytes(Py_ssize_t n_cols, int rate)
+    void hh_ring_open(const uint8_t *rings, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits, uint8_t *codes)
+    Py_ssize_t hh_trellis_encode(int tier, const float *rows, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate,
+                                 int n_bits, const int8_t *table, int step, const float *matrix, Py_ssize_t whole,
+                                 int is_ring, hh_trellis_scratch scratch, uint8_t *codes, float *gains)
     void hh_trellis_decode(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                            const int8_t *table, const float *gains, uint8_t *padded, int32_t *wide, uint8_t *bytes,
                            float *out)
@@ -75,6 +78,33 @@ def row_nbytes(Py_ssize_t n_cols, int rate, int n_bits):
     return hh_trellis_row_nbytes(n_cols, rate, n_bits)
 
 
+cdef int _require_ring(Py_ssize_t n_cols, int rate, int n_bits) except -1:
+    if not 0 < n_cols <= _MAX_COLS or n_cols * rate // 16 < max(n_bits, 16):
+        raise ValueError(f"a ring has 16 bits at least, got {n_cols} weights of {rate} sixteenths of a bit")
+    return 0
+
+
+def ring_nbytes(Py_ssize_t n_cols, int rate, int n_bits):
+    """Return the bytes of a ring of `n_cols` weights: those of `row_nbytes` without what it has twice."""
+    _require_rate(rate)
+    _require_ring(n_cols, rate, n_bits)
+    return hh_ring_nbytes(n_cols, rate)
+
+
+def open_rings(const uint8_t[:, ::1] rings not None, Py_ssize_t n_cols, int rate, int n_bits,
+               uint8_t[:, ::1] codes not None):
+    """Write the codes (n_rows, row_nbytes) of rings (n_rows, ring_nbytes), as `decode` takes them."""
+    cdef Py_ssize_t nbytes = ring_nbytes(n_cols, rate, n_bits), n_rows = rings.shape[0]
+    cdef Py_ssize_t opened = row_nbytes(n_cols, rate, n_bits)
+    if rings.shape[1] != nbytes or codes.shape[0] != n_rows or codes.shape[1] != opened:
+        raise ValueError(f"rings must be ({n_rows}, {nbytes}) and codes ({n_rows}, {opened}), got ({rings.shape[0]}, "
+                         f"{rings.shape[1]}) and ({codes.shape[0]}, {codes.shape[1]})")
+    if n_rows == 0:
+        return
+    with nogil:
+        hh_ring_open(&rings[0, 0], n_rows, n_cols, rate, n_bits, &codes[0, 0])
+
+
 def search_cols(Py_ssize_t n_cols):
     """Return how many weights of rows of `n_cols` are searched at once without feedback: all, or a piece's."""
     return hh_search_cols(n_cols, HH_WHOLE_COLS)
@@ -113,11 +143,12 @@ cdef class _Scratch:
 
 def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, int step, int rate,
            uint8_t[:, ::1] codes not None, float[::1] gains not None, const float[:, ::1] feedback=None, *,
-           Py_ssize_t whole=HH_WHOLE_COLS, isa=None):
+           Py_ssize_t whole=HH_WHOLE_COLS, bint is_ring=False, isa=None):
     """Encode finite rotated rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,).
 
     With `feedback` (n_cols, n_cols) targets take up what weights before them lost, as trellis.h says. Rows of more than
-    `whole` weights are searched in pieces; the bytes of a file are those of `WHOLE_COLS`.
+    `whole` weights are searched in pieces; the bytes of a file are those of `WHOLE_COLS`. The codes of a ring end with
+    the bits that they begin with.
     """
     cdef int tier = resolve(isa), n_bits = _state_bits(table, rate)
     cdef Py_ssize_t n_rows = rows.shape[0], n_cols = rows.shape[1], nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
@@ -130,6 +161,10 @@ def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, 
         raise ValueError(f"feedback must be ({n_cols}, {n_cols}), got ({feedback.shape[0]}, {feedback.shape[1]})")
     if not 1 <= step <= 8192:
         raise ValueError(f"step must be 1..8192, got {step}")
+    if is_ring:
+        _require_ring(n_cols, rate, n_bits)
+        if feedback is not None or n_cols > whole:
+            raise ValueError("a ring is searched whole and without feedback")
     if n_rows == 0:
         return
     require_aligned(&gains[0], 4, "gains")
@@ -141,10 +176,15 @@ def encode(const float[:, ::1] rows not None, const int8_t[::1] table not None, 
         require_aligned(&feedback[0, 0], 4, "feedback")
         matrix = &feedback[0, 0]
     cdef Py_ssize_t searched = n_cols if feedback is not None else hh_search_cols(n_cols, whole)
-    scratch = _Scratch(searched, n_cols if searched < n_cols else 0, rate, n_bits, feedback is not None)
+    cdef Py_ssize_t joined = n_cols if searched < n_cols else 0, n_open
+    if is_ring:
+        searched = max(n_cols + 1, <Py_ssize_t> HH_RING_COLS)
+    scratch = _Scratch(searched, joined, rate, n_bits, feedback is not None)
     with nogil:
-        hh_trellis_encode(tier, &rows[0, 0], n_rows, n_cols, rate, n_bits, &table[0], step, matrix,
-                          whole, scratch.scratch, &codes[0, 0], &gains[0])
+        n_open = hh_trellis_encode(tier, &rows[0, 0], n_rows, n_cols, rate, n_bits, &table[0], step, matrix,
+                                   whole, is_ring, scratch.scratch, &codes[0, 0], &gains[0])
+    if n_open:
+        raise ValueError(f"{n_open} rows close to no ring with these levels")
 
 
 def decode(const uint8_t[:, ::1] codes not None, const int8_t[::1] table not None, int rate,

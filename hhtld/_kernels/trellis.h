@@ -31,6 +31,11 @@
  * given their states: those of the cheapest path through the HH_SEAM_COLS weights around. Then each piece takes the
  * cheapest path between its two states. Rows with feedback are never cut.
  *
+ * A ring is a row whose last windows go on with its first bits, so that n weights take hh_bit_offset(n) bits. It is
+ * searched as a piece that begins and ends at one state: that of weight 0 on the cheapest path through the last and the
+ * first HH_RING_COLS / 2 weights. Its codes here are those of any row, whose last bits are its first ones once more;
+ * hh_ring_open makes them of the bits that a file holds.
+ *
  * Source: bitshift trellis of QTIP (arXiv 2406.11235, section 3); tables trained for this project.
  */
 #ifndef HHTLD_TRELLIS_H
@@ -51,7 +56,7 @@ typedef struct {
 /* No rate takes more bits a weight than a state has, so every step has a group of states to come from. */
 enum { HH_RENORMALISE = 8, HH_MIN_STATE_BITS = 7, HH_MAX_STATE_BITS = 12, HH_SIGMA = 8192, HH_TRELLIS_LANES = 32 };
 
-enum { HH_WHOLE_COLS = 65536, HH_PIECE_COLS = 4096, HH_SEAM_COLS = 256 };
+enum { HH_WHOLE_COLS = 65536, HH_PIECE_COLS = 4096, HH_SEAM_COLS = 256, HH_RING_COLS = 64 };
 
 /* First bit of weight t's window. */
 HH_INLINE ptrdiff_t hh_bit_offset(ptrdiff_t t, int rate) { return t * rate / 16; }
@@ -59,6 +64,9 @@ HH_INLINE ptrdiff_t hh_bit_offset(ptrdiff_t t, int rate) { return t * rate / 16;
 HH_INLINE ptrdiff_t hh_trellis_row_nbytes(ptrdiff_t n_cols, int rate, int n_bits) {
     return n_cols ? (hh_bit_offset(n_cols - 1, rate) + n_bits + 7) / 8 : 0;
 }
+
+/* The same of a ring, without the bits that it has twice. */
+HH_INLINE ptrdiff_t hh_ring_nbytes(ptrdiff_t n_cols, int rate) { return (hh_bit_offset(n_cols, rate) + 7) / 8; }
 
 /* Weights from one piece of a wide row to the next. */
 HH_INLINE ptrdiff_t hh_piece_cols(ptrdiff_t n_cols) {
@@ -352,11 +360,20 @@ HH_INLINE ptrdiff_t hh_piece_begin_(ptrdiff_t p, ptrdiff_t n_cols) {
     return begin < latest ? begin : latest;
 }
 
+/* The state of weight t on a path of n_cols weights that ends in `state`. */
+HH_INLINE unsigned hh_state_at_(ptrdiff_t t, ptrdiff_t n_cols, int rate, int n_bits, int lanes, int lane,
+                                const uint8_t *steps, unsigned state) {
+    for (ptrdiff_t s = n_cols - 1; s > t; s--) {
+        const int bits = (int)(hh_bit_offset(s, rate) - hh_bit_offset(s - 1, rate));
+        state = ((state << bits) | steps[s * lanes + lane]) & ((1u << n_bits) - 1u);
+    }
+    return state;
+}
+
 /* The states where pieces `first` to `first + count` begin, by the weights around. */
 HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, int count, int lanes, int rate,
                          int n_bits, const hh_levels *levels, double units, hh_trellis_scratch scratch, int *seams) {
     const hh_feedback none = {NULL, NULL, NULL};
-    const unsigned mask = (1u << n_bits) - 1u;
     uint16_t last[HH_TRELLIS_LANES];
     ptrdiff_t begin[HH_TRELLIS_LANES];
     if (count < lanes) memset(scratch.x, 0, (size_t)(HH_SEAM_COLS * lanes) * sizeof(int16_t));
@@ -368,12 +385,8 @@ HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, in
     }
     hh_search_lanes_(lanes, HH_SEAM_COLS, rate, n_bits, levels, none, NULL, scratch, last);
     for (int lane = 0; lane < count; lane++) {
-        unsigned state = last[lane];
-        for (ptrdiff_t t = HH_SEAM_COLS - 1; t > hh_piece_begin_(first + lane, n_cols) - begin[lane]; t--) {
-            const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
-            state = ((state << bits) | scratch.steps[t * lanes + lane]) & mask;
-        }
-        seams[lane] = (int)state;
+        const ptrdiff_t seam = hh_piece_begin_(first + lane, n_cols) - begin[lane];
+        seams[lane] = (int)hh_state_at_(seam, HH_SEAM_COLS, rate, n_bits, lanes, lane, scratch.steps, last[lane]);
     }
 }
 
@@ -409,11 +422,58 @@ HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lan
     return (unsigned)end_state;
 }
 
-HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
-                                 const int8_t *table, int step, const float *matrix, ptrdiff_t whole,
-                                 hh_trellis_scratch scratch, uint8_t *codes, float *gains) {
+/* The states where rings begin, of `count` rows. */
+HH_KERNEL void hh_ring_states_(const float *rows, ptrdiff_t n_cols, int count, int lanes, int rate, int n_bits,
+                               const hh_levels *levels, const double *units, hh_trellis_scratch scratch, int *begins) {
+    const hh_feedback none = {NULL, NULL, NULL};
+    uint16_t last[HH_TRELLIS_LANES];
+    memset(scratch.x, 0, (size_t)(HH_RING_COLS * lanes) * sizeof(int16_t));
+    for (int lane = 0; lane < count; lane++)
+        for (ptrdiff_t t = 0; t < HH_RING_COLS; t++) { /* a row may be shorter than half of them */
+            const ptrdiff_t col = ((t - HH_RING_COLS / 2) % n_cols + n_cols) % n_cols;
+            hh_quantize_row_(rows + lane * n_cols + col, 1, units[lane], lanes, lane, scratch.x + t * lanes);
+        }
+    hh_search_lanes_(lanes, HH_RING_COLS, rate, n_bits, levels, none, NULL, scratch, last);
+    for (int lane = 0; lane < count; lane++)
+        begins[lane] =
+            (int)hh_state_at_(HH_RING_COLS / 2, HH_RING_COLS, rate, n_bits, lanes, lane, scratch.steps, last[lane]);
+}
+
+/* Search rows as rings, whose targets are in scratch.x: to `last` the states of weight n_cols - 1. Where costs saturate,
+ * because a row lies far from every path from its state, the path of another state can win; such a row is aimed at half
+ * as far out. Returns how many rows close at no distance, which no table does that this project trained. */
+HH_KERNEL int hh_search_rings_(const int *begins, ptrdiff_t n_cols, int count, int lanes, int rate, int n_bits,
+                               const hh_levels *levels, hh_trellis_scratch scratch, uint16_t *last) {
+    const hh_feedback none = {NULL, NULL, NULL};
+    const int bits = (int)(hh_bit_offset(n_cols, rate) - hh_bit_offset(n_cols - 1, rate));
+    int n_open = count;
+    hh_ends ends;
+    for (int lane = 0; lane < lanes; lane++) {
+        ends.first[lane] = ends.last[lane] = lane < count ? begins[lane] : -1;
+        ends.end[lane] = n_cols;
+        scratch.x[n_cols * lanes + lane] = scratch.x[lane]; /* the first weight once more */
+    }
+    for (int halvings = 0; n_open && halvings <= 16; halvings++) {
+        hh_search_lanes_(lanes, n_cols + 1, rate, n_bits, levels, none, &ends, scratch, last);
+        n_open = 0;
+        for (int lane = 0; lane < count; lane++) {
+            const unsigned end = (unsigned)begins[lane];
+            last[lane] = (uint16_t)(((end << bits) | scratch.steps[n_cols * lanes + lane]) & ((1u << n_bits) - 1u));
+            if (hh_state_at_(0, n_cols + 1, rate, n_bits, lanes, lane, scratch.steps, end) == end) continue;
+            n_open++;
+            for (ptrdiff_t t = 0; t <= n_cols; t++) scratch.x[t * lanes + lane] /= 2;
+        }
+    }
+    return n_open;
+}
+
+/* Returns how many rows do not close as rings; 0 of those that need not. */
+HH_KERNEL ptrdiff_t hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                      int n_bits, const int8_t *table, int step, const float *matrix, ptrdiff_t whole,
+                                      int is_ring, hh_trellis_scratch scratch, uint8_t *codes, float *gains) {
     const ptrdiff_t row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     const int cut = !matrix && hh_search_cols(n_cols, whole) < n_cols;
+    ptrdiff_t n_open = 0;
     hh_levels levels;
     hh_levels_open_(table, n_bits, step, &levels);
 #if HH_X86
@@ -435,16 +495,20 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
         const hh_feedback feedback = {matrix, scratch.targets, scratch.errors};
         uint16_t last[HH_TRELLIS_LANES];
         double units[HH_TRELLIS_LANES];
+        int begins[HH_TRELLIS_LANES];
+        for (int lane = 0; lane < count; lane++) units[lane] = hh_units_(rows + (first + lane) * n_cols, n_cols);
+        if (is_ring)
+            hh_ring_states_(rows + first * n_cols, n_cols, count, lanes, rate, n_bits, &levels, units, scratch, begins);
         if (count < lanes) memset(scratch.x, 0, (size_t)(n_cols * lanes) * sizeof(int16_t));
         if (count < lanes && matrix) memset(scratch.targets, 0, (size_t)(n_cols * lanes) * sizeof(float));
         for (int lane = 0; lane < count; lane++) {
             const float *const row = rows + (first + lane) * n_cols;
-            units[lane] = hh_units_(row, n_cols);
             if (!matrix) hh_quantize_row_(row, n_cols, units[lane], lanes, lane, scratch.x);
             for (ptrdiff_t t = 0; matrix && t < n_cols; t++)
                 scratch.targets[t * lanes + lane] = (float)((double)row[t] * units[lane]);
         }
-        hh_search_lanes_(lanes, n_cols, rate, n_bits, &levels, feedback, NULL, scratch, last);
+        if (is_ring) n_open += hh_search_rings_(begins, n_cols, count, lanes, rate, n_bits, &levels, scratch, last);
+        else hh_search_lanes_(lanes, n_cols, rate, n_bits, &levels, feedback, NULL, scratch, last);
         for (int lane = 0; lane < count; lane++) {
             const ptrdiff_t r = first + lane;
             const float *const row = matrix ? scratch.targets + lane : rows + r * n_cols;
@@ -454,6 +518,24 @@ HH_KERNEL void hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_rows, 
         }
     }
     (void)tier;
+    return n_open;
+}
+
+/* Rings' own bits as the codes of any row, whose last windows are whole. */
+HH_KERNEL void hh_ring_open(const uint8_t *rings, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate, int n_bits,
+                            uint8_t *codes) {
+    const ptrdiff_t ring_nbytes = hh_ring_nbytes(n_cols, rate),
+                    row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
+    const ptrdiff_t end = hh_bit_offset(n_cols, rate), n_twice = hh_bit_offset(n_cols - 1, rate) + n_bits - end;
+    for (ptrdiff_t r = 0; r < n_rows; r++) {
+        const uint8_t *const ring = rings + r * ring_nbytes;
+        uint8_t *const row = codes + r * row_nbytes;
+        uint32_t held = ((uint32_t)ring[0] | (uint32_t)ring[1] << 8) & ((1u << n_twice) - 1u);
+        held <<= end & 7;
+        memcpy(row, ring, (size_t)(end / 8));
+        if (end & 7) held |= ring[end / 8] & ((1u << (end & 7)) - 1u);
+        for (ptrdiff_t byte = end / 8; byte < row_nbytes; byte++, held >>= 8) row[byte] = (uint8_t)held;
+    }
 }
 
 /* ---- codes in, levels out ---- */

@@ -172,7 +172,7 @@ class RecordCheck:
 
 
 class CodeMatrix(NamedTuple):
-    """Codes of one rate (n, row_nbytes), and the ascending numbers of the rows that have them: None for all."""
+    """Codes of one rate (n, row_nbytes), all windows whole, and the ascending numbers of their rows: None for all."""
 
     trellis: Trellis
     slot_t: NDArray[np.uint8]
@@ -495,6 +495,8 @@ class GroupRequest:
         Of the group's first tensor.
     row_rates : sequence of ndarray of int32 (n_rows,)
         What the rows of every tensor ask for, of a profile by row; else empty. See `hhtld.slots.row_rates`.
+    is_fed_back : bool
+        Whether a tensor's columns have moments, by which errors are fed back.
     """
 
     key: PaletteGroupKey
@@ -505,6 +507,7 @@ class GroupRequest:
     column_scales: Sequence[NDArray[np.uint16] | None]
     dtype: DType
     row_rates: Sequence[NDArray[np.int32]] = ()
+    is_fed_back: bool = False
 
 
 class GroupEstimate(ABC):

@@ -74,7 +74,7 @@ SECTION_KINDS: dict[str, SectionKind] = {
     )
 }
 # Numbers that stand in a group's record, and the codec that answers for them.
-GROUP_NUMBERS: dict[str, str] = {"rate": TRELLIS, "rates": TRELLIS, "seed": TRELLIS, "rate_2": TRELLIS}
+GROUP_NUMBERS: dict[str, str] = dict.fromkeys(("rate", "rates", "seed", "rate_2", "ring"), TRELLIS)
 
 
 def group_codecs(kinds: Collection[str], numbers: Iterable[str]) -> list[str]:

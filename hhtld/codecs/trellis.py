@@ -122,8 +122,8 @@ class TrellisCodec(Codec):
         if "codebook" not in record.nbytes:
             if {"centroids", "codebook_2"} & set(record.nbytes):
                 raise HeaderError(f"{record.where}: centroids or codebook_2 without a codebook")
-            if {"rate", "rates", "seed", "rate_2"} & set(record.numbers):
-                raise HeaderError(f"{record.where}: rate, rates, seed or rate_2 without a codebook")
+            if {"rate", "rates", "seed", "rate_2", "ring"} & set(record.numbers):
+                raise HeaderError(f"{record.where}: rate, rates, seed, rate_2 or ring without a codebook")
             return {}
         seed = record.numbers.get("seed")
         numbers: dict[str, Any] = {}
@@ -131,6 +131,8 @@ class TrellisCodec(Codec):
             numbers["rates"] = _checked_rates(record)
         else:
             numbers["rate"] = _checked_rate(record, "rate", "codebook")
+        if "ring" in record.numbers:
+            numbers["ring"] = _checked_ring(record)
         if "codebook_2" in record.nbytes:
             numbers["rate_2"] = _checked_rate(record, "rate_2", "codebook_2")
         if type(seed) is not int or not 0 <= seed < 2**64:
@@ -161,7 +163,8 @@ class TrellisCodec(Codec):
             n_bits = state_bits(group.nbytes[f"codebook{suffix}"])
             assert n_bits is not None
             rate = int(str(group.numbers[f"rate{suffix}"]))
-            record.size(f"slot_t{suffix}", record.n_rows * _row_nbytes(record.n_cols, rate, n_bits))
+            is_ring = "ring" in group.numbers
+            record.size(f"slot_t{suffix}", record.n_rows * _row_nbytes(record.n_cols, rate, n_bits, is_ring))
             record.size(f"slot_v{suffix}", 2 * record.n_rows)
         if ("twigs" in kinds) != ("centroids" in group.nbytes):
             raise HeaderError(f"{where}: twigs and the group's centroids come together")
@@ -266,14 +269,29 @@ def _check_classes(record: RecordCheck, group: RecordCheck) -> None:
     record.size("slot_t", slots.class_starts(class_rows, widths)[-1])
 
 
-def _row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
+def _checked_ring(record: RecordCheck) -> bool:
+    """Return that rows close to rings, or raise `HeaderError`."""
+    rate = record.numbers.get("rate")
+    if record.numbers["ring"] is not True or "codebook_2" in record.nbytes or type(rate) is not int:
+        raise HeaderError(f"{record.where}: ring must be true, of a group of one rate and one level")
+    if record.n_cols * rate % 16 or record.n_cols * rate < 16 * 16:
+        raise HeaderError(
+            f"{record.where}: rings take whole bits, 16 at least, and {record.n_cols} weights of {rate} sixteenths do "
+            f"not"
+        )
+    return True
+
+
+def _row_nbytes(n_cols: int, rate: int, n_bits: int, is_ring: bool = False) -> int:
     """Return the bytes of a row's codes, of any numbers that a table may hold."""
+    if is_ring:
+        return (n_cols * rate // 16 + 7) // 8
     return ((n_cols - 1) * rate // 16 + n_bits + 7) // 8
 
 
 def _decided(request: GroupRequest) -> TrellisGroup | None:
     """Return a group's code at the predicted rate, or None if no rate passes on its sample."""
-    from hhtld.codecs.trellis_rate import decide_group
+    from hhtld.codecs.trellis_rate import closes_rows, decide_group
 
     profile, classes = request.profile, []
     rate = profile.rate
@@ -284,11 +302,13 @@ def _decided(request: GroupRequest) -> TrellisGroup | None:
         rows if scale is None else ScaledRows(rows, scale)
         for rows, scale in zip(request.rows, request.column_scales, strict=True)
     ]
-    shared, prediction = decide_group(scaled, rate, request.threshold, request.seed, request.dtype)
+    shared, prediction = decide_group(
+        scaled, rate, request.threshold, request.seed, request.dtype, closes_rows(request)
+    )
     if prediction is None:
         return None
     second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
-    trellis = slots.Trellis.trained(prediction.rate)
+    trellis = slots.Trellis.trained(prediction.rate, shared.trellis.is_ring)
     if len(classes) > 1:
         trellises = tuple(map(slots.Trellis.trained, classes))
         n_of_class = sum(
@@ -388,14 +408,15 @@ class TrellisGroup(GroupCode):
         rates: tuple[int, ...] = tuple(numbers.get("rates", ()))
         codebooks = np.frombuffer(sections["codebook"], np.uint8).reshape(max(1, len(rates)), -1)
         classes = tuple(slots.Trellis.of_codebook(rate, codebooks[c].data) for c, rate in enumerate(rates))
-        code = classes[0] if classes else slots.Trellis.of_codebook(numbers["rate"], sections["codebook"])
+        is_ring = "ring" in numbers
+        code = classes[0] if classes else slots.Trellis.of_codebook(numbers["rate"], sections["codebook"], is_ring)
         return cls(key, TrellisShared(code, slots.Rotation(n_cols, numbers["seed"]), bits, basis, second, classes))
 
     def ready(self, profile: Profile) -> Self:
         if self.shared.classes:
             classes = tuple(slots.Trellis.trained(code.rate) for code in self.shared.classes)
             return replace(self, shared=replace(self.shared, trellis=classes[0], classes=classes))
-        trained = slots.Trellis.trained(self.rate)
+        trained = slots.Trellis.trained(self.rate, self.shared.trellis.is_ring)
         second = None if profile.rate_2 is None else slots.Trellis.trained(profile.rate_2)
         return replace(self, shared=replace(self.shared, trellis=trained, second=second))
 
@@ -409,6 +430,8 @@ class TrellisGroup(GroupCode):
         numbers: dict[str, Any] = {"rate": self.rate, "seed": self.shared.rotation.seed}
         if self.shared.classes:
             return {"rates": tuple(code.rate for code in self.shared.classes), "seed": numbers["seed"]}
+        if self.shared.trellis.is_ring:
+            return numbers | {"ring": True}
         return numbers if self.shared.second is None else numbers | {"rate_2": self.shared.second.rate}
 
     def richer(self) -> Self | None:

@@ -32,6 +32,7 @@ from hhtld.sources.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_rang
 __all__ = [
     "Prediction",
     "TrellisEstimate",
+    "closes_rows",
     "decide_group",
     "decide_nbytes",
     "decide_shared",
@@ -240,14 +241,25 @@ def _prediction_sample(tensors: Sequence[Rows]) -> NDArray[np.float32]:
     return sample_rows(tensors, sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES))
 
 
+def closes_rows(request: GroupRequest) -> bool:
+    """Whether a group's rows are written as rings: narrow ones of one fixed rate and one level, without feedback."""
+    profile = request.profile
+    if profile.rate is None or profile.rate_2 is not None or profile.by_row or request.is_fed_back:
+        return False
+    return slots.is_ring(request.key.shape[1], profile.rate)
+
+
 def decide_group(
     rows: Sequence[Rows],
     rate: int | None,
     threshold: Threshold | None,
     seed: int,
     dtype: DType = FLOAT32,
+    is_ring: bool = False,
 ) -> tuple[TrellisShared, Prediction | None]:
     """Decide what a group shares and predict its rate, or the quality of a fixed one, given back in a type.
+
+    With `is_ring`, rows of the fixed rate close to rings.
 
     Returns
     -------
@@ -255,7 +267,7 @@ def decide_group(
     prediction : Prediction or None
         None where no rate passes the threshold on the sample.
     """
-    code = slots.Trellis.trained(32 if rate is None else rate)
+    code = slots.Trellis.trained(32 if rate is None else rate, is_ring)
     sample = _prediction_sample(rows)
     zeros = not _norms2(sample).all()
     if zeros and (live := [live_rows for live_rows in map(LiveRows, rows) if live_rows.n_rows]):
@@ -298,7 +310,9 @@ class TrellisEstimate(GroupEstimate):
         return (n_weights + n_searched) * self.seconds_a_weight
 
     def like(self, key: PaletteGroupKey, seed: int) -> TrellisEstimate:
-        return replace(self, shared=TrellisShared(self.shared.trellis, slots.Rotation(key.shape[1], seed)))
+        trellis, n_cols = self.shared.trellis, key.shape[1]
+        trellis = replace(trellis, is_ring=trellis.is_ring and slots.is_ring(n_cols, trellis.rate))
+        return replace(self, shared=TrellisShared(trellis, slots.Rotation(n_cols, seed)))
 
 
 def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | None:
@@ -314,14 +328,15 @@ def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | N
     sampled = sample_rows(request.rows, sample_size(n_rows, n_cols, STRUCTURE_ROWS, 4 * 8 * n_weights))
     live = sampled[_norms2(sampled) > 0]
     kept = live if len(live) else sampled[:1]
-    code = slots.Trellis.trained(32 if rate is None else rate)
+    code = slots.Trellis.trained(32 if rate is None else rate, closes_rows(request))
     n_live = n_rows * len(live) // len(sampled)
     shared = decide_shared([ArrayRows(kept)], code, seed, len(live) < len(sampled), n_live)
     coded, width = shared, max(1, n_weights // _SIDE_BY_SIDE)
     n_coded = sample_size(len(kept), min(n_cols, width), PREDICTION_ROWS, 4 * n_weights)
     sample = sample_rows([ArrayRows(kept)], n_coded)
     if width < n_cols:
-        sample, coded = np.ascontiguousarray(sample[:, :width]), TrellisShared(code, slots.Rotation(width, seed))
+        coded = TrellisShared(slots.Trellis.trained(code.rate), slots.Rotation(width, seed))
+        sample = np.ascontiguousarray(sample[:, :width])
     prediction = None
     if rate is None and request.threshold is not None:
         prediction = smallest_rate(sample, coded, request.threshold, request.dtype)
@@ -329,7 +344,7 @@ def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | N
             return None
         code = slots.Trellis.trained(prediction.rate)
     started = time.perf_counter()
-    timed = predict(sample, replace(coded, trellis=code), request.dtype)
+    timed = predict(sample, coded if code.is_ring else replace(coded, trellis=code), request.dtype)
     n_timed = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]
     seconds = (time.perf_counter() - started) / n_timed
     return TrellisEstimate(replace(shared, trellis=code), (prediction or timed).median, seconds)

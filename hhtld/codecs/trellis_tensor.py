@@ -211,7 +211,8 @@ class HhtlTTensor(EncodedTensor):
     def matrices(self) -> list[CodeMatrix]:
         """The codes of the first level, a matrix for every class, or one of all rows."""
         if self.row_class is None:
-            return [CodeMatrix(self.shared.trellis, self.slot_t)]
+            trellis = self.shared.trellis
+            return [CodeMatrix(trellis, trellis.opened(self.slot_t, self.original_shape[1]))]
         rows, widths = slots.class_order(self.row_class, len(self.shared.classes)), self.shared.class_widths
         starts = slots.class_starts([len(own) for own in rows], widths)
         return [

@@ -132,7 +132,8 @@ class GroupFinder:
         dtype = self._source.infos()[group.names[0]].dtype  # to predict; every tensor is measured in its own
         threshold, seed = judged_threshold(self._plan, group), self._plan.seed
         scales, row_rates = self._column_scales(group), group_row_rates(self._plan, group)
-        return GroupRequest(group.key, rows, group.profile, threshold, seed, scales, dtype, row_rates)
+        is_fed_back = any(name in self._plan.moments for name in group.names)
+        return GroupRequest(group.key, rows, group.profile, threshold, seed, scales, dtype, row_rates, is_fed_back)
 
     def _column_scales(self, group: PlannedGroup) -> list[NDArray[np.uint16] | None]:
         scales = self._plan.column_scales

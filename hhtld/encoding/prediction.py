@@ -137,7 +137,10 @@ def _sampled(source: TensorSource, plan: Plan, groups: list[PlannedGroup]) -> _S
         threshold, dtype = judged_threshold(plan, group), plan.tensors[group.names[0]].info.dtype
         scales = [None] * len(rows)  # they change the cosines little
         row_rates = group_row_rates(plan, group)
-        request = GroupRequest(group.key, rows, group.profile, threshold, plan.seed, scales, dtype, row_rates)
+        is_fed_back = any(name in plan.moments for name in group.names)
+        request = GroupRequest(
+            group.key, rows, group.profile, threshold, plan.seed, scales, dtype, row_rates, is_fed_back
+        )
         try:
             samples.estimates[group.number] = group.codec.estimate(request, n_weights)
         except RangeError:  # the group will be kept

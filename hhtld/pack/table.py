@@ -28,7 +28,7 @@ class GroupRecord:
     sections : mapping of kind to section number
     numbers : mapping of str to int or tuple of int
         What its codec needs beside sections: of Slot T "rate" and "rate_2", in sixteenths of a bit, or "rates", those
-        of the classes of rows, and the rotation's "seed".
+        of the classes of rows, the rotation's "seed", and "ring", True, of rows that close to rings.
     """
 
     key: PaletteGroupKey

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hhtld.slots.trellis import Trellis as Trellis
     from hhtld.slots.trellis import gain_bits as gain_bits
     from hhtld.slots.trellis import gain_values as gain_values
+    from hhtld.slots.trellis import is_ring as is_ring
     from hhtld.slots.trellis import search_cols as search_cols
 
 _HOMES = {
@@ -78,6 +79,7 @@ _HOMES = {
     "feedback_matrix": "feedback",
     "gain_bits": "trellis",
     "gain_values": "trellis",
+    "is_ring": "trellis",
     "leaf_coefficients": "leaf",
     "leaf_scale": "leaf",
     "mean_rate": "row_rates",

@@ -5,7 +5,8 @@ Layout
 A codebook is 72 bytes from which the levels of 2**12 states are summed (`_kernels/crossed.h`), or, in files of early
 packs, 2**L int8 levels, L = 8, 10 or 12. A row of n weights at rate p / 16 bits is a little-endian
 bit stream of ``floor((n - 1) * p / 16) + L`` bits, filled up to a byte; weight t has the state
-``stream[floor(t * p / 16), + L)`` and the value ``gain * level[state]``. Slot V is 64 gains as a bfloat16, so that
+``stream[floor(t * p / 16), + L)`` and the value ``gain * level[state]``. A row may close to a ring of
+``n * p / 16`` bits, whose last windows go on with its first bits. Slot V is 64 gains as a bfloat16, so that
 rows of denormals keep theirs.
 
 Rounding
@@ -48,9 +49,11 @@ __all__ = [
     "Trellis",
     "gain_bits",
     "gain_values",
+    "is_ring",
     "search_cols",
 ]
 
+_RING_COLS = (64, 256)  # fewer lose more than they save; to more, what is saved is little
 _TRAINED = range(MIN_RATE, MAX_RATE + 1, 2)
 
 
@@ -78,24 +81,27 @@ class Trellis:
         What a level is in the encoder's units of 1 / 8192 sigma; not needed to decode.
     crossed : ndarray of uint8, shape (72,), or None
         The codebook that the levels are summed from.
+    is_ring : bool
+        Whether codes are those of rings, which are shorter.
     """
 
     rate: int
     levels: NDArray[np.int8]
     step: int = 0
     crossed: NDArray[np.uint8] | None = None
+    is_ring: bool = False
 
     @classmethod
-    def trained(cls, rate: int) -> Trellis:
+    def trained(cls, rate: int, is_ring: bool = False) -> Trellis:
         """Return the code for a rate; its codebook is that of the nearest trained rate, an eighth of a bit, below."""
         if not MIN_RATE <= rate <= MAX_RATE:
             raise ValueError(f"rate must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rate}")
         index = max(i for i, trained in enumerate(_TRAINED) if trained <= rate)
         step, codebook = _records()[index]
-        return cls(rate, _levels(codebook.tobytes()), step, codebook)
+        return cls(rate, _levels(codebook.tobytes()), step, codebook, is_ring)
 
     @classmethod
-    def of_codebook(cls, rate: int, codebook: bytes | memoryview) -> Trellis:
+    def of_codebook(cls, rate: int, codebook: bytes | memoryview, is_ring: bool = False) -> Trellis:
         """Return the code of a file's codebook; it decodes and does not encode.
 
         Raises
@@ -107,11 +113,11 @@ class Trellis:
         if state_bits(len(data)) is None:
             raise ValueError(f"a codebook has 72 bytes, or 256, 1024 or 4096 levels, got {len(data)} bytes")
         if len(data) != CODEBOOK_NBYTES:
-            return cls(rate, data.view(np.int8))
+            return cls(rate, data.view(np.int8), is_ring=is_ring)
         tables = data[24:].view(np.int8).reshape(3, 16).astype(np.int64)
         if max(tables.max(axis=1).sum(), -tables.min(axis=1).sum()) > 127:
             raise ValueError("a codebook's levels must sum up to -127..127")
-        return cls(rate, _levels(data.tobytes()), crossed=data)
+        return cls(rate, _levels(data.tobytes()), crossed=data, is_ring=is_ring)
 
     @property
     def codebook(self) -> NDArray[Any]:
@@ -125,7 +131,8 @@ class Trellis:
 
     def row_nbytes(self, n_cols: int) -> int:
         """Return the bytes of a row's codes."""
-        return _trellis.row_nbytes(n_cols, self.rate, self.n_bits)
+        row_nbytes = _trellis.ring_nbytes if self.is_ring else _trellis.row_nbytes
+        return row_nbytes(n_cols, self.rate, self.n_bits)
 
     def encode(
         self, rotated: NDArray[np.float32], feedback: NDArray[np.float32] | None = None
@@ -134,10 +141,23 @@ class Trellis:
 
         With `feedback` (n_cols, n_cols), see `hhtld.slots.feedback`, weights make up for what those before them lost.
         """
-        codes = np.empty((len(rotated), self.row_nbytes(rotated.shape[1])), np.uint8)
+        n_cols = rotated.shape[1]
+        codes = np.empty((len(rotated), _trellis.row_nbytes(n_cols, self.rate, self.n_bits)), np.uint8)
         gains = np.empty(len(rotated), np.float32)
-        _trellis.encode(rotated, self.levels, self.step, self.rate, codes, gains, feedback)
+        _trellis.encode(rotated, self.levels, self.step, self.rate, codes, gains, feedback, is_ring=self.is_ring)
+        if self.is_ring:
+            codes = np.ascontiguousarray(codes[:, : self.row_nbytes(n_cols)])
+            n_spare = -(n_cols * self.rate // 16) % 8
+            codes[:, -1] &= 0xFF >> n_spare
         return codes, gains
+
+    def opened(self, codes: NDArray[np.uint8], n_cols: int) -> NDArray[np.uint8]:
+        """Return codes as kernels read them, with every window whole: those of rings are copied."""
+        if not self.is_ring:
+            return codes
+        opened = np.empty((len(codes), _trellis.row_nbytes(n_cols, self.rate, self.n_bits)), np.uint8)
+        _trellis.open_rings(np.ascontiguousarray(codes), n_cols, self.rate, self.n_bits, opened)
+        return opened
 
     def decode(
         self,
@@ -149,7 +169,7 @@ class Trellis:
         """Return rotated rows (n, n_cols), in `out` if it is given."""
         if out is None:
             out = np.empty((len(codes), n_cols), np.float32)
-        _trellis.decode(codes, self.levels, self.rate, gains, out, crossed=self.crossed)
+        _trellis.decode(self.opened(codes, n_cols), self.levels, self.rate, gains, out, crossed=self.crossed)
         return out
 
 
@@ -159,6 +179,16 @@ def _levels(codebook: bytes) -> NDArray[np.int8]:
     _trellis.crossed_levels(np.frombuffer(codebook, np.uint8), levels)
     levels.flags.writeable = False
     return levels
+
+
+def is_ring(n_cols: int, rate: int) -> bool:
+    """Return whether rows of `n_cols` weights are written as rings: narrow ones, of whole bits, that get shorter.
+
+    See docs/decisions/rings.md.
+    """
+    if not _RING_COLS[0] <= n_cols <= _RING_COLS[1] or n_cols * rate % 16:
+        return False
+    return _trellis.ring_nbytes(n_cols, rate, CODEBOOK_BITS) < _trellis.row_nbytes(n_cols, rate, CODEBOOK_BITS)
 
 
 def search_cols(n_cols: int) -> int:

@@ -177,7 +177,7 @@ def test_rates_are_for_parity(source: ArraySource) -> None:
         make_plan(source, Encoding("gates", rates={"lm_head.weight": 81 / 16}))
 
 
-def test_moments_make_products_lose_less_and_the_file_no_larger(source: ArraySource) -> None:
+def test_moments_make_products_lose_less(source: ArraySource) -> None:
     rng = np.random.default_rng(1)
     inputs = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 64)) + 0.2 * rng.standard_normal((500, 64))
     moments = (inputs.T @ inputs / 500).astype(np.float32)
@@ -189,7 +189,7 @@ def test_moments_make_products_lose_less_and_the_file_no_larger(source: ArraySou
         lost.append(np.square((pack.get_tensor("lm_head.weight") - weights) @ inputs.T).sum())
         sizes.append(pack.nbytes("lm_head.weight"))
     assert lost[1] < 0.8 * lost[0]
-    assert sizes[0] == sizes[1]
+    assert sizes[1] - sizes[0] == len(weights)  # a byte a row: narrow rows with feedback do not close to rings
 
 
 @pytest.mark.parametrize(

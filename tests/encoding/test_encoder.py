@@ -389,7 +389,7 @@ def test_column_scales_travel_with_the_pack(rng: np.random.Generator) -> None:
 
 
 def test_a_reader_may_stop_after_the_first_level(rng: np.random.Generator) -> None:
-    rows = rng.standard_normal((50, 200)).astype(np.float32)
+    rows = rng.standard_normal((50, 300)).astype(np.float32)  # too wide for a ring, which has one level only
     pack = encode({"x.v_proj": rows}, "bits:2+1")
     coarse, fine = pack.get_tensor("x.v_proj", levels=1), pack.get_tensor("x.v_proj")
     assert 0.955 < np.median(row_cosines(rows, coarse)) < 0.97 < 0.985 < np.median(row_cosines(rows, fine))

@@ -159,9 +159,17 @@ MALFORMED: dict[str, tuple[Change, type[FormatError], str]] = {
                 {"component": "o", "role": "r", "shape": [1, 1], "sections": {}, key: 16}
             ),
             HeaderError,
-            "group 1: rate, rates, seed or rate_2 without a codebook",
+            "group 1: rate, rates, seed, rate_2 or ring without a codebook",
         )
-        for key in ("rate", "rates", "seed", "rate_2")
+        for key in ("rate", "rates", "seed", "rate_2", "ring")
+    },
+    **{
+        f"ring {value!r}": (
+            group(0, ring=value),
+            HeaderError,
+            "ring must be true, of a group of one rate and one level",
+        )
+        for value in (False, 1, None, "true", True)  # the last because there are two levels
     },
     "centroids of no columns": (
         lambda d: (

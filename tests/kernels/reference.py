@@ -32,9 +32,11 @@ __all__ = [
     "narrow_f32_f16",
     "nearest_l1",
     "nearest_l2",
+    "open_rings",
     "project",
     "quantize_i8",
     "reconstruct",
+    "ring_nbytes",
     "rotate",
     "row_dots",
     "row_nbytes",
@@ -473,12 +475,24 @@ _SIGMA = 8192
 _RENORMALISE = 8
 _LEAST_COST = -32768
 _FEEDBACK_BLOCK, _FEEDBACK_AHEAD = 32, 32
-_WHOLE_COLS, _PIECE_COLS, _SEAM_COLS = 65536, 4096, 256
+_WHOLE_COLS, _PIECE_COLS, _SEAM_COLS, _RING_COLS = 65536, 4096, 256, 64
 
 
 def row_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
     """Return the bytes of a row of `n_cols` weights at `rate` sixteenths of a bit with 2**n_bits states."""
     return ((n_cols - 1) * rate // 16 + n_bits + 7) // 8 if n_cols else 0
+
+
+def ring_nbytes(n_cols: int, rate: int, n_bits: int) -> int:
+    """Return the bytes of a ring of `n_cols` weights."""
+    return (n_cols * rate // 16 + 7) // 8
+
+
+def open_rings(rings: NDArray[np.uint8], n_cols: int, rate: int, n_bits: int, codes: NDArray[np.uint8]) -> None:
+    """Write the codes (n_rows, row_nbytes) of rings (n_rows, ring_nbytes): what the last windows reach, once more."""
+    end, reach = n_cols * rate // 16, (n_cols - 1) * rate // 16 + n_bits
+    bits = np.unpackbits(rings, axis=1, count=end, bitorder="little")
+    codes[...] = np.packbits(bits[:, np.arange(reach) % end], axis=1, bitorder="little")
 
 
 def search_cols(n_cols: int) -> int:
@@ -499,11 +513,12 @@ def encode(
     gains: NDArray[np.float32],
     feedback: NDArray[np.float32] | None = None,
     whole: int = _WHOLE_COLS,
+    is_ring: bool = False,
 ) -> None:
     """Encode rows (n_rows, n_cols) into codes (n_rows, row_nbytes) and least-squares gains (n_rows,).
 
     `feedback` (n_cols, n_cols): what errors of blocks of weights add to the targets of those to come. `whole`: rows of
-    more weights are searched in pieces.
+    more weights are searched in pieces. `is_ring`: codes end with the bits that they begin with.
     """
     values = np.clip(table.astype(np.int32) * step, -32767, 32767)
     for r, row in enumerate(rows):
@@ -511,7 +526,7 @@ def encode(
         aimed = row
         if feedback is None:
             targets = np.rint(np.clip(row.astype(np.float64) * units, -32767, 32767)).astype(np.int32)
-            path = _path_of_pieces if len(row) > whole else _cheapest_path
+            path = _path_of_ring if is_ring else _path_of_pieces if len(row) > whole else _cheapest_path
             states = path(targets, values, rate) if len(row) else []
         else:
             aimed = (row.astype(np.float64) * units).astype(np.float32)
@@ -645,6 +660,22 @@ def _path_of_pieces(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) 
         seam = _cheapest_path(x[around : around + _SEAM_COLS], values, rate)[end - around]
         path += search.path(seam)[:-1]
     raise AssertionError
+
+
+def _path_of_ring(x: NDArray[np.int32], values: NDArray[np.int32], rate: int) -> list[int]:
+    """The states of the cheapest path that comes back to the state it begins at, which the weights around it give."""
+    half = _RING_COLS // 2
+    begin = _cheapest_path(x[np.arange(-half, half) % len(x)], values, rate)[half]
+    while True:
+        search = _Search(values, rate)
+        for weight in [*x, x[0]]:
+            search.step(weight)
+            if search.length == 1:
+                search.settle(0, begin)
+        path = search.path(begin)
+        if path[0] == begin:
+            return path[:-1]
+        x = np.fix(x / 2).astype(np.int32)  # costs saturated, and a path from elsewhere was as cheap
 
 
 def _cheapest_path_fed(

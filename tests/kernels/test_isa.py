@@ -30,7 +30,7 @@ from tests.kernels import reference
 
 DOORS = (_cast, _fold, _l1, _l2, _leaf, _dot, _eigen, _cholesky, _rotate, _trellis, _score, _screen)
 # Sizes and one table, not kernels: nothing to choose a tier for.
-ARITHMETIC = {"crossed_levels", "row_nbytes", "search_cols"}
+ARITHMETIC = {"crossed_levels", "open_rings", "ring_nbytes", "row_nbytes", "search_cols"}
 PRINT_TIER = "from hhtld._kernels import _isa; print(_isa.tier())"
 
 

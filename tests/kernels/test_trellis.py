@@ -476,3 +476,82 @@ def test_rows_are_searched_whole_up_to_65536_weights() -> None:
 )
 def test_weights_searched_at_once_are_the_twins(n_cols: int) -> None:
     assert _trellis.search_cols(n_cols) == reference.search_cols(n_cols)
+
+
+# ---- rings ----
+
+
+def rings(rows: Array, table: Array, step: int, rate: int, isa: str | None = None) -> tuple[Array, Array]:
+    nbytes = _trellis.row_nbytes(rows.shape[1], rate, len(table).bit_length() - 1)
+    codes, gains = np.zeros((len(rows), nbytes), np.uint8), np.zeros(len(rows), np.float32)
+    _trellis.encode(rows, table, step, rate, codes, gains, is_ring=True, isa=isa)
+    return codes, gains
+
+
+@pytest.mark.parametrize(("n_cols", "rate"), [(16, 16), (31, 32), (80, 37), (160, 48), (67, 96)])
+def test_rings_are_the_twins_on_every_tier(n_cols: int, rate: int, isa: str) -> None:
+    rows, table = awkward_rows(35, n_cols)[:20], random_table(7)
+    codes, gains = rings(rows, table, STEP, rate, isa)
+    expected_codes, expected_gains = np.zeros_like(codes), np.zeros_like(gains)
+    reference.encode(rows, table, STEP, rate, expected_codes, expected_gains, is_ring=True)
+    np.testing.assert_array_equal(codes, expected_codes)
+    same_bits(gains, expected_gains)
+
+
+@pytest.mark.parametrize("rate", EVERY_RATE)
+def test_rings_of_shipped_codebooks_end_as_they_begin(rate: int) -> None:
+    code = Trellis.trained(rate)
+    for n_cols in (16 * 16 // rate + 1, 64, 161):
+        spikes = np.eye(n_cols, dtype=np.float32)[:: max(1, n_cols // 5)] * 7  # all that a row holds, in one weight
+        rows = np.concatenate([awkward_rows(9, n_cols), spikes])
+        codes, _ = rings(rows, code.levels, code.step, rate)
+        n_bits = n_cols * rate // 16
+        bits = np.unpackbits(codes, axis=1, bitorder="little")
+        reach = (n_cols - 1) * rate // 16 + 12
+        np.testing.assert_array_equal(bits[:, n_bits:reach], bits[:, : reach - n_bits])
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("n_bits", [7, 10, 12])
+def test_rings_are_opened_as_the_twin_opens_them(rate: int, n_bits: int, fenced: Fence) -> None:
+    rng = np.random.default_rng(rate)
+    for n_cols in (17, 64, 161, 250):
+        held = rng.integers(0, 256, (5, _trellis.ring_nbytes(n_cols, rate, n_bits)), np.uint8)  # bits to spare, too
+        codes = fenced(np.zeros((5, _trellis.row_nbytes(n_cols, rate, n_bits)), np.uint8))
+        expected = codes.copy()
+        _trellis.open_rings(fenced(held), n_cols, rate, n_bits, codes)
+        reference.open_rings(held, n_cols, rate, n_bits, expected)
+        np.testing.assert_array_equal(codes, expected)
+        assert held.shape[1] == reference.ring_nbytes(n_cols, rate, n_bits)
+
+
+@pytest.mark.parametrize(("rate", "most"), [(16, 1.11), (32, 1.08), (64, 1.06), (96, 1.06)])
+def test_a_ring_loses_less_than_its_bits_are_worth(rate: int, most: float) -> None:
+    rows = np.random.default_rng(rate).standard_normal((500, 160)).astype(np.float32)
+    lost = []
+    for is_ring in (False, True):
+        code = Trellis.trained(rate, is_ring)
+        decoded = code.decode(*code.encode(rows), 160)
+        lost.append(np.median(1 - cosines(rows, decoded) ** 2))
+    saved_bits = 12 - rate // 16
+    assert lost[1] / lost[0] < min(most, 2 ** (2 * saved_bits / 160) + 0.01)
+
+
+def test_what_closes_to_no_ring_is_refused() -> None:
+    far = np.where(np.random.default_rng(6).random(4096) < 0.1, 0, 127).astype(np.int8)  # so that costs saturate
+    rows = np.random.default_rng(2).standard_normal((4, 64)).astype(np.float32)
+    with pytest.raises(ValueError, match="3 rows close to no ring with these levels"):
+        _trellis.encode(rows, far, 8192, 16, np.zeros((4, 10), np.uint8), np.zeros(4, np.float32), is_ring=True)
+    rows, table = rows[:2], random_table(7)
+    codes, gains = np.zeros((2, 16), np.uint8), np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match="a ring is searched whole and without feedback"):
+        _trellis.encode(rows, table, 1, 32, np.zeros((2, 17), np.uint8), gains, np.zeros((64, 64), "f4"), is_ring=True)
+    with pytest.raises(ValueError, match="a ring is searched whole and without feedback"):
+        _trellis.encode(rows, table, 1, 32, np.zeros((2, 17), np.uint8), gains, whole=60, is_ring=True)
+    for n_cols in (0, 7):
+        with pytest.raises(ValueError, match=f"a ring has 16 bits at least, got {n_cols} weights of 32 sixteenths"):
+            _trellis.ring_nbytes(n_cols, 32, 12)
+    with pytest.raises(ValueError, match=r"rings must be \(2, 16\) and codes \(2, 17\), got \(2, 16\) and \(2, 16\)"):
+        _trellis.open_rings(codes, 64, 32, 7, codes.copy())
+    with pytest.raises(ValueError, match="Buffer dtype mismatch"):
+        _trellis.open_rings(codes.astype(np.int16), 64, 32, 7, codes)
