@@ -269,7 +269,7 @@ def test_sizes_of_rows_are_those_of_the_kernel() -> None:
 
 
 def test_sizes_of_n_gram_rows_are_those_of_the_kernel() -> None:
-    from hhtld._kernels._trellis import row_nbytes
+    from hhtld.slots.trellis import Trellis, is_ring
 
     text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\|" + r" ([\d.]+) \|" * 6 + r" ([\d.]+) GB \|$", text, re.MULTILINE)
@@ -278,7 +278,8 @@ def test_sizes_of_n_gram_rows_are_those_of_the_kernel() -> None:
     for line in lines:
         n_cols, bfloat16, fp8, iq4_nl, *ours = (int(number) for number in line[:-1])
         assert (bfloat16, fp8, iq4_nl) == (2 * n_cols, n_cols, 18 * n_cols // 32)
-        assert ours == [2 + row_nbytes(n_cols, rate, 12) for rate in (64, 48)]
+        codes = [Trellis.trained(rate, is_ring(n_cols, rate)) for rate in (64, 48)]
+        assert ours == [2 + code.row_nbytes(n_cols) for code in codes]
         assert line[-1] == f"{n_rows * ours[0] / 1e9:.1f}"
 
 
