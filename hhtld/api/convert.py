@@ -400,7 +400,7 @@ def _calibrated(
     measured_options = replace(
         encoding,
         column_scales=calibration.column_scales,
-        rates={name: rate / 16 for name, rate in calibration.rates(level).items()},
+        rates=calibration.bits(level),
         moments=calibration.moments,
     )
     return measured_options, notes

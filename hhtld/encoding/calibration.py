@@ -6,9 +6,11 @@ all columns of what is coded (docs/decisions/column-scales.md).
 
 A tensor in which errors cost more gets more bits. What an error in each row costs is told by the gradients of one run
 (`hhtld.evaluation.gradients`). An error falls by a factor of 4 for each bit, so the sum of costs is least if every
-tensor gets ``level + log2(its mean cost) / 2`` bits, relative to the mean. The share of next tokens that differ falls
-with the root of the divergence, by a factor of nearly 2 for each bit: its logarithm is taken to be straight between
-the levels at which it was measured (docs/decisions/sensitivities.md).
+tensor gets ``level + log2(its mean cost) / 2`` bits, relative to the mean. Within a tensor its rows get more or fewer
+by the same rule, at most one bit around the tensor's rate, which stays their mean: few positions tell what one row
+costs. The share of next tokens that differ falls with the root of the divergence, by a factor of nearly 2 for each
+bit: its logarithm is taken to be straight between the levels at which it was measured
+(docs/decisions/sensitivities.md).
 """
 
 from __future__ import annotations
@@ -17,23 +19,27 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.errors import FormatError
-from hhtld.identity import CODEBOOK_NBYTES
+from hhtld.identity import CODEBOOK_BITS, CODEBOOK_NBYTES
 from hhtld.slots.moments import Moments
 from hhtld.slots.trellis import MAX_RATE, MIN_RATE
 
 __all__ = ["FEW_POSITIONS", "FEW_TEXTS", "Calibration", "Costs", "Measurement", "column_scale"]
 
 FEW_TEXTS, FEW_POSITIONS = 8, 1000  # that were judged: what fewer tell is told with that warning
-_STEP = 2  # sixteenths of a bit, between rates of tensors: each other rate brings a codebook of its own
-_LEVEL_STEP = 1 / 64  # bits
+_ROW_UNIT = 256  # of a bit: what rows ask for is whole numbers of it, the same on every processor
+_AROUND = _ROW_UNIT  # one bit, which rows may lie above or below their tensor's rate
+_LEAST_ROW = 1e-6  # of the mean: what a row costs at least
+_LEVEL_STEP, _BITS_STEP = 1 / 64, 1 / 1024  # bits, of levels for an agreement and for a size
 # The 19th of 20 of Student's t, from one degree of freedom on.
 _ONE_SIDED_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 _GAIN_NBYTES = 2  # a row
+_CLASS_BITS = 8  # a row
 
 
 def column_scale(energies: NDArray[np.floating], rows_squared: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -84,6 +90,40 @@ class Costs:
     def mean(self) -> float:
         """The mean over rows, summed in one order on every processor."""
         return math.fsum(self.rows.tolist()) / max(1, len(self.rows))
+
+    @cached_property
+    def wants(self) -> NDArray[np.int32]:
+        """How many bits rows should have beside one another, 256ths of a bit (n_rows,)."""
+        mean = self.mean or 1.0
+        # The C library's function, as in `column_scale`.
+        logs = [math.log2(max(cost / mean, _LEAST_ROW)) for cost in self.rows.tolist()]
+        return np.rint(np.array(logs) * (_ROW_UNIT / 2)).astype(np.int32)
+
+    def around(self, rate: int) -> NDArray[np.int32] | None:
+        """Return how far the bits of each row lie above a tensor's rate, in sixteenths of a bit.
+
+        Returns
+        -------
+        ndarray of int32, shape (n_rows,), or None
+            256ths of a bit, their sum at most 0. None if the tensor loses least if all rows have its rate: the classes
+            of rows take room too.
+        """
+        least = max(-_AROUND, (MIN_RATE - rate) * _ROW_UNIT // 16)
+        most = min(_AROUND, (MAX_RATE - rate) * _ROW_UNIT // 16)
+        low, high = int(self.wants.min()) - _AROUND, int(self.wants.max()) + _AROUND
+        while low < high:  # the least middle above which rows ask for no more than those below it leave
+            middle = (low + high) // 2
+            if int(np.clip(self.wants - middle, least, most).sum(dtype=np.int64)) > 0:
+                low = middle + 1
+            else:
+                high = middle
+        around: NDArray[np.int32] = np.clip(self.wants - low, least, most)
+        lost = math.fsum(
+            cost * 4.0 ** (-bits / _ROW_UNIT) for cost, bits in zip(self.rows.tolist(), around.tolist(), strict=True)
+        )
+        # A cost that is a quarter is worth one bit.
+        gain = math.log2(self.mean * len(around) / lost) / 2 if lost > 0 else 0.0
+        return around if gain > _CLASS_BITS / self.n_cols else None
 
 
 @dataclass(frozen=True)
@@ -136,7 +176,7 @@ class Calibration:
     def rates(self, level: float) -> dict[str, int]:
         """Return the rate of every tensor, sixteenths of a bit, `level` bits a weight on average or a little less.
 
-        They are those of least cost, in steps of an eighth of a bit.
+        They are those of least cost.
         """
         wants = self._wants()
         sizes = {name: cost.n_weights for name, cost in self.costs.items()}
@@ -159,10 +199,21 @@ class Calibration:
         # Rates rise one tensor after another as the offset does, so what is left is less than a step of the next one.
         left = budget - n_bits(rates)
         for name in sorted(wants, key=lambda name: (rates[name] / 16 - wants[name], name)):
-            if rates[name] < MAX_RATE and _STEP * sizes[name] <= left:
-                rates[name] += _STEP
-                left -= _STEP * sizes[name]
+            if rates[name] < MAX_RATE and sizes[name] <= left:
+                rates[name] += 1
+                left -= sizes[name]
         return rates
+
+    def bits(self, level: float) -> dict[str, float | NDArray[np.float64]]:
+        """Return the bits a weight of every tensor, or of each of its rows (n_rows,): what `hhtld.convert` takes.
+
+        The mean of a tensor's rows is its rate at the level, or a little less.
+        """
+        bits: dict[str, float | NDArray[np.float64]] = {}
+        for name, rate in self.rates(level).items():
+            around = self.costs[name].around(rate)
+            bits[name] = rate / 16 if around is None else rate / 16 + around / _ROW_UNIT
+        return bits
 
     def _wants(self) -> dict[str, float]:
         """Return how many bits each tensor should have, but for what is added to all."""
@@ -174,17 +225,13 @@ class Calibration:
 
     def nbytes(self, level: float) -> int:
         """Return the bytes of the sections that tensors coded at a level take: codes, gains, scales and codebooks."""
-        rates = self.rates(level)
-        codes = sum(
-            len(cost.rows) * (_GAIN_NBYTES + ((cost.n_cols - 1) * rates[name] // 16 + 12 + 7) // 8)
-            for name, cost in self.costs.items()
-        )
         scales = sum(2 * len(scale) for scale in self.column_scales.values())
-        kinds = {(rates[name], self.costs[name].n_cols, len(self.costs[name].rows)) for name in rates}
-        return codes + scales + CODEBOOK_NBYTES * len(kinds)
+        codebooks = {(self.costs[name].n_cols, rate) for name, rate in self.rates(level).items()}
+        codes = sum(_codes_nbytes(bits, self.costs[name]) for name, bits in self.bits(level).items())
+        return codes + scales + CODEBOOK_NBYTES * len(codebooks)
 
     def level_for_bits(self, bits: float) -> float:
-        """Return the highest level, in 64ths, at which all sections of the encoded tensors take `bits` a weight.
+        """Return the highest level, in 1024ths, at which all sections of the encoded tensors take `bits` a weight.
 
         Raises
         ------
@@ -194,16 +241,16 @@ class Calibration:
         if not 0 < bits < math.inf:
             raise ValueError(f"target_bits must be a positive number of bits a weight, got {bits}")
         budget = bits * sum(cost.n_weights for cost in self.costs.values()) / 8
-        lowest, highest = round(MIN_RATE / 16 / _LEVEL_STEP), round(MAX_RATE / 16 / _LEVEL_STEP)
-        if self.nbytes(lowest * _LEVEL_STEP) > budget:
+        lowest, highest = round(MIN_RATE / 16 / _BITS_STEP), round(MAX_RATE / 16 / _BITS_STEP)
+        if self.nbytes(lowest * _BITS_STEP) > budget:
             raise FormatError(f"{bits:g} bits a weight are fewer than the lowest rates take; ask for more")
         while lowest < highest:
             middle = (lowest + highest + 1) // 2
-            if self.nbytes(middle * _LEVEL_STEP) <= budget:
+            if self.nbytes(middle * _BITS_STEP) <= budget:
                 lowest = middle
             else:
                 highest = middle - 1
-        return lowest * _LEVEL_STEP
+        return lowest * _BITS_STEP
 
     # ---- agreement ----
 
@@ -288,8 +335,16 @@ class Calibration:
         return points
 
 
+def _codes_nbytes(bits: float | NDArray[np.float64], costs: Costs) -> int:
+    """Return the bytes of a tensor's codes and gains, and of the classes of its rows."""
+    rates = np.rint(np.broadcast_to(bits, len(costs.rows)) * 16).astype(np.int64)
+    codes = int((((costs.n_cols - 1) * rates // 16 + CODEBOOK_BITS + 7) // 8).sum())
+    n_bytes = _GAIN_NBYTES + (_CLASS_BITS // 8 if np.ndim(bits) else 0)
+    return codes + n_bytes * len(costs.rows)
+
+
 def _rate(bits: float) -> int:
-    return min(MAX_RATE, max(MIN_RATE, _STEP * round(bits * 16 / _STEP)))
+    return min(MAX_RATE, max(MIN_RATE, round(bits * 16)))
 
 
 def _falls(heights: Iterable[float]) -> bool:

@@ -311,9 +311,9 @@ class _Run:
         measurements = []
         with judge:
             for level in LEVELS:
-                for name, rate in calibration.rates(level).items():
+                for name, bits in calibration.bits(level).items():
                     matrix = self._matrices[name]
-                    noise.put(name, matrix.parameter.data.view(matrix.shape), rate)
+                    noise.put(name, matrix.parameter.data.view(matrix.shape), bits)
                 measurements.append(judge.measured(level))
                 self._progress("calibrate", f"level {level:g}", self._n_bytes // (2 * len(LEVELS)))
         return replace(calibration, measurements=tuple(measurements))

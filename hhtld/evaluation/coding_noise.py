@@ -56,25 +56,28 @@ class CodingNoise:
         is_index: Mapping[str, bool],
     ) -> None:
         self._source, self._column_scales, self._moments, self._is_index = source, column_scales, moments, is_index
-        self._rates: dict[str, int] = {}
+        self._sizes: dict[str, NDArray[np.float32]] = {}
         self._turned: tuple[str, torch.Tensor | None] = "", None  # feedback of the matrix that was set last
 
-    def put(self, name: str, matrix: torch.Tensor, rate: int) -> None:
-        """Set a matrix of the model, float32 (n_rows, n_cols), to the weights with the noise of a rate.
+    def put(self, name: str, matrix: torch.Tensor, bits: float | NDArray[np.float64]) -> None:
+        """Set a matrix of the model, float32 (n_rows, n_cols), to the weights with the noise of its bits a weight.
 
-        If it was set before, the pattern of the noise stays, and only its size changes.
+        `bits` is one number or one for each row (n_rows,). If the matrix was set before, the pattern of the noise
+        stays, and only its size changes.
         """
-        before = self._rates.get(name)
+        rates, which = np.unique(np.rint(np.asarray(bits) * 16).astype(int), return_inverse=True)
+        sizes = np.sqrt([distortion(rate) for rate in rates.tolist()])[which.ravel()].astype(np.float32)
+        sizes = np.broadcast_to(sizes, len(matrix))
+        before = self._sizes.get(name)
         for start, stop in row_ranges(len(matrix), 4 * matrix.shape[1]):
             block = matrix[start:stop]
             weights = torch.from_numpy(SourceRows(self._source, name).read(start, stop))
             if before is None:
-                noise = torch.from_numpy(self._unit_noise(name, start, weights.numpy()))
-                factor = distortion(rate) ** 0.5
+                noise, factors = torch.from_numpy(self._unit_noise(name, start, weights.numpy())), sizes[start:stop]
             else:
-                noise, factor = block - weights, (distortion(rate) / distortion(before)) ** 0.5
-            block.copy_(weights + factor * noise)
-        self._rates[name] = rate
+                noise, factors = block - weights, sizes[start:stop] / before[start:stop]
+            block.copy_(weights + torch.from_numpy(factors.copy())[:, None] * noise)
+        self._sizes[name] = sizes
 
     def _unit_noise(self, name: str, start: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return noise for rows, as large as what is coded of them."""

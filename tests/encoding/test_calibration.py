@@ -62,6 +62,65 @@ def test_rates_stay_in_range() -> None:
     assert Calibration({}, apart).rates(5)["b"] == 96
 
 
+def spread(n_rows: int, n_cols: int, octaves: float = 2.0, seed: int = 0) -> Costs:
+    """Return costs of rows that differ by a few octaves."""
+    rows = 0.1 * np.exp2(octaves * np.random.default_rng(seed).standard_normal(n_rows))
+    return Costs(rows.astype(np.float32), n_cols)
+
+
+def test_rows_get_bits_by_their_costs_at_most_one_around_their_tensors_rate() -> None:
+    found = Calibration({}, {"a": spread(900, 200), "b": spread(400, 300, seed=1)})
+    for level in (2.5, 3.75, 4.9):
+        rates, bits = found.rates(level), found.bits(level)
+        for name, costs in found.costs.items():
+            rows = bits[name]
+            assert isinstance(rows, np.ndarray)
+            assert rows.shape == costs.rows.shape
+            assert rates[name] / 16 - 1 / 256 <= rows.mean() <= rates[name] / 16
+            assert np.abs(rows - rates[name] / 16).max() <= 1
+            assert (np.diff(rows[np.argsort(costs.rows)]) >= 0).all(), "what costs more gets no fewer bits"
+            between = np.abs(rows - rates[name] / 16) < 1
+            offsets = rows[between] - np.log2(costs.rows[between]) / 2
+            assert np.ptp(offsets) < 0.02, "four times the cost is one bit"
+
+
+def test_rows_stay_within_the_rates_there_are_and_keep_their_mean() -> None:
+    found = Calibration({}, {"a": spread(900, 200)})
+    for level in (1.25, 5.5):
+        rows = found.bits(level)["a"]
+        assert isinstance(rows, np.ndarray)
+        assert 1 <= rows.min() < rows.max() <= 6
+        assert level - 1 / 256 <= rows.mean() <= level
+    assert found.bits(6)["a"] == 6
+    assert found.bits(1)["a"] == 1
+
+
+def test_rows_share_a_rate_if_their_classes_take_more_than_they_save() -> None:
+    assert Calibration({}, {"a": spread(900, 200, octaves=0.1)}).bits(4)["a"] == 4
+    assert Calibration({}, {"a": spread(900, 8)}).bits(4)["a"] == 4  # a class takes a bit a weight here
+    assert Calibration({}, costs(a=(0.0, 100))).bits(4)["a"] == 4
+
+
+def test_rows_that_cost_nothing_get_a_rate() -> None:
+    rows = spread(900, 200).rows.copy()
+    rows[:100] = 0
+    found = Calibration({}, {"a": Costs(rows, 200)}).bits(4)["a"]
+    assert isinstance(found, np.ndarray)
+    assert (found[:100] == 3).all()
+
+
+def test_a_pack_takes_the_bits_that_were_asked_for() -> None:
+    rng = np.random.default_rng(2)
+    shapes = {"model.embed_tokens.weight": (1500, 256), "layers.0.q_proj.weight": (512, 256)}
+    source = ArraySource({name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+    found = Calibration({}, {name: spread(*shape) for name, shape in shapes.items()})
+    for asked in (3.3, 4.7):
+        pack = hhtld.encode(source, "parity", rates=found.bits(found.level_for_bits(asked)))
+        codes = sum(pack.nbytes(name) for name in shapes)
+        assert asked - 0.03 < 8 * codes / sum(n * m for n, m in shapes.values()) <= asked
+        assert all("row_class" in pack.info(name).sections for name in shapes)
+
+
 def test_the_level_lies_on_the_line_and_is_rounded_up() -> None:
     found = Calibration({}, THREE, measured((4, 0.8), (5, 0.9)))
     assert found.level_for(0.8) == 4

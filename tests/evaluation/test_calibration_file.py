@@ -91,6 +91,24 @@ def test_a_conversion_takes_its_rates_scales_and_moments(model: Path, calibratio
         hhtld.convert(model, tmp_path / "4.hhtld", calibration=calibration, calibrate="builtin")
 
 
+def test_rows_take_rates_of_their_own(model: Path, calibration: Calibration, tmp_path: Path) -> None:
+    rows = np.exp2(2 * np.random.default_rng(3).standard_normal(300)).astype(np.float32)
+    spread = replace(calibration, costs={**calibration.costs, HEAD: Costs(rows, 64)})
+    options = {"calibrate": spread, "target_bits": 4.5, "min_ratio": 0}
+    hhtld.convert(model, tmp_path / "m.hhtld", **options)
+    bits = spread.bits(spread.level_for_bits(4.5))
+    with hhtld.open(tmp_path / "m.hhtld") as pack:
+        head = pack.get_encoded(HEAD).row_class
+        group = pack.table.groups[pack.info(HEAD).group or 0].numbers
+        assert "row_class" not in pack.info(QUERY).sections
+        assert sum(pack.nbytes(name) for name in (HEAD, QUERY)) * 8 <= 4.5 * (300 + 96) * 64
+    rates = np.array(group["rates"])[head] / 16
+    assert np.abs(rates - bits[HEAD]).max() <= 0.25
+    assert np.asarray(bits[HEAD]).mean() - 2 / 300 <= rates.mean() <= np.asarray(bits[HEAD]).mean()
+    hhtld.convert(model, tmp_path / "2.hhtld", jobs=1, executor="threads", **options)
+    assert (tmp_path / "2.hhtld").read_bytes() == (tmp_path / "m.hhtld").read_bytes()
+
+
 def test_without_a_calibration_the_note_promises_nothing(model: Path, tmp_path: Path) -> None:
     report = hhtld.convert(model, tmp_path / "m.hhtld", profile="parity", min_ratio=0)
     assert [note.partition(",")[0] for note in report.notes] == [

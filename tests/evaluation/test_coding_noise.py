@@ -24,7 +24,7 @@ def test_noise_is_as_large_as_errors_of_codes_and_shaped_like_them() -> None:
     noise = CodingNoise(source, {NAME: scale}, {NAME: moments}, {NAME: False})
     noisy = torch.from_numpy(weights.copy())
     for rate in (48, 72, 60):
-        noise.put(NAME, noisy, rate)
+        noise.put(NAME, noisy, rate / 16)
         asked = {NAME: rate / 16}
         pack = hhtld.encode(source, "parity", rates=asked, column_scales={NAME: scale}, moments={NAME: moments})
         errors = pack.get_tensor(NAME) - weights
@@ -32,3 +32,17 @@ def test_noise_is_as_large_as_errors_of_codes_and_shaped_like_them() -> None:
         for directions in (np.eye(192), inputs.T):  # errors of weights, and of what the layer gives
             coded, simulated = (np.square(e @ directions).sum() for e in (errors, stood_for))
             assert simulated == pytest.approx(coded, rel=0.12)
+
+
+def test_rows_have_noise_of_their_own_bits() -> None:
+    from hhtld.evaluation.coding_noise import CodingNoise, distortion
+
+    weights = np.random.default_rng(0).standard_normal((400, 192)).astype(np.float32)
+    noise = CodingNoise(ArraySource({NAME: weights}), {}, {}, {NAME: False})
+    noisy = torch.from_numpy(weights.copy())
+    for bits in (np.full(400, 2.5), np.linspace(3, 5, 400), 4.0, np.linspace(5, 3, 400)):
+        noise.put(NAME, noisy, bits)
+        errors = np.square(noisy.numpy() - weights).mean(axis=1) / np.square(weights).mean(axis=1)
+        sizes = [distortion(round(16 * float(each))) for each in np.broadcast_to(bits, 400)]
+        np.testing.assert_allclose(errors, sizes, rtol=0.6)
+        assert errors.mean() == pytest.approx(np.mean(sizes), rel=0.03)
