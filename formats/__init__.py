@@ -13,8 +13,9 @@ from hhtld.matrix import TensorInfo
 from hhtld.registry import Plugin, Registry
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.locations import locate, missing, models_inside
+from hhtld.storage.reading import Location, open_location
 from hhtld.storage.signatures import lookalike
-from hhtld.storage.urls import Location, Url, open_location
+from hhtld.storage.urls import Url
 
 __all__ = ["Format", "TensorInfo", "TensorSource", "format_for_output", "get_format", "open_source", "registry"]
 

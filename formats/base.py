@@ -10,7 +10,8 @@ from hhtld.encoding.plan import Plan
 from hhtld.encoding.quality import GateReport
 from hhtld.encoding.work import Work
 from hhtld.sources.contract import TensorSource
-from hhtld.storage.urls import Location, Url
+from hhtld.storage.reading import Location
+from hhtld.storage.urls import Url
 
 __all__ = [
     "Format",

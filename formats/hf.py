@@ -41,8 +41,9 @@ from hhtld.sources.contract import ArraySource, TensorSource
 from hhtld.sources.model_config import CONFIG, config_bytes, config_object
 from hhtld.storage.atomic_folder import new_folder, write_bytes
 from hhtld.storage.links import followed
+from hhtld.storage.reading import Location
 from hhtld.storage.side_files import read_side_file, side_files
-from hhtld.storage.urls import Location, Url
+from hhtld.storage.urls import Url
 
 __all__ = ["NAMES_FILE", "HfFormat", "PackedFolder", "loads_with_transformers", "packed_config", "write_names"]
 

@@ -31,8 +31,9 @@ from hhtld.matrix import TensorInfo
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.file_names import checked_file_name
 from hhtld.storage.links import followed, leads_out
+from hhtld.storage.reading import Location, open_location
 from hhtld.storage.side_files import SideFiles, read_side_file, side_files
-from hhtld.storage.urls import Location, Url, open_location
+from hhtld.storage.urls import Url
 
 __all__ = ["Component", "PipelineFolder", "PipelineFormat", "components"]
 

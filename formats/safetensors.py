@@ -63,11 +63,11 @@ from hhtld.storage.atomic import AtomicFile, replacing
 from hhtld.storage.file_names import check_together, is_device
 from hhtld.storage.links import followed
 from hhtld.storage.locations import locate
-from hhtld.storage.reading import PositionalFile
+from hhtld.storage.reading import Location, PositionalFile, open_location
 from hhtld.storage.side_files import read_side_file, side_files
 from hhtld.storage.signatures import lookalike
 from hhtld.storage.strict_json import json_object
-from hhtld.storage.urls import Location, Url, open_location
+from hhtld.storage.urls import Url
 
 __all__ = [
     "SafetensorsFile",

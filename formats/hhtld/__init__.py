@@ -23,7 +23,8 @@ from hhtld.pack.source import PackSource
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.atomic import replacing
 from hhtld.storage.journal import resumable
-from hhtld.storage.urls import Location, Url
+from hhtld.storage.reading import Location
+from hhtld.storage.urls import Url
 
 __all__ = ["HhtldFormat", "save_pack", "write_pack"]
 

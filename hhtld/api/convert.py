@@ -39,7 +39,7 @@ from hhtld.sources.remote import RemoteSource
 from hhtld.sources.schedule import Crew, default_jobs, workers
 from hhtld.storage.journal import journal_path, partial_path
 from hhtld.storage.locations import locate, output_path, spelled
-from hhtld.storage.urls import Location
+from hhtld.storage.reading import Location
 
 __all__ = ["convert"]
 

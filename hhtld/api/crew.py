@@ -13,7 +13,7 @@ from hhtld.formats import open_source
 from hhtld.sources.contract import TensorSource
 from hhtld.sources.remote import CarryingExecutor
 from hhtld.sources.schedule import Crew, workers
-from hhtld.storage.urls import Location
+from hhtld.storage.reading import Location
 
 __all__ = ["check_unchanged", "crew", "open_in_worker"]
 

@@ -23,7 +23,7 @@ from hhtld.codecs.section_kinds import SectionKind
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey
-from hhtld.sources.rows import BLOCK_NBYTES, Rows
+from hhtld.sizes import BLOCK_NBYTES
 
 if TYPE_CHECKING:
     from hhtld.codecs.view import TensorView
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hhtld.slots.palette import HhtlCache
     from hhtld.slots.rotation import Rotation
     from hhtld.slots.trellis import Trellis
+    from hhtld.sources.rows import Rows
 
 __all__ = [
     "ByClass",

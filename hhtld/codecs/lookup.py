@@ -60,10 +60,10 @@ from hhtld.identity import (
     is_encodable,
     should_use_leaf,
 )
-from hhtld.sources.rows import Rows, as_rows
 
 if TYPE_CHECKING:
     from hhtld.codecs.view import TensorView
+    from hhtld.sources.rows import Rows
 
 __all__ = [
     "HhtlDTensor",
@@ -365,7 +365,7 @@ class HhtlDTensor(LeafTensor):
 
         Without `fisher_z` the table is built from these rows; a group passes its own.
         """
-        return cls._encode(role, as_rows(rows), cache, hip_assignments, None, fisher_z, executor)
+        return cls._encode(role, rows, cache, hip_assignments, None, fisher_z, executor)
 
     @classmethod
     def encode_with_leaf(
@@ -379,19 +379,22 @@ class HhtlDTensor(LeafTensor):
         executor: Executor | None = None,
     ) -> Self:
         """Encode with Slot L on a shared basis: 12 bytes a row that keep its identity."""
-        return cls._encode(role, as_rows(rows), cache, hip_assignments, svd_basis, fisher_z, executor)
+        return cls._encode(role, rows, cache, hip_assignments, svd_basis, fisher_z, executor)
 
     @classmethod
     def _encode(
         cls,
         role: str,
-        rows: Rows,
+        rows: Rows | ArrayLike,
         cache: slots.HhtlCache,
         hip_assignments: NDArray[np.uint8],
         svd_basis: slots.SvdBasis | None,
         fisher_z: slots.FisherZTable | None,
         executor: Executor | None,
     ) -> Self:
+        from hhtld.sources.rows import as_rows
+
+        rows = as_rows(rows)
         dims = slots.Base17.fold(rows, executor)
         entries = slots.encode_entries(slots.HeelBasin.from_role(role), dims, cache, hip_assignments)
         if fisher_z is None and rows.n_rows:
@@ -516,6 +519,8 @@ class SharedPaletteGroup:
         executor: Executor | None = None,
     ) -> Self:
         """Build what the group shares from its first tensor's rows: a palette of at most k entries, with its tables."""
+        from hhtld.sources.rows import as_rows  # decoding reads no source
+
         rows = as_rows(rows)
         dims = slots.Base17.fold(rows, executor)
         cache = slots.HhtlCache(slots.Palette.build(dims, k))
@@ -525,6 +530,8 @@ class SharedPaletteGroup:
 
     def encode(self, rows: Rows | ArrayLike, executor: Executor | None = None) -> HhtlDTensor:
         """Encode one tensor's rows with what the group shares."""
+        from hhtld.sources.rows import as_rows
+
         rows = as_rows(rows)
         if (rows.n_rows, rows.n_cols) != self.key.shape:
             raise ValueError(f"group {self.key} cannot hold rows of shape ({rows.n_rows}, {rows.n_cols})")

@@ -55,11 +55,11 @@ from hhtld.codecs.section_kinds import PALETTE
 from hhtld.dtypes import bf16_bits, bf16_values
 from hhtld.errors import RangeError
 from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey, is_encodable, should_use_leaf
-from hhtld.sources.rows import Rows, as_rows, row_ranges
 
 if TYPE_CHECKING:
     from hhtld.codecs.view import TensorView
     from hhtld.slots.moments import Moments
+    from hhtld.sources.rows import Rows
 
 __all__ = ["HhtlF32Tensor", "PaletteCodec", "PaletteGroup", "TensorPalette", "find_palette"]
 
@@ -256,7 +256,7 @@ class HhtlF32Tensor(LeafTensor):
         cls, role: str, rows: Rows | ArrayLike, k: int = MAX_PALETTE_K, executor: Executor | None = None
     ) -> Self:
         """Encode finite rows (n_rows >= 1, n_cols) with a palette of at most k entries."""
-        return cls._encode(role, as_rows(rows), k, None, executor)
+        return cls._encode(role, rows, k, None, executor)
 
     @classmethod
     def encode_with_leaf(
@@ -275,12 +275,15 @@ class HhtlF32Tensor(LeafTensor):
             When `k` and `svd_basis` are given in the wrong order, or are not what they are called.
         """
         _check_order(k, svd_basis)
-        return cls._encode(role, as_rows(rows), k, svd_basis, executor)
+        return cls._encode(role, rows, k, svd_basis, executor)
 
     @classmethod
     def _encode(
-        cls, role: str, rows: Rows, k: int, svd_basis: slots.SvdBasis | None, executor: Executor | None
+        cls, role: str, rows: Rows | ArrayLike, k: int, svd_basis: slots.SvdBasis | None, executor: Executor | None
     ) -> Self:
+        from hhtld.sources.rows import as_rows, row_ranges  # decoding reads no source
+
+        rows = as_rows(rows)
         k = slots.checked_palette_k(k)
         if rows.n_rows == 0 or rows.n_cols == 0:
             raise ValueError(f"a palette needs at least one row and one column, got ({rows.n_rows}, {rows.n_cols})")

@@ -69,10 +69,10 @@ from hhtld.identity import (
     state_bits,
 )
 from hhtld.matrix import is_vector
-from hhtld.sources.rows import Rows
 
 if TYPE_CHECKING:
     from hhtld.slots.moments import Moments
+    from hhtld.sources.rows import Rows
 
 __all__ = [
     "PARITY_THRESHOLD",

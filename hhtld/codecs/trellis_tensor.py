@@ -30,10 +30,10 @@ from hhtld.errors import RangeError
 from hhtld.identity import (
     SLOT_L_LANES,
 )
-from hhtld.sources.rows import Rows, map_rows
 
 if TYPE_CHECKING:
     from hhtld.codecs.view import TensorView
+    from hhtld.sources.rows import Rows
 
 __all__ = ["HhtlTTensor", "ScaledRows", "TrellisShared", "leaf_peak", "scaled_rows"]
 
@@ -263,6 +263,8 @@ class HhtlTTensor(EncodedTensor):
         RangeError
             When a row passes float32's range on its way: weights near 1e38.
         """
+        from hhtld.sources.rows import map_rows  # decoding reads no source
+
         scale: float | None = None
         if shared.basis is not None:
             peaks = [peak for _, _, peak in map_rows(_peak, rows, executor, shared, column_scale)]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld import storage
 from hhtld.codecs.section_kinds import ROW_CLASSES, SECTION_KINDS, SLOT_T
 from hhtld.errors import (
     BadMagicError,
@@ -30,13 +31,13 @@ from hhtld.errors import (
     shown,
 )
 from hhtld.sizes import align_up
-from hhtld.storage.reading import DirectFile, FileIdentity, PositionalFile, RegularFile
-from hhtld.storage.run_reads import Runs, advise_random
-from hhtld.storage.urls import Location, open_location
+from hhtld.storage.descriptors import advise_random
+from hhtld.storage.reading import DirectFile, FileIdentity, Location, PositionalFile, RegularFile, open_location
 
 if TYPE_CHECKING:
     from hhtld.pack.row_cache import RowCache
     from hhtld.pack.sections import RowSelection
+    from hhtld.storage.run_reads import Runs
 
 __all__ = ["IO_MODES", "MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader", "SectionRecord"]
 
@@ -275,13 +276,15 @@ class ContainerReader:
     def _taken(self, mapped: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Return rows of a mapped section; threads wait for the pages of many."""
         assert self._mapped_file is not None
-        threads, count = self._mapped_file.threads, len(rows)
-        if threads.count == 1 or count < _SHARED_ROWS:
+        n_threads, count = self._mapped_file.n_threads, len(rows)
+        if n_threads == 1 or count < _SHARED_ROWS:
             return mapped.take(rows, axis=0)
         out = np.empty((count, mapped.shape[1]), np.uint8)
-        spans = [(count * i // threads.count, count * (i + 1) // threads.count) for i in range(threads.count)]
+        spans = [(count * i // n_threads, count * (i + 1) // n_threads) for i in range(n_threads)]
         # The rows were checked; without "clip" numpy would write to a copy first.
-        threads.each(lambda span: mapped.take(rows[slice(*span)], axis=0, out=out[slice(*span)], mode="clip"), spans)
+        self._mapped_file.threads.each(
+            lambda span: mapped.take(rows[slice(*span)], axis=0, out=out[slice(*span)], mode="clip"), spans
+        )
         return out
 
     def _from_afar(self, offset: int, width: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
@@ -346,7 +349,9 @@ def _runs(offset: int, width: int, rows: NDArray[Any]) -> Runs:
     """Return where rows of `width` bytes, from `offset` on, are read, and where they go: neighbours at once."""
     firsts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
     ends = np.append(firsts[1:], len(rows))
-    return Runs(offset + rows[firsts] * np.int64(width), (ends - firsts) * np.int64(width), firsts * np.int64(width))
+    return storage.run_reads.Runs(
+        offset + rows[firsts] * np.int64(width), (ends - firsts) * np.int64(width), firsts * np.int64(width)
+    )
 
 
 def _read_header(file: PositionalFile, path: Location) -> tuple[int, int, int]:

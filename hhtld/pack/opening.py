@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hhtld.errors import FormatError, HeaderError
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack
 from hhtld.pack.schema import read_table
 from hhtld.storage.locations import locate
-from hhtld.storage.threads import n_processors
-from hhtld.storage.urls import Location, Url, open_location
+from hhtld.storage.reading import Location, open_location
+
+if TYPE_CHECKING:
+    from hhtld.storage.urls import Url
 
 __all__ = ["PACK_NAME", "is_packed_folder", "open_pack"]
 
@@ -91,8 +93,7 @@ def open_pack(
     reader = ContainerReader.open(place, **options)
     try:
         table = read_table(reader.table, reader)
-        n_threads = min(io_threads or n_processors(), n_processors())
-        pack = HhtldPack(table, reader, budget, n_threads)
+        pack = HhtldPack(table, reader, budget, io_threads)
     except HeaderError as error:
         reader.close()
         raise HeaderError(f"{place}: {error}") from None

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld import pack, storage
 from hhtld.codecs import codec
 from hhtld.codecs.base import EncodedTensor, GroupCode, RowIndex, selected_rows
 from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
-from hhtld.pack.row_parts import RowParts
-from hhtld.pack.row_request import RowRequest
 from hhtld.pack.table import PackTable, TensorRecord
-from hhtld.sources.rows import BLOCK_NBYTES
-from hhtld.storage.threads import Threads
+from hhtld.sizes import BLOCK_NBYTES
 
 if TYPE_CHECKING:
     from hhtld.pack.ahead import Ahead, Ready
     from hhtld.pack.row_cache import CacheInfo, RowCache
+    from hhtld.pack.row_request import RowRequest
     from hhtld.pack.sections import SectionReader
     from hhtld.pack.slices import PackSlice
     from hhtld.search.scorer import Scorer
     from hhtld.slots.row_classes import RowPlaces
+    from hhtld.storage.threads import Threads
 
 __all__ = [
     "HhtldPack",
@@ -58,17 +58,18 @@ class HhtldPack:
     budget : int
         Bytes that decoding or searching one tensor may take, and what is kept of all of them. A row costs a few
         bytes in the file whatever its width, so a small file can declare a tensor that no machine holds.
-    n_threads : int
-        Threads that decode thousands of rows.
+    n_threads : int or None
+        Threads that decode thousands of rows: at most this many, and at most as many as there are processors. None is
+        as many as there are processors.
     """
 
     def __init__(
-        self, table: PackTable, sections: SectionReader, budget: int = DEFAULT_BUDGET, n_threads: int = 1
+        self, table: PackTable, sections: SectionReader, budget: int = DEFAULT_BUDGET, n_threads: int | None = 1
     ) -> None:
         self.table = table
         self.sections = sections
         self.budget = budget
-        self._threads = Threads(n_threads)
+        self._n_threads = n_threads
         self._ahead: Ahead[HeldRows] | None = None
         self._codes: dict[tuple[int, str], GroupCode] = {}
         self._shared_nbytes: dict[tuple[int, str], int] = {}  # of groups: what decoding takes beside the rows
@@ -90,7 +91,8 @@ class HhtldPack:
         self.sections.close()
         if self._ahead is not None:
             self._ahead.close()
-        self._threads.close()
+        if "_threads" in self.__dict__:  # they were needed
+            self._threads.close()
         self._places.clear()
 
     def keys(self) -> list[str]:
@@ -222,7 +224,7 @@ class HhtldPack:
             raise ValueError(f"tensor {shown(name)}, {info.dtype.name} {info.shape}, has no rows; use get_tensor")
         if dtype not in _ROW_DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(repr, _ROW_DTYPES))}, got {dtype!r}")
-        request = RowRequest.of(selected_rows(info.n_rows, rows), info.n_rows)
+        request = pack.row_request.RowRequest.of(selected_rows(info.n_rows, rows), info.n_rows)
         self._afford(record, request.n_rows)
         held, places = self._read_ahead(record, request, levels) or (self._held(record, request.rows, levels), None)
         if request.repeats and not isinstance(request.rows, slice):
@@ -256,7 +258,7 @@ class HhtldPack:
             raise ValueError(f"tensor {shown(name)} has no rows; use get_tensor")
         if self.closed:
             raise ClosedError(f"{self._place}the pack is closed")
-        wanted = RowRequest.of(selected_rows(record.info.n_rows, rows), record.info.n_rows).rows
+        wanted = pack.row_request.RowRequest.of(selected_rows(record.info.n_rows, rows), record.info.n_rows).rows
         if isinstance(wanted, slice):
             wanted = _numbers(wanted, record)
         if self._ahead is None:
@@ -327,6 +329,12 @@ class HhtldPack:
                 raise HeaderError(f"{self._place}{error}") from error
 
     # ---- decoding ----
+
+    @cached_property
+    def _threads(self) -> Threads:
+        """The threads that decode thousands of rows."""
+        n_processors = storage.threads.n_processors()
+        return storage.threads.Threads(min(self._n_threads or n_processors, n_processors))
 
     def _afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:
         if record.group is None:
@@ -440,7 +448,7 @@ class HhtldPack:
         self.sections.check_unchanged()
         code = self._codes.get((record.group, record.codec)) or self._code(record.group, record.codec)
         self._make_room(code)
-        part = RowParts(self.sections, record, rows, self._places)
+        part = pack.row_parts.RowParts(self.sections, record, rows, self._places)
         return code.tensor(part, record.slot_l_scale, record.sections, self.budget, levels)
 
     def _code(self, number: int, owner: str) -> GroupCode:

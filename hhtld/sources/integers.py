@@ -16,8 +16,8 @@ import math
 import numpy as np
 
 from hhtld.dtypes import widen
+from hhtld.sizes import BLOCK_NBYTES
 from hhtld.sources.contract import TensorSource
-from hhtld.sources.rows import BLOCK_NBYTES
 
 __all__ = ["holds_integers"]
 

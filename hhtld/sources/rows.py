@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from hhtld import _kernels
 from hhtld.dtypes import first_beyond_float32
+from hhtld.sizes import BLOCK_NBYTES
 
 __all__ = [
-    "BLOCK_NBYTES",
     "ArrayRows",
     "LiveRows",
     "Rows",
@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-BLOCK_NBYTES = 1 << 20  # of rows as read: an L2 cache, and 7 ms of the slowest encoder
 
 
 @runtime_checkable

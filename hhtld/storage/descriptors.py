@@ -1,4 +1,4 @@
-"""What is asked of open files by their number, on systems that have the calls of Linux and on those that do not.
+"""What is asked of open and mapped files, on systems that have the calls of Linux and on those that do not.
 
 Every call that some system lacks is looked up here when it is needed, and has a stand-in. What has none is a protection
 that such a system cannot give: without locks nobody is kept out, without permissions none are copied.
@@ -6,15 +6,26 @@ that such a system cannot give: without locks nobody is kept out, without permis
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import mmap
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HAS_DEVICE_NAMES", "copy_mode", "lock_alone", "open_descriptor", "read_at", "read_into", "write_at"]
+__all__ = [
+    "HAS_DEVICE_NAMES",
+    "advise_random",
+    "copy_mode",
+    "lock_alone",
+    "open_descriptor",
+    "read_at",
+    "read_into",
+    "write_at",
+]
 
 HAS_DEVICE_NAMES = os.name == "nt"  # a file that is named "nul.hhtld" is a device there
 
@@ -113,3 +124,12 @@ def copy_mode(fd: int, mode: int) -> None:
     """Give an open file permissions, if the system has them."""
     if hasattr(os, "fchmod"):
         os.fchmod(fd, mode)
+
+
+def advise_random(mapped: mmap.mmap, start: int, nbytes: int, *, is_random: bool) -> None:
+    """Say whether a part of a mapped file will be read here and there, so that no more is read with each page."""
+    name = "MADV_RANDOM" if is_random else "MADV_NORMAL"
+    if hasattr(mapped, "madvise") and hasattr(mmap, name):
+        begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError, ValueError):  # advice; a mapping that is closed beside is found so by reads
+            mapped.madvise(getattr(mmap, name), begin, start + nbytes - begin)

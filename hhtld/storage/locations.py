@@ -6,11 +6,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from hhtld.errors import HeaderError, MissingExtraError, OutputError, shown
-from hhtld.storage.urls import Location, Url, is_url
+from hhtld.storage.reading import Location, is_url
+
+if TYPE_CHECKING:
+    from hhtld.storage.urls import Url
 
 __all__ = ["DEMO", "demo_model", "local_source", "locate", "missing", "models_inside", "output_path", "spelled"]
 
@@ -36,13 +40,17 @@ def locate(src: str | os.PathLike[str] | Url) -> Location:
     HeaderError
         For a hub's cache that has no snapshot of ``main``.
     """
-    if isinstance(src, Url):
+    if not isinstance(src, str | os.PathLike):
         return src
     text = os.fspath(src)
     if text == DEMO:
         return demo_model()
     if is_url(text):
-        return _local(text) if text.lower().startswith(_LOCAL) else Url(text).pinned()
+        if text.lower().startswith(_LOCAL):
+            return _local(text)
+        from hhtld.storage.urls import Url  # which files of this machine do not need
+
+        return Url(text).pinned()
     return _snapshot(Path(text))
 
 
@@ -93,10 +101,14 @@ def output_path(dst: str | os.PathLike[str]) -> Path:
 
 def spelled(src: str | os.PathLike[str] | Url) -> str:
     """Return a source argument as given, for reports; of a URL, without what opens doors."""
-    if isinstance(src, Url):
+    if not isinstance(src, str | os.PathLike):
         return str(src)
     text = os.fspath(src)
-    return str(Url(text)) if is_url(text) and not text.lower().startswith(_LOCAL) else text
+    if not is_url(text) or text.lower().startswith(_LOCAL):
+        return text
+    from hhtld.storage.urls import Url
+
+    return str(Url(text))
 
 
 def missing(place: Location) -> FileNotFoundError:

@@ -7,23 +7,47 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld import storage
 from hhtld.errors import BadMagicError, ClosedError, HeaderError, TruncatedError
-from hhtld.storage import descriptors, run_reads
-from hhtld.storage.run_reads import Runs
-from hhtld.storage.threads import Threads
+from hhtld.storage import descriptors
 
-__all__ = ["DirectFile", "FileIdentity", "PositionalFile", "RegularFile", "open_regular"]
+if TYPE_CHECKING:
+    from hhtld.storage.run_reads import Runs
+    from hhtld.storage.threads import Threads
+    from hhtld.storage.urls import Url
+
+__all__ = [
+    "URL",
+    "DirectFile",
+    "FileIdentity",
+    "Location",
+    "PositionalFile",
+    "RegularFile",
+    "is_url",
+    "open_location",
+    "open_regular",
+]
+
+Location: TypeAlias = "Path | Url"
+# Two letters at least before the colon: "C:/model" is a path of Windows. Links as in "zip://x::s3://y" come apart.
+URL = re.compile(r"((?:[a-z][a-z0-9+.-]+::)*([a-z][a-z0-9+.-]+)://)(.*?)((?:::.*)?)", re.IGNORECASE | re.DOTALL)
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL: a protocol of two letters or more, a colon and two slashes."""
+    return URL.match(text) is not None
 
 
 class FileIdentity(NamedTuple):
@@ -137,7 +161,7 @@ class RegularFile(PositionalFile):
 
     Attributes
     ----------
-    threads : Threads
+    n_threads : int
     """
 
     identity: FileIdentity
@@ -145,11 +169,16 @@ class RegularFile(PositionalFile):
     def __init__(self, fd: int, path: Path, n_threads: int = 1) -> None:
         self._held: _Descriptor | None = _Descriptor(fd)
         self._path = path
-        self.threads = Threads(n_threads)
+        self.n_threads = n_threads
         self._status = os.fstat(fd)
         self.identity = FileIdentity.of(self._status)
         self.size = self.identity.nbytes
         self.closed = False
+
+    @cached_property
+    def threads(self) -> Threads:
+        """The threads that read many runs, or pages of a mapping, at once."""
+        return storage.threads.Threads(self.n_threads)
 
     def map(self) -> mmap.mmap:
         """Return the file mapped into memory, for reading."""
@@ -175,10 +204,10 @@ class RegularFile(PositionalFile):
 
     def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
         held = self._descriptor()
-        if self.threads.count > 1:
-            missed = run_reads.read_cached(held.fd, runs, out)  # what is in memory needs no other thread
+        if self.n_threads > 1:
+            missed = storage.run_reads.read_cached(held.fd, runs, out)  # what is in memory needs no other thread
             runs = runs if len(missed) == len(runs.offsets) else runs.take(missed)
-        self._read_by_threads(partial(run_reads.read_runs, held.fd), runs, out)
+        self._read_by_threads(partial(storage.run_reads.read_runs, held.fd), runs, out)
         self._check_unchanged(held)
 
     def _read_by_threads(
@@ -188,7 +217,7 @@ class RegularFile(PositionalFile):
         out: NDArray[np.uint8],
     ) -> None:
         count = len(runs.offsets)
-        n_parts = min(self.threads.count, count)
+        n_parts = min(self.n_threads, count)
         parts = [runs.take(slice(count * i // n_parts, count * (i + 1) // n_parts)) for i in range(n_parts)]
         found = [read(parts[0], out)] if n_parts == 1 else self.threads.each(lambda part: read(part, out), parts)
         for part, (number, error) in zip(parts, found, strict=True):
@@ -227,7 +256,8 @@ class RegularFile(PositionalFile):
     def close(self) -> None:
         self.closed = True
         self._held = None
-        self.threads.close()
+        if "threads" in self.__dict__:  # they were needed
+            self.threads.close()
 
 
 class DirectFile(RegularFile):
@@ -246,12 +276,12 @@ class DirectFile(RegularFile):
 
     def fill(self, buffer: memoryview, offset: int) -> None:
         if len(buffer):
-            runs = Runs(*(np.array([value], np.int64) for value in (offset, len(buffer), 0)))
+            runs = storage.run_reads.Runs(*(np.array([value], np.int64) for value in (offset, len(buffer), 0)))
             self.fill_runs(np.frombuffer(buffer, np.uint8), runs)
 
     def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
         held, direct = self._descriptor(), self._direct
-        self._read_by_threads(partial(run_reads.read_blocks, direct.fd), runs, out)
+        self._read_by_threads(partial(storage.run_reads.read_blocks, direct.fd), runs, out)
         self._check_unchanged(held)
 
 
@@ -278,7 +308,7 @@ def open_regular(path: Path, io_threads: int = 1, *, direct: bool = False) -> Re
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise BadMagicError(f"{path}: not a regular file")
-    past_cache = run_reads.open_direct(path) if direct else None
+    past_cache = storage.run_reads.open_direct(path) if direct else None
     if past_cache is None:
         return RegularFile(fd, path, io_threads)
     if not os.path.samestat(os.fstat(fd), os.fstat(past_cache)):  # replaced between the two
@@ -286,3 +316,8 @@ def open_regular(path: Path, io_threads: int = 1, *, direct: bool = False) -> Re
         os.close(fd)
         return open_regular(path, io_threads, direct=direct)
     return DirectFile(fd, path, io_threads, past_cache)
+
+
+def open_location(place: Location, io_threads: int = 1, *, direct: bool = False) -> PositionalFile:
+    """Open a file, here or behind a URL, for reading by position; `open_regular` knows the options of files here."""
+    return open_regular(place, io_threads, direct=direct) if isinstance(place, Path) else place.open()

@@ -5,7 +5,6 @@ What some systems lack is looked up when it is needed, as in `descriptors`, and 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -21,7 +20,6 @@ from hhtld.storage import descriptors
 __all__ = [
     "BLOCK",
     "Runs",
-    "advise_random",
     "open_direct",
     "read_blocks",
     "read_cached",
@@ -103,12 +101,3 @@ def read_cached(fd: int, runs: Runs, out: NDArray[np.uint8]) -> NDArray[np.int64
 def read_blocks(fd: int, runs: Runs, out: NDArray[np.uint8]) -> tuple[int, int]:
     """Read runs of a descriptor of `open_direct`; returns what `read_runs` does."""
     return _kernels._pread.read_blocks(fd, *runs, out, BLOCK, _ROOM)
-
-
-def advise_random(mapped: mmap.mmap, start: int, nbytes: int, *, is_random: bool) -> None:
-    """Say whether a part of a mapped file will be read here and there, so that no more is read with each page."""
-    name = "MADV_RANDOM" if is_random else "MADV_NORMAL"
-    if hasattr(mapped, "madvise") and hasattr(mmap, name):
-        begin = start // mmap.PAGESIZE * mmap.PAGESIZE
-        with contextlib.suppress(OSError, ValueError):  # advice; a mapping that is closed beside is found so by reads
-            mapped.madvise(getattr(mmap, name), begin, start + nbytes - begin)

@@ -15,16 +15,14 @@ import re
 import threading
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from hhtld.errors import FormatError, HeaderError, MissingExtraError, TruncatedError
-from hhtld.storage.reading import PositionalFile, open_regular
+from hhtld.storage.reading import URL, PositionalFile
 
-__all__ = ["Location", "RemoteFile", "Url", "is_url", "open_location"]
+__all__ = ["RemoteFile", "Url"]
 
-# Two letters at least before the colon: "C:/model" is a path of Windows. Links as in "zip://x::s3://y" come apart.
-_URL = re.compile(r"((?:[a-z][a-z0-9+.-]+::)*([a-z][a-z0-9+.-]+)://)(.*?)((?:::.*)?)", re.IGNORECASE | re.DOTALL)
 _WEB = ("http", "https")
 _HUB = "hf"
 _HUB_PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
@@ -39,11 +37,6 @@ _IDENTITY = (
     *("content_md5", "generation", "version_id", "VersionId", "blob_id", "xet_hash", "mtime", "modified", "created"),
 )
 _one_at_a_time = threading.Lock()  # file systems that are not asynchronous share positions and connections
-
-
-def is_url(text: str) -> bool:
-    """Whether a text is a URL: a protocol of two letters or more, a colon and two slashes."""
-    return _URL.match(text) is not None
 
 
 class Url:
@@ -67,7 +60,7 @@ class Url:
     """
 
     def __init__(self, text: str) -> None:
-        found = _URL.fullmatch(text)
+        found = URL.fullmatch(text)
         if found is None:
             raise ValueError(f"{text!r} is not a URL")
         self._head, self.protocol, body, self._tail = found[1], found[2].lower(), found[3], found[4]
@@ -330,11 +323,3 @@ async def _bounded_client(**settings: Any) -> Any:
 
 def _identity(facts: dict[str, Any]) -> tuple[Any, ...]:
     return (facts.get("size"), *(str(facts.get(key)) for key in _IDENTITY))
-
-
-Location = Path | Url
-
-
-def open_location(place: Location, io_threads: int = 1, *, direct: bool = False) -> PositionalFile:
-    """Open a file, here or behind a URL, for reading by position; `open_regular` knows the options of files here."""
-    return open_regular(place, io_threads, direct=direct) if isinstance(place, Path) else place.open()

@@ -20,7 +20,7 @@ from hhtld.storage import descriptors
 from hhtld.storage.atomic import replacing
 from hhtld.storage.atomic_folder import new_folder, write_bytes
 from hhtld.storage.journal import Journal
-from hhtld.storage.urls import is_url
+from hhtld.storage.reading import is_url
 
 TESTS = Path(__file__).parents[1]
 # Of these names Windows has none; macOS lacks some, by its version.

@@ -31,7 +31,8 @@ from hhtld.errors import FormatError, HeaderError, MissingExtraError, OutputErro
 from hhtld.formats import open_source
 from hhtld.formats.safetensors import SafetensorsFile
 from hhtld.storage.locations import locate
-from hhtld.storage.urls import Url, is_url
+from hhtld.storage.reading import is_url
+from hhtld.storage.urls import Url
 
 fsspec = pytest.importorskip("fsspec")
 
