@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 TYPES = {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ2_XS": 17, "IQ2_S": 22, "IQ4_XS": 23}
-BLOCK = 256  # weights that are coded together
+TYPES["IQ4_NL"] = 20  # in blocks of 32, so of any row that hhtld and llama.cpp both hold
+BLOCK = 256  # weights that the others code together
 
 
 # A call from Python takes longer than a row's product, so that rows are gone through in C.
