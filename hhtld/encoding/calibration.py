@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.errors import FormatError
-from hhtld.identity import CODEBOOK_BITS, CODEBOOK_NBYTES
+from hhtld.identity import CODEBOOK_BITS, CODEBOOK_NBYTES, PaletteGroupKey, group_key
 from hhtld.slots.moments import Moments
+from hhtld.slots.row_rates import class_rates, classes_of_rows, row_rates
 from hhtld.slots.trellis import MAX_RATE, MIN_RATE
 
 __all__ = ["FEW_POSITIONS", "FEW_TEXTS", "Calibration", "Costs", "Measurement", "column_scale"]
@@ -38,7 +40,7 @@ _LEAST_ROW = 1e-6  # of the mean: what a row costs at least
 _LEVEL_STEP, _BITS_STEP = 1 / 64, 1 / 1024  # bits, of levels for an agreement and for a size
 # The 19th of 20 of Student's t, from one degree of freedom on.
 _ONE_SIDED_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
-_GAIN_NBYTES = 2  # a row
+_GAIN_NBYTES, _TWIG_NBYTES = 2, 1  # a row; tables and heads have centroids if these pay, and a row names one
 _CLASS_BITS = 8  # a row
 
 
@@ -135,8 +137,8 @@ class Measurement:
     level : float
         Bits a weight that codes take on average.
     top1, kl : float
-        Share of next tokens that agree, and mean KL divergence, nats; for encoders the share of texts that keep their
-        nearest one, and the mean of 1 - cosine.
+        Share of next tokens that agree, and mean KL divergence, nats, both winsorized over texts; for encoders the
+        share of texts that keep their nearest one, and the mean of 1 - cosine.
     n_positions, n_texts : int
     error : float
         Standard error of `top1` over whole texts, whose positions are not independent.
@@ -225,10 +227,26 @@ class Calibration:
 
     def nbytes(self, level: float) -> int:
         """Return the bytes of the sections that tensors coded at a level take: codes, gains, scales and codebooks."""
-        scales = sum(2 * len(scale) for scale in self.column_scales.values())
-        codebooks = {(self.costs[name].n_cols, rate) for name, rate in self.rates(level).items()}
-        codes = sum(_codes_nbytes(bits, self.costs[name]) for name, bits in self.bits(level).items())
-        return codes + scales + CODEBOOK_NBYTES * len(codebooks)
+        total = sum(2 * len(scale) for scale in self.column_scales.values())
+        by_row: dict[PaletteGroupKey, list[NDArray[np.int32]]] = defaultdict(list)
+        by_tensor: set[tuple[PaletteGroupKey, int]] = set()
+        for name, bits in self.bits(level).items():
+            n_rows, n_cols = len(self.costs[name].rows), self.costs[name].n_cols
+            key = group_key(name, (n_rows, n_cols))
+            total += (_GAIN_NBYTES + (_TWIG_NBYTES if key.regime == "index" else 0)) * n_rows
+            if isinstance(bits, float):
+                rate = round(bits * 16)
+                by_tensor.add((key, rate))
+                total += n_rows * _row_nbytes(n_cols, rate)
+            else:
+                by_row[key].append(row_rates(bits, n_rows))
+        n_codebooks = len(by_tensor)
+        for key, tensors in by_row.items():
+            classes = class_rates(tensors)
+            n_codebooks += len(classes)
+            widths = np.array([_row_nbytes(key.shape[1], rate) for rate in classes])
+            total += sum(int(widths[classes_of_rows(rates, classes)].sum()) + len(rates) for rates in tensors)
+        return total + CODEBOOK_NBYTES * n_codebooks
 
     def level_for_bits(self, bits: float) -> float:
         """Return the highest level, in 1024ths, at which all sections of the encoded tensors take `bits` a weight.
@@ -335,12 +353,8 @@ class Calibration:
         return points
 
 
-def _codes_nbytes(bits: float | NDArray[np.float64], costs: Costs) -> int:
-    """Return the bytes of a tensor's codes and gains, and of the classes of its rows."""
-    rates = np.rint(np.broadcast_to(bits, len(costs.rows)) * 16).astype(np.int64)
-    codes = int((((costs.n_cols - 1) * rates // 16 + CODEBOOK_BITS + 7) // 8).sum())
-    n_bytes = _GAIN_NBYTES + (_CLASS_BITS // 8 if np.ndim(bits) else 0)
-    return codes + n_bytes * len(costs.rows)
+def _row_nbytes(n_cols: int, rate: int) -> int:
+    return ((n_cols - 1) * rate // 16 + CODEBOOK_BITS + 7) // 8
 
 
 def _rate(bits: float) -> int:

@@ -117,7 +117,9 @@ def test_a_pack_takes_the_bits_that_were_asked_for() -> None:
     for asked in (3.3, 4.7):
         pack = hhtld.encode(source, "parity", rates=found.bits(found.level_for_bits(asked)))
         codes = sum(pack.nbytes(name) for name in shapes)
-        assert asked - 0.03 < 8 * codes / sum(n * m for n, m in shapes.values()) <= asked
+        weights = sum(n * m for n, m in shapes.values())
+        # Codebooks are 0.036 bits a weight here, and twigs, which numbers without a centre do not need, 0.023.
+        assert asked - 0.07 < 8 * codes / weights <= asked - 0.03
         assert all("row_class" in pack.info(name).sections for name in shapes)
 
 

@@ -162,3 +162,22 @@ def test_too_few_texts_are_refused(llama: Path) -> None:
         calibrate(llama, ["w1 w2 w3"] * 3)
     with pytest.raises(FormatError, match="is 1 token long"):
         calibrate(llama, ["w1 w2 w3", "w1", "w2 w3", "w4 w5"])
+
+
+def test_one_text_that_breaks_does_not_stand_for_all() -> None:
+    from hhtld.evaluation.calibrate import typical
+
+    rng = np.random.default_rng(0)
+    sizes = [80] * 32
+    agreed = [float(count) for count in rng.binomial(80, 0.9, 32)]
+    mean, error = typical(agreed, sizes)
+    assert mean == pytest.approx(np.mean(agreed) / 80, abs=0.003)
+    assert error == pytest.approx(np.std(agreed, ddof=1) / 80 / 32**0.5, rel=0.15)
+    broken = [20.0, *agreed[1:]]
+    assert typical(broken, sizes)[0] == pytest.approx(mean, abs=0.005)
+    assert np.mean(broken) / 80 < mean - 0.018
+    assert typical(broken, sizes)[1] == pytest.approx(error, rel=0.25)
+    two = [20.0, 20.0, *agreed[2:]]
+    assert typical(two, sizes)[0] < mean - 0.03, "two of 32 are no accident"
+    assert typical([3.0, 9.0], [10, 10]) == (pytest.approx(0.6), pytest.approx(0.3))
+    assert typical([3.0, 18.0], [10, 20])[0] == pytest.approx(0.7), "positions count alike"
