@@ -54,7 +54,7 @@ from numpy.typing import NDArray
 from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import HeaderError, shown
 from hhtld.matrix import TensorInfo
-from hhtld.sources.contract import TensorSource
+from hhtld.sources.contract import TensorSource, requested_tensor
 from hhtld.sources.model_config import CONFIG, config_bytes, config_object
 
 __all__ = ["QUANTIZATION_FILES", "Declared", "DequantizedSource", "Fp8Scheme", "declared", "has_scales", "holds_fp8"]
@@ -318,9 +318,7 @@ class DequantizedSource(TensorSource):
         return {name: of for name, of in found.items() if name in self._infos and of in self._infos}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        info = self._infos.get(name)
-        if info is None:
-            raise ValueError(f"{self._where}: no tensor {shown(name)}")
+        info = requested_tensor(self._infos, name, start, stop, self._where)
         raw = self._source.read_rows(name, start, stop)
         scale = self._scales.get(name)
         if scale is None:

@@ -56,7 +56,7 @@ from hhtld.formats.fp8 import (
 from hhtld.matrix import TensorInfo, checked_name
 from hhtld.progress import Progress, silent
 from hhtld.sizes import align_up, checked_shape, is_deep, tensor_nbytes
-from hhtld.sources.contract import TensorSource
+from hhtld.sources.contract import TensorSource, requested_tensor
 from hhtld.sources.model_config import CONFIG
 from hhtld.sources.rows import row_ranges
 from hhtld.storage.atomic import AtomicFile, replacing
@@ -265,11 +265,7 @@ class SafetensorsFile(TensorSource):
         return MappingProxyType(self._infos)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        if self._file.closed:
-            raise ClosedError(f"{self._path} is closed")
-        info = _known(self._infos, name, self._path)
-        if not 0 <= start <= stop <= info.n_rows:
-            raise ValueError(f"tensor {shown(name)} has rows 0..{info.n_rows}, got [{start}, {stop})")
+        info = requested_tensor(self._infos, name, start, stop, self._path, closed=self._file.closed)
         rows = np.empty((stop - start, info.row_nbytes), np.uint8)
         if rows.size:
             begin = self._header.data_offset + self._header.entries[name].begin
@@ -278,13 +274,6 @@ class SafetensorsFile(TensorSource):
 
     def close(self) -> None:
         self._file.close()
-
-
-def _known(infos: Mapping[str, TensorInfo], name: str, path: Location) -> TensorInfo:
-    info = infos.get(name)
-    if info is None:
-        raise ValueError(f"{path}: no tensor {shown(name)}")
-    return info
 
 
 # --- snapshots --------------------------------------------------------------------------------
@@ -507,7 +496,7 @@ class ShardedSnapshot(TensorSource):
         return MappingProxyType(self._infos)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        _known(self._infos, name, self._path)
+        requested_tensor(self._infos, name, start, stop, self._path)
         return self._file(self._shard_of[name]).read_rows(name, start, stop)
 
     def files(self) -> Mapping[str, int]:

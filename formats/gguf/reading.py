@@ -47,7 +47,6 @@ from numpy.typing import NDArray
 
 from hhtld.errors import (
     BadMagicError,
-    ClosedError,
     HeaderError,
     TruncatedError,
     UnsupportedVersionError,
@@ -56,7 +55,7 @@ from hhtld.errors import (
 from hhtld.formats.gguf.kinds import Kind, dequantised, kind_numbered, package
 from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
-from hhtld.sources.contract import TensorSource
+from hhtld.sources.contract import TensorSource, requested_tensor
 from hhtld.storage.reading import PositionalFile, open_regular
 from hhtld.storage.signatures import lookalike
 
@@ -467,19 +466,14 @@ class GgufFile(TensorSource):
         return MappingProxyType(self._infos)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        if self._file.closed:
-            raise ClosedError(f"{self._path} is closed")
-        entry = self._header.entries.get(name)
-        if entry is None:
-            raise ValueError(f"{self._path}: no tensor {shown(name)}")
-        if not 0 <= start <= stop <= entry.info.n_rows:
-            raise ValueError(f"tensor {shown(name)} has rows 0..{entry.info.n_rows}, got [{start}, {stop})")
-        stored = np.empty((stop - start, entry.nbytes // entry.info.n_rows), np.uint8)
+        info = requested_tensor(self._infos, name, start, stop, self._path, closed=self._file.closed)
+        entry = self._header.entries[name]
+        stored = np.empty((stop - start, entry.nbytes // info.n_rows), np.uint8)
         if stored.size:
             self._file.fill(stored.reshape(-1).data, entry.offset + start * stored.shape[1])
         if entry.kind.quantised is None:
             return stored
-        out = np.empty((stop - start, entry.info.n_cols), "<f4")
+        out = np.empty((stop - start, info.n_cols), "<f4")
         dequantised(stored.reshape(-1, entry.kind.nbytes), entry.kind, out.reshape(-1, entry.kind.block))
         return out.view(np.uint8)
 

@@ -54,7 +54,6 @@ from numpy.typing import NDArray
 from hhtld.dtypes import DTYPES, DType
 from hhtld.errors import (
     BadMagicError,
-    ClosedError,
     HeaderError,
     MissingExtraError,
     TruncatedError,
@@ -65,7 +64,7 @@ from hhtld.formats.onnx.quantized import Scope, quantized_by_graph
 from hhtld.formats.onnx.uses import uses_by_graph
 from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import checked_shape, tensor_nbytes
-from hhtld.sources.contract import ADDS, TensorSource
+from hhtld.sources.contract import ADDS, TensorSource, requested_tensor
 from hhtld.sources.quantized import packed_tensors
 from hhtld.storage.links import leads_out
 from hhtld.storage.reading import PositionalFile, open_regular
@@ -620,13 +619,7 @@ class OnnxFile(TensorSource):
         return {data.file for data in self._data.values() if isinstance(data, _Place)}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        if self._closed:
-            raise ClosedError(f"{self._path} is closed")
-        info = self._infos.get(name)
-        if info is None:
-            raise ValueError(f"{self._path}: no tensor {shown(name)}")
-        if not 0 <= start <= stop <= info.n_rows:
-            raise ValueError(f"tensor {shown(name)} has rows 0..{info.n_rows}, got [{start}, {stop})")
+        info = requested_tensor(self._infos, name, start, stop, self._path, closed=self._closed)
         data = self._data[name]
         shape = (stop - start, info.row_nbytes)
         if isinstance(data, _Place):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hhtld import _kernels
 from hhtld.dtypes import dtype_of, view, widen
-from hhtld.errors import NonFiniteError, shown
+from hhtld.errors import ClosedError, NonFiniteError, shown
 from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import MAX_DIMENSIONS
 from hhtld.storage.file_names import check_together, checked_file_name
@@ -28,6 +28,7 @@ __all__ = [
     "ArraySource",
     "SourceRows",
     "TensorSource",
+    "requested_tensor",
 ]
 
 ADDS = "adds"  # among `TensorSource.uses`: the tensor is added, or a state, and not what a layer multiplies by
@@ -141,6 +142,39 @@ class TensorSource(ABC):
         return view(self.read_rows(name, 0, info.n_rows), info.dtype, info.shape)
 
 
+def requested_tensor(
+    infos: Mapping[str, TensorInfo], name: str, start: int, stop: int, place: object, *, closed: bool = False
+) -> TensorInfo:
+    """Return the tensor whose rows [start, stop) a reader is asked for: what every `read_rows` of a file checks first.
+
+    Parameters
+    ----------
+    infos : mapping of str to TensorInfo
+        What the source holds.
+    name : str
+    start, stop : int
+    place : path or Url
+        Of the source, for messages.
+    closed : bool
+        Whether the source was closed.
+
+    Raises
+    ------
+    ClosedError
+        If the source was closed.
+    ValueError
+        For a tensor that the source does not hold, or rows that the tensor does not have.
+    """
+    if closed:
+        raise ClosedError(f"{place} is closed")
+    info = infos.get(name)
+    if info is None:
+        raise ValueError(f"{place}: no tensor {shown(name)}")
+    if not 0 <= start <= stop <= info.n_rows:
+        raise ValueError(f"tensor {shown(name)} has rows 0..{info.n_rows}, got [{start}, {stop})")
+    return info
+
+
 class SourceRows:
     """The float32 rows of one weight tensor, read on demand and refused when not finite.
 
@@ -239,9 +273,7 @@ class ArraySource(TensorSource):
         return self._files[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        array, info = self._arrays[name], self._infos[name]
-        if not 0 <= start <= stop <= info.n_rows:
-            raise ValueError(f"rows [{start}, {stop}) of {shown(name)} do not lie in [0, {info.n_rows})")
+        info, array = requested_tensor(self._infos, name, start, stop, "the arrays"), self._arrays[name]
         if info.row_axes < 2:
             rows = array[start:stop] if info.row_axes else array.reshape(1, -1)[start:stop]
         elif array.size:
