@@ -90,12 +90,12 @@ def select(
         When a glob matches nothing.
     """
     names = _chosen(pack, tensors)
-    given = slice(None) if rows is None else rows
-    ranges = {name: range(pack.table.tensors[name].info.n_rows)[given] for name in names}
+    asked = slice(None) if rows is None else rows
+    ranges = {name: range(pack.table.tensors[name].info.n_rows)[asked] for name in names}
     records = {name: pack.info(name) for name in names if pack.table.tensors[name].alias_of is None}
-    whole = len(records)
-    drawn = set(sorted(records, key=lambda name: (-records[name].info.nbytes, name))[:MOST_DRAWN])
-    records = {name: record for name, record in records.items() if name in drawn}
+    drawn = sorted(records, key=lambda name: (-records[name].info.nbytes, name))[:MOST_DRAWN]
+    n_undrawn = len(records) - len(drawn)
+    records = {name: record for name, record in records.items() if name in set(drawn)}
     fixed = _FILE_NBYTES + _KEPT_NBYTES * len(names)
     fixed += sum(_fixed_nbytes(pack, record, codes, triple) for record in records.values())
     fixed += sum(_group_nbytes(pack, number) for number in {record.group for record in records.values()} - {None})
@@ -105,34 +105,42 @@ def select(
     counts = {name: min(_SAMPLE_ROWS, share // max(1, width)) for name, width in widths.items()}
     fixed += sum(counts[name] * widths[name] for name in widths)
     per_row = {name: _row_nbytes(pack, record, codes, triple) for name, record in records.items()}
-
-    def total(stride: int) -> int:
-        return fixed + sum(len(ranges[name][::stride]) * per_row[name] for name in records)
-
-    high = max(1, max((len(span) for span in ranges.values()), default=0))
-    low = min(least_stride, high)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if total(middle) <= max_nbytes else (middle + 1, high)
+    stride = _stride(ranges, per_row, max_nbytes - fixed, least_stride)
     samples = {name: _sample(record, ranges[name], counts.get(name, 0)) for name, record in records.items()}
     notes = []
     if len(names) < len(pack):
         notes.append(f"{len(names)} of {len(pack)} tensors are exported; tensors (--tensor) chose them")
-    if len(records) < whole:
+    if n_undrawn:
         notes.append(
-            f"the smallest {whole - len(records):,} tensors have only their numbers, without rows and plots; "
+            f"the smallest {n_undrawn:,} tensors have only their numbers, without rows and plots; "
             f"tensors (--tensor) exports fewer"
         )
-    if low > 1:
+    if stride > 1:
         notes.append(
-            f"one row in {low} is exported, so that the file stays below max_nbytes (--max-size), {max_nbytes:,} bytes"
+            f"one row in {stride} is exported, so that the file stays below max_nbytes (--max-size), "
+            f"{max_nbytes:,} bytes"
         )
-    fewer = sum(len(rows) < min(_SAMPLE_ROWS, len(ranges[name])) for name, rows in samples.items() if name in widths)
+    fewer = sum(len(samples[name]) < min(_SAMPLE_ROWS, len(ranges[name])) for name in widths)
     if fewer:
         notes.append(f"{fewer} tensors show fewer than {_SAMPLE_ROWS} rows decoded, so that the file stays small")
     if codes and not any("slot_t" in record.sections for record in records.values()):
         notes.append("no exported tensor has codes of Slot T")
-    return Selection({name: span[::low] for name, span in ranges.items()}, samples, low, notes, frozenset(records))
+    rows_shown = {name: span[::stride] for name, span in ranges.items()}
+    return Selection(rows_shown, samples, stride, notes, frozenset(records))
+
+
+def _stride(ranges: dict[str, range], row_nbytes: dict[str, int], room: int, least: int) -> int:
+    """Return the smallest stride, `least` or more, whose rows are reckoned to take no more than `room` bytes."""
+
+    def fits(stride: int) -> bool:
+        return sum(len(ranges[name][::stride]) * nbytes for name, nbytes in row_nbytes.items()) <= room
+
+    longest = max(1, max((len(span) for span in ranges.values()), default=0))
+    low, high = min(least, longest), longest
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return low
 
 
 def _chosen(pack: HhtldPack, globs: Sequence[str]) -> list[str]:
