@@ -51,7 +51,9 @@ _TURNS = 6  # of k-means
 # memory. Up to 1536 columns the first is no limit, up to 8192 the second.
 STRUCTURE_NBYTES = 48 << 20
 PREDICTION_NBYTES = 32 << 20
-_RATES = 8  # that a search for the smallest rate tries
+_RATES = 3  # that a search for the smallest rate tries, as a rule
+_LEAPS = 6  # attempts after which the search halves the range, whatever cosines say
+_TYPICAL_GAP = 0.15  # bits a weight above the bound of Gaussian rows
 _SIDE_BY_SIDE = 32  # rows that the trellis search takes at a time
 _ROWS_A_CENTROID = 32  # of a sample cut short: fewer would flatter centroids that 8192 rows would not
 
@@ -216,24 +218,38 @@ def smallest_rate(
     threshold: Threshold,
     dtype: DType = FLOAT32,
 ) -> Prediction | None:
-    """Return the smallest rate at which a sample passes, or None where 6 bits do not suffice."""
+    """Return the smallest rate at which a sample passes, or None where 6 bits do not suffice.
 
-    def at(rate: int) -> Prediction:
-        code = slots.Trellis.trained(rate)
-        return predict(sample, replace(shared, trellis=code), dtype)
-
-    low, high = MIN_RATE, MAX_RATE
-    best = at(high)
-    if not best.passes(threshold):
-        return None
+    Cosines grow with the rate, by about six decibels a bit, so every attempt tells where the next one is worth trying:
+    three decide where halving the range took seven.
+    """
+    low, high = MIN_RATE, MAX_RATE + 1  # below `low` no rate passes, and `high` passes or is none
+    best, n_tried = None, 0
+    rate = math.ceil(16 * (_TYPICAL_GAP - math.log2(_error(threshold.median)) / 2))
     while low < high:
-        middle = (low + high) // 2
-        attempt = at(middle)
-        if attempt.passes(threshold):
-            high, best = middle, attempt
+        rate = min(max(rate, low), high - 1)
+        predicted = predict(sample, replace(shared, trellis=slots.Trellis.trained(rate)), dtype)
+        if predicted.passes(threshold):
+            high, best = rate, predicted
         else:
-            low = middle + 1
+            low = rate + 1
+        n_tried += 1
+        rate = rate + _missing(predicted, threshold) if n_tried < _LEAPS else (low + high) // 2
     return best
+
+
+def _error(cosine: float) -> float:
+    """The share of a row's energy that a cosine leaves out, bounded so that it has a logarithm."""
+    return min(1.0, max(1e-12, 1 - cosine * cosine))
+
+
+def _missing(predicted: Prediction, threshold: Threshold) -> int:
+    """Sixteenths of a bit from an attempt to where it would just pass."""
+    bits = max(
+        math.log2(_error(had) / _error(asked)) / 2
+        for had, asked in ((predicted.median, threshold.median), (predicted.p5, threshold.p5))
+    )
+    return math.ceil(16 * bits)
 
 
 def _prediction_sample(tensors: Sequence[Rows]) -> NDArray[np.float32]:

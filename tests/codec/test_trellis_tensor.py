@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hhtld.codecs import trellis_rate
 from hhtld.codecs.trellis_rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
 from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
 from hhtld.cosines import row_cosines
@@ -262,6 +263,21 @@ def test_the_smallest_rate_passes_and_the_next_below_does_not(rng: np.random.Gen
     below = predict(rows, replace(shared, trellis=Trellis.trained(found.rate - 1)))
     assert not below.passes(THRESHOLDS["argmax"])
     assert smallest_rate(rows, shared, Threshold(0.99999, 0.99999)) is None
+
+
+@pytest.mark.parametrize("median", [0.5, 0.9, 0.97, 0.999, 0.99985])
+def test_few_attempts_find_the_rate_that_all_would(median: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(6).standard_normal((96, 40)).astype(np.float32)
+    rows[::3, :5] *= 9
+    shared = TrellisShared(Trellis.trained(32), Rotation(40, 1))
+    every = [predict(rows, replace(shared, trellis=Trellis.trained(rate))) for rate in range(16, 97)]
+    for p5 in (median - 0.3, median, (1 + median) / 2):
+        threshold, tried = Threshold(median, p5), []
+        monkeypatch.setattr(trellis_rate, "predict", lambda *a, tried=tried: tried.append(a) or predict(*a))
+        passing = [each.rate for each in every if each.passes(threshold)]
+        found = smallest_rate(rows, shared, threshold)
+        assert (None if found is None else found.rate) == min(passing, default=None)
+        assert len(tried) <= 7
     fixed = decide_group([ArrayRows(rows)], 40, None, 0)[1]
     assert fixed is not None
     assert fixed.rate == 40
