@@ -121,6 +121,8 @@ def _write_codes(made: h5py.Group, view: TensorView) -> None:
     for suffix, code in view.trellises.items():
         made.attrs[f"rate{suffix}_bits"] = code.rate / 16
         made.attrs[f"n_states{suffix}"] = len(code.levels)
+        if code.is_ring:
+            made.attrs["ring"] = True
         state = index_axis("state", len(code.levels), "state of the trellis, a window of the code")
         levels = Field("level", code.levels, "what a weight of that state is, times the row's gain")
         plot(made, f"codebook{suffix}", f"Codebook of Slot T at {code.rate / 16:g} bits", levels, [state])

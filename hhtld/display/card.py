@@ -97,7 +97,8 @@ def _group_of(tensor: Facts, group: Facts, ascii_only: bool) -> Iterator[tuple[s
     )
     if "states" in group:
         states = joined(group["states"])
-        yield "rate", f"{rates_text(group)} bits, {states} states, rotation seed {group['seed']}"
+        rings = ", rows closed to rings" if group.get("ring") else ""
+        yield "rate", f"{rates_text(group)} bits, {states} states, rotation seed {group['seed']}{rings}"
 
 
 def _stored_table(tensor: Facts, shapes: Facts, ascii_only: bool) -> Table:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.cosines import row_cosines
 from hhtld.errors import HeaderError
 from hhtld.slots.trellis import Trellis, is_ring
@@ -105,3 +106,14 @@ def test_rows_that_rings_cannot_be_are_refused(change: dict[str, Any], message: 
     (tmp_path / "bad.hhtld").write_bytes(draft.build())
     with pytest.raises(HeaderError, match=message):
         hhtld.open(tmp_path / "bad.hhtld")
+
+
+def test_inspect_and_the_export_say_that_rows_are_rings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = packed(table(150, 160), "bits:4", tmp_path / "t.hhtld")
+    assert main(["inspect", str(path), "--tensor", NAME]) == 0
+    assert "4 bits, 4096 states, rotation seed 0, rows closed to rings" in capsys.readouterr().out
+    hhtld.convert(path, tmp_path / "t.h5")
+    with h5py.File(tmp_path / "t.h5") as file:
+        (group,) = file["entry/groups"].values()
+        assert group["codebook"].parent.attrs["ring"]
