@@ -1,5 +1,6 @@
 """score.h on every tier against its twin."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ FEW = (*range(1, 10), 12, 13)  # queries, on both sides of the groups that meet 
 QUERY_COUNTS = (*range(1, 10), 11, 12, 13, 63, 64, 65, 200, 255, 256, 257, 513)
 
 
+@functools.cache
 def random_case(
     n_rows: int, n_cols: int, rate: int, n_bits: int, n_queries: int = 1
 ) -> tuple[NDArray[np.uint8], NDArray[np.int8], NDArray[np.int8]]:
@@ -29,71 +31,65 @@ def random_case(
     return codes, rng.integers(-128, 128, 1 << n_bits, np.int8), rng.integers(-128, 128, (n_queries, n_cols), np.int8)
 
 
-def check(codes: Any, levels: Any, rate: int, queries: Any, isa: str, fenced: Fence) -> None:
-    shape = len(queries), len(codes)
-    out, expected = fenced(np.full(shape, -1, np.int32)), np.empty(shape, np.int32)
-    _score.trellis_dots(fenced(codes), fenced(levels), rate, fenced(queries), out, isa=isa)
-    reference.trellis_dots(codes, levels, rate, queries, expected)
-    np.testing.assert_array_equal(out, expected)
+@functools.cache
+def twin(n_rows: int, n_cols: int, rate: int, n_bits: int, n_queries: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Products and energies of a random case, once for all tiers."""
+    codes, levels, queries = random_case(n_rows, n_cols, rate, n_bits, n_queries)
+    dots, energies = np.empty((n_queries, n_rows), np.int32), np.empty(n_rows, np.int32)
+    reference.trellis_dots(codes, levels, rate, queries, dots)
+    reference.trellis_energies(codes, levels, rate, n_cols, energies)
+    return dots, energies
 
 
-def check_energies(codes: Any, levels: Any, rate: int, n_cols: int, isa: str, fenced: Fence) -> None:
-    out, expected = fenced(np.full(len(codes), -1, np.int32)), np.empty(len(codes), np.int32)
+def check(case: tuple[int, int, int, int, int], isa: str, fenced: Fence, *, alone: bool = True) -> None:
+    """Compare the products of a random case, those of its first query `alone`, and the energies of its rows."""
+    (n_rows, n_cols, rate, _, n_queries), (dots, energies) = case, twin(*case)
+    codes, levels, queries = random_case(*case)
+    for n in {1, n_queries} if alone else {n_queries}:
+        out = fenced(np.full((n, n_rows), -1, np.int32))
+        _score.trellis_dots(fenced(codes), fenced(levels), rate, fenced(queries[:n]), out, isa=isa)
+        np.testing.assert_array_equal(out, dots[:n])
+    out = fenced(np.full(n_rows, -1, np.int32))
     _score.trellis_energies(fenced(codes), fenced(levels), rate, n_cols, out, isa=isa)
-    reference.trellis_energies(codes, levels, rate, n_cols, expected)
-    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(out, energies)
 
 
 @pytest.mark.parametrize("n_bits", [8, 10, 12])
 @pytest.mark.parametrize("n_cols", WIDTHS)
 def test_every_width(n_cols: int, n_bits: int, isa: str, fenced: Fence) -> None:
     for rate in (16, 29, 32, 43, 96):
-        codes, levels, queries = random_case(3, n_cols, rate, n_bits, 3)
-        check(codes, levels, rate, queries, isa, fenced)
-        check(codes, levels, rate, queries[:1], isa, fenced)
-        check_energies(codes, levels, rate, n_cols, isa, fenced)
+        check((3, n_cols, rate, n_bits, 3), isa, fenced)
 
 
 @pytest.mark.parametrize("n_bits", [7, 8, 9, 10, 11, 12])
 @pytest.mark.parametrize("rate", RATES)
 def test_every_rate(rate: int, n_bits: int, isa: str, fenced: Fence) -> None:
     for n_cols in (41, 300):
-        codes, levels, queries = random_case(2, n_cols, rate, n_bits, 2)
-        check(codes, levels, rate, queries, isa, fenced)
-        check(codes, levels, rate, queries[:1], isa, fenced)
-        check_energies(codes, levels, rate, n_cols, isa, fenced)
+        check((2, n_cols, rate, n_bits, 2), isa, fenced)
 
 
 @pytest.mark.parametrize("n_bits", [8, 10, 12])
 def test_rows_of_many_blocks(n_bits: int, isa: str, fenced: Fence) -> None:
     for rate in (16, 37, 96):
-        for n_queries in (1, 10):
-            codes, levels, queries = random_case(2, 4097, rate, n_bits, n_queries)
-            check(codes, levels, rate, queries, isa, fenced)
-        check_energies(codes, levels, rate, 4097, isa, fenced)
+        check((2, 4097, rate, n_bits, 10), isa, fenced)
 
 
 def test_every_row_count(isa: str, ragged_rows: tuple[int, ...], fenced: Fence) -> None:
     for n_rows in (*ragged_rows, 31, 47, 48, 49, 96, 97):  # short rows: many of them lie within reach of the end
         for n_cols in (1, 9, 130):
-            codes, levels, queries = random_case(n_rows, n_cols, 33, 10, 9)
-            check(codes, levels, 33, queries, isa, fenced)
-            check(codes, levels, 33, queries[:1], isa, fenced)
-            check_energies(codes, levels, 33, n_cols, isa, fenced)
+            check((n_rows, n_cols, 33, 10, 9), isa, fenced)
 
 
 @pytest.mark.parametrize("n_queries", QUERY_COUNTS)
 def test_every_query_count(n_queries: int, isa: str, fenced: Fence) -> None:
     for n_rows, n_cols in ((1, 20), (50, 70), (48, 7), (3, 650)):
-        codes, levels, queries = random_case(n_rows, n_cols, 35, 9, n_queries)
-        check(codes, levels, 35, queries, isa, fenced)
+        check((n_rows, n_cols, 35, 9, n_queries), isa, fenced, alone=False)
 
 
 @pytest.mark.parametrize("n_queries", FEW)
 def test_rows_and_columns_in_parts(n_queries: int, isa: str, fenced: Fence) -> None:
     for n_rows in (480, 481, 530):  # the queries of each part are visited twice
-        codes, levels, queries = random_case(n_rows, 643, 33, 10, n_queries)
-        check(codes, levels, 33, queries, isa, fenced)
+        check((n_rows, 643, 33, 10, n_queries), isa, fenced, alone=False)
 
 
 @pytest.mark.parametrize("level", [-128, -127, 127])

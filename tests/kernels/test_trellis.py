@@ -388,14 +388,20 @@ def test_an_unknown_tier_is_refused(name: str) -> None:
     refused(name, {"isa": "sse9"}, "no instruction tier 'sse9'")
 
 
+@functools.cache
+def twin_of_feedback(shape: tuple[int, int], rate: int) -> tuple[Array, Array, Array]:
+    feedback = (np.random.default_rng(shape[1]).standard_normal((shape[1], shape[1])) * 0.2).astype(np.float32)
+    codes = np.zeros((shape[0], reference.row_nbytes(shape[1], rate, 8)), np.uint8)
+    gains = np.zeros(shape[0], np.float32)
+    reference.encode(awkward_rows(*shape), random_table(8), STEP, rate, codes, gains, feedback)
+    return feedback, codes, gains
+
+
 @pytest.mark.parametrize("rate", [16, 37, 56, 80, 96])
 @pytest.mark.parametrize("shape", [(3, 1), (2, 31), (35, 33), (18, 100), (5, 161)])
 def test_feedback_is_the_twins_on_every_tier(isa: str, shape: tuple[int, int], rate: int) -> None:
     rows, table = awkward_rows(*shape), random_table(8)
-    feedback = (np.random.default_rng(shape[1]).standard_normal((shape[1], shape[1])) * 0.2).astype(np.float32)
-    nbytes = reference.row_nbytes(shape[1], rate, 8)
-    expected, gains = np.zeros((shape[0], nbytes), np.uint8), np.zeros(shape[0], np.float32)
-    reference.encode(rows, table, STEP, rate, expected, gains, feedback)
+    feedback, expected, gains = twin_of_feedback(shape, rate)
     codes, own = np.full_like(expected, 0x5A), np.full_like(gains, 9)
     _trellis.encode(rows, table, STEP, rate, codes, own, feedback, isa=isa)
     same_bits(codes, expected)
@@ -442,14 +448,20 @@ def test_feedback_of_another_width_is_refused() -> None:
 # ---- wide rows ----
 
 
+@functools.cache
+def twin_in_pieces(n_cols: int, rate: int) -> tuple[Array, Array]:
+    rows = awkward_rows(9, n_cols)[:6]
+    codes, gains = np.zeros((len(rows), _trellis.row_nbytes(n_cols, rate, 7)), np.uint8), np.zeros(6, np.float32)
+    reference.encode(rows, random_table(7), STEP, rate, codes, gains, whole=512)
+    return codes, gains
+
+
 @pytest.mark.parametrize(("n_cols", "rate"), [(1025, 16), (700, 37), (2056, 96)])
 def test_pieces_of_wide_rows_are_the_twins_on_every_tier(n_cols: int, rate: int, isa: str) -> None:
     rows, table = awkward_rows(9, n_cols)[:6], random_table(7)
-    nbytes = _trellis.row_nbytes(n_cols, rate, 7)
-    codes, gains = np.zeros((len(rows), nbytes), np.uint8), np.zeros(len(rows), np.float32)
-    expected_codes, expected_gains = codes.copy(), gains.copy()
+    expected_codes, expected_gains = twin_in_pieces(n_cols, rate)
+    codes, gains = np.zeros_like(expected_codes), np.zeros_like(expected_gains)
     _trellis.encode(rows, table, STEP, rate, codes, gains, whole=512, isa=isa)
-    reference.encode(rows, table, STEP, rate, expected_codes, expected_gains, whole=512)
     np.testing.assert_array_equal(codes, expected_codes)
     same_bits(gains, expected_gains)
 
