@@ -2,6 +2,7 @@
 
     pip install -e '.[bench,transformers]'
     python benchmarks/llama_types.py MODEL CALIBRATION [--bits 2 3 4 5 6] [--types Q4_K Q5_K] [--targets .85 .9]
+        [--target-bits 4.85]
 
 MODEL is a snapshot folder, CALIBRATION what `hhtld convert MODEL x.hhtld --profile parity --calibrate builtin` kept
 beside its output. All weight matrices are coded, embedding and head included, with one type each; llama.cpp's through
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="*", default=["2", "3", "4", "5", "6"])
     parser.add_argument("--types", nargs="*", default=list(GGML), choices=list(GGML))
     parser.add_argument("--targets", nargs="*", type=float, default=[0.85, 0.9])
+    parser.add_argument("--target-bits", nargs="*", type=float, default=[])
     parser.add_argument("--ggml", type=Path, help="a shared object with ggml")
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
@@ -112,11 +114,11 @@ def main() -> None:
 
         for bits in args.bits:
             ours(f"bits:{bits}", hhtld.encode(source, f"bits:{bits}"))
-        for target in args.targets:
-            level = calibration.level_for(target)
+        levels = {f"parity {target:g}": calibration.level_for(target) for target in args.targets}
+        levels |= {f"parity {bits:g} b": calibration.level_for_bits(bits) for bits in args.target_bits}
+        for label, level in levels.items():
             told = {"column_scales": calibration.column_scales, "moments": calibration.moments}
-            bits = {name: rate / 16 for name, rate in calibration.rates(level).items()}
-            ours(f"parity {target:g}", hhtld.encode(source, "parity", rates=bits, **told))
+            ours(label, hhtld.encode(source, "parity", rates=calibration.bits(level), **told))
         ggml = Ggml(args.ggml) if args.types else None
         for kind in args.types:
             for told in (False, True):

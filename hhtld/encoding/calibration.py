@@ -7,10 +7,10 @@ all columns of what is coded (docs/decisions/column-scales.md).
 A tensor in which errors cost more gets more bits. What an error in each row costs is told by the gradients of one run
 (`hhtld.evaluation.gradients`). An error falls by a factor of 4 for each bit, so the sum of costs is least if every
 tensor gets ``level + log2(its mean cost) / 2`` bits, relative to the mean. Within a tensor its rows get more or fewer
-by the same rule, at most one bit around the tensor's rate, which stays their mean: few positions tell what one row
-costs. The share of next tokens that differ falls with the root of the divergence, by a factor of nearly 2 for each
-bit: its logarithm is taken to be straight between the levels at which it was measured
-(docs/decisions/sensitivities.md).
+by the same rule, at most one bit around the tensor's rate, which is their mean: few positions tell what one row costs.
+A tensor whose rows differ much so loses less, and its mean cost counts as what is left. The share of next tokens that
+differ falls with the root of the divergence, by a factor of nearly 2 for each bit: its logarithm is taken to be
+straight between the levels at which it was measured (docs/decisions/sensitivities.md).
 """
 
 from __future__ import annotations
@@ -120,12 +120,20 @@ class Costs:
             else:
                 high = middle
         around: NDArray[np.int32] = np.clip(self.wants - low, least, most)
-        lost = math.fsum(
-            cost * 4.0 ** (-bits / _ROW_UNIT) for cost, bits in zip(self.rows.tolist(), around.tolist(), strict=True)
-        )
+        left = self._mean_left(around)
         # A cost that is a quarter is worth one bit.
-        gain = math.log2(self.mean * len(around) / lost) / 2 if lost > 0 else 0.0
+        gain = math.log2(self.mean / left) / 2 if left > 0 else 0.0
         return around if gain > _CLASS_BITS / self.n_cols else None
+
+    @cached_property
+    def mean_by_row(self) -> float:
+        """The mean over rows, each less by what its own bits save; the mean itself if all have one rate."""
+        around = self.around((MIN_RATE + MAX_RATE) // 2)
+        return self.mean if around is None else self._mean_left(around)
+
+    def _mean_left(self, around: NDArray[np.int32]) -> float:
+        bits = zip(self.rows.tolist(), around.tolist(), strict=True)
+        return math.fsum(cost * 4.0 ** (-above / _ROW_UNIT) for cost, above in bits) / max(1, len(around))
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ class Calibration:
 
     def _wants(self) -> dict[str, float]:
         """Return how many bits each tensor should have, but for what is added to all."""
-        means = {name: cost.mean for name, cost in self.costs.items()}
+        means = {name: cost.mean_by_row for name, cost in self.costs.items()}
         total = sum(cost.n_weights for cost in self.costs.values())
         # What no text met is held to a thousandth of what a mean weight costs.
         least = 1e-3 * sum(means[name] * cost.n_weights for name, cost in self.costs.items()) / max(1, total) + 1e-300

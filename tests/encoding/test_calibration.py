@@ -84,6 +84,16 @@ def test_rows_get_bits_by_their_costs_at_most_one_around_their_tensors_rate() ->
             assert np.ptp(offsets) < 0.02, "four times the cost is one bit"
 
 
+def test_a_tensor_whose_rows_differ_gets_fewer_bits_than_one_as_dear_whose_rows_do_not() -> None:
+    differ = spread(900, 200)
+    alike = Costs(np.full(900, differ.mean, np.float32), 200)
+    rates = Calibration({}, {"differ": differ, "alike": alike}).rates(4)
+    rows = Calibration({}, {"a": differ}).bits(4)["a"]
+    left = (differ.rows * 4.0 ** (4 - np.asarray(rows))).mean()
+    assert (rates["alike"] - rates["differ"]) / 16 == pytest.approx(math.log2(differ.mean / left) / 2, abs=0.08)
+    assert rates["alike"] - rates["differ"] >= 4
+
+
 def test_rows_stay_within_the_rates_there_are_and_keep_their_mean() -> None:
     found = Calibration({}, {"a": spread(900, 200)})
     for level in (1.25, 5.5):
@@ -119,7 +129,7 @@ def test_a_pack_takes_the_bits_that_were_asked_for() -> None:
         codes = sum(pack.nbytes(name) for name in shapes)
         weights = sum(n * m for n, m in shapes.values())
         # Codebooks are 0.036 bits a weight here, and twigs, which numbers without a centre do not need, 0.023.
-        assert asked - 0.07 < 8 * codes / weights <= asked - 0.03
+        assert asked - 0.1 < 8 * codes / weights <= asked - 0.03
         assert all("row_class" in pack.info(name).sections for name in shapes)
 
 
