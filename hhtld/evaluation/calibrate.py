@@ -294,6 +294,8 @@ class _Run:
             if inputs is not None:
                 scales[name] = column_scale(inputs.numpy(), _column_squares(weight).numpy())
             costs[name] = Costs(row_costs(name, seen[name], weight, scales.get(name)), matrix.shape[1])
+            if not self._snapshot.causal:  # one direction a text tells of matrices, but too little of single rows
+                costs[name] = Costs(np.full_like(costs[name].rows, costs[name].mean), matrix.shape[1])
         return replace(calibration, column_scales=scales, costs=costs)
 
     # ---- what levels come to ----

@@ -181,3 +181,19 @@ def test_one_text_that_breaks_does_not_stand_for_all() -> None:
     assert typical(two, sizes)[0] < mean - 0.03, "two of 32 are no accident"
     assert typical([3.0, 9.0], [10, 10]) == (pytest.approx(0.6), pytest.approx(0.3))
     assert typical([3.0, 18.0], [10, 20])[0] == pytest.approx(0.7), "positions count alike"
+
+
+def test_rows_of_a_text_encoder_share_a_rate(
+    text: Path, write_tokenizer: Callable[[Path], None], tmp_path: Path
+) -> None:
+    import transformers
+
+    from hhtld.evaluation.calibrate import calibrate
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertModel(transformers.BertConfig(vocab_size=512, **sizes)).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    found = calibrate(tmp_path, text)
+    assert all(np.ptp(costs.rows) == 0 for costs in found.costs.values())
+    assert len({costs.mean for costs in found.costs.values()}) > 1
+    assert all(isinstance(bits, float) for bits in found.bits(4).values())
