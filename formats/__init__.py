@@ -47,10 +47,10 @@ def get_format(name: str) -> Format:
 
 
 def _loaded(plugin: Plugin) -> Format:
-    found = plugin.load()
-    if not (isinstance(found, type) and issubclass(found, Format)):
-        raise UnknownFormatError(f"plugin {plugin.name!r} of {plugin.origin} gives no Format, but {found!r}")
-    return found()
+    loaded = plugin.load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Format)):
+        raise UnknownFormatError(f"plugin {plugin.name!r} of {plugin.origin} gives no Format, but {loaded!r}")
+    return loaded()
 
 
 def format_for_output(dst: str | os.PathLike[str], name: str | None = None) -> Format:
@@ -77,13 +77,13 @@ def format_for_output(dst: str | os.PathLike[str], name: str | None = None) -> F
             by_suffix.update(dict.fromkeys(candidate.suffixes, candidate))
         if path.suffix.lower() not in by_suffix and (not path.suffix or path.is_dir()):
             name = "folder"
-    found = by_suffix.get(path.suffix.lower()) if name is None else get_format(name)
-    if found is not None and found.writes:
-        return found
+    chosen = by_suffix.get(path.suffix.lower()) if name is None else get_format(name)
+    if chosen is not None and chosen.writes:
+        return chosen
     known = ", ".join(sorted(suffix for suffix, candidate in by_suffix.items() if candidate.writes))
-    if found is not None:
+    if chosen is not None:
         raise UnknownFormatError(
-            f"{path}: format {found.name!r} is read and not written"
+            f"{path}: format {chosen.name!r} is read and not written"
             + (f"; these formats are written: {known}" if known else "")
         )
     raise UnknownFormatError(

@@ -79,13 +79,13 @@ def _by_shard(infos: Mapping[str, TensorInfo], single: str) -> dict[str, dict[st
 
 
 def _index(shards: Mapping[str, Mapping[str, TensorInfo]]) -> bytes:
-    infos = [info for held in shards.values() for info in held.values()]
+    infos = [info for shard_infos in shards.values() for info in shard_infos.values()]
     index = {
         "metadata": {
             "total_parameters": sum(math.prod(info.shape) for info in infos),
             "total_size": sum(info.nbytes for info in infos),
         },
-        "weight_map": {name: shard for shard, held in shards.items() for name in held},
+        "weight_map": {name: shard for shard, shard_infos in shards.items() for name in shard_infos},
     }
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
@@ -95,8 +95,8 @@ def _write_model(source: TensorSource, folder: Path, progress: Progress) -> None
     single, index = _entrance(source)
     metadata = {"format": "pt"} | dict(source.metadata)
     shards = _by_shard(source.infos(), single)
-    for shard, held in shards.items():
-        write_tensors(source, held, folder / shard, metadata, progress)
+    for shard, shard_infos in shards.items():
+        write_tensors(source, shard_infos, folder / shard, metadata, progress)
     if any(info.shard is not None for info in source.infos().values()):
         write_bytes(folder, index, _index(shards))
 

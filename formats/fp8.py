@@ -128,21 +128,21 @@ def declared(config: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]],
 
 
 def _declared(found: Any, key: str, says: str, where: str) -> Declared:
-    told = found if isinstance(found, dict) else {}
-    method = told.get("quant_method")
-    inner = told.get("quantization")
-    algorithm = (inner if isinstance(inner, dict) else told).get("quant_algo")
+    quantization = found if isinstance(found, dict) else {}
+    method = quantization.get("quant_method")
+    inner = quantization.get("quantization")
+    algorithm = (inner if isinstance(inner, dict) else quantization).get("quant_algo")
     kind = method.lower() if isinstance(method, str) else None
-    is_e4m3 = kind == "fp8" and told.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn")
-    if is_e4m3 and told.get("expert_dtype", "fp8") == "fp8":  # DeepSeek-V4 has experts of 4 bits beside
-        return Declared(Fp8Scheme(method, _block(told.get("weight_block_size", BLOCK), where)))
+    is_e4m3 = kind == "fp8" and quantization.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn")
+    if is_e4m3 and quantization.get("expert_dtype", "fp8") == "fp8":  # DeepSeek-V4 has experts of 4 bits beside
+        return Declared(Fp8Scheme(method, _block(quantization.get("weight_block_size", BLOCK), where)))
     if kind == "fbgemm_fp8":
         return Declared(Fp8Scheme(method, None))
     if isinstance(algorithm, str) and algorithm in _MODELOPT and kind in (None, "modelopt"):
         return Declared(Fp8Scheme("modelopt", _MODELOPT[algorithm]))
-    if kind == "compressed-tensors" and _is_float8(told):
-        weights = [group["weights"] for group in told["config_groups"].values()]
-        blocks = {_block(held["block_structure"], where) for held in weights if held.get("block_structure")}
+    if kind == "compressed-tensors" and _is_float8(quantization):
+        weights = [group["weights"] for group in quantization["config_groups"].values()]
+        blocks = {_block(weight["block_structure"], where) for weight in weights if weight.get("block_structure")}
         if len(blocks) < 2:
             return Declared(Fp8Scheme(method, blocks.pop() if blocks else None))
     if method is None and algorithm is None:
@@ -203,8 +203,8 @@ class _Scale:
         matrix, row = np.divmod(np.arange(start, stop), n_rows)
         if math.prod(self.info.shape) == n_down * self.n_across:  # the same for every matrix
             matrix[:] = 0
-        found: NDArray[np.intp] = matrix * n_down + row // self.n_rows
-        return found
+        grid_row: NDArray[np.intp] = matrix * n_down + row // self.n_rows
+        return grid_row
 
 
 def _scale_values(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
@@ -269,17 +269,17 @@ class DequantizedSource(TensorSource):
 
     def __init__(self, source: TensorSource, scheme: Fp8Scheme, where: str) -> None:
         self._source, self._scheme, self._where = source, scheme, where
-        held = source.infos()
-        self._scales = _paired(held, scheme, where)
+        source_infos = source.infos()
+        self._scales = _paired(source_infos, scheme, where)
         left_out = {scale.info.name for scale in self._scales.values()}
         modules = {name.rpartition(".")[0] for name in self._scales}
-        left_out |= {name for name in held if name.rpartition(".")[0] in modules and _of_activations(name)}
+        left_out |= {name for name in source_infos if name.rpartition(".")[0] in modules and _of_activations(name)}
         if any(scale.info.name.endswith(COMFY) for scale in self._scales.values()):
-            left_out |= {name for name in held if name.rpartition(".")[2] == COMFY_MARKER}
+            left_out |= {name for name in source_infos if name.rpartition(".")[2] == COMFY_MARKER}
         self._n_left_out = len(left_out)
         self._infos = {
             name: replace(info, dtype=_SHOWN) if name in self._scales else info
-            for name, info in held.items()
+            for name, info in source_infos.items()
             if name not in left_out
         }
 
@@ -290,8 +290,8 @@ class DequantizedSource(TensorSource):
     @property
     def description(self) -> dict[str, Any]:
         """The source's own, and under "dequantized" what became of FP8 weights and scales."""
-        held = self._source.infos()
-        kinds = sorted({held[name].dtype.name for name in self._scales} or {"F8_E4M3"})
+        source_infos = self._source.infos()
+        kinds = sorted({source_infos[name].dtype.name for name in self._scales} or {"F8_E4M3"})
         facts: dict[str, Any] = {"from": ", ".join(kinds), "to": _SHOWN.name}
         if self._scheme.method is not None:
             facts["quant_method"] = self._scheme.method
@@ -314,8 +314,8 @@ class DequantizedSource(TensorSource):
         return MappingProxyType(self._infos)
 
     def aliases(self) -> Mapping[str, str]:
-        found = self._source.aliases()
-        return {name: of for name, of in found.items() if name in self._infos and of in self._infos}
+        source_aliases = self._source.aliases()
+        return {name: of for name, of in source_aliases.items() if name in self._infos and of in self._infos}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         info = requested_tensor(self._infos, name, start, stop, self._where)
@@ -360,8 +360,8 @@ class DequantizedSource(TensorSource):
         info, across = scale.info, scale.n_across
         begin, end = first * across, last * across
         start, stop = begin // info.n_cols, -(-end // info.n_cols)
-        held = _scale_values(self._source.read_rows(info.name, start, stop), info.dtype)
-        grid = held[begin - start * info.n_cols :][: end - begin].reshape(last - first, across)
+        scales = _scale_values(self._source.read_rows(info.name, start, stop), info.dtype)
+        grid = scales[begin - start * info.n_cols :][: end - begin].reshape(last - first, across)
         bad = np.argwhere(~np.isfinite(grid) | np.signbit(grid))
         if len(bad):
             row, column = (int(n) for n in bad[0])
@@ -375,10 +375,10 @@ class DequantizedSource(TensorSource):
         )
 
     def files(self) -> Mapping[str, int]:
-        found = {name: nbytes for name, nbytes in self._source.files().items() if name not in QUANTIZATION_FILES}
-        if CONFIG in found:
-            found[CONFIG] = len(self._plain_config)
-        return found
+        kept_files = {name: nbytes for name, nbytes in self._source.files().items() if name not in QUANTIZATION_FILES}
+        if CONFIG in kept_files:
+            kept_files[CONFIG] = len(self._plain_config)
+        return kept_files
 
     @property
     def file_notes(self) -> list[str]:
@@ -401,7 +401,7 @@ class DequantizedSource(TensorSource):
 
 def _paired(infos: Mapping[str, TensorInfo], scheme: Fp8Scheme, where: str) -> dict[str, _Scale]:
     """Return the scales of every weight that has some; refuse what does not go together."""
-    found: dict[str, _Scale] = {}
+    scales: dict[str, _Scale] = {}
     for name in infos:
         weight = _weight_of(name, infos, scheme)
         if weight is None:
@@ -411,18 +411,18 @@ def _paired(infos: Mapping[str, TensorInfo], scheme: Fp8Scheme, where: str) -> d
                 f"{where}: tensor {shown(name)} scales {shown(weight)}, which is not here; if the model is sharded, "
                 f"give the folder or the index"
             )
-        if weight in found:
+        if weight in scales:
             raise HeaderError(f"{where}: tensor {shown(weight)} has two scales, and {shown(name)} is the second")
-        found[weight] = _checked(infos[weight], infos[name], scheme, where)
-    scaled = {_without_numbers(name) for name in found}
+        scales[weight] = _checked(infos[weight], infos[name], scheme, where)
+    scaled = {_without_numbers(name) for name in scales}
     for name, info in infos.items():
-        is_weight = info.dtype.name in _STORED and name not in found
+        is_weight = info.dtype.name in _STORED and name not in scales
         if is_weight and (scheme.method is not None or _without_numbers(name) in scaled):
             raise HeaderError(
                 f"{where}: tensor {shown(name)} is {info.dtype.name} and its scale, {shown(name + INVERSE)} or "
                 f"{shown(name + PLAIN)}, is missing; if the model is sharded, give the folder or the index"
             )
-    return found
+    return scales
 
 
 def _without_numbers(name: str) -> str:
@@ -484,16 +484,16 @@ def _blocks_of(
     """Return the rows and columns of a weight that share a scale, by the shape that the scales then have."""
     *leading, n_rows, n_cols = shape
     each, whole = tuple(leading), (max(n_rows, 1), max(n_cols, 1))
-    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    blocks: dict[tuple[int, ...], tuple[int, int]] = {}
     if is_plain:
-        found |= {(*each, n_rows): (1, whole[1]), (*each, n_rows, 1): (1, whole[1])}
+        blocks |= {(*each, n_rows): (1, whole[1]), (*each, n_rows, 1): (1, whole[1])}
         if each:
-            found[*each, 1, n_cols] = (whole[0], 1)
+            blocks[*each, 1, n_cols] = (whole[0], 1)
     if is_plain or block is None:
-        found |= dict.fromkeys(((), (1,), (1, 1), each, (*each, 1), (*each, 1, 1)), whole)
+        blocks |= dict.fromkeys(((), (1,), (1, 1), each, (*each, 1), (*each, 1, 1)), whole)
     if block is not None:
         down, across = math.ceil(n_rows / block[0]), math.ceil(n_cols / block[1])
-        found[*each, down, across] = block
+        blocks[*each, down, across] = block
         if is_plain and not each:
-            found[down, 1, across, 1] = block
-    return found
+            blocks[down, 1, across, 1] = block
+    return blocks

@@ -224,5 +224,5 @@ def _who_loads(path: Path, config: bytes, *, has_how_to: bool) -> str:
             f"transformers cannot load {name}: its config.json names no model_type{of}, and no other library knows "
             f"packed folders; hhtld convert {name} plain/ makes a folder that loads as the source did"
         )
-    told = f"; its {_HOW_TO} is the source's own" if has_how_to else f"; {_HOW_TO} in it tells how"
-    return f"{name} loads with transformers once hhtld.integrations.transformers is imported{told}"
+    how_to = f"; its {_HOW_TO} is the source's own" if has_how_to else f"; {_HOW_TO} in it tells how"
+    return f"{name} loads with transformers once hhtld.integrations.transformers is imported{how_to}"

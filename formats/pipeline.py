@@ -48,11 +48,11 @@ def _named_folders(folder: Location) -> list[str]:
     """Return the sorted names of the folders inside that an index of a pipeline names and that exist."""
     named: set[str] = set()
     for index in _INDEXES:
-        found = _json(folder, index)
-        if isinstance(found, Mapping):
-            named.update(name for name, of in found.items() if isinstance(of, list))
-        elif isinstance(found, list):
-            named.update(str(entry.get("path", "")).strip("/") for entry in found if isinstance(entry, Mapping))
+        listed = _json(folder, index)
+        if isinstance(listed, Mapping):
+            named.update(name for name, of in listed.items() if isinstance(of, list))
+        elif isinstance(listed, list):
+            named.update(str(entry.get("path", "")).strip("/") for entry in listed if isinstance(entry, Mapping))
     present = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     return sorted(named & present)
 
@@ -100,10 +100,12 @@ class PipelineFolder(TensorSource):
             self.close()
             raise
         self._infos = {
-            f"{name}/{own}": dataclasses.replace(info, name=f"{name}/{own}", shard=f"{name}/{info.shard or single}")
+            f"{name}/{tensor_name}": dataclasses.replace(
+                info, name=f"{name}/{tensor_name}", shard=f"{name}/{info.shard or single}"
+            )
             for name, part in self._parts.items()
             for single in [str(part.description.get("entrance", f"{STEMS[0]}{SUFFIX}"))]
-            for own, info in part.infos().items()
+            for tensor_name, info in part.infos().items()
         }
 
     @property
@@ -114,7 +116,9 @@ class PipelineFolder(TensorSource):
 
     @property
     def declared_quantization(self) -> str | None:
-        return next((told for part in self._parts.values() if (told := part.declared_quantization) is not None), None)
+        return next(
+            (scheme for part in self._parts.values() if (scheme := part.declared_quantization) is not None), None
+        )
 
     @property
     def notes(self) -> list[str]:
@@ -126,24 +130,24 @@ class PipelineFolder(TensorSource):
 
     def aliases(self) -> Mapping[str, str]:
         return {
-            f"{name}/{own}": f"{name}/{other}"
+            f"{name}/{tensor_name}": f"{name}/{other}"
             for name, part in self._parts.items()
-            for own, other in part.aliases().items()
+            for tensor_name, other in part.aliases().items()
         }
 
     def stored(self, name: str) -> tuple[str, int]:
-        folder, own = self._own(name)
-        return self._parts[folder].stored(own)
+        folder, tensor_name = self._own(name)
+        return self._parts[folder].stored(tensor_name)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        folder, own = self._own(name)
-        return self._parts[folder].read_rows(own, start, stop)
+        folder, tensor_name = self._own(name)
+        return self._parts[folder].read_rows(tensor_name, start, stop)
 
     def _own(self, name: str) -> tuple[str, str]:
         if name not in self._infos:
             raise ValueError(f"{self._folder}: no tensor {shown(name)}")
-        folder, _, own = name.partition("/")
-        return folder, own
+        folder, _, tensor_name = name.partition("/")
+        return folder, tensor_name
 
     def files(self) -> Mapping[str, int]:
         return MappingProxyType(self._beside.found)
@@ -167,19 +171,19 @@ class PipelineFolder(TensorSource):
 
 def _side_files(folder: Location, named: list[str], parts: Mapping[str, TensorSource]) -> SideFiles:
     """Return the side files of a pipeline: its own, and those of every folder that belongs to it."""
-    own = side_files(folder)
+    beside = side_files(folder)
     inside = tuple(f"{name}/" for name in named)
-    found = {name: nbytes for name, nbytes in own.found.items() if not name.startswith(inside)}
-    left = {name: reason for name, reason in own.left.items() if not name.startswith(inside)}
+    outside = {name: nbytes for name, nbytes in beside.found.items() if not name.startswith(inside)}
+    left = {name: reason for name, reason in beside.left.items() if not name.startswith(inside)}
     for name in named:
         if leads_out(folder, name) is not None:
             left[f"{name}/"] = "a link out of the folder"
             continue
         held = parts.get(name)
         sorted_files = side_files(folder / name, _weight_files(held) if held is not None else ())
-        found |= {f"{name}/{own_name}": nbytes for own_name, nbytes in sorted_files.found.items()}
+        outside |= {f"{name}/{own_name}": nbytes for own_name, nbytes in sorted_files.found.items()}
         left |= {f"{name}/{own_name}": reason for own_name, reason in sorted_files.left.items()}
-    return SideFiles(dict(sorted(found.items())), left)
+    return SideFiles(dict(sorted(outside.items())), left)
 
 
 def _weight_files(part: TensorSource) -> set[str]:
@@ -219,10 +223,10 @@ class Component(TensorSource):
 
     @property
     def metadata(self) -> dict[str, str]:
-        found = self._facts.get("metadata", {})
-        if not isinstance(found, Mapping) or not all(isinstance(text, str) for text in found.values()):
+        recorded = self._facts.get("metadata", {})
+        if not isinstance(recorded, Mapping) or not all(isinstance(text, str) for text in recorded.values()):
             raise HeaderError(f"the metadata of {shown(self._prefix)} is no JSON object of texts")
-        return dict(found)
+        return dict(recorded)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -246,10 +250,10 @@ def components(source: TensorSource) -> dict[str, TensorSource]:
     facts = source.description.get("folders")
     if facts is None:
         return {"": source}
-    if not isinstance(facts, Mapping) or not all(isinstance(told, Mapping) for told in facts.values()):
+    if not isinstance(facts, Mapping) or not all(isinstance(folder_facts, Mapping) for folder_facts in facts.values()):
         raise HeaderError("what the source says of its folders is no JSON object of objects")
-    held: dict[str, dict[str, TensorInfo]] = {folder: {} for folder in facts}
-    for folder in held:
+    folder_infos: dict[str, dict[str, TensorInfo]] = {folder: {} for folder in facts}
+    for folder in folder_infos:
         try:
             checked_file_name(f"{folder}/config.json")
         except ValueError as error:
@@ -258,10 +262,10 @@ def components(source: TensorSource) -> dict[str, TensorSource]:
             raise HeaderError(f"the source's folder {shown(folder)} lies in another one")
     for name, info in source.infos().items():
         folder = name.partition("/")[0]
-        if folder not in held or "/" not in name:
+        if folder not in folder_infos or "/" not in name:
             raise HeaderError(f"tensor {shown(name)} is in none of the source's folders")
-        held[folder][name] = info
-    return {folder: Component(source, folder, facts[folder], infos) for folder, infos in held.items()}
+        folder_infos[folder][name] = info
+    return {folder: Component(source, folder, facts[folder], infos) for folder, infos in folder_infos.items()}
 
 
 class PipelineFormat(Format):

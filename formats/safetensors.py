@@ -293,17 +293,17 @@ def _read_json(path: Location, *, constants: bool = False) -> dict[str, Any]:
 
 def _weight_map(path: Location) -> dict[str, str]:
     """Return the checked `weight_map` of an index: tensor name -> plain file name of its shard."""
-    found = _read_json(path).get("weight_map")
-    if not isinstance(found, dict):
-        raise HeaderError(f"{path}: weight_map must be a JSON object, and is {type(found).__name__}")
-    if not found:
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise HeaderError(f"{path}: weight_map must be a JSON object, and is {type(weight_map).__name__}")
+    if not weight_map:
         raise HeaderError(f"{path}: weight_map names no tensor")
-    for name, shard in found.items():
+    for name, shard in weight_map.items():
         if not isinstance(shard, str):
             kind = type(shard).__name__
             raise HeaderError(f"{path}: weight_map of {shown(name)} must be the name of a file, and is {kind}")
-    check_shard_names(dict.fromkeys(found.values()), path)
-    return found
+    check_shard_names(dict.fromkeys(weight_map.values()), path)
+    return weight_map
 
 
 def check_shard_names(shards: Iterable[str], path: Location | str) -> None:
@@ -539,13 +539,13 @@ class ShardedSnapshot(TensorSource):
 def _check_map(weight_map: Mapping[str, str], shard: str, file: SafetensorsFile, index: Location) -> None:
     """Refuse a shard that does not hold exactly the tensors the index places in it."""
     stale = f"{index}: the index is stale"
-    held = file.infos()
-    for name in held:
+    shard_infos = file.infos()
+    for name in shard_infos:
         place = weight_map.get(name)
         if place != shard:
             says = "does not name it" if place is None else f"places it in {shown(place)}"
             raise HeaderError(f"{stale}: tensor {shown(name)} is in shard {shown(shard)}, but weight_map {says}")
-    missing = next((name for name, place in weight_map.items() if place == shard and name not in held), None)
+    missing = next((name for name, place in weight_map.items() if place == shard and name not in shard_infos), None)
     if missing is not None:
         raise HeaderError(
             f"{stale}: tensor {shown(missing)} is not in shard {shown(shard)}, where weight_map says it is"

@@ -119,9 +119,9 @@ def _first_use(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'hhtld' has no attribute {name!r}")
     module, _, attribute = home.partition(":")
-    found = getattr(importlib.import_module(f"hhtld.{module}"), attribute or name)
-    globals()[name] = found  # the next access does not come through here
-    return found
+    value = getattr(importlib.import_module(f"hhtld.{module}"), attribute or name)
+    globals()[name] = value  # the next access does not come through here
+    return value
 
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that comes from here

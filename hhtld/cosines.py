@@ -17,25 +17,25 @@ def _cosines(
     """Cosines of row pairs, and which rows of either are zeros."""
     dots = np.empty((len(original), 3))
     _kernels._dot.row_dots(original, returned, dots)
-    cross, own, other = dots.T
-    scale = np.sqrt(own) * np.sqrt(other)
+    cross, norms, other_norms = dots.T
+    scale = np.sqrt(norms) * np.sqrt(other_norms)
     with np.errstate(invalid="ignore"):
         cosines = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
     cosines[~np.isfinite(dots).all(axis=1)] = -1.0
-    return np.clip(cosines, -1.0, 1.0), own == 0, other == 0  # the square of the smallest float32 is no zero
+    return np.clip(cosines, -1.0, 1.0), norms == 0, other_norms == 0  # the square of the smallest float32 is no zero
 
 
 def row_cosines(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the cosine of every row pair of two float32 arrays (n, n_cols); 1 for two rows of zeros, 0 for one."""
-    cosines, own, other = _cosines(original, decoded)
-    cosines[own & other] = 1.0
+    cosines, is_zero, decoded_is_zero = _cosines(original, decoded)
+    cosines[is_zero & decoded_is_zero] = 1.0
     return cosines
 
 
 def judged_cosines(original: NDArray[np.float32], returned: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return `row_cosines`, and for rows of zeros whether they came back as such: `ZERO_KEPT` or `ZERO_LOST`."""
-    cosines, own, other = _cosines(original, returned)
-    cosines[own] = np.where(other[own], ZERO_KEPT, ZERO_LOST)
+    cosines, is_zero, returned_is_zero = _cosines(original, returned)
+    cosines[is_zero] = np.where(returned_is_zero[is_zero], ZERO_KEPT, ZERO_LOST)
     return cosines
 
 

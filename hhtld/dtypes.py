@@ -90,17 +90,17 @@ _BY_NUMPY = {entry.numpy: entry for entry in DTYPES.values() if entry.numpy is n
 def dtype_named(name: object, where: str) -> DType:
     """Return the type called `name`, or raise `HeaderError` naming `where`."""
     if not isinstance(name, str) or name not in DTYPES:
-        found = shown(name, 40) if isinstance(name, str) else f"a {type(name).__name__}"
-        raise HeaderError(f"{where}: unknown dtype {found}; known: {', '.join(DTYPES)}")
+        given = shown(name, 40) if isinstance(name, str) else f"a {type(name).__name__}"
+        raise HeaderError(f"{where}: unknown dtype {given}; known: {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def dtype_of(array: NDArray[Any]) -> DType:
     """Return the type of an array, of either byte order, or raise `TypeError`."""
-    found = _BY_NUMPY.get(array.dtype.newbyteorder("<") if array.dtype.byteorder in ">=" else array.dtype)
-    if found is None:
+    dtype = _BY_NUMPY.get(array.dtype.newbyteorder("<") if array.dtype.byteorder in ">=" else array.dtype)
+    if dtype is None:
         raise TypeError(f"arrays of dtype {array.dtype} cannot be stored; use one of {', '.join(DTYPES)}")
-    return found
+    return dtype
 
 
 @functools.cache
@@ -167,8 +167,8 @@ def _held(flat: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
     largest = _largest(dtype)
     if flat.max(initial=0) <= largest and flat.min(initial=0) >= -largest:  # neither holds where there is a NaN
         return flat
-    held = flat.clip(-largest, largest)
-    return held if dtype.nbits == 8 else np.where(np.isinf(flat), flat, held)
+    clipped = flat.clip(-largest, largest)
+    return clipped if dtype.nbits == 8 else np.where(np.isinf(flat), flat, clipped)
 
 
 def narrow(values: NDArray[np.float32], dtype: DType) -> NDArray[np.uint8]:

@@ -93,10 +93,10 @@ class TensorInfo:
 
     def _row_axes(self) -> int:
         """The axes that count rows; of packed types fewer, or none, where rows would not fill whole bytes."""
-        found = row_axes(self.shape) if len(self.shape) > 1 else 0
-        while found and math.prod(self.shape[found:]) * self.dtype.nbits % 8:
-            found -= 1
-        return found
+        n_axes = row_axes(self.shape) if len(self.shape) > 1 else 0
+        while n_axes and math.prod(self.shape[n_axes:]) * self.dtype.nbits % 8:
+            n_axes -= 1
+        return n_axes
 
     @property
     def has_rows(self) -> bool:

@@ -55,18 +55,19 @@ class Registry:
             When two distributions claim one name.
         """
         if self._plugins is None:
-            found = {n: Plugin(n, t, "hhtld") for n, t in self._builtins.items()}
+            plugins_by_name = {n: Plugin(n, t, "hhtld") for n, t in self._builtins.items()}
             for point in sorted(metadata.entry_points(group=self._group), key=lambda p: (p.name, p.value)):
                 origin = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
-                if point.name in found:
-                    if found[point.name].target == point.value:
+                if point.name in plugins_by_name:
+                    if plugins_by_name[point.name].target == point.value:
                         continue  # the same distribution seen twice on the path
+                    first = plugins_by_name[point.name]
                     raise ValueError(
                         f"two plugins claim the name {point.name!r} in {self._group}: "
-                        f"{found[point.name].origin} ({found[point.name].target}) and {origin} ({point.value})"
+                        f"{first.origin} ({first.target}) and {origin} ({point.value})"
                     )
-                found[point.name] = Plugin(point.name, point.value, origin)
-            self._plugins = found
+                plugins_by_name[point.name] = Plugin(point.name, point.value, origin)
+            self._plugins = plugins_by_name
         return self._plugins
 
     def __iter__(self) -> Iterator[Plugin]:

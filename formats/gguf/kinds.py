@@ -33,8 +33,8 @@ def package() -> ModuleType:
         import gguf
     except ImportError as error:
         raise MissingExtraError(f"GGUF files need the package gguf ({error}): pip install 'hhtld[gguf]'") from error
-    found: ModuleType = gguf  # which mypy may have no types of
-    return found
+    module: ModuleType = gguf  # which mypy may have no types of
+    return module
 
 
 class Kind(NamedTuple):
@@ -77,10 +77,10 @@ def kind_named(name: str) -> Kind:
         if name not in known:
             raise ValueError(f"the unknown type {shown(name, 40)}")
         number = int(known[name])
-    found = kind_numbered(number)
-    if isinstance(found, str):
-        raise ValueError(found.partition(" ")[2])  # noqa: TRY004 - what is wrong is the name
-    return found
+    kind = kind_numbered(number)
+    if isinstance(kind, str):
+        raise ValueError(kind.partition(" ")[2])  # noqa: TRY004 - what is wrong is the name
+    return kind
 
 
 @functools.cache

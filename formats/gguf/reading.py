@@ -139,9 +139,9 @@ class _Cursor:
 
     def count(self, nbytes_each: int, what: str) -> int:
         """Return the next count, of records that take at least `nbytes_each` bytes."""
-        found = self.integer(8, f"the number of {what}")
-        self.require(found, nbytes_each, what)
-        return found
+        number = self.integer(8, f"the number of {what}")
+        self.require(number, nbytes_each, what)
+        return number
 
     def require(self, count: int, nbytes_each: int, what: str) -> None:
         """Refuse a count of records that the rest of the file cannot hold."""
@@ -268,13 +268,13 @@ def _values(cursor: _Cursor, number: int, count: int) -> list[Any]:
     if number == STRING:
         return [_text(cursor.string("a string")) for _ in range(count)]
     name, dtype = NUMBERS[number]
-    found = np.frombuffer(cursor.take(count * dtype.itemsize, "its value"), dtype)
+    numbers = np.frombuffer(cursor.take(count * dtype.itemsize, "its value"), dtype)
     if name == "BOOL":
-        if found.size and found.max() > 1:
-            raise HeaderError(f"{cursor.where}: a BOOL must be 0 or 1, and is {int(found.max())}")
-        found = found.astype(np.bool_)
-    values: list[Any] = found.tolist()
-    if dtype.kind == "f" and not np.isfinite(found).all():  # JSON has no word for these
+        if numbers.size and numbers.max() > 1:
+            raise HeaderError(f"{cursor.where}: a BOOL must be 0 or 1, and is {int(numbers.max())}")
+        numbers = numbers.astype(np.bool_)
+    values: list[Any] = numbers.tolist()
+    if dtype.kind == "f" and not np.isfinite(numbers).all():  # JSON has no word for these
         return [value if math.isfinite(value) else repr(value) for value in values]
     return values
 
@@ -413,14 +413,14 @@ class GgufFile(TensorSource):
     @property
     def metadata(self) -> dict[str, str]:
         """Single values as text, without long ones; `description` has all of them with their types."""
-        found = {}
+        texts = {}
         for key, field in self._header.fields.items():
             value = field["value"]
             if isinstance(value, bool):
-                found[key] = "true" if value else "false"
+                texts[key] = "true" if value else "false"
             elif isinstance(value, int | float) or (isinstance(value, str) and len(value) <= TEXT_LIMIT):
-                found[key] = str(value)
-        return found
+                texts[key] = str(value)
+        return texts
 
     @property
     def description(self) -> dict[str, Any]:

@@ -237,10 +237,10 @@ def _retyped(fields: Mapping[str, Any], type: str, kinds: Mapping[str, Kind]) ->
     """Return the key-values, of which those that tell of the tensors' types tell of the new ones."""
     if type == SOURCE:
         return dict(fields)
-    told = dict(fields) | {"general.file_type": {"type": "UINT32", "value": _FILE_TYPES[type]}}
+    retyped = dict(fields) | {"general.file_type": {"type": "UINT32", "value": _FILE_TYPES[type]}}
     if any(kind.quantised is not None for kind in kinds.values()):
-        told.setdefault("general.quantization_version", {"type": "UINT32", "value": _QUANTIZATION_VERSION})
-    return told
+        retyped.setdefault("general.quantization_version", {"type": "UINT32", "value": _QUANTIZATION_VERSION})
+    return retyped
 
 
 def _alignment(fields: Mapping[str, Any]) -> int:

@@ -189,19 +189,19 @@ class _Export:
 
     def _write_container(self, entry: h5py.Group) -> None:
         pack = self.pack
-        held = group(entry, "container", "NXcollection", "the .hhtld file: header, sections, what the source said")
+        container = group(entry, "container", "NXcollection", "the .hhtld file: header, sections, what the source said")
         facts: dict[str, Any] = {"metadata": pack.metadata(), "source": dict(pack.table.source)}
         if pack.files():
             facts["files"] = pack.files()  # names and bytes; what they hold is no picture of weights
         nbytes = len(json.dumps(facts))
         if nbytes > _MOST_JSON_NBYTES:  # text is stored as it is: a tokenizer may be larger than all the rest
             facts = {"left out": f"{nbytes:,} bytes; hhtld inspect --json prints them"}
-        note(held, "source", facts, "metadata and description that came with the tensors")
+        note(container, "source", facts, "metadata and description that came with the tensors")
         reader = pack.sections
         if not isinstance(reader, ContainerReader):
             return
         describe(
-            held,
+            container,
             file=reader.path.name,
             nbytes=reader.file_nbytes,
             version_major=reader.major,
@@ -210,7 +210,7 @@ class _Export:
         )
         layout = [("kind", h5py.string_dtype()), ("offset", "<u8"), ("nbytes", "<u8"), ("crc32", "<u4")]
         table = np.array([(storable(r.kind), r.offset, r.nbytes, r.crc32) for r in reader.records], np.dtype(layout))
-        put(held, Field("sections", table, "kind, place, length and checksum of every section, in file order"))
+        put(container, Field("sections", table, "kind, place, length and checksum of every section, in file order"))
 
     def _write_overview(self, entry: h5py.Group) -> None:
         names = list(self.chosen.rows)
@@ -264,42 +264,42 @@ class _Export:
             line["regime"] = _REGIMES[self.pack.table.regime(name) or "none"]
             line["n_rows"], line["n_cols"], line["nbytes"] = info.n_rows, info.n_cols, nbytes
             line["bits_per_weight"] = 8 * nbytes / elements
-            found = self._cosines(record)
-            cosines = (np.nan, np.nan, np.nan) if found is None else (found.median, found.p5, found.minimum)
+            recorded = self._cosines(record)
+            cosines = (np.nan, np.nan, np.nan) if recorded is None else (recorded.median, recorded.p5, recorded.minimum)
             line["median"], line["p5"], line["min"] = cosines
-            line["worst_row"] = -1 if found is None else found.worst_row
+            line["worst_row"] = -1 if recorded is None else recorded.worst_row
         return table
 
     def _write_gates(self, entry: h5py.Group) -> None:
-        held = group(entry, "gates", "NXcollection", "row cosines by regime, and what profile gates asks of them")
-        held.attrs["measured"] = "anew, of all rows" if self.original is not None else "when the file was made"
+        gates = group(entry, "gates", "NXcollection", "row cosines by regime, and what profile gates asks of them")
+        gates.attrs["measured"] = "anew, of all rows" if self.original is not None else "when the file was made"
         for kind, asked in THRESHOLDS.items():
-            found = {"median_asked": asked.median, "p5_asked": asked.p5} | self._regime_gates(kind)
-            describe(held, **{f"{kind}_{key}": value for key, value in found.items()})
+            facts = {"median_asked": asked.median, "p5_asked": asked.p5} | self._regime_gates(kind)
+            describe(gates, **{f"{kind}_{key}": value for key, value in facts.items()})
 
     def _regime_gates(self, kind: str) -> dict[str, Any]:
         """Cosines of one regime: of all its rows where they were measured now, ranges over its tensors as recorded."""
         cosines = self.measured.regimes[kind]
         if cosines.n_rows:
-            found: dict[str, Any] = {"n_rows": cosines.n_rows, **_zero_counts(cosines)}
+            facts: dict[str, Any] = {"n_rows": cosines.n_rows, **_zero_counts(cosines)}
             if not cosines.n_live_rows:
-                return found
+                return facts
             worst, name, row = cosines.worst
-            found |= {"median": cosines.median, "p5": cosines.p5}
-            return found | {"min": worst, "worst_tensor": name, "worst_row": row}
+            facts |= {"median": cosines.median, "p5": cosines.p5}
+            return facts | {"min": worst, "worst_tensor": name, "worst_row": row}
         table = self.pack.table
         records = [table.tensors[name] for name in self.chosen.rows if table.regime(name) == kind]
-        own = [(record.name, record.gates) for record in records if record.gates is not None and record.gates.n_rows]
-        if self.original is not None or not own:
+        gated = [(record.name, record.gates) for record in records if record.gates is not None and record.gates.n_rows]
+        if self.original is not None or not gated:
             return {}
         counts: Counter[str] = Counter({"n_rows": 0})
-        for _, gates in own:
+        for _, gates in gated:
             counts.update({"n_rows": gates.n_rows, **_zero_counts(gates)})
-        own = [(name, gates) for name, gates in own if gates.n_live_rows]
-        if not own:
+        gated = [(name, gates) for name, gates in gated if gates.n_live_rows]
+        if not gated:
             return dict(counts)
-        name, lowest = min(own, key=lambda item: item[1].minimum)
-        medians, p5s = [gates.median for _, gates in own], [gates.p5 for _, gates in own]
+        name, lowest = min(gated, key=lambda item: item[1].minimum)
+        medians, p5s = [gates.median for _, gates in gated], [gates.p5 for _, gates in gated]
         return {
             **counts,
             "median_from": min(medians),
@@ -356,12 +356,12 @@ class _Export:
 
             cosines = compared_rows(source, decoded, self.executor, record.info.dtype)
             self.measured.add(record.name, self.pack.table.regime(record.name) or "argmax", cosines)
-        found = self._cosines(record)
-        if found is not None:
-            for key, value in (("median", found.median), ("p5", found.p5), ("min", found.minimum)):
+        recorded = self._cosines(record)
+        if recorded is not None:
+            for key, value in (("median", recorded.median), ("p5", recorded.p5), ("min", recorded.minimum)):
                 made.attrs[f"cosine_{key}"] = value
-            made.attrs["cosine_worst_row"] = found.worst_row
-            describe(made, **_zero_counts(found))
+            made.attrs["cosine_worst_row"] = recorded.worst_row
+            describe(made, **_zero_counts(recorded))
         if record.name not in self.chosen.drawn:
             return
         sample = self.chosen.samples[record.name]
@@ -369,7 +369,7 @@ class _Export:
         if kept:
             writer.write_kept()
         else:
-            writer.write_encoded(cosines, found, self.codes)
+            writer.write_encoded(cosines, recorded, self.codes)
 
     def _cosines(self, record: TensorRecord) -> CosineSummary | None:
         """Those measured now, else those recorded."""

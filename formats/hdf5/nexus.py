@@ -157,9 +157,9 @@ def text(parent: h5py.Group, name: str, value: str | Sequence[str], description:
 
 def note(parent: h5py.Group, name: str, facts: Mapping[str, Any], description: str) -> None:
     """Put JSON where h5web pretty-prints it."""
-    held = group(parent, name, "NXnote", description)
-    text(held, "type", "application/json", "MIME type of data")
-    text(held, "data", json.dumps(facts, indent=2, sort_keys=True, allow_nan=False), description)
+    made = group(parent, name, "NXnote", description)
+    text(made, "type", "application/json", "MIME type of data")
+    text(made, "data", json.dumps(facts, indent=2, sort_keys=True, allow_nan=False), description)
 
 
 def plot(

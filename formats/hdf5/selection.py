@@ -170,8 +170,10 @@ def _group_nbytes(pack: HhtldPack, number: int | None) -> int:
     nbytes, levels = 4 * group.key.shape[1], 5 << CODEBOOK_BITS
     nbytes += _LOOKUP_GROUP_NBYTES if "palette" in group.sections else _GROUP_NBYTES
     for kind, index in group.sections.items():
-        held = pack.sections.nbytes(index)
-        nbytes += {"palette": 10 * MAX_PALETTE_K**2, "codebook": levels, "codebook_2": levels}.get(kind, 2 * held)
+        section_nbytes = pack.sections.nbytes(index)
+        nbytes += {"palette": 10 * MAX_PALETTE_K**2, "codebook": levels, "codebook_2": levels}.get(
+            kind, 2 * section_nbytes
+        )
     return nbytes
 
 

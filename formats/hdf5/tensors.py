@@ -60,8 +60,8 @@ class TensorWriter:
         self._check = check
         self.made, self.pack, self.record = made, pack, record
         self.rows, self.sample, self.original = rows, sample, original
-        own = sum(pack.sections.nbytes(index) for index in record.sections.values())
-        self._step = max(1, min(_MOST_ROWS, _BLOCK_NBYTES * max(1, record.info.n_rows) // max(1, own)))
+        tensor_nbytes = sum(pack.sections.nbytes(index) for index in record.sections.values())
+        self._step = max(1, min(_MOST_ROWS, _BLOCK_NBYTES * max(1, record.info.n_rows) // max(1, tensor_nbytes)))
 
     # ---- kept ----
 
@@ -125,15 +125,15 @@ class TensorWriter:
 
     def _write_slots(self, codes: bool) -> None:
         numbers = np.asarray(self.rows, np.int64).astype(_index_dtype(self.record.info.n_rows))
-        held = group(self.made, "rows", "NXcollection", "slots of the exported rows, one dataset a slot")
-        row = Field("row", put(held, Field("row", numbers, "number of the row in the tensor")))
+        slot_group = group(self.made, "rows", "NXcollection", "slots of the exported rows, one dataset a slot")
+        row = Field("row", put(slot_group, Field("row", numbers, "number of the row in the tensor")))
         slots: dict[str, h5py.Dataset] = {}
         for start, view in self._blocks(self.rows):
             block = numbers[start : start + self._step]
             entries = Field("entries", _entries(view, block), "one line a row: its slots, taken apart")
             for field in [entries, *_slots(view, codes)]:
                 if field.name not in slots:
-                    slots[field.name] = empty(self.made if field is entries else held, field, len(self.rows))
+                    slots[field.name] = empty(self.made if field is entries else slot_group, field, len(self.rows))
                 slots[field.name][start : start + len(block)] = field.values
         if "slot_l" in slots:
             lane = index_axis("lane", SLOT_L_LANES, "lane of Slot L")
@@ -147,16 +147,16 @@ class TensorWriter:
                 axis = index_axis("byte", slots[name].shape[1], "byte of the row's code")
                 self._plot_slots(name, f"{name}: the codes, byte by byte", slots[name], numbers, axis)
 
-    def _plot_slots(self, name: str, title: str, held: h5py.Dataset, numbers: NDArray[Any], axis: Field) -> h5py.Group:
+    def _plot_slots(self, name: str, title: str, slot: h5py.Dataset, numbers: NDArray[Any], axis: Field) -> h5py.Group:
         """An image of rows by lane or byte; rows are evenly taken where they would be a line too thin to be seen."""
-        step = -(-len(numbers) // min(IMAGE_ROWS, IMAGE_ASPECT * held.shape[1]))
-        shown = Field(name, held)
+        step = -(-len(numbers) // min(IMAGE_ROWS, IMAGE_ASPECT * slot.shape[1]))
+        shown = Field(name, slot)
         if step > 1:
-            shown = Field(name, held[::step], f"one in {step} of the exported rows; all are in rows/{name}")
+            shown = Field(name, slot[::step], f"one in {step} of the exported rows; all are in rows/{name}")
         # No axis of row numbers: viewers draw its units square, so 30,000 rows beside 8 lanes would be a hair.
-        held = plot(self.made, name, title, shown, [None, axis], interpretation="image")
-        put(held, Field("row", numbers[::step], "number of the row in the tensor"))
-        return held
+        picture = plot(self.made, name, title, shown, [None, axis], interpretation="image")
+        put(picture, Field("row", numbers[::step], "number of the row in the tensor"))
+        return picture
 
     def _write_shared(self, view: TensorView) -> None:
         n_cols = self.record.info.n_cols
@@ -223,8 +223,8 @@ class TensorWriter:
         center = Field(
             "center", ((edges[1:] + edges[:-1]) / 2).astype(np.float32), "centers of the bins", "1", "cosine"
         )
-        held = plot(self.made, "cosine_histogram", "Row cosines", rows, [center])
-        put(held, Field("edges", edges.astype(np.float32), "edges of the bins"))
+        plotted = plot(self.made, "cosine_histogram", "Row cosines", rows, [center])
+        put(plotted, Field("edges", edges.astype(np.float32), "edges of the bins"))
         self.made.attrs["default"] = "cosine_histogram"
 
 

@@ -34,15 +34,15 @@ class Scope(NamedTuple):
 
 def quantized_by_graph(scopes: Iterable[Scope]) -> dict[str, str]:
     """Return the name of every tensor that belongs to quantized weights, and the operator that uses it so."""
-    found: dict[str, str] = {}
+    users: dict[str, str] = {}
     for tensors, nodes in scopes:
         passed = passed_on(nodes)
         for node in nodes:
             for value in _of_weights(node):
                 name = tensors.get(origin(value, passed))
                 if name is not None:
-                    found.setdefault(name, node.op_type)
-    return found
+                    users.setdefault(name, node.op_type)
+    return users
 
 
 def passed_on(nodes: Iterable[Any]) -> dict[str, str]:

@@ -135,8 +135,8 @@ def package() -> ModuleType:
         import onnx
     except ImportError as error:
         raise MissingExtraError(f"ONNX files need the package onnx ({error}): pip install 'hhtld[onnx]'") from error
-    found: ModuleType = onnx  # which mypy may have no types of
-    return found
+    module: ModuleType = onnx  # which mypy may have no types of
+    return module
 
 
 # --- the message ------------------------------------------------------------------------------
@@ -193,13 +193,13 @@ def _text(value: str | bytes, where: str) -> str:
 
 def _pairs(entries: Any, where: str) -> dict[str, str]:
     """Return key-value entries, each key given once."""
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for number, entry in enumerate(entries):
         key = _text(entry.key, f"{where}: key {number}")
-        if key in found:
+        if key in pairs:
             raise HeaderError(f"{where}: key {shown(key)} is given twice")
-        found[key] = _text(entry.value, f"{where}: the value of {shown(key)}")
-    return found
+        pairs[key] = _text(entry.value, f"{where}: the value of {shown(key)}")
+    return pairs
 
 
 def _facts(model: Any, path: Path) -> dict[str, Any]:
@@ -415,10 +415,10 @@ def _from_field(values: Any, field: str, info: TensorInfo, where: str) -> NDArra
             f"{where}: {info.dtype.name} of shape {list(info.shape)} takes {expected} values, "
             f"{field} holds {len(values)}"
         )
-    found = np.fromiter(values, _ELEMENTS[field], expected)
-    if found.nbytes == info.nbytes:
-        return found.view(np.uint8)
-    return _narrowed(found, info.dtype, where).view(np.uint8)
+    numbers = np.fromiter(values, _ELEMENTS[field], expected)
+    if numbers.nbytes == info.nbytes:
+        return numbers.view(np.uint8)
+    return _narrowed(numbers, info.dtype, where).view(np.uint8)
 
 
 def _narrowed(found: NDArray[Any], dtype: DType, where: str) -> NDArray[Any]:
@@ -565,8 +565,8 @@ class OnnxFile(TensorSource):
     def description(self) -> dict[str, Any]:
         """Under "onnx": IR version, operator sets, producer, odd types; "quantized"; "added": what layers only add."""
         added = sorted(name for name in self._infos if self._uses.get(name) == frozenset({ADDS}))
-        told = {"quantized": dict(self._quantized), "added": added}
-        return {"onnx": dict(self._facts)} | {key: found for key, found in told.items() if found}
+        of_graph = {"quantized": dict(self._quantized), "added": added}
+        return {"onnx": dict(self._facts)} | {key: fact for key, fact in of_graph.items() if fact}
 
     @property
     def notes(self) -> list[str]:
@@ -594,8 +594,8 @@ class OnnxFile(TensorSource):
         return MappingProxyType(self._infos)
 
     def files(self) -> Mapping[str, int]:
-        found = {GRAPH_FILE: self._graph, SETTINGS_FILE: self._settings}
-        return {name: len(data) for name, data in found.items() if data is not None and len(data) <= SIDE_FILE_LIMIT}
+        contents = {GRAPH_FILE: self._graph, SETTINGS_FILE: self._settings}
+        return {name: len(data) for name, data in contents.items() if data is not None and len(data) <= SIDE_FILE_LIMIT}
 
     def read_file(self, name: str) -> bytes:
         if name not in self.files():

@@ -19,7 +19,7 @@ def uses_by_graph(scopes: Iterable[Scope]) -> dict[str, frozenset[str]]:
     Of an operator that gathers, what it gathers from is taken; its indices are not. What a recurrent layer adds,
     [directions, 8 hidden] of biases, states at the start and peepholes, counts as taken by `ADDS`.
     """
-    found: dict[str, set[str]] = defaultdict(set)
+    uses: dict[str, set[str]] = defaultdict(set)
     for tensors, nodes in scopes:
         passed = passed_on(nodes)
         inner = set(passed)
@@ -30,5 +30,5 @@ def uses_by_graph(scopes: Iterable[Scope]) -> dict[str, frozenset[str]]:
             for i, value in enumerate(node.input[:1] if node.op_type.startswith("Gather") else node.input):
                 name = tensors.get(origin(value, passed))
                 if name is not None:
-                    found[name].add(ADDS if recurrent and i > 2 else node.op_type)
-    return {name: frozenset(operators) for name, operators in found.items()}
+                    uses[name].add(ADDS if recurrent and i > 2 else node.op_type)
+    return {name: frozenset(operators) for name, operators in uses.items()}

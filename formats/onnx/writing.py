@@ -96,10 +96,10 @@ def checked_graph(source: TensorSource) -> _Graph:
             raise HeaderError(f"{where} is not among the source's tensors")
         if any(getattr(tensor, field) for field in DATA_FIELDS) or tensor.external_data:
             raise HeaderError(f"{where} holds data, and a graph that travels alone has none")
-        info, found = infos[name], tensor_info(name, tensor, where)
-        if (found.dtype, found.shape) != (info.dtype, info.shape):
+        info, in_graph = infos[name], tensor_info(name, tensor, where)
+        if (in_graph.dtype, in_graph.shape) != (info.dtype, info.shape):
             raise HeaderError(
-                f"{where} is {found.dtype.name} {list(found.shape)}, the source has {info.dtype.name} "
+                f"{where} is {in_graph.dtype.name} {list(in_graph.shape)}, the source has {info.dtype.name} "
                 f"{list(info.shape)}"
             )
         tensors[name] = tensor
@@ -235,11 +235,11 @@ class _Message:
 
 
 def _as_varint(value: int) -> bytes:
-    found = bytearray()
+    encoded = bytearray()
     while value > 127:
-        found.append(value & 127 | 128)
+        encoded.append(value & 127 | 128)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*encoded, value])
 
 
 # --- the files ----------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def parse_profile(text: str, keep: bool = False) -> Profile:
     asked = codec(named) if named else next((each for each in codecs() if word in each.profiles), None)
     profile = None if asked is None or (asked is KEEP and not keep) else asked.profile(text)
     if profile is None:
-        words = [each for own in codecs() if own is not KEEP for each in own.profiles]
+        words = [each for each_codec in codecs() if each_codec is not KEEP for each in each_codec.profiles]
         known = ", ".join("bits:B" if each == "bits" else each for each in [*words, *(["keep"] if keep else [])])
         raise ValueError(f"no profile {text!r}; available: {known}")
     return profile

@@ -123,7 +123,7 @@ class ByClass:
             for c, n_rows in enumerate(np.bincount(self.row_class[start:stop], minlength=len(parts)).tolist()):
                 parts[c].append(codes[done : done + n_rows * self._widths[c]])
                 done += n_rows * self._widths[c]
-        return np.concatenate([codes for own in parts for codes in own])
+        return np.concatenate([codes for levels in parts for codes in levels])
 
 
 def row_spans(part: int | ByClass, start: int, stop: int) -> list[tuple[int, int]]:

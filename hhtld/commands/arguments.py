@@ -43,10 +43,10 @@ def positive(text: str) -> int:
 def size(text: str) -> int:
     """Return the bytes of a size such as 64MB or 1GiB."""
     units = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Z]*)", text.upper())
-    if not found or found[2] not in units or not Fraction(found[1]):
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Z]*)", text.upper())
+    if not match or match[2] not in units or not Fraction(match[1]):
         raise argparse.ArgumentTypeError(f"expected a size such as 64MB or 1GiB, got {text!r}")
-    return int(Fraction(found[1]) * units[found[2]])
+    return int(Fraction(match[1]) * units[match[2]])
 
 
 def rule(text: str) -> tuple[str, str]:

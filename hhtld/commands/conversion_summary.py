@@ -73,7 +73,7 @@ def _print_tables(report: ConversionReport, out: Console, every: bool) -> None:
 
 def _print_encoded(report: ConversionReport, encoded: dict[str, TensorOutcome], out: Console, every: bool) -> None:
     lines, notes = alike(list(encoded), lambda name: _kind(encoded[name]), every)
-    rows = [_row(name, [encoded[each] for each in own]) for name, own in lines]
+    rows = [_row(name, [encoded[each] for each in names]) for name, names in lines]
     headings = ("encoded tensor", ">tensors", "shape", "codec", "regime", ">source", ">file", ">bits/weight")
     spared = ("why", "codec", "tensors", "source", "regime", "p5", "shape")
     if report.dry_run:

@@ -216,9 +216,9 @@ def _compare_weights(a: TensorSource, b: TensorSource, name: str, executor: Exec
         return same_dtype and np.array_equal(raw_a, raw_b), _max_error(rows_a, rows_b)
 
     spans = row_ranges(info_a.n_rows, 4 * info_a.n_cols)
-    found: Iterable[tuple[bool, float]] = map(compare, spans) if executor is None else executor.map(compare, spans)
+    compared: Iterable[tuple[bool, float]] = map(compare, spans) if executor is None else executor.map(compare, spans)
     identical, max_error = same_dtype, 0.0
-    for same, error in found:
+    for same, error in compared:
         identical, max_error = identical and same, max(max_error, error)
     summary = summarize(cosines) if info_a.n_rows else None
     return _tensor_diff(a, b, name, identical, summary, max_error if info_a.n_rows else None)
@@ -238,7 +238,7 @@ def print_diff(report: DiffReport, out: Console, every: bool = True) -> None:
     tensors = {tensor.name: tensor for tensor in report.tensors}
     if tensors:
         lines, notes = alike(list(tensors), lambda name: _kind(tensors[name]), every)
-        rows = [_row(name, [tensors[each] for each in own]) for name, own in lines]
+        rows = [_row(name, [tensors[each] for each in members]) for name, members in lines]
         headings = ("tensor", ">tensors", "type", "shape", ">bytes a", ">bytes b", "")
         cosines = (">median", ">p5", ">min", ">worst row", ">max error")
         spared = ("worst row", "max error", "tensors", "type", "bytes a", "shape", "p5", "bytes b")
@@ -246,8 +246,8 @@ def print_diff(report: DiffReport, out: Console, every: bool = True) -> None:
         out.print(tensor_table((*headings, *cosines), rows, title, spared=spared, notes=notes))
     for side, names in ((report.a, report.only_a), (report.b, report.only_b)):
         lines, notes = alike(names, lambda name: None, every)
-        for name, own in lines:
-            count = f" ({len(own):,} tensors)" if len(own) > 1 else ""
+        for name, members in lines:
+            count = f" ({len(members):,} tensors)" if len(members) > 1 else ""
             out.print(Text.assemble("only in ", safe(side), ": ", safe(name), count))
         for note in notes:
             out.print(Text(note))
@@ -269,10 +269,10 @@ def _kind(tensor: TensorDiff) -> tuple[Any, ...]:
 
 def _row(name: str, tensors: Sequence[TensorDiff]) -> tuple[Any, ...]:
     first = tensors[0]
-    found = [tensor.cosines for tensor in tensors if tensor.cosines is not None and not tensor.identical]
-    worst = min(found, key=lambda cosines: cosines.minimum, default=None)
+    summaries = [tensor.cosines for tensor in tensors if tensor.cosines is not None and not tensor.identical]
+    worst = min(summaries, key=lambda cosines: cosines.minimum, default=None)
     errors = [tensor.max_error for tensor in tensors if tensor.max_error is not None]
-    lowest = [min(values) for values in zip(*((c.median, c.p5, c.minimum) for c in found), strict=True)]
+    lowest = [min(values) for values in zip(*((c.median, c.p5, c.minimum) for c in summaries), strict=True)]
     return (
         safe(name),
         f"{len(tensors):,}",

@@ -34,15 +34,15 @@ def run(arguments: argparse.Namespace) -> int:
     for plugin in registry:
         record: dict[str, Any] = {"name": plugin.name, "from": plugin.origin, "class": plugin.target}
         try:
-            found = plugin.load()
-            if not (isinstance(found, type) and issubclass(found, Format)):
-                record["error"] = f"{found!r} is not a Format"
+            loaded = plugin.load()
+            if not (isinstance(loaded, type) and issubclass(loaded, Format)):
+                record["error"] = f"{loaded!r} is not a Format"
             else:
                 record |= {
-                    "suffixes": list(found.suffixes),
-                    "reads": found.reads,
-                    "writes": found.writes,
-                    "description": found.description,
+                    "suffixes": list(loaded.suffixes),
+                    "reads": loaded.reads,
+                    "writes": loaded.writes,
+                    "description": loaded.description,
                 }
         except Exception as error:
             record["error"] = f"{type(error).__name__}: {error}"

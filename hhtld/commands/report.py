@@ -82,21 +82,23 @@ def report_facts(
     FormatError
         If the file is damaged or was not made from that source.
     """
-    found = verify(path, src, jobs=jobs, progress=progress)
-    if found.gates is None:
-        raise HeaderError(f"{found.path} was not made from {found.source}: {'; '.join(found.differences[:3])}")
+    verified = verify(path, src, jobs=jobs, progress=progress)
+    if verified.gates is None:
+        raise HeaderError(f"{verified.path} was not made from {verified.source}: {'; '.join(verified.differences[:3])}")
     with open_pack(path) as pack:
         profile = pack.table.profile
-        found.gates.enforced = profile in ("gates", "parity")
+        verified.gates.enforced = profile in ("gates", "parity")
         files_nbytes = sum(pack.files().values())
-        report = ConversionReport(found.source or "", found.path, profile, found.gates, target_nbytes=found.nbytes)
+        report = ConversionReport(
+            verified.source or "", verified.path, profile, verified.gates, target_nbytes=verified.nbytes
+        )
         report.files_nbytes = report.source_nbytes = report.bf16_nbytes = files_nbytes
         report.notes = [GATES_NOTE] if profile == "gates" else []
         for name, record in pack.table.tensors.items():
-            told = (pack.table.regime(name), pack.table.regime_reason(name), record.alias_of)
-            quality = found.gates.tensors.get(name)
+            regime_facts = (pack.table.regime(name), pack.table.regime_reason(name), record.alias_of)
+            quality = verified.gates.tensors.get(name)
             nbytes, unreached = pack.nbytes(name), record.unreached
-            outcome = TensorOutcome(record.info, record.codec, nbytes, *told, quality, unreached=unreached)
+            outcome = TensorOutcome(record.info, record.codec, nbytes, *regime_facts, quality, unreached=unreached)
             report.tensors.append(outcome)
             report.source_nbytes += record.info.nbytes
             if record.alias_of is None:
@@ -104,11 +106,11 @@ def report_facts(
         report.tensors = tied_too(report.tensors)
         with open_source(src) as source:
             tell_as_stored(report, source)
-        found.gates.source_ratio = report.source_nbytes / report.target_nbytes
+        verified.gates.source_ratio = report.source_nbytes / report.target_nbytes
         facts = report.to_json() | {"sections": section_nbytes(pack)}
-    if found.differences:
-        facts["differences"] = found.differences
-    return facts, found.gates.regimes
+    if verified.differences:
+        facts["differences"] = verified.differences
+    return facts, verified.gates.regimes
 
 
 def section_nbytes(pack: HhtldPack) -> dict[str, int]:

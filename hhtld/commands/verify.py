@@ -63,8 +63,8 @@ class VerifyReport:
 
     def __repr__(self) -> str:
         beside = "" if self.source is None else f" beside {self.source}"
-        found = "sound" if self else "; ".join(self.differences[:1]) or "not sound"
-        return f"<VerifyReport {self.path}{beside}: {found}>"
+        verdict = "sound" if self else "; ".join(self.differences[:1]) or "not sound"
+        return f"<VerifyReport {self.path}{beside}: {verdict}>"
 
     def __bool__(self) -> bool:
         return not self.differences
@@ -229,8 +229,10 @@ def run(arguments: argparse.Namespace) -> int:
         if report.gates.tensors or report.gates.unreached:
             out.print(gate_table(report.gates))
         if report and not report.gates.tensors:
-            held = "no tensor of it is encoded; all are kept and equal the source byte for byte"
-            out.print(held if report.n_tensors else "it holds no tensors, and neither does the source", markup=False)
+            comparison = "no tensor of it is encoded; all are kept and equal the source byte for byte"
+            out.print(
+                comparison if report.n_tensors else "it holds no tensors, and neither does the source", markup=False
+            )
         elif report:
             made = "the encoded ones were made from its rows; " if report.is_source else ""
             out.print(

@@ -143,8 +143,8 @@ def _value_facts(values: Facts) -> Iterator[tuple[str, Any]]:
 
 def _print_slots(slots: Facts, out: Console) -> None:
     if "row_class" in slots:
-        rates = [f"{found['bits']:g}" for found in slots["row_class"]]
-        counts = [found["n_rows"] for found in slots["row_class"]]
+        rates = [f"{row_class['bits']:g}" for row_class in slots["row_class"]]
+        counts = [row_class["n_rows"] for row_class in slots["row_class"]]
         _print_usage("Rates: rows by class", counts, [f"bits a weight of the classes: {', '.join(rates)}"], out)
     if "twigs" in slots:
         _print_twigs(slots["twigs"], slots["twig_counts"], out)
@@ -208,12 +208,12 @@ def _print_lanes(slots: Facts, out: Console) -> None:
             lane,
             _number(values[lane]) if lane < len(values) else "",
             f"{100 * energy[lane]:.1f} %" if lane < len(values) else "",
-            *("" if found[key] is None else found[key] for key in ("min", "max")),
-            "" if found["rms"] is None else f"{found['rms']:.1f}",
-            _number(found["rms_scaled"]),
-            column_chart(merged(found["histogram"], n_bins)[0], 1, out.options.ascii_only)[0],
+            *("" if statistics[key] is None else statistics[key] for key in ("min", "max")),
+            "" if statistics["rms"] is None else f"{statistics['rms']:.1f}",
+            _number(statistics["rms_scaled"]),
+            column_chart(merged(statistics["histogram"], n_bins)[0], 1, out.options.ascii_only)[0],
         )
-        for lane, found in enumerate(slots["slot_l"]["lanes"])
+        for lane, statistics in enumerate(slots["slot_l"]["lanes"])
     )
     headings = ("lane", ">singular", ">energy", ">min", ">max", ">rms", ">rms x scale", "codes -128 to 127")
     table = Table(headings, rows, spared=("codes -128 to 127", "energy", "rms x scale"))

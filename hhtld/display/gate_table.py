@@ -65,10 +65,10 @@ def gate_table(gates: GateReport) -> Table:
 
 def _kept_by(gates: GateReport) -> dict[tuple[str, Threshold], list[str]]:
     """Tensors that are kept because no rate reaches what is asked, by regime and what that is."""
-    found: dict[tuple[str, Threshold], list[str]] = {}
+    kept: dict[tuple[str, Threshold], list[str]] = {}
     for name, unreached in sorted(gates.unreached.items()):
-        found.setdefault((unreached.regime, unreached.threshold), []).append(name)
-    return found
+        kept.setdefault((unreached.regime, unreached.threshold), []).append(name)
+    return kept
 
 
 def _asked(number: float) -> str:

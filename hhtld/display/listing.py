@@ -67,8 +67,8 @@ def _total_facts(facts: Facts) -> Iterator[tuple[str, Any]]:
         yield (
             "types",
             "; ".join(
-                f"{name} {counted(found['count'], 'tensor')}, {human_nbytes(found['nbytes'])}"
-                for name, found in facts["dtypes"].items()
+                f"{name} {counted(of_dtype['count'], 'tensor')}, {human_nbytes(of_dtype['nbytes'])}"
+                for name, of_dtype in facts["dtypes"].items()
             ),
         )
         if "quantized" in facts:
@@ -111,8 +111,13 @@ def _print_pack_tables(facts: Facts, out: Console) -> None:
     ascii_only = out.options.ascii_only
     totals = facts["totals"]
     rows = [
-        (safe(kind, ascii_only), f"{found['count']:,}", human_nbytes(found["nbytes"]), f"{100 * found['share']:.1f} %")
-        for kind, found in facts["section_kinds"].items()
+        (
+            safe(kind, ascii_only),
+            f"{of_kind['count']:,}",
+            human_nbytes(of_kind["nbytes"]),
+            f"{100 * of_kind['share']:.1f} %",
+        )
+        for kind, of_kind in facts["section_kinds"].items()
     ]
     rest = (Text("table and padding"), "", human_nbytes(totals["table_nbytes"]), f"{100 * totals['table_share']:.1f} %")
     table = Table(("section", ">count", ">bytes", ">share"), [*rows, rest])
@@ -124,7 +129,7 @@ def _print_pack_tables(facts: Facts, out: Console) -> None:
         table = Table(headings, _group_rows(facts, ascii_only), spared=spared)
         print_titled("Groups, with what their tensors share", table, out)
     if facts["regimes"]:
-        grid = FactGrid((kind, _regime_text(found, ascii_only)) for kind, found in facts["regimes"].items())
+        grid = FactGrid((kind, _regime_text(of_kind, ascii_only)) for kind, of_kind in facts["regimes"].items())
         print_titled("Recorded row cosines, ranges over tensors", grid, out)
 
 
@@ -185,13 +190,13 @@ def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tupl
             ">min",
             "why",
         )
-        rows = [_encoded_row(name, [tensors[each] for each in own], ascii_only) for name, own in lines]
+        rows = [_encoded_row(name, [tensors[each] for each in names], ascii_only) for name, names in lines]
         spared = ("why", "codec", "type", "group", "shape", "min", "regime", "p5")
         yield f"Encoded tensors: {len(encoded):,}", tensor_table(headings, rows, spared=spared, notes=notes)
     if kept:
         title = f"Kept byte for byte: {len(kept):,}" if "profile" in facts else "Tensors"
         lines, notes = alike(kept, lambda name: _kind(tensors[name]), every)
-        rows = [_kept_row(name, [tensors[each] for each in own], ascii_only) for name, own in lines]
+        rows = [_kept_row(name, [tensors[each] for each in names], ascii_only) for name, names in lines]
         yield (
             title,
             tensor_table(("tensor", ">tensors", "type", "shape", ">bytes"), rows, spared=("type",), notes=notes),
@@ -199,8 +204,11 @@ def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tupl
     if unreached:
         lines, notes = alike(unreached, lambda name: _kind(tensors[name]), every)
         asked = [
-            (*_kept_row(name, [tensors[each] for each in own], ascii_only), _asked_text(tensors[own[0]]["unreached"]))
-            for name, own in lines
+            (
+                *_kept_row(name, [tensors[each] for each in names], ascii_only),
+                _asked_text(tensors[names[0]]["unreached"]),
+            )
+            for name, names in lines
         ]
         asking = ("tensor", ">tensors", "type", "shape", ">bytes", ">median / p5 asked")
         yield (
@@ -209,7 +217,7 @@ def _tensor_tables(facts: Facts, every: bool, ascii_only: bool) -> Iterator[tupl
         )
     if tied:
         lines, notes = alike(tied, lambda name: re.sub(r"\d+", "*", tensors[name]["alias_of"]), every)
-        rows = [(safe(name, ascii_only), safe(tensors[own[0]]["alias_of"], ascii_only)) for name, own in lines]
+        rows = [(safe(name, ascii_only), safe(tensors[names[0]]["alias_of"], ascii_only)) for name, names in lines]
         yield f"Tied: {len(tied):,}", Table(("tensor", "shares the bytes of"), rows, notes=notes)
 
 
@@ -232,9 +240,9 @@ def _kept_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple[An
 def _encoded_row(name: str, tensors: Sequence[Facts], ascii_only: bool) -> tuple[Any, ...]:
     first = tensors[0]
     recorded = [
-        found["quantiles"]
+        summary["quantiles"]
         for tensor in tensors
-        if (found := tensor.get("gates")) and found["n_rows"] > found.get("n_zero_rows", 0)
+        if (summary := tensor.get("gates")) and summary["n_rows"] > summary.get("n_zero_rows", 0)
     ]
     places = (N_QUANTILES // 2, 1, 0)
     cosines = [reached(min(quantiles[i] for quantiles in recorded)) if recorded else "" for i in places]

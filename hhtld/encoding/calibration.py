@@ -321,12 +321,12 @@ class Calibration:
         The errors over whole texts tell how much more the share varies than that of as many single positions, and
         Student's t how far few texts can be trusted.
         """
-        told = [m for m in self.measurements if 0 < m.top1 < 1]
-        if not told:
+        informative = [m for m in self.measurements if 0 < m.top1 < 1]
+        if not informative:
             return 0.0
-        excess = sum(m.error**2 * m.n_positions / (m.top1 * (1 - m.top1)) for m in told) / len(told)
-        n_positions = sum(m.n_positions for m in told) / len(told)
-        freedom = max(1, min(m.n_texts for m in told) - 1)
+        excess = sum(m.error**2 * m.n_positions / (m.top1 * (1 - m.top1)) for m in informative) / len(informative)
+        n_positions = sum(m.n_positions for m in informative) / len(informative)
+        freedom = max(1, min(m.n_texts for m in informative) - 1)
         times = _ONE_SIDED_95[freedom - 1] if freedom <= len(_ONE_SIDED_95) else 1.645 + 1.6 / freedom
         return times * math.sqrt(excess * top1 * (1 - top1) / n_positions)
 
@@ -370,5 +370,5 @@ def _rate(bits: float) -> int:
 
 
 def _falls(heights: Iterable[float]) -> bool:
-    found = list(heights)
-    return all(first > second for first, second in itertools.pairwise(found))
+    falling = list(heights)
+    return all(first > second for first, second in itertools.pairwise(falling))

@@ -331,7 +331,7 @@ def _scale(infos: Mapping[str, TensorInfo], name: str, scale: ArrayLike) -> NDAr
 
 def _rates(infos: Mapping[str, TensorInfo], rates: Mapping[str, ArrayLike]) -> dict[str, int | NDArray[np.int32]]:
     """Return rates in sixteenths of a bit, or what rows ask for, by name."""
-    found: dict[str, int | NDArray[np.int32]] = {}
+    rate_of: dict[str, int | NDArray[np.int32]] = {}
     for name, bits in rates.items():
         if name not in infos or not infos[name].has_rows:
             raise ValueError(f"rates name {shown(name)}, which is no tensor with rows of the source")
@@ -340,8 +340,8 @@ def _rates(infos: Mapping[str, TensorInfo], rates: Mapping[str, ArrayLike]) -> d
             asked = row_rates(np.atleast_1d(np.asarray(bits)), 1 if is_one else infos[name].n_rows)
         except ValueError as error:
             raise ValueError(f"tensor {shown(name)}: {error}") from None
-        found[name] = mean_rate([asked]) if is_one else asked
-    return found
+        rate_of[name] = mean_rate([asked]) if is_one else asked
+    return rate_of
 
 
 def _at_rate(profile: Profile, rate: int | NDArray[np.int32] | None) -> Profile:

@@ -237,14 +237,14 @@ class _Run:
         passes: list[set[str]] = [set()]
         nbytes = 0
         for name, matrix in self._matrices.items():
-            own = 4 * matrix.shape[1] ** 2
+            matrix_nbytes = 4 * matrix.shape[1] ** 2
             if matrix.shape[1] > MAX_FEEDBACK_COLS:
                 continue
-            if passes[-1] and nbytes + own > PRODUCTS_NBYTES:
+            if passes[-1] and nbytes + matrix_nbytes > PRODUCTS_NBYTES:
                 passes.append(set())
                 nbytes = 0
             passes[-1].add(name)
-            nbytes += own
+            nbytes += matrix_nbytes
         return passes
 
     # ---- what errors cost ----
@@ -269,11 +269,11 @@ class _Run:
         with torch.enable_grad(), watched(self._model, parameters, is_index, names) as (seen, backwards):
             for number, (kind, ids) in enumerate(texts):
                 generator.manual_seed(number)
-                found = self._model(input_ids=torch.tensor([ids]))
+                output = self._model(input_ids=torch.tensor([ids]))
                 if self._snapshot.causal:
-                    backwards(answers_loss(found.logits[0], generator))
+                    backwards(answers_loss(output.logits[0], generator))
                 else:
-                    backwards(embedding_loss(found.last_hidden_state[0], generator))
+                    backwards(embedding_loss(output.last_hidden_state[0], generator))
                 self._progress("calibrate", kind, self._n_bytes * len(ids) // (2 * len(self._passes) * n_tokens))
         if not calibration.costs:
             calibration = self._with_costs(calibration, seen)

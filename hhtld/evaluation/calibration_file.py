@@ -187,11 +187,11 @@ def calibrated(
     begun = None
     if beside.is_file():
         with contextlib.suppress(FormatError):
-            found = read_calibration(beside)
-            if (found.facts.get("source"), found.facts.get("text")) == (weights_digest(source), text_digest(text)):
-                if "unfinished" not in found.facts:
-                    return found, None
-                begun = found
+            earlier = read_calibration(beside)
+            if (earlier.facts.get("source"), earlier.facts.get("text")) == (weights_digest(source), text_digest(text)):
+                if "unfinished" not in earlier.facts:
+                    return earlier, None
+                begun = earlier
     calibration = run(
         model, text, jobs=jobs, progress=progress, begun=begun, keep=lambda done: write_calibration(done, beside)
     )

@@ -110,15 +110,15 @@ class _Watch:
         name = self.names.get(id(module.weight))
 
         def forward(_: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            found = output.detach().requires_grad_()
+            looked_up = output.detach().requires_grad_()
 
             def backward(gradient: torch.Tensor) -> None:
                 squares = gradient.detach().reshape(-1, gradient.shape[-1]).double().square().sum(0)
                 self.seen[str(name)].looked_up = _added(self.seen[str(name)].looked_up, squares)
 
             if name is not None:
-                found.register_hook(backward)
-            return found
+                looked_up.register_hook(backward)
+            return looked_up
 
         self.handles.append(module.register_forward_hook(forward))
 
@@ -220,5 +220,5 @@ def row_costs(
     costs *= energy
     if not torch.isfinite(costs).all():
         raise NonFiniteError(f"the model gives gradients at {shown(name)} that are infinite or not a number")
-    found: NDArray[np.float32] = costs.numpy().astype(np.float32)
-    return found
+    row_cost: NDArray[np.float32] = costs.numpy().astype(np.float32)
+    return row_cost

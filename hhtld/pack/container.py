@@ -296,8 +296,8 @@ class ContainerReader:
             if last + 1 - first == end - begin:
                 self._fill(out[begin:end], offset + first * width)
             else:
-                held = self._read(offset + first * width, (last + 1 - first) * width).reshape(-1, width)
-                out[begin:end] = held[rows[begin:end] - first]
+                span = self._read(offset + first * width, (last + 1 - first) * width).reshape(-1, width)
+                out[begin:end] = span[rows[begin:end] - first]
         return out
 
     def verify(self) -> None:
@@ -424,10 +424,10 @@ def _read_table(file: PositionalFile, path: Location) -> tuple[dict[str, Any], l
 
 def _parse(path: Location, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        members = dict(pairs)
+        if len(members) != len(pairs):
             raise HeaderError(f"{path}: the table repeats a key")
-        return found
+        return members
 
     def refuse(constant: str) -> None:
         raise HeaderError(f"{path}: the table holds {constant}")

@@ -72,17 +72,17 @@ class ContainerWriter(SectionSink):
         section.written.add(offset, len(view), zlib.crc32(view) if crc is None else crc)
 
     def recall(self, blocks: Iterable[tuple[int, int, int, int]]) -> list[NDArray[np.uint8]] | None:
-        held, asked = [], list(blocks)
+        recalled, asked = [], list(blocks)
         for index, offset, nbytes, crc in asked:
             section = self._sections[index]
             self._check_inside(section, offset, nbytes)
-            found = self._file.read_at(section.offset + offset, nbytes)
-            if len(found) != nbytes or zlib.crc32(found) != crc:
+            block = self._file.read_at(section.offset + offset, nbytes)
+            if len(block) != nbytes or zlib.crc32(block) != crc:
                 return None
-            held.append(np.frombuffer(found, np.uint8))
+            recalled.append(np.frombuffer(block, np.uint8))
         for index, offset, nbytes, crc in asked:
             self._sections[index].written.add(offset, nbytes, crc)
-        return held
+        return recalled
 
     def rewind(self, count: int) -> None:
         del self._sections[count:]  # the bytes are written over, or cut off at the end

@@ -231,12 +231,12 @@ class HhtldPack:
             distinct = self._in_blocks(record, held, places, len(request.rows), None, dtype)
             if out is not None:
                 _checked_out(out, _shape(record, dtype, request.n_rows), distinct.dtype)[:] = distinct[request.picks]
-            found = distinct[request.picks] if out is None else out
+            decoded = distinct[request.picks] if out is None else out
         else:
             picks = request.picks if places is None else places if request.picks is None else places[request.picks]
-            found = self._in_blocks(record, held, picks, request.n_rows, out, dtype)
+            decoded = self._in_blocks(record, held, picks, request.n_rows, out, dtype)
         self.sections.check_unchanged()
-        return found if found.flags.writeable else found.copy()
+        return decoded if decoded.flags.writeable else decoded.copy()
 
     def prefetch(self, name: str, rows: RowIndex, levels: int = 2) -> None:
         """Begin to read rows, and return at once: the `get_rows` that asks for them, or for some of them, finds them.
@@ -483,8 +483,8 @@ def _decoded(held: HeldRows, rows: NDArray[np.intp] | slice | None) -> NDArray[A
 def _checked_out(out: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
     """Return an array that a caller wants filled, or raise ValueError."""
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != kind or not out.flags.writeable:
-        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"out must be a writeable array of {kind} {shape}, got {found}")
+        given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out must be a writeable array of {kind} {shape}, got {given}")
     return out
 
 

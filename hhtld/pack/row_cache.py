@@ -101,9 +101,9 @@ class RowCache:
             self._misses += len(rows) - n_hits
         if n_hits < len(rows):
             missing = rows[~is_here]
-            found = out[~is_here] = read(missing)
+            read_now = out[~is_here] = read(missing)
             with self._lock:
-                self._of(section, width).keep(missing, found)
+                self._of(section, width).keep(missing, read_now)
         return out
 
     def _of(self, section: Hashable, width: int) -> _Slots:

@@ -46,8 +46,8 @@ class RowParts:
         index = self._record.sections[kind]
         if self._rows is None or width == 0:
             return self._sections.whole(index)
-        found = self._sections.rows(index, width, self._rows)
-        return (found if found.flags.c_contiguous else np.ascontiguousarray(found)).reshape(-1)
+        row_bytes = self._sections.rows(index, width, self._rows)
+        return (row_bytes if row_bytes.flags.c_contiguous else np.ascontiguousarray(row_bytes)).reshape(-1)
 
     def by_class(self, kind: str, widths: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         index, record, rows = self._record.sections[kind], self._record, self._rows
@@ -63,8 +63,8 @@ class RowParts:
             stop = max(start, stop)
             classes = places.row_class[start:stop]
             if stop - start == 1:
-                rank, own = int(places.before(start)[classes[0]]), int(classes[0])
-                spans: list[tuple[int, NDArray[np.intp] | slice]] = [(own, slice(rank, rank + 1))]
+                rank, number = int(places.before(start)[classes[0]]), int(classes[0])
+                spans: list[tuple[int, NDArray[np.intp] | slice]] = [(number, slice(rank, rank + 1))]
             else:
                 first, last = places.before(start).tolist(), places.before(stop).tolist()
                 spans = [(c, slice(first[c], last[c])) for c in range(len(widths)) if last[c] > first[c]]

@@ -96,6 +96,6 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'hhtld.slots' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"hhtld.slots.{home}"), name)
-    globals()[name] = found  # the next use does not come through here
-    return found
+    value = getattr(importlib.import_module(f"hhtld.slots.{home}"), name)
+    globals()[name] = value  # the next use does not come through here
+    return value

@@ -213,11 +213,12 @@ class SourceRows:
         bad = _kernels._cast.first_nonfinite_f32(values)
         if bad >= 0:
             row, column = divmod(bad, self.n_cols)
-            held = view(raw, self._info.dtype, (-1,))[bad]
-            cause = "float32, which codecs compute in, ends at 3.4e38" if np.isfinite(held) else "they must be finite"
+            bad_value = view(raw, self._info.dtype, (-1,))[bad]
+            is_finite = np.isfinite(bad_value)
+            cause = "float32, which codecs compute in, ends at 3.4e38" if is_finite else "they must be finite"
             raise NonFiniteError(
-                f"tensor {shown(self._info.name)} holds {held} at row {start + row}, column {column}; such weights "
-                f"cannot be encoded: {cause}; nonfinite='keep' (--nonfinite keep) keeps the tensor as it is"
+                f"tensor {shown(self._info.name)} holds {bad_value} at row {start + row}, column {column}; such "
+                f"weights cannot be encoded: {cause}; nonfinite='keep' (--nonfinite keep) keeps the tensor as it is"
             )
         return values.reshape(stop - start, self.n_cols)
 

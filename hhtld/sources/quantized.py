@@ -65,12 +65,12 @@ class Scheme:
         """Return a packed tensor's module and what lies beside it there, or None for one that is of another scheme."""
         if (self.dtypes and info.dtype.name not in self.dtypes) or (self.packed == "*" and len(info.shape) < 2):
             return None
-        found = self._pattern.fullmatch(info.name) if info.name.endswith(self._ending) else None
-        if found is None:
+        matched = self._pattern.fullmatch(info.name) if info.name.endswith(self._ending) else None
+        if matched is None:
             return None
-        stem = found[2] if "*" in self.packed else ""
-        beside = [name for other in self.beside if (name := found[1] + other.replace("*", stem)) in names]
-        return (found[1], beside) if beside or not self.beside else None
+        stem = matched[2] if "*" in self.packed else ""
+        beside = [name for other in self.beside if (name := matched[1] + other.replace("*", stem)) in names]
+        return (matched[1], beside) if beside or not self.beside else None
 
 
 _COMPRESSED = "compressed-tensors"
@@ -156,11 +156,11 @@ def quantized_tensors(infos: Mapping[str, TensorInfo], declared: str | None = No
     declared : str, optional
         How the model says that it is quantized; then any packed tensor is taken for a weight.
     """
-    found: dict[str, Scheme] = {}
+    schemes: dict[str, Scheme] = {}
     modules: dict[str, Scheme] = {}
     for packed, scheme, module, beside in _packed(infos, declared):
         for name in (packed, *beside):
-            found.setdefault(name, scheme)
+            schemes.setdefault(name, scheme)
         if module:
             modules.setdefault(module.removesuffix("."), scheme)
     for name in infos if modules else ():
@@ -168,9 +168,9 @@ def quantized_tensors(infos: Mapping[str, TensorInfo], declared: str | None = No
         for _ in range(_DEEPEST):
             module = module.rpartition(".")[0]
             if module in modules:
-                found.setdefault(name, modules[module])
+                schemes.setdefault(name, modules[module])
                 break
-    return {name: found[name] for name in infos if name in found}
+    return {name: schemes[name] for name in infos if name in schemes}
 
 
 def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declared: str | None = None) -> str:
@@ -190,14 +190,14 @@ def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declar
     module = packed[: packed.rfind(".") + 1]
     beside = [name for name in same if name.startswith(module) and name != packed and infos[name].dtype.is_weight]
     example = f"{shown(packed)} is {infos[packed].dtype.name}" + (f" beside {_listed(beside)}" if beside else "")
-    told = (
+    evidence = (
         declared
         if declared is not None and scheme.name in declared
         else ", ".join(text for text in (scheme.name, declared) if text)
     )
     counted = "1 tensor" if len(found) == 1 else f"{len(found)} tensors"
     return (
-        f"the model is already quantized ({told}: {example}); encoding scales and zero points would destroy it. "
+        f"the model is already quantized ({evidence}: {example}); encoding scales and zero points would destroy it. "
         f"Convert the original, unquantized model instead, or one dequantized with {scheme.library}; or use "
         f"quantized='keep' (--quantized keep), which keeps what belongs to quantized weights byte for byte, here "
         f"{counted}, and encodes the rest"

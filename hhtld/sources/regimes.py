@@ -394,14 +394,14 @@ def choose_regimes(
         families[(tied or {}).get(name, name)].append(name)
     chosen: dict[str, RegimeChoice] = {}
     for names in families.values():
-        given = {name: own for name in names if (own := _asked(name, asked)) is not None}
+        given = {name: choice for name in names if (choice := _asked(name, asked)) is not None}
         chosen |= _agreed(names, given or {name: regime_of(infos[name], facts) for name in names})
     return chosen
 
 
 def _asked(name: str, asked: Iterable[tuple[str, str]]) -> RegimeChoice | None:
-    found = next(((glob, regime) for glob, regime in asked if fnmatch.fnmatchcase(name, glob)), None)
-    return None if found is None else RegimeChoice(found[1], f"asked: {found[0]}")
+    first = next(((glob, regime) for glob, regime in asked if fnmatch.fnmatchcase(name, glob)), None)
+    return None if first is None else RegimeChoice(first[1], f"asked: {first[0]}")
 
 
 def _agreed(names: Sequence[str], own: Mapping[str, RegimeChoice]) -> Iterator[tuple[str, RegimeChoice]]:

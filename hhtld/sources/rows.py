@@ -143,8 +143,8 @@ def map_rows(work: Callable[..., T], rows: Rows, executor: Executor | None, *arg
     from hhtld.sources.schedule import completed  # reading a pack schedules nothing
 
     calls = ((span, _on_block, (work, rows, *span, *args)) for span in row_ranges(rows.n_rows, 4 * rows.n_cols))
-    for (start, stop), found in completed(executor, calls):
-        yield start, stop, found
+    for (start, stop), result in completed(executor, calls):
+        yield start, stop, result
 
 
 def _on_block(work: Callable[..., T], rows: Rows, start: int, stop: int, *args: Any) -> T:

@@ -110,7 +110,7 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
         sibling = target.with_name(f".{shortened(target.name)}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         fd = descriptors.open_descriptor(sibling, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         keep_mode(fd, target)
-        held = os.dup(fd)
+        second_fd = os.dup(fd)
     try:
         try:
             try:
@@ -123,9 +123,9 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
             with writing(target):
                 if check is not None:
                     check(sibling)
-                require_same(held, sibling, target)
+                require_same(second_fd, sibling, target)
         finally:
-            os.close(held)  # Windows neither renames nor removes a file that is open
+            os.close(second_fd)  # Windows neither renames nor removes a file that is open
         with writing(target):
             sibling.replace(target)
     except BaseException:

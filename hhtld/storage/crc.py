@@ -29,12 +29,12 @@ def _product(a: int, b: int) -> int:
 @functools.lru_cache(256)
 def _power(nbytes: int) -> int:
     """x^(8 nbytes)."""
-    found, factor, n = _ONE, 1 << 23, nbytes  # x^8
+    power, factor, n = _ONE, 1 << 23, nbytes  # x^8
     while n:
         if n & 1:
-            found = _product(factor, found)
+            power = _product(factor, power)
         factor, n = _product(factor, factor), n >> 1
-    return found
+    return power
 
 
 def crc32_combine(first: int, second: int, nbytes: int) -> int:

@@ -77,8 +77,8 @@ class Journal:
         if place is None or self._fd is None:
             return None
         with writing(self._path):
-            found = _parsed(descriptors.read_at(self._fd, place[1], place[0]))
-        return None if found is None else found[1]
+            parsed = _parsed(descriptors.read_at(self._fd, place[1], place[0]))
+        return None if parsed is None else parsed[1]
 
     def trusted(self, *key: Any) -> Any:
         """Return the same if the input is known to be what it was, else None: what depends on it is found again."""
@@ -104,10 +104,10 @@ class Journal:
         offset, damaged, torn = 0, 0, False
         with writing(self._path):
             for line in _lines(self._fd):
-                found = _parsed(line)
-                if found is not None:
-                    self._lines[_text(found[0])] = (offset, len(line))
-                damaged += found is None
+                parsed = _parsed(line)
+                if parsed is not None:
+                    self._lines[_text(parsed[0])] = (offset, len(line))
+                damaged += parsed is None
                 offset += len(line)
                 torn = not line.endswith(b"\n")
             if torn:  # what comes next must begin a line of its own
@@ -219,7 +219,7 @@ def resumable(
         with writing(path):
             fd = descriptors.open_descriptor(partial_at, os.O_RDWR | os.O_CREAT, follow=False)
             keep_mode(fd, into)
-            held = os.dup(fd)
+            second_fd = os.dup(fd)
         try:
             try:
                 try:
@@ -231,9 +231,9 @@ def resumable(
                         os.close(fd)
                 with writing(path):
                     check(partial_at)
-                    require_same(held, partial_at, path)
+                    require_same(second_fd, partial_at, path)
             finally:
-                os.close(held)  # Windows neither renames nor removes a file that is open
+                os.close(second_fd)  # Windows neither renames nor removes a file that is open
             with writing(path):
                 partial_at.replace(into)
             remains = not _removed(journal_at)
@@ -273,11 +273,11 @@ def _require_own(path: Path, heads: Sequence[bytes]) -> None:
         require_regular(partial_at)
         fd = descriptors.open_descriptor(partial_at, os.O_RDONLY, follow=False)
         try:
-            found = descriptors.read_at(fd, max(map(len, heads)), 0)
+            beginning = descriptors.read_at(fd, max(map(len, heads)), 0)
         finally:
             os.close(fd)
     # A write that failed leaves zeros where its bytes should be.
-    if not any(all(byte in (0, wanted) for byte, wanted in zip(found, head, strict=False)) for head in heads):
+    if not any(all(byte in (0, wanted) for byte, wanted in zip(beginning, head, strict=False)) for head in heads):
         raise OutputError(
             f"cannot write {path}: {partial_at.name} beside it is not an unfinished file of hhtld; move or delete it"
         )
@@ -293,16 +293,16 @@ def _open_journal(journal: Journal, fd: int, path: Path, begin: Mapping[str, Any
             )
     if resume and head:
         journal.read()
-        found = journal.get(*_BEGIN)
-        if found is not None:
-            changes = _changes(found.get("begin", found), begin)
+        recorded = journal.get(*_BEGIN)
+        if recorded is not None:
+            changes = _changes(recorded.get("begin", recorded), begin)
             if changes:
                 raise ValueError(
                     f"cannot resume {path}: it was begun with another {'; another '.join(changes[:3])}; "
                     f"to start over, convert without resume (--resume)"
                 )
             if partial_path(path).exists():
-                journal.is_doubted = found["place"] != place
+                journal.is_doubted = recorded["place"] != place
                 if journal.is_doubted:
                     journal.notes.append("the source was touched or moved since; what was done was compared with it")
                 return

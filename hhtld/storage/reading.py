@@ -185,30 +185,30 @@ class RegularFile(PositionalFile):
         return mmap.mmap(self._descriptor().fd, 0, access=mmap.ACCESS_READ)
 
     def _descriptor(self) -> _Descriptor:
-        held = self._held  # another thread may close the file meanwhile
-        if held is None:
+        descriptor = self._held  # another thread may close the file meanwhile
+        if descriptor is None:
             raise ClosedError(f"{self._path}: the file is closed")
-        return held
+        return descriptor
 
     def fill(self, buffer: memoryview, offset: int) -> None:
-        held, done = self._descriptor(), 0
+        descriptor, done = self._descriptor(), 0
         while done < len(buffer):  # one call may give less than it was asked for
             try:
-                count = descriptors.read_into(held.fd, buffer[done:], offset + done)
+                count = descriptors.read_into(descriptor.fd, buffer[done:], offset + done)
             except OSError as error:
                 raise self._unreadable(error.errno, offset + done) from error
             if count == 0:
                 raise self._short(offset + done, len(buffer), offset)
             done += count
-        self._check_unchanged(held)
+        self._check_unchanged(descriptor)
 
     def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
-        held = self._descriptor()
+        descriptor = self._descriptor()
         if self.n_threads > 1:
-            missed = storage.run_reads.read_cached(held.fd, runs, out)  # what is in memory needs no other thread
+            missed = storage.run_reads.read_cached(descriptor.fd, runs, out)  # what is in memory needs no other thread
             runs = runs if len(missed) == len(runs.offsets) else runs.take(missed)
-        self._read_by_threads(partial(storage.run_reads.read_runs, held.fd), runs, out)
-        self._check_unchanged(held)
+        self._read_by_threads(partial(storage.run_reads.read_runs, descriptor.fd), runs, out)
+        self._check_unchanged(descriptor)
 
     def _read_by_threads(
         self,
@@ -219,8 +219,8 @@ class RegularFile(PositionalFile):
         count = len(runs.offsets)
         n_parts = min(self.n_threads, count)
         parts = [runs.take(slice(count * i // n_parts, count * (i + 1) // n_parts)) for i in range(n_parts)]
-        found = [read(parts[0], out)] if n_parts == 1 else self.threads.each(lambda part: read(part, out), parts)
-        for part, (number, error) in zip(parts, found, strict=True):
+        outcomes = [read(parts[0], out)] if n_parts == 1 else self.threads.each(lambda part: read(part, out), parts)
+        for part, (number, error) in zip(parts, outcomes, strict=True):
             if number >= 0:
                 offset, nbytes = int(part.offsets[number]), int(part.nbytes[number])
                 raise self._unreadable(error, offset) if error else self._short(self._size_now(), nbytes, offset)
@@ -229,8 +229,8 @@ class RegularFile(PositionalFile):
         """Raise HeaderError if the file was written to, or cut, since it was opened; every read looks, too."""
         self._check_unchanged(self._held or self._descriptor())
 
-    def _check_unchanged(self, held: _Descriptor) -> None:
-        now, then = os.fstat(held.fd), self._status
+    def _check_unchanged(self, descriptor: _Descriptor) -> None:
+        now, then = os.fstat(descriptor.fd), self._status
         if now.st_ctime_ns == then.st_ctime_ns and now.st_mtime_ns == then.st_mtime_ns and now.st_size == then.st_size:
             return  # the same file, whose descriptor this is
         if not self.identity.is_still(FileIdentity.of(now)):
@@ -280,9 +280,9 @@ class DirectFile(RegularFile):
             self.fill_runs(np.frombuffer(buffer, np.uint8), runs)
 
     def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
-        held, direct = self._descriptor(), self._direct
+        descriptor, direct = self._descriptor(), self._direct
         self._read_by_threads(partial(storage.run_reads.read_blocks, direct.fd), runs, out)
-        self._check_unchanged(held)
+        self._check_unchanged(descriptor)
 
 
 def open_regular(path: Path, io_threads: int = 1, *, direct: bool = False) -> RegularFile:

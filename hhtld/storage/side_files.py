@@ -214,8 +214,8 @@ def _link(out: Path) -> str:
 
 def _modules(folder: Location) -> dict[str, str]:
     """Return the folders that modules.json names, each with the module's type; none if it is no such file."""
-    found = _json(folder, _MODULES)
-    entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    listed = _json(folder, _MODULES)
+    entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
     paths = [(PurePosixPath(str(entry.get("path", ""))).parts, str(entry.get("type", ""))) for entry in entries]
     return {parts[0]: kind for parts, kind in paths if parts}
 
@@ -223,8 +223,8 @@ def _modules(folder: Location) -> dict[str, str]:
 def _names_code(folder: Location, modules: Mapping[str, str]) -> bool:
     """Whether a config says that the model comes with Python files of its own."""
     for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
-        found = _json(folder, name)
-        if isinstance(found, Mapping) and found.get("auto_map"):
+        config = _json(folder, name)
+        if isinstance(config, Mapping) and config.get("auto_map"):
             return True
     return any(kind.partition(".")[0] not in ("", "sentence_transformers") for kind in modules.values())
 

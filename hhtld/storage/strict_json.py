@@ -14,14 +14,14 @@ MAX_DIGITS = 64  # far above any size, far below where conversion gets slow
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise ValueError(f"key {shown(key)} is given twice")
             seen.add(key)
-    return found
+    return members
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -53,11 +53,11 @@ def json_object(data: bytes | bytearray, where: str, *, constants: bool = False)
     refuse = None if constants else _no_constant
     try:
         text = data.decode("utf-8")
-        found = json.loads(
+        parsed = json.loads(
             text, object_pairs_hook=_unique, parse_constant=refuse, parse_int=_integer, parse_float=_number
         )
         if "\\u" in text:  # the only way in for a lone surrogate, which no container could hold
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise HeaderError(f"{where} holds text that is not valid Unicode (a lone surrogate)") from None
     except UnicodeDecodeError as error:
@@ -68,6 +68,6 @@ def json_object(data: bytes | bytearray, where: str, *, constants: bool = False)
         raise HeaderError(f"{where} needs more memory than there is") from None
     except ValueError as error:
         raise HeaderError(f"{where} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise HeaderError(f"{where} must be a JSON object, got {type(found).__name__}")
-    return found
+    if not isinstance(parsed, dict):
+        raise HeaderError(f"{where} must be a JSON object, got {type(parsed).__name__}")
+    return parsed

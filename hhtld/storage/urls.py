@@ -60,10 +60,10 @@ class Url:
     """
 
     def __init__(self, text: str) -> None:
-        found = URL.fullmatch(text)
-        if found is None:
+        parts = URL.fullmatch(text)
+        if parts is None:
             raise ValueError(f"{text!r} is not a URL")
-        self._head, self.protocol, body, self._tail = found[1], found[2].lower(), found[3], found[4]
+        self._head, self.protocol, body, self._tail = parts[1], parts[2].lower(), parts[3], parts[4]
         if self.protocol in _WEB:
             body, mark, query = body.partition("?")
             self._tail = mark + query + self._tail
@@ -136,10 +136,10 @@ class Url:
         with self._asking():
             listed = self._store.ls(self._path, detail=True)
         for facts in listed:
-            found = self / facts["name"].rstrip("/").rpartition("/")[2]
+            entry = self / facts["name"].rstrip("/").rpartition("/")[2]
             # So that they need not be asked again.
-            found._kind, found.nbytes = str(facts["type"]), facts.get("size") or 0
-            yield found
+            entry._kind, entry.nbytes = str(facts["type"]), facts.get("size") or 0
+            yield entry
 
     @cached_property
     def nbytes(self) -> int:
@@ -178,15 +178,15 @@ class Url:
         if self.protocol != _HUB or self.is_fixed:
             return self
         with self._asking():
-            found = self._store.resolve_path(self._path)
-            if not hasattr(found, "repo_id"):  # a bucket, which has no commits
+            resolved = self._store.resolve_path(self._path)
+            if not hasattr(resolved, "repo_id"):  # a bucket, which has no commits
                 return self
             from huggingface_hub import HfApi
 
             api = HfApi(endpoint=self._store.endpoint, token=self._store.token)
-            commit = api.repo_info(found.repo_id, repo_type=found.repo_type, revision=found.revision).sha
-        path = f"/{found.path_in_repo}" if found.path_in_repo else ""
-        return Url(f"{self._head}{_HUB_PREFIXES[found.repo_type]}{found.repo_id}@{commit}{path}{self._tail}")
+            commit = api.repo_info(resolved.repo_id, repo_type=resolved.repo_type, revision=resolved.revision).sha
+        path = f"/{resolved.path_in_repo}" if resolved.path_in_repo else ""
+        return Url(f"{self._head}{_HUB_PREFIXES[resolved.repo_type]}{resolved.repo_id}@{commit}{path}{self._tail}")
 
     @property
     def is_fixed(self) -> bool:
@@ -217,8 +217,8 @@ class Url:
             cause = (error.__cause__ if self.protocol in _WEB else None) or error
             if isinstance(error, FileNotFoundError) and (cause is error or getattr(cause, "status", 0) == 404):
                 raise FileNotFoundError(2, "no such file or folder", str(self)) from None
-            told = str(cause).replace(self._body + self._tail, str(self).removeprefix(self._head))
-            raise OSError(f"{self} cannot be read: {type(cause).__name__}: {told}") from error
+            message = str(cause).replace(self._body + self._tail, str(self).removeprefix(self._head))
+            raise OSError(f"{self} cannot be read: {type(cause).__name__}: {message}") from error
 
 
 class RemoteFile(PositionalFile):
@@ -272,8 +272,8 @@ class RemoteFile(PositionalFile):
         except FileNotFoundError:
             raise HeaderError(f"{self._url}: the file was removed while it was open") from None
         if _identity(facts) != self.identity:
-            told = f", from {self.size} to {facts['size']} bytes" if facts.get("size") != self.size else ""
-            raise HeaderError(f"{self._url}: the file was replaced while it was open{told}")
+            sizes = f", from {self.size} to {facts['size']} bytes" if facts.get("size") != self.size else ""
+            raise HeaderError(f"{self._url}: the file was replaced while it was open{sizes}")
 
 
 def _web_options(text: str) -> dict[str, Any]:
@@ -302,19 +302,19 @@ async def _bounded_client(**settings: Any) -> Any:
 
         async def _at_most(self, nbytes: int) -> bytes:
             """Return what comes, cut one byte after what was asked for."""
-            found = bytearray()
+            received = bytearray()
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS + nbytes / _SLOWEST):
                     async for part in self.content.iter_any():
-                        found += part
-                        if len(found) > nbytes:
+                        received += part
+                        if len(received) > nbytes:
                             break
             except TimeoutError:
-                raise OSError(f"the server sent {len(found)} of {nbytes} bytes in the time it had") from None
+                raise OSError(f"the server sent {len(received)} of {nbytes} bytes in the time it had") from None
             finally:
                 if not self.content.is_eof():
                     self.close()
-            return bytes(found[: nbytes + 1])
+            return bytes(received[: nbytes + 1])
 
     settings["headers"] = {**settings.get("headers", {}), "Accept-Encoding": "identity"}
     settings.setdefault("timeout", aiohttp.ClientTimeout(total=600, sock_connect=30, sock_read=_ANSWER_SECONDS))

@@ -46,15 +46,15 @@ def describe(source: TensorSource, path: str | os.PathLike[str], name: str | Non
     facts |= _pack_facts(source.pack) if isinstance(source, PackSource) else _source_facts(source)
     if name is None:
         return facts
-    found = [tensor for tensor in facts["tensors"] if tensor["name"] == name]
-    if not found:
+    described = [tensor for tensor in facts["tensors"] if tensor["name"] == name]
+    if not described:
         source.read_tensor(name)  # raises the error that names the nearest tensors
-    for tensor in found:
+    for tensor in described:
         if isinstance(source, PackSource):
             tensor |= _content(source.pack, facts, name)
         elif source.infos()[name].dtype.is_weight:
             tensor["values"] = _source_values(source, source.infos()[name])
-    return facts | {"tensor": name, "tensors": found}
+    return facts | {"tensor": name, "tensors": described}
 
 
 def print_description(facts: Mapping[str, Any], out: Console, every: bool = True) -> None:
@@ -156,13 +156,13 @@ def _tallied(sized: Iterable[tuple[str, int]]) -> dict[str, dict[str, Any]]:
 def _group_facts(pack: HhtldPack, members: list[TensorRecord], group: GroupRecord) -> dict[str, Any]:
     """What a group's sections say without being read, and what it comes to with its tensors."""
     sizes = {kind: pack.sections.nbytes(index) for kind, index in group.sections.items()}
-    own, shared = sum(pack.nbytes(record.name) for record in members), sum(sizes.values())
+    tensor_nbytes, shared = sum(pack.nbytes(record.name) for record in members), sum(sizes.values())
     facts = {
         "regime": group.key.regime,
         "n_tensors": len(members),
-        "nbytes": own,
+        "nbytes": tensor_nbytes,
         "shared_nbytes": shared,
-        "bits_per_weight": round(_bits(own + shared, sum(_n_elements(record.info) for record in members)), 4),
+        "bits_per_weight": round(_bits(tensor_nbytes + shared, sum(_n_elements(record.info) for record in members)), 4),
     }
     rates = [group.numbers[key] for key in ("rate", "rate_2") if key in group.numbers]
     if rates:
@@ -185,9 +185,9 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
     encoded = [record for record in records if record.is_encoded]
     elements, n_encoded = (sum(_n_elements(r.info) for r in some) for some in (records, encoded))
     shared = sum(group["shared_nbytes"] for group in facts["groups"])
-    own = sum(pack.nbytes(record.name) for record in encoded)
-    held = sum(kind["nbytes"] for kind in facts["section_kinds"].values())
-    nbytes = facts.get("nbytes", held)
+    own_nbytes = sum(pack.nbytes(record.name) for record in encoded)
+    section_nbytes = sum(kind["nbytes"] for kind in facts["section_kinds"].values())
+    nbytes = facts.get("nbytes", section_nbytes)
     files = sum(pack.files().values())
     bf16 = sum(as_bf16_nbytes(record.info) for record in records) + files
     stored = pack.table.source.get("stored_nbytes")
@@ -204,15 +204,15 @@ def _totals(pack: HhtldPack, facts: Mapping[str, Any]) -> dict[str, Any]:
         "source_nbytes": stored + files,
         "bf16_nbytes": bf16,
         "nbytes": nbytes,
-        "encoded_nbytes": own,
+        "encoded_nbytes": own_nbytes,
         "shared_nbytes": shared,
         "kept_nbytes": sum(pack.nbytes(record.name) for record in records if not record.is_encoded),
         "files_nbytes": files,
-        "table_nbytes": nbytes - held,
-        "table_share": _share(nbytes - held, nbytes),
+        "table_nbytes": nbytes - section_nbytes,
+        "table_share": _share(nbytes - section_nbytes, nbytes),
         "ratio": rounded_down(bf16 / nbytes) if nbytes else None,
         "bits_per_weight": round(_bits(nbytes, elements), 4),
-        "encoded_bits_per_weight": round(_bits(own + shared, n_encoded), 4),
+        "encoded_bits_per_weight": round(_bits(own_nbytes + shared, n_encoded), 4),
     }
 
 
@@ -222,24 +222,24 @@ def _regimes(tensors: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for tensor in tensors:
         if "gates" in tensor and tensor["gates"]["n_rows"]:
             members[tensor["regime"]].append(tensor)
-    found: dict[str, Any] = {}
+    regimes: dict[str, Any] = {}
     for kind, recorded in sorted(members.items()):
         counts = {
             key: sum(t["gates"].get(key, 0) for t in recorded) for key in ("n_rows", "n_zero_rows", "n_zero_rows_lost")
         }
-        found[kind] = {"n_tensors": len(recorded)} | {key: n for key, n in counts.items() if n or key == "n_rows"}
+        regimes[kind] = {"n_tensors": len(recorded)} | {key: n for key, n in counts.items() if n or key == "n_rows"}
         recorded = [t for t in recorded if t["gates"]["n_rows"] > t["gates"].get("n_zero_rows", 0)]
         if not recorded:
             continue
         medians, p5s = ([t["gates"]["quantiles"][i] for t in recorded] for i in (10, 1))
         worst = min(recorded, key=lambda t: (t["gates"]["quantiles"][0], t["name"]))
-        found[kind] |= {
+        regimes[kind] |= {
             "median": {"min": min(medians), "max": max(medians)},
             "p5": {"min": min(p5s), "max": max(p5s)},
             "min": worst["gates"]["quantiles"][0],
             "worst": {"tensor": worst["name"], "row": worst["gates"]["worst_row"]},
         }
-    return found
+    return regimes
 
 
 def _content(pack: HhtldPack, facts: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -248,13 +248,13 @@ def _content(pack: HhtldPack, facts: Mapping[str, Any], name: str) -> dict[str, 
     if record.alias_of is not None:
         target = next(tensor for tensor in facts["tensors"] if tensor["name"] == record.alias_of)
         return {"target": target | _content(pack, facts, record.alias_of)}
-    found: dict[str, Any] = {"stored": _stored(pack, facts, record)}
+    content: dict[str, Any] = {"stored": _stored(pack, facts, record)}
     if record.is_encoded:
-        found["slots"] = slot_statistics(pack.get_encoded(name))
+        content["slots"] = slot_statistics(pack.get_encoded(name))
     elif record.info.dtype.is_weight:
         raw = pack.sections.whole(record.sections["raw"])
-        found["values"] = value_statistics(weight_blocks([raw], record.info.dtype))
-    return found
+        content["values"] = value_statistics(weight_blocks([raw], record.info.dtype))
+    return content
 
 
 def _stored(pack: HhtldPack, facts: Mapping[str, Any], record: TensorRecord) -> list[dict[str, Any]]:

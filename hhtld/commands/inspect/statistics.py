@@ -79,16 +79,16 @@ def value_statistics(blocks: Iterable[NDArray[np.float64]]) -> dict[str, Any]:
     low, high, mean, spread = math.inf, -math.inf, 0.0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for block in blocks:
-            held = block[np.isfinite(block)]
-            n_nonfinite += block.size - held.size
-            if not held.size:
+            finite_values = block[np.isfinite(block)]
+            n_nonfinite += block.size - finite_values.size
+            if not finite_values.size:
                 continue
-            own = float(held.mean())
-            delta, total = own - mean, n + held.size
-            spread += float(((held - own) ** 2).sum()) + delta * delta * n * held.size / total
-            mean += delta * held.size / total
-            n, n_zero = total, n_zero + held.size - int(np.count_nonzero(held))
-            low, high = min(low, float(held.min())), max(high, float(held.max()))
+            block_mean = float(finite_values.mean())
+            delta, total = block_mean - mean, n + finite_values.size
+            spread += float(((finite_values - block_mean) ** 2).sum()) + delta * delta * n * finite_values.size / total
+            mean += delta * finite_values.size / total
+            n, n_zero = total, n_zero + finite_values.size - int(np.count_nonzero(finite_values))
+            low, high = min(low, float(finite_values.min())), max(high, float(finite_values.max()))
     deviation = math.sqrt(spread / n) if n else math.nan
     numbers = {"min": low, "max": high, "mean": mean if n else math.nan, "std": deviation}
     return {"n": n, "n_zero": n_zero, "n_nonfinite": n_nonfinite} | {k: _finite(v) for k, v in numbers.items()}
@@ -132,30 +132,30 @@ def _address_statistics(slot_d: NDArray[np.uint16], magnitudes: NDArray[np.uint1
 
 def _usage(counts: Counts, k: int) -> dict[str, Any]:
     """How the rows fall on k palette entries; the smallest is that of the entries in use."""
-    own = counts[:k]
-    used = np.flatnonzero(own)
-    shares = own[used] / max(1, own.sum())
+    row_counts = counts[:k]
+    used = np.flatnonzero(row_counts)
+    shares = row_counts[used] / max(1, row_counts.sum())
 
     def entry(which: int) -> dict[str, int]:
-        return {"entry": which, "n_rows": int(own[which])}
+        return {"entry": which, "n_rows": int(row_counts[which])}
 
     facts = {
         "entries": k,
         "used": len(used),
         "unused": k - len(used),
-        "largest": entry(int(own.argmax())) if len(used) else None,
-        "smallest": entry(int(used[own[used].argmin()])) if len(used) else None,
+        "largest": entry(int(row_counts.argmax())) if len(used) else None,
+        "smallest": entry(int(used[row_counts[used].argmin()])) if len(used) else None,
         "entropy_bits": abs(float((shares * np.log2(shares)).sum())),
     }
-    return {"twigs": facts, "twig_counts": own.tolist()}
+    return {"twigs": facts, "twig_counts": row_counts.tolist()}
 
 
 def _distribution(values: NDArray[np.float32], counts: Counts) -> dict[str, Any]:
     """Quantiles, each a value that occurs as in the recorded gates, and a histogram."""
     finite = np.isfinite(values)
-    held = np.flatnonzero(finite & (counts > 0))
-    held = held[values[held].argsort(kind="stable")]
-    levels, weights = values[held].astype(np.float64) + 0.0, counts[held]  # + 0.0 leaves no -0.0
+    occurring = np.flatnonzero(finite & (counts > 0))
+    occurring = occurring[values[occurring].argsort(kind="stable")]
+    levels, weights = values[occurring].astype(np.float64) + 0.0, counts[occurring]  # + 0.0 leaves no -0.0
     n = int(weights.sum())
     quantiles: list[float] = []
     edges, bins = np.empty(0), np.empty(0, np.int64)
@@ -182,12 +182,12 @@ def _lanes(slot_l: NDArray[np.int8], scale: float) -> list[dict[str, Any]]:
     codes = np.arange(-128, 128)
     for lane in range(SLOT_L_LANES):
         counts = np.roll(_counts(slot_l[:, lane].view(np.uint8), 256), 128)
-        held, n = codes[counts > 0], int(counts.sum())
+        occurring, n = codes[counts > 0], int(counts.sum())
         rms = math.sqrt(float((counts * codes**2).sum()) / n) if n else None
         lanes.append(
             {
-                "min": int(held[0]) if n else None,
-                "max": int(held[-1]) if n else None,
+                "min": int(occurring[0]) if n else None,
+                "max": int(occurring[-1]) if n else None,
                 "rms": rms,
                 "rms_scaled": None if rms is None else _finite(rms * scale),
                 "histogram": counts.reshape(-1, LANE_BIN).sum(axis=1).tolist(),

@@ -104,8 +104,8 @@ def chosen_tensors(pack: HhtldPack, globs: Sequence[str] = ()) -> list[str]:
 def _probed(
     pack: HhtldPack, source: TensorSource, name: str, given: GivenQueries | None, count: int, seed: int
 ) -> TensorProbe:
-    own = SourceRows(source, name, pack.info(name).info.n_cols)
-    rows = own.read(0, own.n_rows)
+    source_rows = SourceRows(source, name, pack.info(name).info.n_cols)
+    rows = source_rows.read(0, source_rows.n_rows)
     queries = perturbed_rows(rows, count, seed) if given is None else given.values
     case = SearchCase(pack, source, name, rows, queries, exact_rows(rows, queries, min(BEST, len(rows))))
     results, cascade = measured_methods(case)

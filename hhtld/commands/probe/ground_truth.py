@@ -29,11 +29,11 @@ def evenly_spaced(n_rows: int, count: int) -> NDArray[np.int64]:
 
 def perturbed_rows(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
     """Return at most `count` evenly spaced rows, each plus .05 of its length in a random direction, float32."""
-    own = rows[evenly_spaced(len(rows), count)].astype(np.float64)
-    noise = np.random.default_rng(seed).standard_normal(own.shape)
+    picked = rows[evenly_spaced(len(rows), count)].astype(np.float64)
+    noise = np.random.default_rng(seed).standard_normal(picked.shape)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    own += NOISE * np.linalg.norm(own, axis=1, keepdims=True) * noise
-    return own.astype(np.float32)
+    picked += NOISE * np.linalg.norm(picked, axis=1, keepdims=True) * noise
+    return picked.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def exact_rows(rows: NDArray[np.float32], queries: NDArray[np.float32], k: int) 
         sure = np.partition(both, both.shape[1] - k, axis=1)[:, both.shape[1] - k :]
         which, at = np.nonzero(scores >= (sure.min(axis=1) - slack)[:, None])
         parts.append((which, at + start, scores[which, at]))
-    which, found, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    which, row_numbers, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
     near = scores >= (sure.min(axis=1) - slack)[which]
-    which, found = which[near], found[near]
-    decided = _pair_dots(rows, found, queries, which)
-    order = np.lexsort((found, -decided, which))
+    which, row_numbers = which[near], row_numbers[near]
+    decided = _pair_dots(rows, row_numbers, queries, which)
+    order = np.lexsort((row_numbers, -decided, which))
     starts = np.searchsorted(which[order], np.arange(len(wide)))
-    best: NDArray[np.int64] = found[order[starts[:, None] + np.arange(k)]].astype(np.int64)
+    best: NDArray[np.int64] = row_numbers[order[starts[:, None] + np.arange(k)]].astype(np.int64)
     return best
 
 

@@ -171,9 +171,9 @@ class TensorProbe:
     @property
     def summary(self) -> str:
         """The file's own ways of searching, in one line."""
-        held = [result for result in self.results if isinstance(result, SearchResult) and result.held]
-        found = "; ".join(f"{result.name} {_percent(result.top1)}, {_cost(result)}" for result in held)
-        return f"Exact best row found: {found}; dense float32 takes {_cost(self.dense)} a query."
+        measured = [result for result in self.results if isinstance(result, SearchResult) and result.held]
+        each_method = "; ".join(f"{result.name} {_percent(result.top1)}, {_cost(result)}" for result in measured)
+        return f"Exact best row found: {each_method}; dense float32 takes {_cost(self.dense)} a query."
 
     def to_json(self) -> dict[str, Any]:
         """Return every number."""

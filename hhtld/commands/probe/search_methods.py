@@ -99,20 +99,22 @@ def measured_methods(case: SearchCase) -> tuple[list[SearchResult | NotEncodable
 def _measured(case: SearchCase, method: _Method) -> SearchResult:
     """Make every query alone, after one that is not counted."""
     method.find(case.queries[0])
-    times, found = [], []
+    times, answers = [], []
     for query in case.queries:
         started = time.perf_counter()
-        found.append(method.find(query))
+        answers.append(method.find(query))
         times.append((time.perf_counter() - started) * 1e3)
-    return _result(case, method.name, found, times, method.nbytes, method.held)
+    return _result(case, method.name, answers, times, method.nbytes, method.held)
 
 
 def _result(
-    case: SearchCase, name: str, found: Sequence[_Found], times: Sequence[float], nbytes: int, held: bool
+    case: SearchCase, name: str, answers: Sequence[_Found], times: Sequence[float], nbytes: int, held: bool
 ) -> SearchResult:
-    first = [len(own.rows) > 0 and own.rows[0] == best[0] for own, best in zip(found, case.exact, strict=True)]
-    shared = [np.isin(best, own.rows).mean() for own, best in zip(found, case.exact, strict=True)]
-    rescored = float(np.mean([own.n_rescored for own in found]))
+    first = [
+        len(answer.rows) > 0 and answer.rows[0] == best[0] for answer, best in zip(answers, case.exact, strict=True)
+    ]
+    shared = [np.isin(best, answer.rows).mean() for answer, best in zip(answers, case.exact, strict=True)]
+    rescored = float(np.mean([answer.n_rescored for answer in answers]))
     total = nbytes + round(rescored * case.source.infos()[case.name].row_nbytes)
     return SearchResult(name, held, float(np.mean(first)), float(np.mean(shared)), rescored, median(times), total)
 
@@ -136,8 +138,8 @@ def _section_nbytes(pack: HhtldPack, name: str, without: Sequence[str] = ()) -> 
     """Bytes of a tensor's sections and its group's, except of some kinds."""
     record = pack.info(name)
     assert record.group is not None
-    held = [*record.sections.items(), *pack.table.groups[record.group].sections.items()]
-    return sum(pack.sections.nbytes(index) for kind, index in held if kind not in without)
+    sections = [*record.sections.items(), *pack.table.groups[record.group].sections.items()]
+    return sum(pack.sections.nbytes(index) for kind, index in sections if kind not in without)
 
 
 def _by_scorer(case: SearchCase, pack: HhtldPack, name: str, levels: int = 2) -> _Method:
@@ -155,8 +157,8 @@ def _rescored(case: SearchCase, name: str, levels: int = 2) -> _Method:
     scorer = case.pack.scorer(case.name, levels)
 
     def find(query: Array32) -> _Found:
-        found = scorer.topk(query, case.k, rescore=case.source)
-        return _Found(found.rows, int(found.n_rescored))
+        answer = scorer.topk(query, case.k, rescore=case.source)
+        return _Found(answer.rows, int(answer.n_rescored))
 
     return _Method(f"{name}, rescored", find, _by_scorer(case, case.pack, name, levels).nbytes, held=True)
 
@@ -241,7 +243,7 @@ def _cascade(case: SearchCase, pack: HhtldPack, results: Sequence[SearchResult |
     for one in cascades:
         shared.update(one.counts)
     routed = scorer.n_rows * len(cascades)
-    found, times = _after_cascade(case, pack, cache, [one.entry for one in cascades])
+    answers, times = _after_cascade(case, pack, cache, [one.entry for one in cascades])
     row_nbytes = ENTRY_NBYTES + (0 if view.slot_l is None else SLOT_L_LANES)
     saved = round(shared[RouteAction.SKIP] / len(cascades) * row_nbytes)
     nbytes, held = _section_nbytes(pack, case.name, ["fisher_z"]) - saved, pack is case.pack
@@ -249,7 +251,7 @@ def _cascade(case: SearchCase, pack: HhtldPack, results: Sequence[SearchResult |
         {action.name: shared[action] / routed for action in RouteAction},
         float(np.mean([one.skipped[best[0]] for one, best in zip(cascades, case.exact, strict=True)])),
         routing,
-        _result(case, "lookup after cascade", found, times, nbytes, held),
+        _result(case, "lookup after cascade", answers, times, nbytes, held),
         next(r for r in results if isinstance(r, SearchResult) and r.name.startswith("lookup, Slot")),
     )
 
@@ -260,19 +262,19 @@ def _after_cascade(
     """Search what an entry's routes leave; only routing and searching are timed, not laying those rows out."""
     twigs = pack.get_encoded(case.name).view().twigs
     assert twigs is not None
-    found, times = [_Found(np.empty(0, np.int64))] * len(entries), [0.0] * len(entries)
+    answers, times = [_Found(np.empty(0, np.int64))] * len(entries), [0.0] * len(entries)
     for entry in dict.fromkeys(entries):
         left = np.flatnonzero(cache.routes[entry][twigs] != RouteAction.SKIP)
         scorer = Scorer(pack.get_encoded(case.name, left)) if len(left) else None
-        own = [number for number, other in enumerate(entries) if other == entry]
-        for number in (own[0], *own):  # the first of an entry is made twice, and counted once
+        query_numbers = [number for number, other in enumerate(entries) if other == entry]
+        for number in (query_numbers[0], *query_numbers):  # the first of an entry is made twice, and counted once
             started = time.perf_counter()
             _entry(cache, case.queries[number])
             if scorer is not None:
                 best = scorer.topk(case.queries[number], min(case.k, len(left))).rows
-                found[number] = _Found(left[best])
+                answers[number] = _Found(left[best])
             times[number] = (time.perf_counter() - started) * 1e3
-    return found, times
+    return answers, times
 
 
 # ---- ranking ----

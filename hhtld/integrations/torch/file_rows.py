@@ -61,10 +61,10 @@ class FileRows(PackedWeight):
             raise IndexError(f"ids must lie in 0..{n_rows - 1}, got {flat.min()}..{flat.max()}")
         rows = self._pack.get_rows(self.name, flat, dtype=self._read_as)
         if self._read_as == "float32":
-            found = torch.from_numpy(rows)
+            decoded = torch.from_numpy(rows)
         else:  # numpy's types are not all torch's
-            found = torch.from_numpy(rows.reshape(-1).view(np.uint8)).view(self._native)
-        return found.to(self.dtype).view(*ids.shape, n_cols)
+            decoded = torch.from_numpy(rows.reshape(-1).view(np.uint8)).view(self._native)
+        return decoded.to(self.dtype).view(*ids.shape, n_cols)
 
     def prefetch(self, ids: torch.Tensor) -> None:
         """Begin to read the rows of ids, and return at once; see `HhtldPack.prefetch`."""
