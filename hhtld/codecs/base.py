@@ -173,7 +173,7 @@ class RecordCheck:
 
 
 class CodeMatrix(NamedTuple):
-    """Codes of one rate (n, row_nbytes), all windows whole, and the ascending numbers of their rows: None for all."""
+    """Codes of one rate (n, row_nbytes), as in a file, and the ascending numbers of their rows: None for all."""
 
     trellis: Trellis
     slot_t: NDArray[np.uint8]

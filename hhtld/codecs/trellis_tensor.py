@@ -211,8 +211,7 @@ class HhtlTTensor(EncodedTensor):
     def matrices(self) -> list[CodeMatrix]:
         """The codes of the first level, a matrix for every class, or one of all rows."""
         if self.row_class is None:
-            trellis = self.shared.trellis
-            return [CodeMatrix(trellis, trellis.opened(self.slot_t, self.original_shape[1]))]
+            return [CodeMatrix(self.shared.trellis, self.slot_t)]
         rows, widths = slots.class_order(self.row_class, len(self.shared.classes)), self.shared.class_widths
         starts = slots.class_starts([len(own) for own in rows], widths)
         return [

@@ -33,7 +33,12 @@ class RowProducts:
         assert rotation is not None
         gains = gain_values(level.slot_v)
         self._matrices = [
-            (code, np.ascontiguousarray(slot_t), rows, gains if rows is None else gains[rows])
+            (
+                code,
+                np.ascontiguousarray(code.opened(slot_t, rotation.n_cols)),
+                rows,
+                gains if rows is None else gains[rows],
+            )
             for code, slot_t, rows in level.matrices
         ]
         self._signs, self._column_scale = rotation.signs, terms.column_scale

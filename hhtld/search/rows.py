@@ -159,7 +159,11 @@ class SearchRows:
         energies = np.empty(self.n_rows, np.int32)
         for code, slot_t, rows in level.matrices:
             own = energies if rows is None else np.empty(len(rows), np.int32)
-            _score.trellis_energies(slot_t, code.levels, code.rate, self.n_cols, own, crossed=code.crossed)
+            for start, stop in row_ranges(len(slot_t), slot_t.shape[1]):  # what is opened is a copy
+                codes = code.opened(slot_t[start:stop], self.n_cols)
+                _score.trellis_energies(
+                    codes, code.levels, code.rate, self.n_cols, own[start:stop], crossed=code.crossed
+                )
             if rows is not None:
                 energies[rows] = own
         norms: Array64 = np.abs(gain_values(level.slot_v).astype(np.float64)) * np.sqrt(energies)
@@ -260,13 +264,17 @@ def _level_dots(
     matrices: Sequence[CodeMatrix], rows: slice | NDArray[np.intp], codes: NDArray[np.int8], out: NDArray[np.int32]
 ) -> None:
     """Fill `out` (n_queries, n) with the products of int8 queries and the levels of rows, whatever their class."""
+    n_cols = codes.shape[1]
     for code, slot_t, own_rows in matrices:
         if own_rows is None:
-            _score.trellis_dots(slot_t[rows], code.levels, code.rate, codes, out, crossed=code.crossed)
+            opened = code.opened(slot_t[rows], n_cols)
+            _score.trellis_dots(opened, code.levels, code.rate, codes, out, crossed=code.crossed)
             continue
         ranks, places = _members(own_rows, rows)
         dots = np.empty((len(codes), len(places)), np.int32)
-        _score.trellis_dots(slot_t[ranks], code.levels, code.rate, codes, dots, crossed=code.crossed)
+        _score.trellis_dots(
+            code.opened(slot_t[ranks], n_cols), code.levels, code.rate, codes, dots, crossed=code.crossed
+        )
         out[:, places] = dots
 
 

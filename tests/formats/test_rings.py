@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import hhtld
+from hhtld.codecs.trellis_tensor import HhtlTTensor
 from hhtld.commands.main import main
 from hhtld.cosines import row_cosines
 from hhtld.errors import HeaderError
@@ -117,3 +118,12 @@ def test_inspect_and_the_export_say_that_rows_are_rings(tmp_path: Path, capsys: 
     with h5py.File(tmp_path / "t.h5") as file:
         (group,) = file["entry/groups"].values()
         assert group["codebook"].parent.attrs["ring"]
+
+
+def test_a_scorer_holds_no_copy_of_the_codes(tmp_path: Path) -> None:
+    with hhtld.open(packed(table(150, 64), "bits:4", tmp_path / "t.hhtld")) as pack:
+        tensor = pack.get_encoded(NAME)
+        assert isinstance(tensor, HhtlTTensor)
+        terms = tensor.search_terms()
+        assert terms is not None
+        assert np.shares_memory(terms.levels[0].matrices[0].slot_t, tensor.slot_t), "blocks are opened, not the table"
