@@ -37,6 +37,7 @@ from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
 from hhtld.sources.remote import RemoteSource
 from hhtld.sources.schedule import Crew, default_jobs, workers
+from hhtld.sources.selection import select_tensors
 from hhtld.storage.journal import journal_path, partial_path
 from hhtld.storage.locations import locate, output_path, spelled
 from hhtld.storage.reading import Location
@@ -50,6 +51,8 @@ def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     profile: str | None = None,
     rules: Sequence[tuple[str, str]] = (),
     roles: Sequence[tuple[str, str]] = (),
@@ -92,6 +95,12 @@ def convert(
         Its suffix chooses the format unless `to` names one. An existing file is replaced once the
         new one is complete and verified. A name without suffix, one that ends in a slash and an empty folder are
         written as a model folder; a folder that holds something is refused.
+    only : sequence of glob
+        Tensors whose names match one of them are converted, as if the source had no others; all if there is none. A
+        debug export (.h5) takes `tensors` instead.
+    skip : sequence of glob
+        Tensors whose names match one of them are left out, so that a large table and the rest of its model can lie in
+        two files.
     profile : str
         "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `roles`, `gates`, `min_ratio`,
         `seed`, `column_scales`, `rates`, `calibration`, `calibrate`, `target_top1` and `target_bits` are for formats
@@ -218,7 +227,8 @@ def convert(
         "codes": codes or None,
         "type": type,
     }
-    return _converted(src, dst, to, encoding, run, {key: value for key, value in export.items() if value is not None})
+    export = {key: value for key, value in export.items() if value is not None}
+    return _converted(src, dst, to, encoding, run, export, only, skip)
 
 
 def _converted(
@@ -228,6 +238,8 @@ def _converted(
     encoding: Encoding,
     run: Run,
     export: dict[str, Any],
+    only: Sequence[str],
+    skip: Sequence[str],
 ) -> ConversionReport:
     """Convert with checked options; `export` holds those of one format that were given."""
     started = time.perf_counter()
@@ -235,20 +247,22 @@ def _converted(
     source_path, target = locate(src), output_path(dst)
     output = format_for_output(dst, to)
     _check_output(output, encoding, run, export)
+    _check_selection(output, encoding, only, skip)
     original_path = locate(export["original"]) if "original" in export else None
     for path in (source_path, original_path):
         if path is not None:
             _check_apart(target, path, output)
     plan: Plan | None = None
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(source_path))
-        if isinstance(source, PackSource) and "max_nbytes" not in output.options:
-            source.check_budget(run.budget, "budget (--budget)")
+        whole = stack.enter_context(open_source(source_path))
+        if isinstance(whole, PackSource) and "max_nbytes" not in output.options:
+            whole.check_budget(run.budget, "budget (--budget)")
+        source = select_tensors(whole, only, skip)
         if original_path is not None:
             export = export | {"original": stack.enter_context(open_source(original_path))}
         report = ConversionReport(spelled(src), str(target), None, GateReport(enforced=False), dry_run=run.dry_run)
         if output.encodes:
-            plan = _encode(report, output, source, source_path, target, encoding, run)
+            plan = _encode(report, output, source, whole, source_path, target, encoding, run)
         else:
             _copy(report, output, source, target, run, export)
         tell_as_stored(report, source)
@@ -277,6 +291,15 @@ def _check_output(output: Format, encoding: Encoding, run: Run, export: Mapping[
     encoding.check_calibration()
     if run.dry_run and "max_nbytes" in output.options:
         raise ValueError("dry_run (--dry-run) predicts what is encoded, and an export encodes nothing")
+
+
+def _check_selection(output: Format, encoding: Encoding, only: Sequence[str], skip: Sequence[str]) -> None:
+    """Raise `ValueError` if tensors are chosen where all, or others, are needed."""
+    given = _listed(keyword for keyword, globs in (("only", only), ("skip", skip)) if globs)
+    if given and "tensors" in output.options:
+        raise ValueError(f"format {output.name!r} takes no {given}; tensors (--tensor) choose what it shows")
+    if given and encoding.calibrate is not None:
+        raise ValueError(f"calibrate (--calibrate) runs the whole model, and {given} would leave tensors of it out")
 
 
 def _listed(keywords: Iterable[str]) -> str:
@@ -320,12 +343,16 @@ def _encode(
     report: ConversionReport,
     output: Format,
     source: TensorSource,
+    whole: TensorSource,
     place: Location,
     target: Path,
     encoding: Encoding,
     run: Run,
 ) -> Plan:
-    """Plan and encode a source, or predict what that would give, and count it."""
+    """Plan and encode a source, or predict what that would give, and count it.
+
+    Journals and workers know the source by `whole`, all that lies at `place`: a worker opens it by that path.
+    """
     plan, calibration_notes = _planned(report.source, source, place, target, encoding, run)
     plan.files = plan.files if run.files else ()
     report.profile = plan.profile.text
@@ -338,10 +365,10 @@ def _encode(
         count_predicted(report, source, plan, Work(Crew(jobs=run.jobs), run.memory_limit))
     else:
         with crew(run.executor, run.jobs) as workforce:
-            facts = source_facts(source, place)
+            facts = source_facts(whole, place)
             work = Work(workforce, run.memory_limit, run.progress, source_facts=facts, resume=run.resume)
             here = (place, facts["content"], json.dumps(facts))
-            shared = RemoteSource(source, open_in_worker, here, partial(check_unchanged, source, place, facts))
+            shared = RemoteSource(source, open_in_worker, here, partial(check_unchanged, whole, place, facts))
             report.notes = output.write_plan(shared, plan, target, report.gates, work)
         count_pack(report, plan, target)
     report.notes += [*plan.notes, *calibration_notes, *profile_notes(plan, encoding.calibrate is not None)]

@@ -7,7 +7,19 @@ import re
 import sys
 from fractions import Fraction
 
-__all__ = ["add_all", "add_jobs", "add_json", "every", "gate", "positive", "role", "row_range", "rule", "size"]
+__all__ = [
+    "add_all",
+    "add_jobs",
+    "add_json",
+    "add_selection",
+    "every",
+    "gate",
+    "positive",
+    "role",
+    "row_range",
+    "rule",
+    "size",
+]
 
 
 def add_jobs(command: argparse.ArgumentParser) -> None:
@@ -25,6 +37,25 @@ def add_all(command: argparse.ArgumentParser) -> None:
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add --json."""
     command.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def add_selection(command: argparse.ArgumentParser) -> None:
+    """Add --only and --skip."""
+    command.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="take just the tensors whose name matches, as if SRC had no others; may be given several times",
+    )
+    command.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave out the tensors whose name matches, so that a large table and the rest of its model can lie in two "
+        "files; may be given several times",
+    )
 
 
 def every(arguments: argparse.Namespace) -> bool:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from hhtld.commands.arguments import add_all, add_json, every, gate, positive, role, row_range, rule, size
+from hhtld.commands.arguments import (
+    add_all,
+    add_json,
+    add_selection,
+    every,
+    gate,
+    positive,
+    role,
+    row_range,
+    rule,
+    size,
+)
 from hhtld.commands.exits import DONE, FAILED
 from hhtld.display.streams import emit
 from hhtld.errors import GateError
@@ -23,6 +34,8 @@ EXAMPLES = """\
   hhtld convert snapshot/ model.hhtld --calibrate builtin --target-top1 0.9
   hhtld convert snapshot/ model.hhtld --memory 4GiB --resume
   hhtld convert model.safetensors model.hhtld --rule '*embed*=bits:5' --rule '*=bits:4'
+  hhtld convert snapshot/ table.hhtld --only '*ngram*' --profile bits:4
+  hhtld convert snapshot/ rest.hhtld --skip '*ngram*'   the same model without its table
   hhtld convert model.hhtld back.safetensors      decoded, one file
   hhtld convert model.hhtld plain/                decoded, with config and tokenizer: loads anywhere
   hhtld convert model.hhtld back.gguf             what came from GGUF goes back to it and runs in llama.cpp
@@ -48,6 +61,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DST",
         help="file to write, replaced only by a complete, verified one; or folder, new or empty",
     )
+    add_selection(command)
     command.add_argument(
         "--profile",
         help="parity (default): rates at which rows lose little, and with --calibrate those that keep a language "
@@ -196,6 +210,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hhtld.display.terminal import console, progress_bar
     from hhtld.formats import format_for_output, open_source
     from hhtld.gates import Threshold
+    from hhtld.sources.selection import select_tensors
     from hhtld.storage.locations import output_path
 
     output_path(arguments.dst)  # a URL is refused before anything is read
@@ -204,12 +219,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report:
         check_page(arguments.report, draws=True)
     with open_source(arguments.src) as source:
-        total = sum(info.nbytes for info in source.infos().values())
+        selected = select_tensors(source, arguments.only, arguments.skip)
+        total = sum(info.nbytes for info in selected.infos().values())
     with progress_bar(total, wanted=not arguments.json and not arguments.dry_run) as progress:
         try:
             report = convert(
                 arguments.src,
                 arguments.dst,
+                only=arguments.only,
+                skip=arguments.skip,
                 profile=arguments.profile,
                 rules=arguments.rule,
                 roles=arguments.role,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hhtld.commands.arguments import add_jobs, add_json
+from hhtld.commands.arguments import add_jobs, add_json, add_selection
 from hhtld.commands.exits import DONE, FAILED
 from hhtld.cosines import is_live, summarize
 from hhtld.display.gate_table import gate_table
@@ -30,6 +31,7 @@ from hhtld.progress import Progress, silent
 from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.rows import row_ranges
 from hhtld.sources.schedule import default_jobs, workers
+from hhtld.sources.selection import select_tensors
 from hhtld.storage.locations import spelled
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "VerifyReport", "add_arguments", "run", "verify"]
@@ -89,10 +91,14 @@ def verify(
     path: str | os.PathLike[str],
     src: str | os.PathLike[str] | None = None,
     *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Check a `.hhtld` file, and with its source that it still says the truth about it.
+
+    `only` and `skip` choose tensors of the source, as they did when the file was made from it.
 
     Raises
     ------
@@ -110,7 +116,7 @@ def verify(
         if src is not None:
             report.source = spelled(src)
             with open_source(src) as source:
-                _compare(report, pack, source, executor, progress or silent)
+                _compare(report, pack, select_tensors(source, only, skip), executor, progress or silent)
     return report
 
 
@@ -195,6 +201,7 @@ DESCRIPTION = "Check the structure and every checksum of a .hhtld file, and with
 EXAMPLES = """\
   hhtld verify model.hhtld                     structure and every checksum
   hhtld verify model.hhtld model.safetensors   and every row against what it was made from
+  hhtld verify table.hhtld model.safetensors --only '*ngram*'   a file of some of its tensors
 """
 
 
@@ -202,19 +209,29 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     command.add_argument("file", metavar="FILE")
     command.add_argument("src", metavar="SRC", nargs="?", help="what FILE was made from")
+    add_selection(command)
     add_jobs(command)
     add_json(command)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
+    if arguments.src is None and (arguments.only or arguments.skip):
+        raise ValueError("--only and --skip choose tensors of SRC; give SRC, too")
     from hhtld.display.terminal import console, counted, human_nbytes, progress_bar
     from hhtld.pack.opening import open_pack
 
     with open_pack(arguments.file) as pack:
         total = sum(pack.info(name).info.nbytes for name in pack)
     with progress_bar(total, wanted=not arguments.json) as progress:
-        report = verify(arguments.file, arguments.src, jobs=arguments.jobs, progress=progress)
+        report = verify(
+            arguments.file,
+            arguments.src,
+            only=arguments.only,
+            skip=arguments.skip,
+            jobs=arguments.jobs,
+            progress=progress,
+        )
     if arguments.json:
         emit(json.dumps(report.to_json(), indent=2, allow_nan=False))
         return DONE if report else FAILED

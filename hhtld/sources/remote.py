@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hhtld.matrix import TensorInfo
 from hhtld.sources.contract import TensorSource
+from hhtld.sources.wrapped import WrappedSource
 
 __all__ = ["Carried", "CarryingExecutor", "RemoteSource", "call"]
 
 _KEPT = 4  # sources open at once in a worker: as many conversions as are likely to share it
 
 
-class RemoteSource(TensorSource):
+class RemoteSource(WrappedSource):
     """A source and how to open it.
 
     Parameters
@@ -45,7 +42,7 @@ class RemoteSource(TensorSource):
         args: tuple[Any, ...],
         look: Callable[[], object] | None = None,
     ) -> None:
-        self._source = source
+        super().__init__(source)
         self._call = (opener, args)
         self._look = look
         self._was_sent = False
@@ -54,53 +51,8 @@ class RemoteSource(TensorSource):
         self._was_sent = True
         return _opened, self._call
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        return self._source.metadata
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return self._source.description
-
-    @property
-    def is_stored(self) -> bool:
-        return self._source.is_stored
-
-    def infos(self) -> Mapping[str, TensorInfo]:
-        return self._source.infos()
-
-    def aliases(self) -> Mapping[str, str]:
-        return self._source.aliases()
-
-    @property
-    def notes(self) -> list[str]:
-        return self._source.notes
-
-    @property
-    def declared_quantization(self) -> str | None:
-        return self._source.declared_quantization
-
-    def quantized(self) -> Mapping[str, str] | None:
-        return self._source.quantized()
-
-    def stored(self, name: str) -> tuple[str, int]:
-        return self._source.stored(name)
-
-    def files(self) -> Mapping[str, int]:
-        return self._source.files()
-
-    def read_file(self, name: str) -> bytes:
-        return self._source.read_file(name)
-
-    @property
-    def file_notes(self) -> list[str]:
-        return self._source.file_notes
-
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._source.read_rows(name, start, stop)
-
     def check_unchanged(self) -> None:
-        self._source.check_unchanged()
+        super().check_unchanged()
         if self._was_sent and self._look is not None:
             self._look()
 

@@ -1,0 +1,81 @@
+"""Some tensors of a source, chosen by name: a table alone, or the rest of a model without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from hhtld.matrix import TensorInfo
+from hhtld.sources.contract import TensorSource
+from hhtld.sources.names import matching
+from hhtld.sources.wrapped import WrappedSource
+
+__all__ = ["select_tensors"]
+
+_Fact = TypeVar("_Fact")
+
+
+def select_tensors(source: TensorSource, only: Sequence[str], skip: Sequence[str]) -> TensorSource:
+    """Return a source with some of the tensors of another, or the other itself if no glob is given.
+
+    Parameters
+    ----------
+    source : TensorSource
+        Who opened it closes it.
+    only : sequence of glob
+        Tensors that match one of them are taken; all if there is none.
+    skip : sequence of glob
+        Tensors that match one of them are left out.
+
+    Raises
+    ------
+    TypeError
+        If globs are one text instead of a sequence.
+    ValueError
+        If a glob matches no tensor, or no tensor is left.
+    """
+    for option, globs in (("only", only), ("skip", skip)):
+        if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
+            raise TypeError(f"{option} is a sequence of globs, got {globs!r:.80}")
+    if not only and not skip:
+        return source
+    names = matching(source.infos(), only)
+    if skip:
+        skipped = set(matching(source.infos(), skip))
+        names = [name for name in names if name not in skipped]
+    if not names:
+        raise ValueError("only (--only) and skip (--skip) leave no tensor of the source")
+    return _SelectedTensors(source, names)
+
+
+class _SelectedTensors(WrappedSource):
+    def __init__(self, source: TensorSource, names: Sequence[str]) -> None:
+        super().__init__(source)
+        infos = source.infos()
+        self._infos = {name: infos[name] for name in names}
+
+    def _of_these(self, facts: Mapping[str, _Fact]) -> dict[str, _Fact]:
+        return {name: fact for name, fact in facts.items() if name in self._infos}
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def aliases(self) -> Mapping[str, str]:
+        """Return the names that share storage; if what they share was left out, they share the first of them."""
+        found: dict[str, str] = {}
+        first_of: dict[str, str] = {}
+        for name, shared in self._of_these(self._source.aliases()).items():
+            first = first_of.setdefault(shared, shared if shared in self._infos else name)
+            if first != name:
+                found[name] = first
+        return found
+
+    def quantized(self) -> Mapping[str, str] | None:
+        quantized = self._source.quantized()
+        return None if quantized is None else self._of_these(quantized)
+
+    def uses(self) -> Mapping[str, frozenset[str]]:
+        return self._of_these(self._source.uses())
+
+    def regimes(self) -> Mapping[str, tuple[str, str]]:
+        return self._of_these(self._source.regimes())
