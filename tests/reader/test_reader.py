@@ -17,6 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from tests.far_rows import NAME as FAR_NAME
+from tests.far_rows import write_far_table
 
 HERE = Path(__file__).parent
 READER = HERE.parents[1] / "reader"
@@ -130,6 +132,12 @@ def test_a_tied_tensor_is_read_by_both_names(tmp_path: Path, rows_program: Path)
     assert len(aliases) == 1
     for name in ("embed.weight", "lm_head.weight"):
         assert same_bits(read(rows_program, path, name, 48), rows)
+
+
+def test_rows_beyond_4_gib_are_found(tmp_path: Path, rows_program: Path) -> None:
+    path = tmp_path / "far.hhtld"
+    far = write_far_table(path)
+    assert same_bits(read(rows_program, path, FAR_NAME, far.rows.shape[1], *far.ids.tolist()), far.rows)
 
 
 def test_names_are_as_json_writes_them(tmp_path: Path, rows_program: Path) -> None:
