@@ -571,15 +571,17 @@ class OnnxFile(TensorSource):
     @property
     def notes(self) -> list[str]:
         """What stays in the graph, and what is kept as its packed bytes."""
-        told = (
+        left_plain = (
             ("are no numbers and stay in the graph", self._left_out),
             ("are of types that no array has, and kept as packed bytes", self._packed),
         )
         notes = []
-        for what, found in told:
-            if found:
-                listed = ", ".join(f"{shown(name, 40)} ({kind})" for name, kind in [*found.items()][:5])
-                notes.append(f"{len(found)} tensors {what}: {listed}" + (", ..." if len(found) > 5 else ""))
+        for what, kind_by_name in left_plain:
+            if kind_by_name:
+                listed = ", ".join(f"{shown(name, 40)} ({kind})" for name, kind in [*kind_by_name.items()][:5])
+                notes.append(
+                    f"{len(kind_by_name)} tensors {what}: {listed}" + (", ..." if len(kind_by_name) > 5 else "")
+                )
         return notes
 
     def quantized(self) -> Mapping[str, str]:

@@ -24,8 +24,8 @@ def crew(executor: str | Executor | None, jobs: int) -> Iterator[Crew]:
     if isinstance(executor, str) and executor.startswith("dask:"):
         from hhtld.integrations.dask import dask_crew
 
-        with dask_crew(executor.removeprefix("dask:"), jobs) as found:
-            yield found
+        with dask_crew(executor.removeprefix("dask:"), jobs) as dask_workers:
+            yield dask_workers
     elif executor is None or executor == "threads":
         with workers(jobs) as threads:
             yield Crew(threads, jobs)

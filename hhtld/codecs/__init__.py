@@ -59,10 +59,10 @@ def codec_ids() -> list[str]:
 
 def codec(name: str) -> Codec:
     """Return the codec of an id that stands in a file, or raise `KeyError`."""
-    found = _registered.get(name)
-    if found is None:
-        found = _loaded(name)
-    return found
+    registered = _registered.get(name)
+    if registered is None:
+        registered = _loaded(name)
+    return registered
 
 
 @cache

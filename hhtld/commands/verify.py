@@ -150,8 +150,8 @@ def _compare(
     report.gates.ratio = (_bf16_nbytes(pack) + sum(pack.files().values())) / report.nbytes
     recorded = {name: pack.info(name).source_crc32 for name in crcs}
     report.is_source = None if None in recorded.values() else recorded == crcs
-    for name, found in report.gates.tensors.items():
-        if pack.info(name).gates != found and pack.info(name).gates != _measured_before(pack, source, name, executor):
+    for name, summary in report.gates.tensors.items():
+        if pack.info(name).gates != summary and pack.info(name).gates != _measured_before(pack, source, name, executor):
             report.differences.append(f"tensor {name!r}: the recorded cosines are not those measured now")
         elif pack.info(name).source_crc32 not in (None, crcs[name]):
             report.differences.append(f"tensor {name!r} was made from other rows than the source holds")

@@ -191,15 +191,15 @@ def alike(
     for number in (r"(?<![^\W_])\d+", r"\d+"):  # layers.0 but not fc1, then any
         if every or len(lines) <= _MANY:
             break
-        found: dict[Any, list[str]] = {}
+        patterns: dict[Any, list[str]] = {}
         for name in names:
-            found.setdefault((re.sub(number, "*", name), key(name)), []).append(name)
-        lines = [(pattern if len(own) > 1 else own[0], own) for (pattern, _), own in found.items()]
+            patterns.setdefault((re.sub(number, "*", name), key(name)), []).append(name)
+        lines = [(pattern if len(members) > 1 else members[0], members) for (pattern, _), members in patterns.items()]
     notes = []
     if len(lines) < len(names):
         notes.append("names with * stand for several tensors: bytes of all, lowest cosines (--all shows each)")
     if not every and len(lines) > _MANY:
-        notes.append(f"and {sum(len(own) for _, own in lines[_MANY:]):,} tensors more (--all shows them)")
+        notes.append(f"and {sum(len(members) for _, members in lines[_MANY:]):,} tensors more (--all shows them)")
         del lines[_MANY:]
     return lines, notes
 

@@ -327,7 +327,7 @@ def model_facts(source: TensorSource) -> ModelFacts:
             continue
         if info.shape[0] > info.shape[1] and regime_of(info).regime == "index":
             sizes.add(info.shape[0])
-    recorded = {name: RegimeChoice(*told) for name, told in source.regimes().items()}
+    recorded = {name: RegimeChoice(*choice) for name, choice in source.regimes().items()}
     return ModelFacts(frozenset(sizes), source.uses(), recorded)
 
 
@@ -353,8 +353,8 @@ def _gguf_sizes(source: TensorSource) -> Iterator[int]:
     """Sizes of vocabularies in the key-values of a GGUF file."""
     facts = source.description.get("gguf")
     fields = facts.get("fields") if isinstance(facts, dict) else None
-    for key, told in fields.items() if isinstance(fields, dict) else ():
-        value = told.get("value") if isinstance(told, dict) else None
+    for key, entry in fields.items() if isinstance(fields, dict) else ():
+        value = entry.get("value") if isinstance(entry, dict) else None
         if key.endswith(".vocab_size") and type(value) is int:
             yield value
         elif key == "tokenizer.ggml.tokens" and isinstance(value, list):

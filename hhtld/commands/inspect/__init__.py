@@ -146,10 +146,10 @@ def _share(nbytes: int, whole: int) -> float:
 
 def _tallied(sized: Iterable[tuple[str, int]]) -> dict[str, dict[str, Any]]:
     """Count and bytes by kind, the most bytes first."""
-    found: dict[str, list[int]] = defaultdict(list)
+    nbytes_by_kind: dict[str, list[int]] = defaultdict(list)
     for kind, nbytes in sized:
-        found[kind].append(nbytes)
-    ranked = sorted(found.items(), key=lambda item: (-sum(item[1]), item[0]))
+        nbytes_by_kind[kind].append(nbytes)
+    ranked = sorted(nbytes_by_kind.items(), key=lambda item: (-sum(item[1]), item[0]))
     return {kind: {"count": len(sizes), "nbytes": sum(sizes)} for kind, sizes in ranked}
 
 
