@@ -43,7 +43,7 @@ class HhtldError(Exception):
 
 
 class FormatError(HhtldError, ValueError):
-    """A file is not what it claims to be, or claims what cannot be."""
+    """A file is not what it claims to be, or declares what no file can hold."""
 
 
 class BadMagicError(FormatError):

@@ -214,7 +214,7 @@ class HhtldPack:
         ValueError
             For a tensor without rows, another `dtype`, or an `out` of another shape or type.
         FormatError
-            When the file was cut or written to since it was opened, or its content cannot be.
+            When the file was cut or written to since it was opened, or its content breaks a rule of the format.
         OSError
             When it cannot be read.
         """

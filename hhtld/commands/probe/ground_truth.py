@@ -28,7 +28,7 @@ def evenly_spaced(n_rows: int, count: int) -> NDArray[np.int64]:
 
 
 def perturbed_rows(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
-    """Return at most `count` evenly spaced rows, each plus .05 of its length in a random direction, float32."""
+    """Return at most `count` evenly spaced rows, each plus 0.05 of its length in a random direction, float32."""
     picked = rows[evenly_spaced(len(rows), count)].astype(np.float64)
     noise = np.random.default_rng(seed).standard_normal(picked.shape)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
