@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.cosines import row_cosines
-from hhtld.encoding.calibration import Calibration, Costs, Measurement, column_scale
+from hhtld.encoding.calibration import FEW_POSITIONS, Calibration, Costs, Measurement, column_scale
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
@@ -276,7 +276,9 @@ class _Run:
                     backwards(embedding_loss(output.last_hidden_state[0], generator))
                 self._progress("calibrate", kind, self._n_bytes * len(ids) // (2 * len(self._passes) * n_tokens))
         if not calibration.costs:
-            calibration = self._with_costs(calibration, seen)
+            # An encoder's text gives one direction: that tells of matrices, but too little of single rows.
+            tells_rows = self._snapshot.causal and n_tokens >= FEW_POSITIONS
+            calibration = self._with_costs(calibration, seen, tells_rows)
         moments = {}
         for name in sorted(names):
             products = seen[name].products
@@ -284,7 +286,7 @@ class _Run:
                 moments[name] = _moments(products.double().numpy())
         return replace(calibration, moments={**calibration.moments, **moments})
 
-    def _with_costs(self, calibration: Calibration, seen: Mapping[str, Seen]) -> Calibration:
+    def _with_costs(self, calibration: Calibration, seen: Mapping[str, Seen], tells_rows: bool) -> Calibration:
         from hhtld.evaluation.gradients import row_costs
 
         scales: dict[str, NDArray[np.float32]] = {}
@@ -294,7 +296,7 @@ class _Run:
             if inputs is not None:
                 scales[name] = column_scale(inputs.numpy(), _column_squares(weight).numpy())
             costs[name] = Costs(row_costs(name, seen[name], weight, scales.get(name)), matrix.shape[1])
-            if not self._snapshot.causal:  # one direction a text tells of matrices, but too little of single rows
+            if not tells_rows:
                 costs[name] = Costs(np.full_like(costs[name].rows, costs[name].mean), matrix.shape[1])
         return replace(calibration, column_scales=scales, costs=costs)
 

@@ -17,7 +17,7 @@ from hhtld.formats import open_source
 
 pytest.importorskip("transformers")
 TEXT = "\n".join(" ".join(f"w{(3 * i * i + 17 * j * (i + 2)) % 500}" for j in range(20)) for i in range(24))
-OTHER = [" ".join(f"w{(7 * i * i + 13 * j * (i + 1)) % 500}" for j in range(12)) for i in range(6)]
+OTHER = [" ".join(f"w{(7 * i * i + 13 * j * (i + 1)) % 500}" for j in range(12)) for i in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_what_a_run_tells(llama: Path, calibration: Path) -> None:
     assert "model.embed_tokens.weight" in names
     assert len(names) == 1 + 2 * 7
     assert set(found.column_scales) == set(found.moments) == names  # the tied embedding is a head
-    assert all((cost.rows >= 0).all() and cost.mean > 0 for cost in found.costs.values())
+    assert all(np.ptp(cost.rows) == 0 and cost.mean > 0 for cost in found.costs.values()), "240 tokens tell no rows"
     assert [measured.kl for measured in found.measurements] == sorted((m.kl for m in found.measurements), reverse=True)
     assert calibration.stat().st_size < 0.15 * 2 * sum(cost.n_weights for cost in found.costs.values())
 
@@ -91,7 +91,7 @@ def test_a_pack_reaches_its_target_on_other_text(llama: Path, calibration: Path,
         llama, tmp_path / "m.hhtld", profile="parity", calibrate=calibration, target_top1=0.65, files=False
     )
     convert(llama, tmp_path / "plain.hhtld", profile="bits:2", files=False, min_ratio=0)
-    assert gate_parity(llama, tmp_path / "m.hhtld", OTHER, min_top1=0.65, n_continued=0)  # 66 positions, by chance
+    assert gate_parity(llama, tmp_path / "m.hhtld", OTHER, min_top1=0.65, n_continued=0)
     with pytest.raises(GateError):
         gate_parity(llama, tmp_path / "plain.hhtld", OTHER, min_top1=0.65, n_continued=0)
     assert report.ratio > 2
