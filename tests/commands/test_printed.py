@@ -236,8 +236,9 @@ def test_the_ways_in_are_one_program(words: tuple[str, ...]) -> None:
 
 if __name__ == "__main__":
     TEXTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        texts = dict(_printed(Path(place)))  # a command that fails here leaves the old texts as they are
     for old in TEXTS.glob("*.txt"):
         old.unlink()
-    with tempfile.TemporaryDirectory() as place:
-        for key, said in _printed(Path(place)).items():
-            (TEXTS / f"{key}.txt").write_text(said, encoding="utf-8")
+    for key, said in texts.items():
+        (TEXTS / f"{key}.txt").write_text(said, encoding="utf-8")
