@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from hhtld.codecs.base import EncodedTensor, SearchTerms
 
 __all__ = ["RowProducts"]
+
+# Float32 bytes of rows that are decoded at once; half of it and twice it are slower.
+_BLOCK_NBYTES = 1 << 21
 
 
 class RowProducts:
@@ -31,6 +35,7 @@ class RowProducts:
     def __init__(self, terms: SearchTerms) -> None:
         level, rotation = terms.levels[0], terms.rotation
         assert rotation is not None
+        self._rotation = rotation
         gains = gain_values(level.slot_v)
         self._matrices = [
             (
@@ -41,7 +46,7 @@ class RowProducts:
             )
             for code, slot_t, rows in level.matrices
         ]
-        self._signs, self._column_scale = rotation.signs, terms.column_scale
+        self._column_scale = terms.column_scale
 
     @classmethod
     def of(cls, tensor: EncodedTensor) -> Self | None:
@@ -75,7 +80,7 @@ class RowProducts:
                 trellis.levels,
                 trellis.rate,
                 gains,
-                self._signs,
+                self._rotation.signs,
                 inputs,
                 n_planes,
                 products,
@@ -85,3 +90,23 @@ class RowProducts:
             if rows is not None:
                 out[:, rows] = products
         return is_finite
+
+    def rotated(self, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Return inputs (n_inputs, n_cols) for products with `rotated_blocks`, or None if a number is not finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            rotated = np.array(inputs, order="C")
+            if self._column_scale is not None:
+                rotated /= self._column_scale
+            self._rotation.rotate(rotated)
+        return rotated if np.isfinite(rotated).all() else None
+
+    def rotated_blocks(self) -> Iterator[tuple[slice | NDArray[np.intp], NDArray[np.float32]]]:
+        """Yield row numbers and the rows (n, n_cols), rotated and scaled by column; the next block overwrites it."""
+        n_cols = self._rotation.n_cols
+        step = max(1, _BLOCK_NBYTES // max(1, 4 * n_cols))
+        for trellis, slot_t, rows, gains in self._matrices:
+            buffer = np.empty((min(step, len(slot_t)), n_cols), np.float32)
+            for start in range(0, len(slot_t), step):
+                part = slice(start, min(start + step, len(slot_t)))
+                block = trellis.decode(slot_t[part], gains[part], n_cols, buffer[: part.stop - start])
+                yield part if rows is None else rows[part], block

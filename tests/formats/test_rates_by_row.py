@@ -126,6 +126,34 @@ def test_products_are_those_of_the_decoded_rows(pack: hhtld.HhtldPack) -> None:
     np.testing.assert_allclose(out, inputs @ pack.get_tensor(NAMES[0]).T, atol=3e-3)
 
 
+def test_blocks_of_rotated_rows_multiply_as_the_decoded_rows(
+    pack: hhtld.HhtldPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hhtld.search.products._BLOCK_NBYTES", 4 * N_COLS * 11)
+    inputs = np.random.default_rng(8).standard_normal((3, N_COLS)).astype(np.float32)
+    products = RowProducts.of(pack.get_encoded(NAMES[0]))
+    assert products is not None
+    rotated = products.rotated(inputs)
+    assert rotated is not None
+    out = np.full((3, N_ROWS), np.nan, np.float32)
+    for rows, block in products.rotated_blocks():
+        assert len(block) <= 11
+        out[:, rows] = rotated @ block.T
+    expected = inputs.astype(np.float64) @ pack.get_tensor(NAMES[0]).T.astype(np.float64)
+    np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())
+    inputs[1, 2] = np.inf
+    assert products.rotated(inputs) is None
+
+
+def test_a_layer_multiplies_rows_of_many_rates(pack: hhtld.HhtldPack) -> None:
+    torch = pytest.importorskip("torch")
+    from hhtld.integrations.torch import HhtlLinear
+
+    x = torch.from_numpy(np.random.default_rng(9).standard_normal((5, N_COLS)).astype(np.float32))
+    expected = x @ torch.from_numpy(pack.get_tensor(NAMES[0])).T
+    torch.testing.assert_close(HhtlLinear(pack, NAMES[0], scored_rows=0)(x), expected, rtol=0, atol=2e-4)
+
+
 def test_one_row_is_one_read_of_codes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hhtld.open(path, mmap=False) as pack:
         pack.get_rows(NAMES[0], [0])  # the rows are counted once

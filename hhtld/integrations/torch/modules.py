@@ -177,9 +177,9 @@ class HhtlLinear(_PackedModule):
     rotated and taken as int8 times a scale, which loses about 0.8 % of its norm, as llama.cpp's Q8 activations do. With
     `exact` it is taken as two such planes, and the products, which are float32, differ from those with the decoded
     weight by a few 1e-5 of the output's norm (see `Scorer.scores`). Weights with centroids, Slot L, a second level, or
-    more columns than rows always have two. More rows are multiplied, in float32, with the weight as it decodes, 1 MiB
-    at a time. The same input always gives the same output; a row that is scored alone and one that is multiplied among
-    many differ by that error.
+    more columns than rows always have two. More rows are multiplied, in float32, with the weight as it decodes, 1 or
+    2 MiB at a time. The same input always gives the same output; a row that is scored alone and one that is multiplied
+    among many differ by that error.
 
     Parameters
     ----------

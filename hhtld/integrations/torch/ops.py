@@ -207,7 +207,7 @@ def linear(
     n_rows, n_cols = _shape(table)
     unfolded = _unfolded(parts, table)
     rows = x.detach().reshape(-1, n_cols).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    can_score = 0 < len(rows) <= scored_rows and rows.dtype == torch.float32 and n_cols <= _score.MAX_COLS
+    can_score = 0 < rows.shape[0] <= scored_rows and rows.dtype == torch.float32 and n_cols <= _score.MAX_COLS
     # Inputs that are wider than outputs lose most (docs/decisions/one-plane.md).
     n_planes = 2 if exact or n_cols > n_rows else 1
     out = _scored(rows.contiguous(), unfolded, n_rows, n_planes) if can_score else None
@@ -221,7 +221,7 @@ def linear(
 def _scored(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int, n_planes: int) -> torch.Tensor | None:
     """Return the products on the slots, or None: infinities and NaN must spread as they do in nn.Linear."""
     if unfolded.products is not None:
-        out = torch.empty((len(rows), n_rows))
+        out = torch.empty((rows.shape[0], n_rows))
         return out if unfolded.products.write(rows.numpy(), out.numpy(), n_planes) else None
     return torch.from_numpy(unfolded.scorer.scores(rows.numpy())) if bool(torch.isfinite(rows).all()) else None
 
@@ -229,6 +229,16 @@ def _scored(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int, n_planes: int)
 def _multiplied(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int) -> torch.Tensor:
     """Return ``rows @ weight.T``, the weight decoded a block of rows at a time."""
     out = torch.empty((len(rows), n_rows), dtype=rows.dtype)
+    if rows.dtype == torch.float32 and unfolded.products is not None:
+        rotated = unfolded.products.rotated(rows.numpy())  # the inputs, instead of every row of the weight back
+        if rotated is not None:
+            inputs = torch.from_numpy(rotated)
+            for places, block in unfolded.products.rotated_blocks():
+                if isinstance(places, slice):
+                    torch.mm(inputs, torch.from_numpy(block).t(), out=out[:, places])
+                else:
+                    out[:, torch.from_numpy(places)] = inputs @ torch.from_numpy(block).t()
+            return out
     for start, stop in row_ranges(n_rows, 4 * rows.shape[1]):
         block = torch.from_numpy(unfolded.tensor.reconstruct_rows(slice(start, stop))).to(rows.dtype)
         torch.mm(rows, block.t(), out=out[:, start:stop])

@@ -137,7 +137,8 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
 
     def parts(self) -> list[torch.Tensor]:
         """Return the sections as uint8 tensors, the tensor's own first."""
-        return [getattr(self, kind) for kind in self._kinds]
+        buffers: dict[str, Any] = self._buffers
+        return [buffers[kind] for kind in self._kinds]
 
     # ---- what it computes ----
 
