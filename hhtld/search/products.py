@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _score
+from hhtld._kernels import _score, _trellis
 from hhtld.slots.trellis import gain_values
 
 if TYPE_CHECKING:
@@ -108,5 +108,7 @@ class RowProducts:
             buffer = np.empty((min(step, len(slot_t)), n_cols), np.float32)
             for start in range(0, len(slot_t), step):
                 part = slice(start, min(start + step, len(slot_t)))
-                block = trellis.decode(slot_t[part], gains[part], n_cols, buffer[: part.stop - start])
+                block = buffer[: part.stop - start]
+                # Not trellis.decode: the codes of rings were opened when the terms were made.
+                _trellis.decode(slot_t[part], trellis.levels, trellis.rate, gains[part], block, crossed=trellis.crossed)
                 yield part if rows is None else rows[part], block
