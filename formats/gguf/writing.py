@@ -161,6 +161,11 @@ def _in_order(found: Mapping[str, T], order: Any, what: str) -> dict[str, T]:
     names = list(found) if order is None else order
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise HeaderError(f"the order of {what} in the source's GGUF file is not a list of names")
+    if len(names) > len(found) and set(found) < set(names):
+        raise HeaderError(
+            f"the source holds {len(found):,} of the {len(names):,} {what} of the GGUF file that it came from, and such "
+            f"a file holds a whole model"
+        )
     if sorted(names) != sorted(found):
         raise HeaderError(f"the order of {what} in the source's GGUF file does not name each of them once")
     return {name: found[name] for name in names}

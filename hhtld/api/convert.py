@@ -100,7 +100,7 @@ def convert(
         debug export (.h5) takes `tensors` instead.
     skip : sequence of glob
         Tensors whose names match one of them are left out, so that a large table and the rest of its model can lie in
-        two files.
+        two files. Neither is for formats whose files are loaded as whole models: .gguf, .onnx and `to="hf"`.
     profile : str
         "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `roles`, `gates`, `min_ratio`,
         `seed`, `column_scales`, `rates`, `calibration`, `calibrate`, `target_top1` and `target_bits` are for formats
@@ -298,6 +298,8 @@ def _check_selection(output: Format, encoding: Encoding, only: Sequence[str], sk
     given = _listed(keyword for keyword, globs in (("only", only), ("skip", skip)) if globs)
     if given and "tensors" in output.options:
         raise ValueError(f"format {output.name!r} takes no {given}; tensors (--tensor) choose what it shows")
+    if given and output.name in ("gguf", "hf", "onnx"):
+        raise ValueError(f"format {output.name!r} takes no {given}; what it writes is loaded as a whole model")
     if given and encoding.calibrate is not None:
         raise ValueError(f"calibrate (--calibrate) runs the whole model, and {given} would leave tensors of it out")
 

@@ -102,9 +102,13 @@ def verify(
 
     Raises
     ------
+    ValueError
+        If they are given without a source, or a glob of them matches nothing.
     FormatError
         When the file is damaged; what merely differs from the source is listed in the report.
     """
+    if src is None and (only or skip):
+        raise ValueError("only (--only) and skip (--skip) choose tensors of SRC; give SRC, too")
     with open_pack(path, mmap=False) as pack, workers(jobs or default_jobs()) as executor:
         assert isinstance(pack.sections, ContainerReader)
         pack.sections.verify()
@@ -216,8 +220,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    if arguments.src is None and (arguments.only or arguments.skip):
-        raise ValueError("--only and --skip choose tensors of SRC; give SRC, too")
     from hhtld.display.terminal import console, counted, human_nbytes, progress_bar
     from hhtld.pack.opening import open_pack
 

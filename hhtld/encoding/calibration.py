@@ -42,6 +42,7 @@ _LEVEL_STEP, _BITS_STEP = 1 / 64, 1 / 1024  # bits, of levels for an agreement a
 _ONE_SIDED_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 _GAIN_NBYTES, _TWIG_NBYTES = 2, 1  # a row; tables and heads have centroids if these pay, and a row names one
 _CLASS_BITS = 8  # a row
+_SUMMED_ROWS = 1 << 16  # whose shares are numbers of Python at a time
 
 
 def column_scale(energies: NDArray[np.floating], rows_squared: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -112,6 +113,15 @@ class Costs:
         """
         least = max(-_AROUND, (MIN_RATE - rate) * _ROW_UNIT // 16)
         most = min(_AROUND, (MAX_RATE - rate) * _ROW_UNIT // 16)
+        if (least, most) not in self._arounds:  # few rates have other bounds than one bit
+            self._arounds[least, most] = self._around(least, most)
+        return self._arounds[least, most]
+
+    @cached_property
+    def _arounds(self) -> dict[tuple[int, int], NDArray[np.int32] | None]:
+        return {}
+
+    def _around(self, least: int, most: int) -> NDArray[np.int32] | None:
         low, high = int(self.wants.min()) - _AROUND, int(self.wants.max()) + _AROUND
         while low < high:  # the least middle above which rows ask for no more than those below it leave
             middle = (low + high) // 2
@@ -132,8 +142,11 @@ class Costs:
         return self.mean if around is None else self._mean_left(around)
 
     def _mean_left(self, around: NDArray[np.int32]) -> float:
-        bits = zip(self.rows.tolist(), around.tolist(), strict=True)
-        return math.fsum(cost * 4.0 ** (-above / _ROW_UNIT) for cost, above in bits) / max(1, len(around))
+        # Powers by Python and not by numpy, whose last bit may differ between processors.
+        shares = np.array([4.0 ** (-above / _ROW_UNIT) for above in range(-_AROUND, _AROUND + 1)])
+        blocks = range(0, len(around), _SUMMED_ROWS)
+        left = (self.rows[i : i + _SUMMED_ROWS] * shares[around[i : i + _SUMMED_ROWS] + _AROUND] for i in blocks)
+        return math.fsum(itertools.chain.from_iterable(block.tolist() for block in left)) / max(1, len(around))
 
 
 @dataclass(frozen=True)

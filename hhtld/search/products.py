@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld._kernels import _score, _trellis
+from hhtld._kernels import _score
 from hhtld.slots.trellis import gain_values
 
 if TYPE_CHECKING:
@@ -38,12 +38,7 @@ class RowProducts:
         self._rotation = rotation
         gains = gain_values(level.slot_v)
         self._matrices = [
-            (
-                code,
-                np.ascontiguousarray(code.opened(slot_t, rotation.n_cols)),
-                rows,
-                gains if rows is None else gains[rows],
-            )
+            (code, np.ascontiguousarray(slot_t), rows, gains if rows is None else gains[rows])
             for code, slot_t, rows in level.matrices
         ]
         self._column_scale = terms.column_scale
@@ -74,22 +69,31 @@ class RowProducts:
         """
         is_finite = True
         for trellis, slot_t, rows, gains in self._matrices:
-            products = out if rows is None else np.empty((len(inputs), len(rows)), np.float32)
-            is_finite &= _score.trellis_products(
-                slot_t,
-                trellis.levels,
-                trellis.rate,
-                gains,
-                self._rotation.signs,
-                inputs,
-                n_planes,
-                products,
-                column_scale=self._column_scale,
-                crossed=trellis.crossed,
-            )
-            if rows is not None:
-                out[:, rows] = products
+            # Rings are opened block by block: a copy of all codes would stay as long as these products.
+            for part in self._parts(len(slot_t)) if trellis.is_ring else [slice(0, len(slot_t))]:
+                is_all = rows is None and part.stop - part.start == len(slot_t)
+                products = out if is_all else np.empty((len(inputs), part.stop - part.start), np.float32)
+                is_finite &= _score.trellis_products(
+                    trellis.opened(slot_t[part], self._rotation.n_cols),
+                    trellis.levels,
+                    trellis.rate,
+                    gains[part],
+                    self._rotation.signs,
+                    inputs,
+                    n_planes,
+                    products,
+                    column_scale=self._column_scale,
+                    crossed=trellis.crossed,
+                )
+                if not is_all:
+                    out[:, part if rows is None else rows[part]] = products
         return is_finite
+
+    def _parts(self, n_rows: int) -> Iterator[slice]:
+        """Yield blocks of rows."""
+        step = max(1, _BLOCK_NBYTES // max(1, 4 * self._rotation.n_cols))
+        for start in range(0, n_rows, step):
+            yield slice(start, min(start + step, n_rows))
 
     def rotated(self, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """Return inputs (n_inputs, n_cols) for products with `rotated_blocks`, or None if a number is not finite."""
@@ -103,12 +107,10 @@ class RowProducts:
     def rotated_blocks(self) -> Iterator[tuple[slice | NDArray[np.intp], NDArray[np.float32]]]:
         """Yield row numbers and the rows (n, n_cols), rotated and scaled by column; the next block overwrites it."""
         n_cols = self._rotation.n_cols
-        step = max(1, _BLOCK_NBYTES // max(1, 4 * n_cols))
         for trellis, slot_t, rows, gains in self._matrices:
-            buffer = np.empty((min(step, len(slot_t)), n_cols), np.float32)
-            for start in range(0, len(slot_t), step):
-                part = slice(start, min(start + step, len(slot_t)))
-                block = buffer[: part.stop - start]
-                # Not trellis.decode: the codes of rings were opened when the terms were made.
-                _trellis.decode(slot_t[part], trellis.levels, trellis.rate, gains[part], block, crossed=trellis.crossed)
+            buffer = np.empty((0, n_cols), np.float32)
+            for part in self._parts(len(slot_t)):
+                if not len(buffer):
+                    buffer = np.empty((part.stop, n_cols), np.float32)  # the first block is the largest
+                block = trellis.decode(slot_t[part], gains[part], n_cols, buffer[: part.stop - part.start])
                 yield part if rows is None else rows[part], block

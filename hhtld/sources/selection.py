@@ -12,6 +12,8 @@ from hhtld.sources.wrapped import WrappedSource
 
 __all__ = ["select_tensors"]
 
+_OF_WHOLE_MODELS = "onnx.graph"  # the side file that names every tensor: a graph lacks what was left out
+
 _Fact = TypeVar("_Fact")
 
 
@@ -79,3 +81,20 @@ class _SelectedTensors(WrappedSource):
 
     def regimes(self) -> Mapping[str, tuple[str, str]]:
         return self._of_these(self._source.regimes())
+
+    def files(self) -> Mapping[str, int]:
+        return {name: nbytes for name, nbytes in self._source.files().items() if name != _OF_WHOLE_MODELS}
+
+    @property
+    def file_notes(self) -> list[str]:
+        if _OF_WHOLE_MODELS in self._source.files():
+            return ["the graph stays behind, because it names what was left out: the pack cannot become an .onnx again"]
+        return self._source.file_notes
+
+    @property
+    def notes(self) -> list[str]:
+        n_left_out = len(self._source.infos()) - len(self._infos)
+        if not n_left_out:
+            return self._source.notes
+        part = f"{n_left_out:,} of {len(self._source.infos()):,} tensors were left out"
+        return [*self._source.notes, f"{part}: whoever loads this as a model must get them from elsewhere"]

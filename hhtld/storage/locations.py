@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -40,9 +40,9 @@ def locate(src: str | os.PathLike[str] | Url) -> Location:
     HeaderError
         For a hub's cache that has no snapshot of ``main``.
     """
-    if not isinstance(src, str | os.PathLike):
+    if not isinstance(src, str | os.PathLike) and hasattr(src, "pinned"):
         return src
-    text = os.fspath(src)
+    text = os.fspath(cast("str | os.PathLike[str]", src))  # or TypeError
     if text == DEMO:
         return demo_model()
     if is_url(text):
@@ -101,9 +101,9 @@ def output_path(dst: str | os.PathLike[str]) -> Path:
 
 def spelled(src: str | os.PathLike[str] | Url) -> str:
     """Return a source argument as given, for reports; of a URL, without what opens doors."""
-    if not isinstance(src, str | os.PathLike):
+    if not isinstance(src, str | os.PathLike) and hasattr(src, "pinned"):
         return str(src)
-    text = os.fspath(src)
+    text = os.fspath(cast("str | os.PathLike[str]", src))
     if not is_url(text) or text.lower().startswith(_LOCAL):
         return text
     from hhtld.storage.urls import Url

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import hhtld
 from hhtld.commands.main import main
+from hhtld.commands.verify import verify
 from hhtld.formats import open_source
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.selection import select_tensors
@@ -148,3 +149,36 @@ def test_the_command_line_chooses_too(snapshot: Path, tmp_path: Path, capsys: py
     assert "--only and --skip choose tensors of SRC; give SRC, too" in capsys.readouterr().err
     assert main(["convert", str(snapshot), rest, "--skip", "*embed*"]) != 0
     assert "no tensor matches '*embed*'" in capsys.readouterr().err
+
+
+def test_a_part_says_that_it_is_one(snapshot: Path, tmp_path: Path) -> None:
+    for target in ("table.hhtld", "table.safetensors", "table/"):
+        report = hhtld.convert(snapshot, tmp_path / target, only=[TABLE])
+        assert sum("2 of 3 tensors were left out" in note for note in report.notes) == 1
+    whole = hhtld.convert(snapshot, tmp_path / "whole.hhtld", only=["*"], min_ratio=0)
+    assert not any("left out" in note for note in whole.notes)
+
+
+@pytest.mark.parametrize(("target", "to"), [("x.gguf", None), ("x.onnx", None), ("x/", "hf")])
+def test_what_is_loaded_as_a_whole_model_is_not_written_in_part(
+    target: str, to: str | None, snapshot: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="what it writes is loaded as a whole model"):
+        hhtld.convert(snapshot, tmp_path / target, to=to, skip=[TABLE])
+
+
+def test_a_part_leaves_the_graph_of_the_whole_behind() -> None:
+    source = ArraySource(
+        {"a": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)},
+        {},
+        {"onnx.graph": b"x", "config.json": b"{}"},
+    )
+    part = select_tensors(source, ["a"], [])
+    assert set(part.files()) == {"config.json"}
+    assert "the pack cannot become an .onnx again" in part.file_notes[0]
+
+
+def test_what_verify_compares_needs_a_source(snapshot: Path, tmp_path: Path) -> None:
+    hhtld.convert(snapshot, tmp_path / "table.hhtld", only=[TABLE])
+    with pytest.raises(ValueError, match="choose tensors of SRC; give SRC, too"):
+        verify(tmp_path / "table.hhtld", only=[TABLE])

@@ -275,3 +275,14 @@ def test_moments_make_products_lose_less(source: ArraySource) -> None:
 def test_moments_are_checked(source: ArraySource, moments: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(source, Encoding("parity", moments={"lm_head.weight": moments}))
+
+
+def test_bits_of_rows_are_found_once_for_rates_with_the_same_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = Costs(np.exp(np.random.default_rng(2).standard_normal(500)).astype(np.float32), 64)
+    looked: list[tuple[int, int]] = []
+    found = Costs._around
+    monkeypatch.setattr(Costs, "_around", lambda *given: looked.append(given[1:]) or found(*given))
+    for rate in (16, 24, 32, 48, 64, 80, 96):
+        costs.around(rate)
+        costs.around(rate)
+    assert len(looked) == len(set(looked)) == 4

@@ -469,3 +469,10 @@ def test_runs_that_no_file_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="missed has room for 1 of 2 runs"):
         _pread.read_cached(fd, *runs((3, 1, 0), (4, 1, 1)), out, missed[:1])
     os.close(fd)
+
+
+@pytest.mark.parametrize("place", [None, 5, b"x"])
+def test_what_is_no_path_is_a_type_error(place: Any) -> None:
+    for call in (hhtld.open, lambda given: hhtld.convert(given, "x.hhtld")):
+        with pytest.raises((TypeError, hhtld.HhtldError), match=r"expected str|not a path|cannot"):
+            call(place)
