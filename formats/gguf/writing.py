@@ -163,8 +163,8 @@ def _in_order(found: Mapping[str, T], order: Any, what: str) -> dict[str, T]:
         raise HeaderError(f"the order of {what} in the source's GGUF file is not a list of names")
     if len(names) > len(found) and set(found) < set(names):
         raise HeaderError(
-            f"the source holds {len(found):,} of the {len(names):,} {what} of the GGUF file that it came from, and such "
-            f"a file holds a whole model"
+            f"the source holds {len(found):,} of the {len(names):,} {what} of the GGUF file that it came from, and "
+            f"such a file holds a whole model"
         )
     if sorted(names) != sorted(found):
         raise HeaderError(f"the order of {what} in the source's GGUF file does not name each of them once")
