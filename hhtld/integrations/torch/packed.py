@@ -137,8 +137,7 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
 
     def parts(self) -> list[torch.Tensor]:
         """Return the sections as uint8 tensors, the tensor's own first."""
-        buffers: dict[str, Any] = self._buffers
-        return [buffers[kind] for kind in self._kinds]
+        return [getattr(self, kind) for kind in self._kinds]
 
     # ---- what it computes ----
 
