@@ -23,7 +23,7 @@ import hhtld
 pytestmark = pytest.mark.exhaustive
 
 VIEWERS = Path(__file__).parents[1] / "viewers"
-TIMEOUT = 150  # seconds of one program
+TIMEOUT = 400  # seconds of one program: a browser draws slowly where two lanes of work share two cores
 SMALL: dict[str, dict[str, Any]] = {
     "lookup": {"profile": "lookup"},
     "f32": {"profile": "f32"},
