@@ -24,6 +24,7 @@ from ggml import BLOCK, Ggml
 from lookup_grade import processor
 
 import hhtld
+from hhtld.api.targets import level_for_bits
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.evaluation.calibration_file import read_calibration
@@ -115,7 +116,9 @@ def main() -> None:
         for bits in args.bits:
             ours(f"bits:{bits}", hhtld.encode(source, f"bits:{bits}"))
         levels = {f"parity {target:g}": calibration.level_for(target) for target in args.targets}
-        levels |= {f"parity {bits:g} b": calibration.level_for_bits(bits) for bits in args.target_bits}
+        levels |= {
+            f"parity {bits:g} b": level_for_bits(calibration, bits, source, Encoding()) for bits in args.target_bits
+        }
         for label, level in levels.items():
             told = {"column_scales": calibration.column_scales, "moments": calibration.moments}
             ours(label, hhtld.encode(source, "parity", rates=calibration.bits(level), **told))

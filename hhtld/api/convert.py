@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hhtld.api.advice import kept_notes, profile_notes, ratio_advice
-from hhtld.api.counting import count_files, count_pack, count_predicted, count_source
+from hhtld.api.counting import count_files, count_pack, count_predicted, count_source, stored_bits
 from hhtld.api.crew import check_unchanged, crew, open_in_worker
 from hhtld.api.report import ConversionReport, tell_as_stored
 from hhtld.api.run import Run
+from hhtld.api.targets import at_level, level_for_bits
 from hhtld.encoding.calibration import Calibration
 from hhtld.encoding.fingerprint import source_facts
 from hhtld.encoding.options import Encoding
@@ -157,7 +157,7 @@ def convert(
     target_top1 : float, optional
         Share of next tokens that shall stay the same, for profile "parity" with a calibration; 0.9 by default.
     target_bits : float, optional
-        Bits a weight that the encoded tensors may take, all of their sections counted, instead of `target_top1`.
+        Bits a weight that the pack may take, all of the file counted but side files, instead of `target_top1`.
     files : bool
         Whether the model's side files (config, tokenizer, ...; see `hhtld.storage.side_files`) come along into .hhtld
         files and folders. They count on both sides of the ratio.
@@ -375,6 +375,8 @@ def _encode(
         count_pack(report, plan, target)
     report.notes += [*plan.notes, *calibration_notes, *profile_notes(plan, encoding.calibrate is not None)]
     count_files(report, source if run.files else None)
+    if encoding.calibrate is not None and not run.dry_run:
+        report.notes.append(f"the pack takes {stored_bits(report, target):.3f} bits a weight, side files aside")
     return plan
 
 
@@ -417,7 +419,7 @@ def _calibrated(
     """Return the options with the rates, column scales and moments of a calibration, and what to tell of it."""
     calibration, kept_at = calibrated(calibrate, source, str(model), target, jobs=run.jobs, progress=run.progress)
     if encoding.target_bits is not None:
-        level = calibration.level_for_bits(encoding.target_bits)
+        level = level_for_bits(calibration, encoding.target_bits, source, encoding, run.memory_limit)
         wanted = f"{encoding.target_bits:g} bits a weight in all"
     else:
         target_top1 = _TARGET_TOP1 if encoding.target_top1 is None else encoding.target_top1
@@ -426,13 +428,7 @@ def _calibrated(
     notes = [f"rates of {level:g} bits a weight on average were chosen for {wanted}: {calibration.promise(level)}"]
     if kept_at is not None:
         notes.append(f"what the model told is kept in {kept_at}; give it to calibrate (--calibrate) for other targets")
-    measured_options = replace(
-        encoding,
-        column_scales=calibration.column_scales,
-        rates=calibration.bits(level),
-        moments=calibration.moments,
-    )
-    return measured_options, notes
+    return at_level(encoding, calibration, level), notes
 
 
 def _overwrites(target: Path, source: Location) -> str | None:

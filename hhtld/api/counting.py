@@ -10,10 +10,10 @@ from hhtld.encoding.plan import Plan, TensorPlan
 from hhtld.encoding.prediction import predict_pack
 from hhtld.encoding.work import Work
 from hhtld.gates import Unreached
-from hhtld.pack.opening import open_pack
+from hhtld.pack.opening import PACK_NAME, open_pack
 from hhtld.sources.contract import TensorSource
 
-__all__ = ["count_files", "count_pack", "count_predicted", "count_source"]
+__all__ = ["count_files", "count_pack", "count_predicted", "count_source", "stored_bits"]
 
 
 def count_source(report: ConversionReport, source: TensorSource, target: Path) -> None:
@@ -77,6 +77,12 @@ def count_files(report: ConversionReport, source: TensorSource | None) -> None:
     report.source_nbytes += nbytes
     report.bf16_nbytes += nbytes
     report.target_nbytes += nbytes if report.dry_run else 0
+
+
+def stored_bits(report: ConversionReport, target: Path) -> float:
+    """Return the bits a weight of a pack, all of it counted but side files: sixteenths of the model as bfloat16."""
+    nbytes = (target / PACK_NAME).stat().st_size if target.is_dir() else target.stat().st_size - report.files_nbytes
+    return 16 * nbytes / (report.bf16_nbytes - report.files_nbytes)
 
 
 def _add_source(report: ConversionReport, tensor: TensorPlan) -> None:

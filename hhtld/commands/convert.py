@@ -122,8 +122,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--target-bits",
         type=float,
         metavar="B",
-        help="bits a weight that the encoded tensors may take, all that is stored of them counted; with --calibrate, "
-        "instead of --target-top1",
+        help="bits a weight that the pack may take, all of it counted but side files; with --calibrate, instead of "
+        "--target-top1",
     )
     command.add_argument("--seed", type=int, metavar="N", help="seed of the random rotations (default 0)")
     command.add_argument(

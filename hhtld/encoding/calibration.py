@@ -40,7 +40,7 @@ _LEAST_ROW = 1e-6  # of the mean: what a row costs at least
 _LEVEL_STEP, _BITS_STEP = 1 / 64, 1 / 1024  # bits, of levels for an agreement and for a size
 # The 19th of 20 of Student's t, from one degree of freedom on.
 _ONE_SIDED_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
-_GAIN_NBYTES, _TWIG_NBYTES = 2, 1  # a row; tables and heads have centroids if these pay, and a row names one
+_GAIN_NBYTES = 2  # a row
 _CLASS_BITS = 8  # a row
 _SUMMED_ROWS = 1 << 16  # whose shares are numbers of Python at a time
 
@@ -247,14 +247,14 @@ class Calibration:
         return {name: math.log2(max(mean, least)) / 2 for name, mean in means.items()}
 
     def nbytes(self, level: float) -> int:
-        """Return the bytes of the sections that tensors coded at a level take: codes, gains, scales and codebooks."""
+        """Return the bytes of what rates decide: codes, gains, column scales, classes of rows and codebooks."""
         total = sum(2 * len(scale) for scale in self.column_scales.values())
         by_row: dict[PaletteGroupKey, list[NDArray[np.int32]]] = defaultdict(list)
         by_tensor: set[tuple[PaletteGroupKey, int]] = set()
         for name, bits in self.bits(level).items():
             n_rows, n_cols = len(self.costs[name].rows), self.costs[name].n_cols
             key = group_key(name, (n_rows, n_cols))
-            total += (_GAIN_NBYTES + (_TWIG_NBYTES if key.regime == "index" else 0)) * n_rows
+            total += _GAIN_NBYTES * n_rows
             if isinstance(bits, float):
                 rate = round(bits * 16)
                 by_tensor.add((key, rate))
@@ -269,20 +269,9 @@ class Calibration:
             total += sum(int(widths[classes_of_rows(rates, classes)].sum()) + len(rates) for rates in tensors)
         return total + CODEBOOK_NBYTES * n_codebooks
 
-    def level_for_bits(self, bits: float) -> float:
-        """Return the highest level, in 1024ths, at which all sections of the encoded tensors take `bits` a weight.
-
-        Raises
-        ------
-        FormatError
-            If the lowest rates take more.
-        """
-        if not 0 < bits < math.inf:
-            raise ValueError(f"target_bits must be a positive number of bits a weight, got {bits}")
-        budget = bits * sum(cost.n_weights for cost in self.costs.values()) / 8
+    def level_for_nbytes(self, budget: int) -> float:
+        """Return the highest level, in 1024ths, at which what rates decide takes no more bytes; 1 if none does."""
         lowest, highest = round(MIN_RATE / 16 / _BITS_STEP), round(MAX_RATE / 16 / _BITS_STEP)
-        if self.nbytes(lowest * _BITS_STEP) > budget:
-            raise FormatError(f"{bits:g} bits a weight are fewer than the lowest rates take; ask for more")
         while lowest < highest:
             middle = (lowest + highest + 1) // 2
             if self.nbytes(middle * _BITS_STEP) <= budget:

@@ -67,7 +67,7 @@ class Encoding:
     target_top1 : float, optional
         Share of next tokens that shall stay the same, with `calibrate`; 0.9 if neither this nor `target_bits` is given.
     target_bits : float, optional
-        Bits a weight that all sections of the encoded tensors may take, with `calibrate`, instead of `target_top1`.
+        Bits a weight that a pack may take, side files aside, with `calibrate`, instead of `target_top1`.
     """
 
     profile: str | None = None

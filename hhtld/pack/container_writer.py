@@ -6,7 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ from hhtld.sizes import align_up
 from hhtld.storage.atomic import AtomicFile
 from hhtld.storage.crc import Crc32Runs, crc32_combine
 
-__all__ = ["ContainerWriter"]
+__all__ = ["ContainerWriter", "framed_nbytes"]
+
+_LONGEST = SectionRecord("", 10**15 - 1, 10**15 - 1, 2**32 - 1)
 
 
 @dataclass
@@ -108,10 +110,7 @@ class ContainerWriter(SectionSink):
     def finish(self, table: dict[str, Any]) -> None:
         """Write table, trailer and, last, the header that makes the file one."""
         sections = self._records()
-        records = [{"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": r.crc32} for r in sections]
-        text = json.dumps(
-            table | {"sections": records}, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
-        ).encode("ascii")
+        text = _table_text(table, sections)
         if len(text) > MAX_TABLE_NBYTES:
             raise ValueError(f"the table would be {len(text)} bytes long, the limit is {MAX_TABLE_NBYTES}")
         end = self._end
@@ -131,3 +130,19 @@ class ContainerWriter(SectionSink):
             required |= 0 if feature is None else 1 << feature
         header = HEADER.pack(MAGIC, major, MINOR, HEADER.size, required, 0, 0)
         self._file.write_at(0, header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
+
+
+def framed_nbytes(table: dict[str, Any], kinds: Iterable[str]) -> int:
+    """Return the bytes that a file takes at most beside those of its sections, which are of these kinds.
+
+    They are header, table and trailer, and what aligns sections.
+    """
+    records = [replace(_LONGEST, kind=kind) for kind in kinds]
+    n_aligned = len(records) + 2  # the table begins and ends aligned too
+    return HEADER.size + len(_table_text(table, records)) + n_aligned * (ALIGNMENT - 1) + TRAILER.size
+
+
+def _table_text(table: dict[str, Any], sections: Iterable[SectionRecord]) -> bytes:
+    records = [{"kind": r.kind, "offset": r.offset, "nbytes": r.nbytes, "crc32": r.crc32} for r in sections]
+    whole = table | {"sections": records}
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode("ascii")

@@ -1,0 +1,87 @@
+"""How large a pack will be, from what its groups share: the rest follows from shapes, before a row is coded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from hhtld.codecs import KEEP
+from hhtld.encoding.group import GroupFinder, PlannedGroup, WhyKept, planned_groups
+from hhtld.encoding.memory import TaskMemory
+from hhtld.encoding.plan import Plan, TensorPlan
+from hhtld.encoding.work import Work
+from hhtld.gates import N_QUANTILES, CosineSummary
+from hhtld.pack.container_writer import framed_nbytes
+from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
+from hhtld.slots.row_classes import MAX_CLASSES
+from hhtld.sources.contract import TensorSource
+
+__all__ = ["most_nbytes"]
+
+_NUMBER = 10**6 - 1  # of a section or a group: longer than those of any model
+_COSINE = -0.123456  # as long as a recorded one can be
+
+
+def most_nbytes(source: TensorSource, plan: Plan, work: Work | None = None) -> int:
+    """Return the bytes that a pack of a source takes at most, those of its side files not counted.
+
+    Sections are counted as they will be. Of the table, which holds what is measured while rows are coded, the longest
+    text is counted. A group whose rate is found while its rows are coded may take more.
+    """
+    work = Work() if work is None else work
+    finder = GroupFinder(source, plan, work, TaskMemory(source, plan, work))
+    kept, nbytes = set(plan.kept()), 0
+    kinds: list[str] = []
+    groups: list[GroupRecord] = []
+    records = {name: TensorRecord(tensor.info, KEEP.id, {"raw": _NUMBER}) for name, tensor in plan.tensors.items()}
+    for group in planned_groups(plan):
+        code = finder.find(group)
+        if isinstance(code, WhyKept):
+            kept.update(group.names)
+            continue
+        shared = code.sections()
+        encoded_nbytes = code.nbytes(len(group.names))
+        if encoded_nbytes is None:
+            own_nbytes, _ = group.codec.predicted_nbytes(group.key)
+            encoded_nbytes = sum(map(len, shared.values())) + own_nbytes * len(group.names)
+        scale_nbytes = sum(2 * plan.column_scales[name].size for name in group.names if name in plan.column_scales)
+        nbytes += encoded_nbytes + scale_nbytes
+        groups.append(GroupRecord(group.key, dict.fromkeys(shared, _NUMBER), code.numbers))
+        kinds += shared
+        for name in group.names:
+            records[name] = _longest_record(plan.tensors[name], group, list(_own_kinds(plan, group, name, shared)))
+            kinds += records[name].sections
+    for name in kept:
+        nbytes += plan.tensors[name].info.nbytes
+        kinds.append("raw")
+    files = dict.fromkeys(plan.files, _NUMBER)
+    table = PackTable(plan.profile.text, tuple(groups), records, source.metadata, source.description, files)
+    return nbytes + framed_nbytes(table.to_json(), [*kinds, *("file" for _ in files)])
+
+
+def _own_kinds(plan: Plan, group: PlannedGroup, name: str, shared: Collection[str]) -> Iterator[str]:
+    """Yield the kinds of the sections that a tensor has, given those that its group shares."""
+    yield from sorted(group.codec.required)
+    comes_if = {
+        "column_scale": name in plan.column_scales,
+        "row_class": group.profile.by_row,
+        "twigs": "centroids" in shared,
+        "slot_l": "basis" in shared,
+    }
+    for kind in sorted(group.codec.optional):
+        if comes_if.get(kind, group.profile.rate_2 is not None):
+            yield kind
+
+
+def _longest_record(tensor: TensorPlan, group: PlannedGroup, kinds: list[str]) -> TensorRecord:
+    n_rows = tensor.info.n_rows
+    return TensorRecord(
+        tensor.info,
+        group.codec.id,
+        dict.fromkeys(kinds, _NUMBER),
+        group=_NUMBER,
+        slot_l_scale=-1.2345678901234567e-30,
+        gates=CosineSummary(n_rows, (_COSINE,) * N_QUANTILES, n_rows, n_rows, n_rows),
+        source_crc32=2**32 - 1,
+        regime_reason=tensor.regime_reason,
+        class_rows=(n_rows,) * MAX_CLASSES if group.profile.by_row else None,
+    )
