@@ -25,7 +25,7 @@ from hhtld.codecs.lookup import build_group_with_leaf
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.formats import open_source
 from hhtld.identity import PaletteGroupKey
-from hhtld.slots.leaf import SvdBasis
+from hhtld.slots.slot_l import SvdBasis
 from hhtld.sources.rows import ArrayRows
 from hhtld.storage.locations import demo_model
 

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from hhtld._kernels import _isa, _rotate, _score, _trellis
 from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import Trellis, gain_bits, gain_values
+from hhtld.slots.slot_t import Trellis, gain_bits, gain_values
 
 Rows = NDArray[np.float32]
 

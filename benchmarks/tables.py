@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld._kernels import _isa
-from hhtld.storage.reading import open_regular
+from hhtld.storage.file_reading import open_regular
 from hhtld.storage.run_reads import Runs
 
 NAME = "model.per_layer_token_embd.weight"

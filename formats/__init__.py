@@ -12,8 +12,8 @@ from hhtld.formats.base import Format
 from hhtld.matrix import TensorInfo
 from hhtld.registry import Plugin, Registry
 from hhtld.sources.contract import TensorSource
+from hhtld.storage.file_reading import Location, open_location
 from hhtld.storage.locations import locate, missing, models_inside
-from hhtld.storage.reading import Location, open_location
 from hhtld.storage.signatures import lookalike
 from hhtld.storage.urls import Url
 

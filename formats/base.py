@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.plan import Plan
-from hhtld.encoding.quality import GateReport
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.sources.contract import TensorSource
-from hhtld.storage.reading import Location
+from hhtld.storage.file_reading import Location
 from hhtld.storage.urls import Url
 
 __all__ = [

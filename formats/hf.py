@@ -26,9 +26,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.plan import Plan
-from hhtld.encoding.quality import GateReport
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.errors import HeaderError, shown
 from hhtld.formats.base import Format
 from hhtld.formats.folder import write_side_files
@@ -40,8 +40,8 @@ from hhtld.pack.source import PackSource
 from hhtld.sources.contract import ArraySource, TensorSource
 from hhtld.sources.model_config import CONFIG, config_bytes, config_object
 from hhtld.storage.atomic_folder import new_folder, write_bytes
+from hhtld.storage.file_reading import Location
 from hhtld.storage.links import followed
-from hhtld.storage.reading import Location
 from hhtld.storage.side_files import read_side_file, side_files
 from hhtld.storage.urls import Url
 

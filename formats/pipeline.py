@@ -30,8 +30,8 @@ from hhtld.formats.safetensors import STEMS, SUFFIX, SafetensorsFormat
 from hhtld.matrix import TensorInfo
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.file_names import checked_file_name
+from hhtld.storage.file_reading import Location, open_location
 from hhtld.storage.links import followed, leads_out
-from hhtld.storage.reading import Location, open_location
 from hhtld.storage.side_files import SideFiles, read_side_file, side_files
 from hhtld.storage.urls import Url
 

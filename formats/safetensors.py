@@ -61,9 +61,9 @@ from hhtld.sources.model_config import CONFIG
 from hhtld.sources.rows import row_ranges
 from hhtld.storage.atomic import AtomicFile, replacing
 from hhtld.storage.file_names import check_together, is_device
+from hhtld.storage.file_reading import Location, PositionalFile, open_location
 from hhtld.storage.links import followed
 from hhtld.storage.locations import locate
-from hhtld.storage.reading import Location, PositionalFile, open_location
 from hhtld.storage.side_files import read_side_file, side_files
 from hhtld.storage.signatures import lookalike
 from hhtld.storage.strict_json import json_object

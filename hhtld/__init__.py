@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from hhtld.api.conversion_report import ConversionReport as ConversionReport
     from hhtld.api.convert import convert as convert
     from hhtld.api.files import load_file as load_file
     from hhtld.api.files import save as save
     from hhtld.api.files import save_file as save_file
-    from hhtld.api.report import ConversionReport as ConversionReport
     from hhtld.codecs.lookup import HhtlDTensor as HhtlDTensor
     from hhtld.codecs.lookup import SharedPaletteGroup as SharedPaletteGroup
     from hhtld.codecs.lookup import build_group_with_fisher_z as build_group_with_fisher_z
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
     from hhtld.identity import should_use_leaf as should_use_leaf
     from hhtld.pack.opening import open_pack
     from hhtld.pack.pack import HhtldPack as HhtldPack
-    from hhtld.slots.address import HeelBasin as HeelBasin
-    from hhtld.slots.address import HhtlDEntry as HhtlDEntry
     from hhtld.slots.base17 import Base17 as Base17
     from hhtld.slots.fisher_z import FisherZTable as FisherZTable
-    from hhtld.slots.leaf import SvdBasis as SvdBasis
     from hhtld.slots.palette import MAX_PALETTE_K as MAX_PALETTE_K
     from hhtld.slots.palette import HhtlCache as HhtlCache
     from hhtld.slots.palette import RouteAction as RouteAction
     from hhtld.slots.palette import build_hip_families as build_hip_families
+    from hhtld.slots.slot_d_v import HeelBasin as HeelBasin
+    from hhtld.slots.slot_d_v import HhtlDEntry as HhtlDEntry
+    from hhtld.slots.slot_l import SvdBasis as SvdBasis
     from hhtld.sources.contract import TensorSource as TensorSource
 
     open = open_pack
@@ -65,13 +65,13 @@ _HOMES = {
     "BudgetError": "errors",
     "ChecksumError": "errors",
     "ClosedError": "errors",
-    "ConversionReport": "api.report",
+    "ConversionReport": "api.conversion_report",
     "FisherZTable": "slots.fisher_z",
     "FormatError": "errors",
     "GateError": "errors",
-    "HeelBasin": "slots.address",
+    "HeelBasin": "slots.slot_d_v",
     "HhtlCache": "slots.palette",
-    "HhtlDEntry": "slots.address",
+    "HhtlDEntry": "slots.slot_d_v",
     "HhtlDTensor": "codecs.lookup",
     "HhtlF32Tensor": "codecs.palette",
     "HhtlTTensor": "codecs.trellis_tensor",
@@ -86,7 +86,7 @@ _HOMES = {
     "RangeError": "errors",
     "RouteAction": "slots.palette",
     "SharedPaletteGroup": "codecs.lookup",
-    "SvdBasis": "slots.leaf",
+    "SvdBasis": "slots.slot_l",
     "TensorSource": "sources.contract",
     "UnknownFormatError": "errors",
     "build_group_with_fisher_z": "codecs.lookup",

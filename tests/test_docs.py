@@ -254,7 +254,7 @@ def test_the_tests_that_the_landing_script_names_exist() -> None:
 
 
 def test_sizes_of_rows_are_those_of_the_kernel() -> None:
-    from hhtld.slots.trellis import Trellis, is_ring
+    from hhtld.slots.slot_t import Trellis, is_ring
 
     text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
     lines = re.findall(
@@ -269,7 +269,7 @@ def test_sizes_of_rows_are_those_of_the_kernel() -> None:
 
 
 def test_sizes_of_n_gram_rows_are_those_of_the_kernel() -> None:
-    from hhtld.slots.trellis import Trellis, is_ring
+    from hhtld.slots.slot_t import Trellis, is_ring
 
     text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\|" + r" ([\d.]+) \|" * 6 + r" ([\d.]+) GB \|$", text, re.MULTILINE)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from hhtld.commands.exits import MEANINGS
+from hhtld.commands.exit_codes import MEANINGS
 from hhtld.commands.main import parser
 
 INTRODUCTION = """\

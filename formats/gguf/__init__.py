@@ -10,7 +10,7 @@ from hhtld.formats.gguf.reading import MAGIC, GgufFile
 from hhtld.formats.gguf.writing import SOURCE, planned_layout, write_gguf
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
-from hhtld.storage.reading import Location
+from hhtld.storage.file_reading import Location
 
 __all__ = ["GgufFile", "GgufFormat"]
 

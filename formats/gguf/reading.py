@@ -56,7 +56,7 @@ from hhtld.formats.gguf.kinds import Kind, dequantised, kind_numbered, package
 from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.sources.contract import TensorSource, requested_tensor
-from hhtld.storage.reading import PositionalFile, open_regular
+from hhtld.storage.file_reading import PositionalFile, open_regular
 from hhtld.storage.signatures import lookalike
 
 __all__ = ["MAGIC", "GgufFile"]

@@ -8,7 +8,7 @@ from typing import Any
 from hhtld.errors import BadMagicError
 from hhtld.formats.base import Format
 from hhtld.sources.contract import TensorSource
-from hhtld.storage.reading import Location
+from hhtld.storage.file_reading import Location
 
 __all__ = ["Hdf5Format"]
 

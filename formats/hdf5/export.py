@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld.codecs import codec_ids
-from hhtld.encoding.measure import compared_rows
-from hhtld.encoding.quality import GateReport, RegimeCosines
+from hhtld.encoding.gate_measurement import compared_rows
+from hhtld.encoding.gate_report import GateReport, RegimeCosines
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, note, plot, put, storable, text
 from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
 from hhtld.formats.hdf5.shared import group_name, write_group
 from hhtld.formats.hdf5.tensors import TensorWriter
 from hhtld.gates import THRESHOLDS, CosineSummary
 from hhtld.pack.container import ContainerReader
-from hhtld.pack.origin import differences_of_tensors
+from hhtld.pack.made_from import differences_of_tensors
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
 from hhtld.progress import Progress, silent

@@ -10,9 +10,9 @@ import numpy as np
 from hhtld.identity import CODEBOOK_BITS
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
-from hhtld.slots.leaf import SLOT_L_LANES
 from hhtld.slots.palette import MAX_PALETTE_K
-from hhtld.sources.names import matching
+from hhtld.slots.slot_l import SLOT_L_LANES
+from hhtld.sources.name_patterns import matching
 
 __all__ = ["DEFAULT_MAX_NBYTES", "IMAGE_ASPECT", "IMAGE_ROWS", "MAX_POINTS", "MOST_DRAWN", "Selection", "select"]
 

@@ -8,13 +8,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.view import TensorView
+from hhtld.codecs.tensor_view import TensorView
 from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, plot, put, text
 from hhtld.pack.pack import HhtldPack
-from hhtld.slots.address import residual
 from hhtld.slots.fisher_z import FisherZTable
-from hhtld.slots.leaf import SvdBasis
 from hhtld.slots.palette import HhtlCache, RouteAction, build_hip_families
+from hhtld.slots.slot_d_v import residual
+from hhtld.slots.slot_l import SvdBasis
 from hhtld.sources.rows import row_ranges
 
 __all__ = ["column_axis", "entry_axis", "group_name", "write_group"]

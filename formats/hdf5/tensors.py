@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.view import TensorView
+from hhtld.codecs.tensor_view import TensorView
 from hhtld.cosines import is_live
 from hhtld.dtypes import bf16_values, widen
 from hhtld.formats.hdf5.nexus import Field, empty, group, index_axis, plot, put
@@ -18,9 +18,9 @@ from hhtld.formats.hdf5.shared import column_axis, entry_axis
 from hhtld.gates import CosineSummary
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.table import TensorRecord
-from hhtld.slots.address import HeelBasin, heel_basin, hip_family, polarity, residual, twig
-from hhtld.slots.leaf import SLOT_L_LANES
-from hhtld.slots.trellis import gain_values
+from hhtld.slots.slot_d_v import HeelBasin, heel_basin, hip_family, polarity, residual, twig
+from hhtld.slots.slot_l import SLOT_L_LANES
+from hhtld.slots.slot_t import gain_values
 from hhtld.sources.contract import TensorSource
 
 __all__ = ["TensorWriter"]

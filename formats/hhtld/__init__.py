@@ -9,10 +9,10 @@ from pathlib import Path
 from hhtld.codecs.section_kinds import SECTION_KINDS
 from hhtld.encoding.encoder import encode_source
 from hhtld.encoding.fingerprint import JOURNAL_VERSION, plan_facts
+from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.memory import check_memory
 from hhtld.encoding.plan import Plan
-from hhtld.encoding.quality import GateReport
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.errors import FormatError, OutputError
 from hhtld.formats.base import Format
 from hhtld.pack.container import MAGIC, UNFINISHED, ContainerReader
@@ -22,8 +22,8 @@ from hhtld.pack.pack import HhtldPack
 from hhtld.pack.source import PackSource
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.atomic import replacing
+from hhtld.storage.file_reading import Location
 from hhtld.storage.journal import resumable
-from hhtld.storage.reading import Location
 from hhtld.storage.urls import Url
 
 __all__ = ["HhtldFormat", "save_pack", "write_pack"]

@@ -66,8 +66,8 @@ from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import checked_shape, tensor_nbytes
 from hhtld.sources.contract import ADDS, TensorSource, requested_tensor
 from hhtld.sources.quantized import packed_tensors
+from hhtld.storage.file_reading import PositionalFile, open_regular
 from hhtld.storage.links import leads_out
-from hhtld.storage.reading import PositionalFile, open_regular
 from hhtld.storage.side_files import SIDE_FILE_LIMIT
 from hhtld.storage.signatures import lookalike
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hhtld.api.report import ConversionReport
+from hhtld.api.conversion_report import ConversionReport
 from hhtld.encoding.plan import Plan
 from hhtld.errors import shown
 from hhtld.matrix import TensorInfo

@@ -16,17 +16,17 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hhtld.api.advice import kept_notes, profile_notes, ratio_advice
+from hhtld.api.conversion_report import ConversionReport, tell_as_stored
 from hhtld.api.counting import count_files, count_pack, count_predicted, count_source, stored_bits
-from hhtld.api.crew import check_unchanged, crew, open_in_worker
-from hhtld.api.report import ConversionReport, tell_as_stored
-from hhtld.api.run import Run
+from hhtld.api.executors import check_unchanged, crew, open_in_worker
+from hhtld.api.run_options import Run
 from hhtld.api.targets import at_level, level_for_bits
-from hhtld.encoding.calibration import Calibration
+from hhtld.encoding.calibrated_rates import Calibration
 from hhtld.encoding.fingerprint import source_facts
+from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import Plan, check_quantized, make_plan
-from hhtld.encoding.quality import GateReport
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.errors import GateError, QuantizedError
 from hhtld.evaluation.calibration_file import calibrated
 from hhtld.formats import format_for_output, open_source
@@ -35,12 +35,12 @@ from hhtld.gates import Threshold
 from hhtld.pack.source import PackSource
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
+from hhtld.sources.crew import Crew, default_jobs, workers
 from hhtld.sources.remote import RemoteSource
-from hhtld.sources.schedule import Crew, default_jobs, workers
 from hhtld.sources.selection import select_tensors
+from hhtld.storage.file_reading import Location
 from hhtld.storage.journal import journal_path, partial_path
 from hhtld.storage.locations import locate, output_path, spelled
-from hhtld.storage.reading import Location
 
 __all__ = ["convert"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hhtld.api.report import ConversionReport, TensorOutcome, as_bf16_nbytes, tied_too
+from hhtld.api.conversion_report import ConversionReport, TensorOutcome, as_bf16_nbytes, tied_too
 from hhtld.codecs import KEEP
+from hhtld.encoding.dry_run import predict_pack
 from hhtld.encoding.plan import Plan, TensorPlan
-from hhtld.encoding.prediction import predict_pack
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.gates import Unreached
 from hhtld.pack.opening import PACK_NAME, open_pack
 from hhtld.sources.contract import TensorSource

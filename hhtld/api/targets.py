@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from hhtld.api.report import as_bf16_nbytes
-from hhtld.encoding.calibration import Calibration
+from hhtld.api.conversion_report import as_bf16_nbytes
+from hhtld.encoding.calibrated_rates import Calibration
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.pack_size import most_nbytes
 from hhtld.encoding.plan import make_plan
-from hhtld.encoding.work import DEFAULT_MEMORY, Work
+from hhtld.encoding.resources import DEFAULT_MEMORY, Work
 from hhtld.errors import FormatError
-from hhtld.slots.trellis import MIN_RATE
+from hhtld.slots.slot_t import MIN_RATE
 from hhtld.sources.contract import TensorSource
 
 __all__ = ["at_level", "level_for_bits"]

@@ -26,13 +26,13 @@ from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey
 from hhtld.sizes import BLOCK_NBYTES
 
 if TYPE_CHECKING:
-    from hhtld.codecs.view import TensorView
+    from hhtld.codecs.tensor_view import TensorView
     from hhtld.dtypes import DType
-    from hhtld.slots.leaf import SvdBasis
     from hhtld.slots.moments import Moments
     from hhtld.slots.palette import HhtlCache
     from hhtld.slots.rotation import Rotation
-    from hhtld.slots.trellis import Trellis
+    from hhtld.slots.slot_l import SvdBasis
+    from hhtld.slots.slot_t import Trellis
     from hhtld.sources.rows import Rows
 
 __all__ = [
@@ -80,7 +80,7 @@ class ReadPart(Protocol):
 
 
 class ByClass:
-    """A section of codes that lie by class, as a coder lays it out; see `hhtld.slots.row_classes`.
+    """A section of codes that lie by class, as a coder lays it out; see `hhtld.slots.class_layout`.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ class EncodedTensor(ABC):
 
     def view(self) -> TensorView:
         """Return the slots taken apart, for people to look at."""
-        from hhtld.codecs.view import TensorView
+        from hhtld.codecs.tensor_view import TensorView
 
         return TensorView.of_parts(self.parts())
 

@@ -5,7 +5,7 @@ reconstruct them.
 
 Layout
 ------
-Of a tensor: entries (`hhtld.slots.address`), Slot L. Of a group: palette, Fisher z table, basis. All of what a group
+Of a tensor: entries (`hhtld.slots.slot_d_v`), Slot L. Of a group: palette, Fisher z table, basis. All of what a group
 shares is built from its first tensor: the palette and the Fisher z representatives from all rows, the basis from the
 first 4096.
 
@@ -62,7 +62,7 @@ from hhtld.identity import (
 )
 
 if TYPE_CHECKING:
-    from hhtld.codecs.view import TensorView
+    from hhtld.codecs.tensor_view import TensorView
     from hhtld.sources.rows import Rows
 
 __all__ = [
@@ -169,7 +169,7 @@ class LeafTensor(EncodedTensor):
         return out
 
     def _leaf_view(self, parts: Mapping[str, NDArray[Any]], **slots: Any) -> TensorView:
-        from hhtld.codecs.view import TensorView
+        from hhtld.codecs.tensor_view import TensorView
 
         leaf: dict[str, Any] = {}
         if self.slot_l is not None and self.svd_basis is not None:

@@ -57,7 +57,7 @@ from hhtld.errors import RangeError
 from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey, is_encodable, should_use_leaf
 
 if TYPE_CHECKING:
-    from hhtld.codecs.view import TensorView
+    from hhtld.codecs.tensor_view import TensorView
     from hhtld.slots.moments import Moments
     from hhtld.sources.rows import Rows
 

@@ -2,7 +2,7 @@
 
 ``w = centroid[twig] + L.B + (gain * R^T level)``, divided by the column scale if there is one. Every part
 but gain and codes is optional and decided for the group by the energy that it was measured to take out
-(`hhtld.codecs.trellis_rate`).
+(`hhtld.codecs.rate_control`).
 
 Layout
 ------
@@ -11,7 +11,7 @@ row into the group's centroids; slot_l, 8 int8 a row on the group's basis; colum
 slot_t_2, a second level, which codes what the first leaves of the rotated row: a reader may stop before it. Of a
 group: codebooks, centroids (k * n_cols bfloat16), basis, and in its record rates and the rotation's seed.
 If rows have rates of their own, row_class, u8 a row, is their class; codes then lie by class, each class at its own
-width (`hhtld.slots.row_classes`), and the group holds a codebook for every class.
+width (`hhtld.slots.class_layout`), and the group holds a codebook for every class.
 
 Rounding
 --------
@@ -203,12 +203,12 @@ class TrellisCodec(Codec):
         return 8800 * slots.search_cols(n_cols) + (128 << CODEBOOK_BITS) + n_cols
 
     def finding_nbytes(self, key: PaletteGroupKey, n_tensors: int) -> int:
-        from hhtld.codecs.trellis_rate import decide_nbytes  # which decoding does not need
+        from hhtld.codecs.rate_control import decide_nbytes  # which decoding does not need
 
         return decide_nbytes(key.shape[0] * n_tensors, key.shape[1])
 
     def estimate(self, request: GroupRequest, n_weights: int) -> GroupEstimate | None:
-        from hhtld.codecs.trellis_rate import estimate_group
+        from hhtld.codecs.rate_control import estimate_group
 
         return estimate_group(request, n_weights)
 
@@ -291,7 +291,7 @@ def _row_nbytes(n_cols: int, rate: int, n_bits: int, is_ring: bool = False) -> i
 
 def _decided(request: GroupRequest) -> TrellisGroup | None:
     """Return a group's code at the predicted rate, or None if no rate passes on its sample."""
-    from hhtld.codecs.trellis_rate import closes_rows, decide_group
+    from hhtld.codecs.rate_control import closes_rows, decide_group
 
     profile, classes = request.profile, []
     rate = profile.rate

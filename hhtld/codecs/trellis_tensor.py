@@ -32,7 +32,7 @@ from hhtld.identity import (
 )
 
 if TYPE_CHECKING:
-    from hhtld.codecs.view import TensorView
+    from hhtld.codecs.tensor_view import TensorView
     from hhtld.sources.rows import Rows
 
 __all__ = ["HhtlTTensor", "ScaledRows", "TrellisShared", "leaf_peak", "scaled_rows"]
@@ -393,7 +393,7 @@ class HhtlTTensor(EncodedTensor):
         return {kind: array for kind, array in named.items() if array is not None}
 
     def view(self) -> TensorView:
-        from hhtld.codecs.view import TensorView
+        from hhtld.codecs.tensor_view import TensorView
 
         shared, parts = self.shared, self.parts()
         parts["codebook"] = shared.codebook()

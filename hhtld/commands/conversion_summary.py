@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from hhtld.api.report import ConversionReport, TensorOutcome
-from hhtld.commands.wording import as_options
+from hhtld.api.conversion_report import ConversionReport, TensorOutcome
+from hhtld.commands.option_names import as_options
 from hhtld.display.gate_table import gate_table
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import (

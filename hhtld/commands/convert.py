@@ -16,7 +16,7 @@ from hhtld.commands.arguments import (
     rule,
     size,
 )
-from hhtld.commands.exits import DONE, FAILED
+from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.display.streams import emit
 from hhtld.errors import GateError
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hhtld.commands.arguments import add_all, add_jobs, add_json, every
-from hhtld.commands.exits import DONE, FAILED
+from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.cosines import judged_cosines, summarize
 from hhtld.display.streams import emit
 from hhtld.display.tables import alike, tensor_table
@@ -29,8 +29,8 @@ from hhtld.matrix import TensorInfo
 from hhtld.pack.source import PackSource
 from hhtld.progress import Progress
 from hhtld.sources.contract import TensorSource
+from hhtld.sources.crew import default_jobs, workers
 from hhtld.sources.rows import row_ranges
-from hhtld.sources.schedule import default_jobs, workers
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "DiffReport", "TensorDiff", "add_arguments", "diff", "print_diff", "run"]
 

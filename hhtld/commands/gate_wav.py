@@ -6,7 +6,7 @@ import argparse
 import json
 
 from hhtld.commands.arguments import add_json
-from hhtld.commands.exits import DONE, FAILED
+from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.display.streams import emit
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]

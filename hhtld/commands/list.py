@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from hhtld.commands.arguments import add_json
-from hhtld.commands.exits import DONE
+from hhtld.commands.exit_codes import DONE
 from hhtld.display.streams import emit
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]

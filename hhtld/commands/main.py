@@ -17,8 +17,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from hhtld.commands.exits import DONE, INTERRUPTED, TERMINATED, USAGE, exit_code, tell
-from hhtld.commands.wording import as_options
+from hhtld.commands.exit_codes import DONE, INTERRUPTED, TERMINATED, USAGE, exit_code, tell
+from hhtld.commands.option_names import as_options
 from hhtld.display.streams import emit, open_closed_streams
 
 __all__ = ["COMMANDS", "Command", "main", "parser"]

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hhtld.api.advice import GATES_NOTE
-from hhtld.api.report import ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored, tied_too
+from hhtld.api.conversion_report import ConversionReport, TensorOutcome, as_bf16_nbytes, tell_as_stored, tied_too
 from hhtld.codecs import codecs
 from hhtld.commands.arguments import add_jobs, add_json
-from hhtld.commands.exits import DONE, FAILED
+from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.commands.verify import verify
 from hhtld.display.page import Cell, SortedTable, write_page
 from hhtld.display.plots import ACCENT, INK, MARK, OTHER, Drawing, plots
 from hhtld.display.streams import emit
 from hhtld.display.terminal import EXPLAINED, human_nbytes, reached
-from hhtld.encoding.quality import RegimeCosines
+from hhtld.encoding.gate_report import RegimeCosines
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
 from hhtld.pack.container import ContainerReader

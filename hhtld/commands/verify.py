@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 
 from hhtld.commands.arguments import add_jobs, add_json, add_selection
-from hhtld.commands.exits import DONE, FAILED
+from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.cosines import is_live, summarize
 from hhtld.display.gate_table import gate_table
 from hhtld.display.streams import emit
-from hhtld.encoding.measure import compared_rows, measure
+from hhtld.encoding.gate_measurement import compared_rows, measure
+from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.plan import thresholds_of
-from hhtld.encoding.quality import GateReport
 from hhtld.formats import open_source
 from hhtld.gates import CosineSummary
 from hhtld.pack.container import ContainerReader
+from hhtld.pack.made_from import differences_of_tensors
 from hhtld.pack.opening import open_pack
-from hhtld.pack.origin import differences_of_tensors
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import SourceRows, TensorSource
+from hhtld.sources.crew import default_jobs, workers
 from hhtld.sources.rows import row_ranges
-from hhtld.sources.schedule import default_jobs, workers
 from hhtld.sources.selection import select_tensors
 from hhtld.storage.locations import spelled
 
@@ -193,7 +193,7 @@ def _equal_in_source(source: TensorSource, one: str, other: str) -> bool:
 
 
 def _bf16_nbytes(pack: HhtldPack) -> int:
-    from hhtld.api.report import as_bf16_nbytes
+    from hhtld.api.conversion_report import as_bf16_nbytes
 
     return sum(as_bf16_nbytes(record.info) for record in pack.table.tensors.values() if record.alias_of is None)
 

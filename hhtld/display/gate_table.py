@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hhtld.display.tables import Table
 from hhtld.display.terminal import EXPLAINED, reached, safe
-from hhtld.encoding.quality import GateReport
+from hhtld.encoding.gate_report import GateReport
 from hhtld.gates import Threshold
 
 __all__ = ["gate_table"]

@@ -20,14 +20,14 @@ from numpy.typing import ArrayLike
 
 from hhtld.codecs import KEEP
 from hhtld.codecs.base import GroupCode
-from hhtld.encoding.attempt import Attempt, ReservedTensor, begin, resume
-from hhtld.encoding.coding import RowCoder
-from hhtld.encoding.group import GroupFinder, PlannedGroup, WhyKept, judged_threshold, planned_groups
+from hhtld.encoding.gate_report import GateReport
+from hhtld.encoding.group_attempt import Attempt, ReservedTensor, begin, resume
+from hhtld.encoding.groups import GroupFinder, PlannedGroup, WhyKept, judged_threshold, planned_groups
 from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.options import DEFAULT_PROFILE, Encoding
 from hhtld.encoding.plan import Plan, make_plan
-from hhtld.encoding.quality import GateReport
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
+from hhtld.encoding.row_dispatch import RowCoder
 from hhtld.errors import RangeError
 from hhtld.gates import Unreached
 from hhtld.pack.pack import HhtldPack
@@ -35,8 +35,8 @@ from hhtld.pack.sections import MemorySections, SectionSink, as_bytes
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
 from hhtld.slots.moments import Moments
 from hhtld.sources.contract import ArraySource, TensorSource
+from hhtld.sources.crew import Crew
 from hhtld.sources.rows import row_ranges
-from hhtld.sources.schedule import Crew
 
 __all__ = ["encode", "encode_source"]
 

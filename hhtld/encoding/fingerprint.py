@@ -17,7 +17,7 @@ from hhtld.pack.sections import as_bytes
 from hhtld.pack.source import PackSource
 from hhtld.slots.moments import Moments
 from hhtld.sources.contract import TensorSource
-from hhtld.storage.reading import Location
+from hhtld.storage.file_reading import Location
 
 __all__ = ["JOURNAL_VERSION", "content_digest", "plan_facts", "source_facts", "weights_digest"]
 

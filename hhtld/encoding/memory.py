@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from hhtld.codecs.base import Profile
 from hhtld.encoding.plan import Plan
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.errors import BudgetError, shown
 from hhtld.identity import PaletteGroupKey
 from hhtld.matrix import TensorInfo
 from hhtld.slots.feedback import feedback_nbytes
 from hhtld.sources.contract import TensorSource
-from hhtld.sources.schedule import Crew
+from hhtld.sources.crew import Crew
 
 __all__ = ["TaskMemory", "check_memory", "expected_nbytes"]
 

@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 from numpy.typing import ArrayLike
 
 from hhtld.codecs import parse_profile
-from hhtld.encoding.calibration import Calibration
+from hhtld.encoding.calibrated_rates import Calibration
 from hhtld.gates import Threshold, checked_thresholds
 from hhtld.slots.moments import Moments
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from hhtld.codecs import KEEP
-from hhtld.encoding.group import GroupFinder, PlannedGroup, WhyKept, planned_groups
+from hhtld.encoding.groups import GroupFinder, PlannedGroup, WhyKept, planned_groups
 from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.plan import Plan, TensorPlan
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.gates import N_QUANTILES, CosineSummary
 from hhtld.pack.container_writer import framed_nbytes
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
-from hhtld.slots.row_classes import MAX_CLASSES
+from hhtld.slots.class_layout import MAX_CLASSES
 from hhtld.sources.contract import TensorSource
 
 __all__ = ["most_nbytes"]

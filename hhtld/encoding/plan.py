@@ -26,7 +26,7 @@ from hhtld.slots.moments import Moments
 from hhtld.slots.row_rates import mean_rate, row_rates
 from hhtld.sources.contract import ADDS, SourceRows, TensorSource
 from hhtld.sources.integers import holds_integers
-from hhtld.sources.names import some_of
+from hhtld.sources.name_patterns import some_of
 from hhtld.sources.quantized import quantized_tensors, refusal
 from hhtld.sources.regimes import RegimeChoice, choose_regimes
 from hhtld.sources.rows import row_ranges

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.cosines import row_cosines
-from hhtld.encoding.calibration import FEW_POSITIONS, Calibration, Costs, Measurement, column_scale
+from hhtld.encoding.calibrated_rates import FEW_POSITIONS, Calibration, Costs, Measurement, column_scale
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
@@ -39,7 +39,7 @@ from hhtld.formats import open_source
 from hhtld.progress import Progress, silent
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
 from hhtld.slots.moments import Moments
-from hhtld.slots.trellis import MAX_RATE
+from hhtld.slots.slot_t import MAX_RATE
 from hhtld.sources.contract import TensorSource
 from hhtld.storage.locations import local_source
 

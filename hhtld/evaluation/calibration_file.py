@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.encoding.calibration import Calibration, Costs, Measurement
+from hhtld.encoding.calibrated_rates import Calibration, Costs, Measurement
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.errors import FormatError, HeaderError, shown
 from hhtld.formats.safetensors import SafetensorsFile, SafetensorsFormat

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from hhtld.errors import HhtldError, MissingExtraError
+from hhtld.sources.crew import Crew
 from hhtld.sources.remote import Carried, call
-from hhtld.sources.schedule import Crew
 
 try:
     import dask

@@ -5,12 +5,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hhtld.pack import row_parts as row_parts
+    from hhtld.pack import row_bytes as row_bytes
     from hhtld.pack import row_request as row_request
 
 
 def __getattr__(name: str) -> ModuleType:
     """Load what reading rows takes, and opening a pack does not, when it is first named."""
-    if name not in ("row_parts", "row_request"):
+    if name not in ("row_bytes", "row_request"):
         raise AttributeError(f"module 'hhtld.pack' has no attribute {name!r}")
     return importlib.import_module(f"hhtld.pack.{name}")

@@ -32,7 +32,7 @@ from hhtld.errors import (
 )
 from hhtld.sizes import align_up
 from hhtld.storage.descriptors import advise_random
-from hhtld.storage.reading import DirectFile, FileIdentity, Location, PositionalFile, RegularFile, open_location
+from hhtld.storage.file_reading import DirectFile, FileIdentity, Location, PositionalFile, RegularFile, open_location
 
 if TYPE_CHECKING:
     from hhtld.pack.row_cache import RowCache

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from hhtld.errors import FormatError, HeaderError
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack
-from hhtld.pack.schema import read_table
+from hhtld.pack.table_checks import read_table
+from hhtld.storage.file_reading import Location, open_location
 from hhtld.storage.locations import locate
-from hhtld.storage.reading import Location, open_location
 
 if TYPE_CHECKING:
     from hhtld.storage.urls import Url

@@ -20,14 +20,14 @@ from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.sizes import BLOCK_NBYTES
 
 if TYPE_CHECKING:
-    from hhtld.pack.ahead import Ahead, Ready
+    from hhtld.pack.prefetch import Ahead, Ready
     from hhtld.pack.row_cache import CacheInfo, RowCache
     from hhtld.pack.row_request import RowRequest
     from hhtld.pack.sections import SectionReader
     from hhtld.pack.slices import PackSlice
     from hhtld.search.scorer import Scorer
-    from hhtld.slots.row_classes import RowPlaces
-    from hhtld.storage.threads import Threads
+    from hhtld.slots.class_layout import RowPlaces
+    from hhtld.storage.thread_pool import Threads
 
 __all__ = [
     "HhtldPack",
@@ -118,7 +118,7 @@ class HhtldPack:
         return f"<HhtldPack {self._place}{count}, profile {self.table.profile}{', closed' if self.closed else ''}>"
 
     def _repr_html_(self) -> str:
-        from hhtld.pack.html_card import card
+        from hhtld.pack.notebook import card
 
         rows = (
             (name, record.info.dtype.name, list(record.info.shape), record.codec, f"{self.nbytes(name):,}")
@@ -262,7 +262,7 @@ class HhtldPack:
         if isinstance(wanted, slice):
             wanted = _numbers(wanted, record)
         if self._ahead is None:
-            from hhtld.pack.ahead import Ahead  # which a pack that is only read as it comes does not need
+            from hhtld.pack.prefetch import Ahead  # which a pack that is only read as it comes does not need
 
             self._ahead = Ahead()
         if len(wanted):
@@ -299,7 +299,7 @@ class HhtldPack:
         levels : {2, 1}
             1 leaves the second level of Slot T out.
         """
-        from hhtld.search.rows import PlainRows  # reading rows needs no search
+        from hhtld.search.estimates import PlainRows  # reading rows needs no search
         from hhtld.search.scorer import Scorer
 
         record = self.table.resolved(name)
@@ -333,8 +333,8 @@ class HhtldPack:
     @cached_property
     def _threads(self) -> Threads:
         """The threads that decode thousands of rows."""
-        n_processors = storage.threads.n_processors()
-        return storage.threads.Threads(min(self._n_threads or n_processors, n_processors))
+        n_processors = storage.thread_pool.n_processors()
+        return storage.thread_pool.Threads(min(self._n_threads or n_processors, n_processors))
 
     def _afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:
         if record.group is None:
@@ -448,7 +448,7 @@ class HhtldPack:
         self.sections.check_unchanged()
         code = self._codes.get((record.group, record.codec)) or self._code(record.group, record.codec)
         self._make_room(code)
-        part = pack.row_parts.RowParts(self.sections, record, rows, self._places)
+        part = pack.row_bytes.RowParts(self.sections, record, rows, self._places)
         return code.tensor(part, record.slot_l_scale, record.sections, self.budget, levels)
 
     def _code(self, number: int, owner: str) -> GroupCode:

@@ -1,6 +1,6 @@
 """The table of a pack: which tensors there are, what they became and which sections hold them.
 
-It is one JSON object in a file (see formats/hhtld/SPEC.md); `hhtld.pack.schema` reads it back.
+It is one JSON object in a file (see formats/hhtld/SPEC.md); `hhtld.pack.table_checks` reads it back.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class TensorRecord:
         return self.group is not None
 
     def _repr_html_(self) -> str:
-        from hhtld.pack.html_card import card
+        from hhtld.pack.notebook import card
 
         facts: dict[str, object] = {"type": self.info.dtype.name, "shape": list(self.info.shape), "codec": self.codec}
         if self.alias_of is not None:

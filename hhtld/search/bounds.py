@@ -33,8 +33,8 @@ import numpy as np
 
 from hhtld.errors import shown
 from hhtld.gates import CosineSummary
+from hhtld.search.estimates import Array32, Array64, SearchRows
 from hhtld.search.queries import Queries
-from hhtld.search.rows import Array32, Array64, SearchRows
 
 __all__ = ["Bounds", "ErrorTangents", "error_tangents", "probable_bounds", "proved_bounds"]
 

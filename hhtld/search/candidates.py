@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _screen
 from hhtld.search.bounds import Bounds
+from hhtld.search.estimates import Array64, SearchRows
 from hhtld.search.queries import Queries
-from hhtld.search.rows import Array64, SearchRows
 
 __all__ = ["Candidates", "Survivors", "collect"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld.dtypes import first_beyond_float32
-from hhtld.search.rows import Array32, Array64, SearchRows, row_lengths
+from hhtld.search.estimates import Array32, Array64, SearchRows, row_lengths
 from hhtld.sources.rows import unmasked
 
 __all__ = ["Plane", "Queries", "as_batch"]

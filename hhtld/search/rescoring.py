@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _dot
 from hhtld.errors import NonFiniteError, shown
-from hhtld.search.rows import Array32, Array64, SearchRows
+from hhtld.search.estimates import Array32, Array64, SearchRows
 from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.rows import Rows, row_ranges, unmasked
 

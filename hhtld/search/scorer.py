@@ -15,9 +15,9 @@ from hhtld.errors import shown
 from hhtld.gates import CosineSummary
 from hhtld.search.bounds import ErrorTangents, error_tangents, probable_bounds, proved_bounds
 from hhtld.search.candidates import Candidates, Survivors, collect
+from hhtld.search.estimates import Array32, Array64, SearchRows
 from hhtld.search.queries import Queries, as_batch
 from hhtld.search.rescoring import ReadRows, exact_scores, source_reader
-from hhtld.search.rows import Array32, Array64, SearchRows
 from hhtld.slots.base17 import Base17
 from hhtld.slots.palette import RouteAction
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hhtld.identity import MAX_RATE, MIN_RATE
-from hhtld.slots.row_classes import MAX_CLASSES
+from hhtld.slots.class_layout import MAX_CLASSES
 
 __all__ = ["class_rates", "classes_of_rows", "mean_rate", "row_rates"]
 

@@ -28,7 +28,7 @@ from hhtld.errors import shown
 from hhtld.identity import REGIMES
 from hhtld.matrix import TensorInfo
 from hhtld.sources.contract import TensorSource
-from hhtld.sources.names import some_of
+from hhtld.sources.name_patterns import some_of
 
 __all__ = ["ModelFacts", "RegimeChoice", "choose_regimes", "model_facts", "regime_of"]
 

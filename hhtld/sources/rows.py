@@ -140,7 +140,7 @@ def map_rows(work: Callable[..., T], rows: Rows, executor: Executor | None, *arg
 
     With an executor of processes `work` is a function of a module, and rows and args are pickled.
     """
-    from hhtld.sources.schedule import completed  # reading a pack schedules nothing
+    from hhtld.sources.crew import completed  # reading a pack schedules nothing
 
     calls = ((span, _on_block, (work, rows, *span, *args)) for span in row_ranges(rows.n_rows, 4 * rows.n_cols))
     for (start, stop), result in completed(executor, calls):

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from hhtld.matrix import TensorInfo
 from hhtld.sources.contract import TensorSource
-from hhtld.sources.names import matching
+from hhtld.sources.name_patterns import matching
 from hhtld.sources.wrapped import WrappedSource
 
 __all__ = ["select_tensors"]

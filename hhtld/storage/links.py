@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from hhtld.errors import HeaderError, shown
-from hhtld.storage.reading import Location
+from hhtld.storage.file_reading import Location
 
 __all__ = ["followed", "leads_out"]
 

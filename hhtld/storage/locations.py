@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from hhtld.errors import HeaderError, MissingExtraError, OutputError, shown
-from hhtld.storage.reading import Location, is_url
+from hhtld.storage.file_reading import Location, is_url
 
 if TYPE_CHECKING:
     from hhtld.storage.urls import Url

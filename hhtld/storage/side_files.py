@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 from hhtld.errors import HeaderError, shown
 from hhtld.storage.file_names import DEPTH_LIMIT, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES, checked_file_name, folded_name
+from hhtld.storage.file_reading import Location, open_location
 from hhtld.storage.links import followed, leads_out
-from hhtld.storage.reading import Location, open_location
 
 __all__ = [
     "SIDE_FILE_LIMIT",

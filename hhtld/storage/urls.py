@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hhtld.errors import FormatError, HeaderError, MissingExtraError, TruncatedError
-from hhtld.storage.reading import URL, PositionalFile
+from hhtld.storage.file_reading import URL, PositionalFile
 
 __all__ = ["RemoteFile", "Url"]
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import hhtld
 from hhtld.errors import FormatError, HeaderError
-from hhtld.storage.reading import open_regular
+from hhtld.storage.file_reading import open_regular
 
 
 def model(seed: int) -> dict[str, NDArray[np.float32]]:

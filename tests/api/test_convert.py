@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld._kernels import _isa
 from hhtld.commands.main import main
+from hhtld.commands.option_names import as_options
 from hhtld.commands.verify import verify
-from hhtld.commands.wording import as_options
 from hhtld.formats import format_for_output, get_format, open_source, registry
 from hhtld.gates import Threshold
 from hhtld.registry import Registry
@@ -276,7 +276,7 @@ def test_ctrl_c_leaves_the_old_file(number: int, code: int, said: str, snapshot:
     target = tmp_path / "m.hhtld"
     target.write_bytes(b"old")
     program = (
-        "import sys, time; from hhtld.encoding import coding; from hhtld.commands.main import main\n"
+        "import sys, time; from hhtld.encoding import row_dispatch; from hhtld.commands.main import main\n"
         "plain = coding.code_rows\n"
         "def slow(*a): print('coding', flush=True); time.sleep(20); return plain(*a)\n"
         "coding.code_rows = slow\n"
@@ -302,7 +302,7 @@ def test_an_ignored_ctrl_c_stays_ignored(snapshot: Path, tmp_path: Path) -> None
     # A shell starts background jobs, and nohup and some build servers all, with SIGINT ignored.
     program = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from hhtld.encoding import coding; from hhtld.commands.main import main\n"
+        "from hhtld.encoding import row_dispatch; from hhtld.commands.main import main\n"
         "plain = coding.code_rows\n"
         "def struck(*a): os.kill(os.getpid(), signal.SIGINT); return plain(*a)\n"
         "coding.code_rows = struck\n"

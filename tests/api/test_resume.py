@@ -146,9 +146,9 @@ def test_finished_work_is_not_repeated(source: Path, tmp_path: Path, expected: C
     (tmp_path / "x.hhtld").unlink()
     done = stopped(source, target, int(0.9 * total), "bits:2")
     decided: list[int] = []
-    plain = hhtld.codecs.trellis_rate.decide_group
+    plain = hhtld.codecs.rate_control.decide_group
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hhtld.codecs.trellis_rate, "decide_group", lambda *args: decided.append(1) or plain(*args))
+        patch.setattr(hhtld.codecs.rate_control, "decide_group", lambda *args: decided.append(1) or plain(*args))
         events = Events()
         hhtld.convert(source, target, profile="bits:2", resume=True, progress=events)
     assert events.nbytes["resume"] == done["encode"]

@@ -12,11 +12,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from hhtld.codecs.palette import HhtlF32Tensor
-from hhtld.slots.address import HeelBasin, HhtlDEntry, encode_entries, entries_from_bytes
 from hhtld.slots.base17 import Base17
 from hhtld.slots.fisher_z import FisherZTable
-from hhtld.slots.leaf import SvdBasis, decode_row, decode_rows, encode_rows
 from hhtld.slots.palette import HhtlCache, Palette, RouteAction, build_hip_families, checked_palette_k
+from hhtld.slots.slot_d_v import HeelBasin, HhtlDEntry, encode_entries, entries_from_bytes
+from hhtld.slots.slot_l import SvdBasis, decode_row, decode_rows, encode_rows
 from hhtld.sources.rows import ArrayRows, row_ranges
 
 floats = st.floats(-1e4, 1e4, width=32)

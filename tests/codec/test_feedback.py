@@ -5,7 +5,7 @@ import pytest
 
 from hhtld.slots.feedback import feedback_matrix
 from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import Trellis
+from hhtld.slots.slot_t import Trellis
 
 
 def lost(error: np.ndarray, moments: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.identity import PaletteGroupKey
 from hhtld.slots.base17 import Base17
 from hhtld.slots.fisher_z import FisherZTable
-from hhtld.slots.leaf import SvdBasis, decode_rows, encode_rows
+from hhtld.slots.slot_l import SvdBasis, decode_rows, encode_rows
 
 HERE = Path(__file__).parents[1] / "golden" / "lookup"
 MORE = Path(__file__).parents[3] / "shared" / "golden"  # larger cases, where they lie beside the checkout

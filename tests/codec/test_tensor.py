@@ -15,8 +15,8 @@ from hhtld.codecs.lookup import HhtlDTensor, SharedPaletteGroup, build_group_wit
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.errors import RangeError
 from hhtld.identity import PaletteGroupKey
-from hhtld.slots.address import ENTRY_DTYPE
-from hhtld.slots.leaf import SvdBasis
+from hhtld.slots.slot_d_v import ENTRY_DTYPE
+from hhtld.slots.slot_l import SvdBasis
 from hhtld.sources.rows import ArrayRows
 
 Tensor = HhtlDTensor | HhtlF32Tensor

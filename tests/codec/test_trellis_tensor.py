@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld.codecs import trellis_rate
-from hhtld.codecs.trellis_rate import decide_group, decide_shared, predict, sample_rows, smallest_rate
+from hhtld.codecs import rate_control
+from hhtld.codecs.rate_control import decide_group, decide_shared, predict, sample_rows, smallest_rate
 from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
 from hhtld.cosines import row_cosines
 from hhtld.errors import RangeError
 from hhtld.gates import THRESHOLDS, Threshold
-from hhtld.slots.leaf import SvdBasis
 from hhtld.slots.rotation import Rotation, splitmix64
-from hhtld.slots.trellis import Trellis
+from hhtld.slots.slot_l import SvdBasis
+from hhtld.slots.slot_t import Trellis
 from hhtld.sources.rows import ArrayRows, LiveRows
 
 CODE = Trellis.trained(32)
@@ -273,7 +273,7 @@ def test_few_attempts_find_the_rate_that_all_would(median: float, monkeypatch: p
     every = [predict(rows, replace(shared, trellis=Trellis.trained(rate))) for rate in range(16, 97)]
     for p5 in (median - 0.3, median, (1 + median) / 2):
         threshold, tried = Threshold(median, p5), []
-        monkeypatch.setattr(trellis_rate, "predict", lambda *a, tried=tried: tried.append(a) or predict(*a))
+        monkeypatch.setattr(rate_control, "predict", lambda *a, tried=tried: tried.append(a) or predict(*a))
         passing = [each.rate for each in every if each.passes(threshold)]
         found = smallest_rate(rows, shared, threshold)
         assert (None if found is None else found.rate) == min(passing, default=None)

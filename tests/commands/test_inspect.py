@@ -29,8 +29,8 @@ from hhtld.commands.main import main
 from hhtld.display.terminal import column_chart, merged, reached, safe, shortened, sparkline
 from hhtld.dtypes import bf16_values, dtype_named
 from hhtld.formats import open_source
-from hhtld.slots.address import residual
-from hhtld.slots.trellis import gain_values
+from hhtld.slots.slot_d_v import residual
+from hhtld.slots.slot_t import gain_values
 
 PROFILES = ("gates", "lookup", "f32", "bits:2+1")
 EMBED, TIED, UP = "embed.weight", "lm_head.weight", "layers.0.up_proj.weight"

@@ -19,7 +19,7 @@ from rich.console import Console
 import hhtld
 from hhtld.codecs.lookup import HhtlDTensor
 from hhtld.codecs.palette import HhtlF32Tensor
-from hhtld.commands.exits import BAD_INPUT, DONE, USAGE
+from hhtld.commands.exit_codes import BAD_INPUT, DONE, USAGE
 from hhtld.commands.main import main
 from hhtld.commands.probe import probe
 from hhtld.commands.probe.ground_truth import exact_rows, perturbed_rows

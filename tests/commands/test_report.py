@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import hhtld
 from hhtld.commands.report import report_facts, section_nbytes, write_report
-from hhtld.encoding.quality import GateReport, RegimeCosines
+from hhtld.encoding.gate_report import GateReport, RegimeCosines
 from hhtld.errors import FormatError, MissingExtraError, OutputError
 
 EVIL = "<script>alert(1)</script>\"'&\x1b\u202e"

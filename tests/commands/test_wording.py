@@ -14,7 +14,7 @@ import pytest
 import hhtld
 import hhtld.formats
 from hhtld.commands.main import main
-from hhtld.commands.wording import KEYWORD_AND_OPTION, as_options
+from hhtld.commands.option_names import KEYWORD_AND_OPTION, as_options
 
 
 @pytest.mark.parametrize(

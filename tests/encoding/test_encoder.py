@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.cosines import judged_cosines, row_cosines, summarize
 from hhtld.encoding.encoder import encode
-from hhtld.encoding.measure import measure
+from hhtld.encoding.gate_measurement import measure
+from hhtld.encoding.gate_report import GateReport, GroupCosines
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
-from hhtld.encoding.quality import GateReport, GroupCosines
 from hhtld.errors import NonFiniteError
 from hhtld.gates import CosineSummary, Threshold
 from hhtld.identity import (

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.cosines import judged_cosines, summarize
 from hhtld.dtypes import DTYPES, dtype_of, narrow, rounded
-from hhtld.encoding.measure import measure
-from hhtld.encoding.quality import GateReport
+from hhtld.encoding.gate_measurement import measure
+from hhtld.encoding.gate_report import GateReport
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows
 

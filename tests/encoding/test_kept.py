@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
-from hhtld.api.report import ConversionReport
+from hhtld.api.conversion_report import ConversionReport
 from hhtld.commands.main import main
 from hhtld.commands.report import report_facts
 from hhtld.commands.verify import verify
-from hhtld.encoding.quality import GateReport
+from hhtld.encoding.gate_report import GateReport
 from hhtld.errors import GateError
 from hhtld.gates import Threshold, Unreached
 

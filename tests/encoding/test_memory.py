@@ -17,10 +17,10 @@ from hhtld.commands.main import main
 from hhtld.encoding.memory import check_memory, expected_nbytes
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.formats import open_source
 from hhtld.sources.contract import ArraySource
-from hhtld.sources.schedule import Crew
+from hhtld.sources.crew import Crew
 
 CHILD = """
 import sys, hhtld, hhtld.api.convert
@@ -151,7 +151,7 @@ def test_a_prediction_of_the_widest_matrix_is_bounded(tmp_path: Path, profile: s
     """It coded every row of a sample of 32 MiB at eight rates, and read all rows where some are zeros."""
     source = sparse(tmp_path / "m.safetensors", {"up.weight": ("F32", (8192, 28672), 4 * 8192 * 28672)})
     code = (
-        "import resource, sys, time; import hhtld, hhtld.api.convert; from hhtld.slots.trellis import Trellis\n"
+        "import resource, sys, time; import hhtld, hhtld.api.convert; from hhtld.slots.slot_t import Trellis\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before, started = peak(), time.process_time()\n"
         "report = hhtld.convert(sys.argv[1], sys.argv[2], profile=sys.argv[3], dry_run=True)\n"
@@ -175,7 +175,7 @@ def test_a_prediction_takes_what_it_had_no_time_for_to_be_like_what_it_sampled(
     whole = hhtld.convert(*words[1:3], profile="gates", dry_run=True, min_ratio=0)
     assert main(words) == 0
     assert "sizes come from samples of every group of tensors, and may be 3 % off" in capsys.readouterr().out
-    monkeypatch.setattr("hhtld.encoding.prediction._SECONDS", 0.0)
+    monkeypatch.setattr("hhtld.encoding.dry_run._SECONDS", 0.0)
     some = hhtld.convert(*words[1:3], profile="gates", dry_run=True, min_ratio=0)
     assert [t.predicted_median is not None for t in some.tensors].count(True) == 1, "one group is sampled in any case"
     assert some.expected["sampled_share"] == pytest.approx(152 / (12 * 108 + 28.8), abs=0.0001)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.pack_size import most_nbytes
 from hhtld.encoding.plan import make_plan
-from hhtld.encoding.quality import GateReport
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.formats.hhtld import write_pack
 from hhtld.sources.contract import ArraySource
 

@@ -22,22 +22,22 @@ from hhtld.codecs import parse_profile
 from hhtld.codecs.base import GroupCode, GroupRequest
 from hhtld.codecs.lookup import LookupGroup
 from hhtld.codecs.palette import PaletteGroup
-from hhtld.codecs.trellis_rate import sample_rows, sample_size
+from hhtld.codecs.rate_control import sample_rows, sample_size
 from hhtld.cosines import summarize
 from hhtld.dtypes import FLOAT32
 from hhtld.encoding.encoder import encode_source
+from hhtld.encoding.gate_report import GroupCosines
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
-from hhtld.encoding.quality import GroupCosines
-from hhtld.encoding.tasks import code_rows
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
+from hhtld.encoding.row_tasks import code_rows
 from hhtld.gates import Threshold
 from hhtld.identity import PaletteGroupKey
 from hhtld.pack.container_writer import ContainerWriter
 from hhtld.pack.sections import MemorySections
 from hhtld.sources.contract import ArraySource
+from hhtld.sources.crew import Crew, completed
 from hhtld.sources.rows import ArrayRows
-from hhtld.sources.schedule import Crew, completed
 from hhtld.storage.atomic import replacing
 from hhtld.storage.crc import Crc32Runs, crc32_combine
 

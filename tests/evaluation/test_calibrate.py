@@ -65,7 +65,7 @@ def test_column_scales_are_those_of_what_layers_read(llama: Path, calibration: P
     import torch
     import transformers
 
-    from hhtld.encoding.calibration import column_scale
+    from hhtld.encoding.calibrated_rates import column_scale
     from hhtld.evaluation.calibration_file import read_calibration
 
     model = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import hhtld
 from hhtld.api.targets import level_for_bits
 from hhtld.commands.main import main
-from hhtld.encoding.calibration import Calibration, Costs, Measurement
+from hhtld.encoding.calibrated_rates import Calibration, Costs, Measurement
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.encoding.options import Encoding
 from hhtld.errors import FormatError

@@ -16,7 +16,7 @@ import pytest
 import hhtld
 from hhtld.commands.report import write_report
 from hhtld.display.page import check_page
-from hhtld.encoding.quality import GateReport
+from hhtld.encoding.gate_report import GateReport
 from hhtld.errors import MissingExtraError
 from hhtld.evaluation.parity.metrics import PositionScores
 from hhtld.evaluation.parity.page import write_parity_page

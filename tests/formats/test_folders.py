@@ -20,8 +20,8 @@ from hhtld.commands.main import main
 from hhtld.formats import format_for_output, open_source
 from hhtld.formats.hf import NAMES_FILE
 from hhtld.pack.opening import is_packed_folder
-from hhtld.pack.schema import read_table
 from hhtld.pack.source import PackSource
+from hhtld.pack.table_checks import read_table
 from hhtld.storage import descriptors
 from hhtld.storage.file_names import checked_file_name
 from hhtld.storage.side_files import SIDE_FILE_LIMIT

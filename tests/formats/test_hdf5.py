@@ -22,7 +22,7 @@ from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.codecs.trellis_tensor import HhtlTTensor
 from hhtld.commands.main import main
 from hhtld.cosines import summarize
-from hhtld.encoding.measure import compared_rows
+from hhtld.encoding.gate_measurement import compared_rows
 from hhtld.errors import FormatError
 from hhtld.formats.hdf5 import selection
 from hhtld.formats.hdf5.export import export_pack
@@ -30,9 +30,9 @@ from hhtld.formats.hdf5.nexus import CHUNK_NBYTES, escaped
 from hhtld.formats.hdf5.selection import select
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import HhtldPack
-from hhtld.slots.address import residual
 from hhtld.slots.palette import build_hip_families
-from hhtld.slots.trellis import gain_values
+from hhtld.slots.slot_d_v import residual
+from hhtld.slots.slot_t import gain_values
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows
 from tests.conftest import low_rank

@@ -17,7 +17,7 @@ import hhtld
 from hhtld.codecs.base import ByClass
 from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
 from hhtld.errors import FormatError, HeaderError, UnsupportedVersionError
-from hhtld.search.products import RowProducts
+from hhtld.search.linear_layers import RowProducts
 from hhtld.slots import Rotation, RowPlaces, Trellis, class_order
 from hhtld.slots.row_rates import class_rates, classes_of_rows, row_rates
 from hhtld.sources.rows import ArrayRows
@@ -129,7 +129,7 @@ def test_products_are_those_of_the_decoded_rows(pack: hhtld.HhtldPack) -> None:
 def test_blocks_of_rotated_rows_multiply_as_the_decoded_rows(
     pack: hhtld.HhtldPack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hhtld.search.products._BLOCK_NBYTES", 4 * N_COLS * 11)
+    monkeypatch.setattr("hhtld.search.linear_layers._BLOCK_NBYTES", 4 * N_COLS * 11)
     inputs = np.random.default_rng(8).standard_normal((3, N_COLS)).astype(np.float32)
     products = RowProducts.of(pack.get_encoded(NAMES[0]))
     assert products is not None

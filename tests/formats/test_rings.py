@@ -11,7 +11,7 @@ from hhtld.codecs.trellis_tensor import HhtlTTensor
 from hhtld.commands.main import main
 from hhtld.cosines import row_cosines
 from hhtld.errors import HeaderError
-from hhtld.slots.trellis import Trellis, is_ring
+from hhtld.slots.slot_t import Trellis, is_ring
 from hhtld.sources.contract import ArraySource
 from tests import spec_reader
 from tests.formats.test_hhtld import Draft

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score, _trellis
-from hhtld.slots.trellis import Trellis
+from hhtld.slots.slot_t import Trellis
 from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _score, _trellis
 from hhtld.slots.rotation import Rotation
-from hhtld.slots.trellis import Trellis
+from hhtld.slots.slot_t import Trellis
 from tests.kernels import reference
 
 Fence = Callable[[Any], NDArray[Any]]

@@ -15,7 +15,7 @@ import hhtld
 from hhtld.commands.diff import diff
 from hhtld.commands.verify import verify
 from hhtld.errors import ClosedError
-from hhtld.pack.html_card import card
+from hhtld.pack.notebook import card
 
 ROWS = np.random.default_rng(4).standard_normal((600, 64)).astype(np.float32)
 

@@ -26,8 +26,8 @@ from hhtld.pack.pack import HhtldPack
 from hhtld.search.bounds import probable_bounds
 from hhtld.search.queries import Queries
 from hhtld.search.scorer import Scorer
-from hhtld.slots.leaf import SvdBasis
 from hhtld.slots.palette import RouteAction
+from hhtld.slots.slot_l import SvdBasis
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows
 from tests.conftest import low_rank, ranked
@@ -117,7 +117,7 @@ def _isa_only(patch: pytest.MonkeyPatch, isa: str) -> None:
     import functools
 
     from hhtld._kernels import _score, _screen
-    from hhtld.search import candidates, rows
+    from hhtld.search import candidates, estimates
 
     class Score:
         MAX_COLS = _score.MAX_COLS
@@ -129,8 +129,8 @@ def _isa_only(patch: pytest.MonkeyPatch, isa: str) -> None:
         add_dots = staticmethod(functools.partial(_screen.add_dots, isa=isa))
         collect = staticmethod(functools.partial(_screen.collect, isa=isa))
 
-    patch.setattr(rows, "_score", Score)
-    patch.setattr(rows, "_screen", Screen)
+    patch.setattr(estimates, "_score", Score)
+    patch.setattr(estimates, "_screen", Screen)
     patch.setattr(candidates, "_screen", Screen)
 
 

@@ -21,7 +21,7 @@ from hhtld.encoding.plan import make_plan
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS
 from hhtld.matrix import TensorInfo
-from hhtld.pack.schema import read_table
+from hhtld.pack.table_checks import read_table
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.regimes import choose_regimes, regime_of
 

@@ -25,13 +25,13 @@ from hhtld.dtypes import DTYPES
 from hhtld.encoding.memory import check_memory
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
 from hhtld.matrix import TensorInfo, is_vector, row_axes
 from hhtld.pack.opening import open_pack
-from hhtld.pack.schema import read_table
 from hhtld.pack.source import PackSource
+from hhtld.pack.table_checks import read_table
 from hhtld.sources.contract import ArraySource, SourceRows
 from tests import spec_reader
 

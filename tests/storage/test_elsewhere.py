@@ -19,8 +19,8 @@ from hhtld.errors import OutputError
 from hhtld.storage import descriptors
 from hhtld.storage.atomic import replacing
 from hhtld.storage.atomic_folder import new_folder, write_bytes
+from hhtld.storage.file_reading import is_url
 from hhtld.storage.journal import Journal
-from hhtld.storage.reading import is_url
 
 TESTS = Path(__file__).parents[1]
 # Of these names Windows has none; macOS lacks some, by its version.

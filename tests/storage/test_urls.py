@@ -30,8 +30,8 @@ from hhtld.commands.main import main
 from hhtld.errors import FormatError, HeaderError, MissingExtraError, OutputError, TruncatedError
 from hhtld.formats import open_source
 from hhtld.formats.safetensors import SafetensorsFile
+from hhtld.storage.file_reading import is_url
 from hhtld.storage.locations import locate
-from hhtld.storage.reading import is_url
 from hhtld.storage.urls import Url
 
 fsspec = pytest.importorskip("fsspec")

@@ -17,7 +17,7 @@ from unittest import mock
 from hhtld.errors import FormatError
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.opening import open_pack
-from hhtld.storage.reading import RegularFile
+from hhtld.storage.file_reading import RegularFile
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden" / "packs").glob("*.hhtld"))
 LARGE = 16_384  # bytes of a section from which one bit a byte is flipped, unless all are asked for

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from hhtld.api.report import as_bf16_nbytes
+from hhtld.api.conversion_report import as_bf16_nbytes
 from hhtld.commands.arguments import add_all, add_json, every, row_range
-from hhtld.commands.exits import DONE
+from hhtld.commands.exit_codes import DONE
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
-from hhtld.display.card import print_tensor
-from hhtld.display.listing import print_listing
+from hhtld.display.inspect_file import print_listing
+from hhtld.display.inspect_tensor import print_tensor
 from hhtld.display.streams import emit
 from hhtld.display.terminal import counted
 from hhtld.dtypes import view, widen

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from hhtld.codecs.base import EncodedTensor
 from hhtld.dtypes import DType, bf16_values, widen
 from hhtld.gates import N_QUANTILES
-from hhtld.slots.address import HeelBasin, heel_basin, hip_family, polarity, residual
-from hhtld.slots.leaf import SLOT_L_LANES, SvdBasis
-from hhtld.slots.trellis import gain_values
+from hhtld.slots.slot_d_v import HeelBasin, heel_basin, hip_family, polarity, residual
+from hhtld.slots.slot_l import SLOT_L_LANES, SvdBasis
+from hhtld.slots.slot_t import gain_values
 
 __all__ = ["slot_statistics", "value_statistics", "weight_blocks"]
 

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from numpy.typing import ArrayLike
 
 from hhtld.commands.arguments import add_json, positive
-from hhtld.commands.exits import DONE
+from hhtld.commands.exit_codes import DONE
 from hhtld.commands.probe.ground_truth import NOISE, GivenQueries, exact_rows, given_queries, perturbed_rows
 from hhtld.commands.probe.report import ProbeReport, TensorProbe
 from hhtld.commands.probe.search_methods import SearchCase, measured_methods
 from hhtld.display.streams import emit
 from hhtld.errors import shown
 from hhtld.formats import open_source
+from hhtld.pack.made_from import check_made_from
 from hhtld.pack.opening import open_pack
-from hhtld.pack.origin import check_made_from
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import SourceRows, TensorSource
-from hhtld.sources.names import matching
+from hhtld.sources.name_patterns import matching
 from hhtld.storage.locations import spelled
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "chosen_tensors", "probe", "run"]

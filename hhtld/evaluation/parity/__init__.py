@@ -29,7 +29,7 @@ from hhtld.evaluation.parity.metrics import compare_positions, nearest_others
 from hhtld.evaluation.parity.prompts import BUILTIN, Prompt, Prompts, chosen_prompts, retrieval_sentences
 from hhtld.evaluation.parity.report import EmbeddingReport, ParityReport, PromptParity, print_parity
 from hhtld.formats import open_source
-from hhtld.pack.origin import check_made_from
+from hhtld.pack.made_from import check_made_from
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.storage.locations import local_source, spelled

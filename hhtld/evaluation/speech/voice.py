@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hhtld.errors import FormatError, HeaderError, HhtldError, MissingExtraError, shown
 from hhtld.formats.onnx import OnnxFile, TensorWalk  # weights go back to where the reader found them
-from hhtld.pack.origin import check_made_from
+from hhtld.pack.made_from import check_made_from
 from hhtld.pack.pack import HhtldPack
 from hhtld.storage.locations import local_source
 

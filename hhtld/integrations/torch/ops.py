@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from hhtld._kernels import _score
 from hhtld.integrations.torch.internals import WeakTensorKeyDictionary
 from hhtld.pack.pack import HhtldPack
-from hhtld.pack.schema import read_table
 from hhtld.pack.sections import RowSelection
 from hhtld.pack.table import PackTable, TensorRecord
-from hhtld.search.products import RowProducts
+from hhtld.pack.table_checks import read_table
+from hhtld.search.linear_layers import RowProducts
 from hhtld.search.scorer import Scorer
 from hhtld.sources.rows import row_ranges
 

@@ -7,7 +7,7 @@ import errno
 import json
 import sys
 
-from hhtld.commands.wording import as_options
+from hhtld.commands.option_names import as_options
 from hhtld.display.streams import emit, silence_stdout
 from hhtld.errors import (
     BudgetError,

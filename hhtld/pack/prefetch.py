@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.storage.threads import Threads
+from hhtld.storage.thread_pool import Threads
 
 __all__ = ["Ahead", "Ready"]
 

@@ -29,7 +29,7 @@ from hhtld.errors import FormatError
 from hhtld.identity import CODEBOOK_BITS, CODEBOOK_NBYTES, PaletteGroupKey, group_key
 from hhtld.slots.moments import Moments
 from hhtld.slots.row_rates import class_rates, classes_of_rows, row_rates
-from hhtld.slots.trellis import MAX_RATE, MIN_RATE
+from hhtld.slots.slot_t import MAX_RATE, MIN_RATE
 
 __all__ = ["FEW_POSITIONS", "FEW_TEXTS", "Calibration", "Costs", "Measurement", "column_scale"]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hhtld._kernels import _score, _screen
 from hhtld.codecs.base import CodeMatrix, EncodedTensor, RowIndex, SearchTerms, TrellisLevel
 from hhtld.errors import NonFiniteError, shown
-from hhtld.slots.trellis import gain_values
+from hhtld.slots.slot_t import gain_values
 from hhtld.sources.rows import row_ranges
 
 if TYPE_CHECKING:

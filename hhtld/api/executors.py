@@ -11,9 +11,9 @@ from hhtld.encoding.fingerprint import content_digest, source_facts
 from hhtld.errors import HeaderError, HhtldError
 from hhtld.formats import open_source
 from hhtld.sources.contract import TensorSource
+from hhtld.sources.crew import Crew, workers
 from hhtld.sources.remote import CarryingExecutor
-from hhtld.sources.schedule import Crew, workers
-from hhtld.storage.reading import Location
+from hhtld.storage.file_reading import Location
 
 __all__ = ["check_unchanged", "crew", "open_in_worker"]
 

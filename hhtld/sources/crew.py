@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hhtld.storage.threads import n_processors
+from hhtld.storage.thread_pool import n_processors
 
 __all__ = ["Call", "Crew", "completed", "default_jobs", "workers"]
 

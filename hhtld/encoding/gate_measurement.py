@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
-from hhtld.encoding.quality import GateReport
+from hhtld.encoding.gate_report import GateReport
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.checksummed import ChecksummedRows

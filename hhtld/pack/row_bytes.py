@@ -13,7 +13,7 @@ from hhtld import slots
 if TYPE_CHECKING:
     from hhtld.pack.sections import SectionReader
     from hhtld.pack.table import TensorRecord
-    from hhtld.slots.row_classes import RowPlaces
+    from hhtld.slots.class_layout import RowPlaces
 
 __all__ = ["RowParts"]
 

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 
 from hhtld.codecs.base import ByClass, row_spans
 from hhtld.dtypes import bf16_bits
-from hhtld.encoding.attempt import Attempt, ReservedTensor
-from hhtld.encoding.group import PlannedGroup
+from hhtld.encoding.group_attempt import Attempt, ReservedTensor
+from hhtld.encoding.groups import PlannedGroup
 from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.plan import Plan
-from hhtld.encoding.tasks import Coded, code_rows, peak_of_rows
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
+from hhtld.encoding.row_tasks import Coded, code_rows, peak_of_rows
 from hhtld.pack.sections import SectionSink, as_bytes
-from hhtld.slots.leaf import leaf_scale
+from hhtld.slots.slot_l import leaf_scale
 from hhtld.sources.contract import SourceRows, TensorSource
+from hhtld.sources.crew import Call, completed
 from hhtld.sources.rows import Rows, row_ranges
-from hhtld.sources.schedule import Call, completed
 
 __all__ = ["RowCoder"]
 

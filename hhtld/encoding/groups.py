@@ -14,7 +14,7 @@ from hhtld.codecs.base import Codec, GroupCode, GroupRequest, Profile
 from hhtld.dtypes import bf16_bits
 from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.plan import Plan
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.errors import RangeError, shown
 from hhtld.gates import Threshold
 from hhtld.identity import PaletteGroupKey

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hhtld.codecs.base import ByClass, GroupCode
-from hhtld.encoding.group import PlannedGroup
-from hhtld.encoding.quality import GroupCosines
+from hhtld.encoding.gate_report import GroupCosines
+from hhtld.encoding.groups import PlannedGroup
 from hhtld.gates import Threshold
 from hhtld.pack.sections import SectionSink
 from hhtld.sources.rows import Rows

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.slots.row_classes import class_order
+from hhtld.slots.class_layout import class_order
 
 if TYPE_CHECKING:
     from hhtld.slots.fisher_z import FisherZTable
-    from hhtld.slots.leaf import SvdBasis
     from hhtld.slots.palette import HhtlCache
-    from hhtld.slots.trellis import Trellis
+    from hhtld.slots.slot_l import SvdBasis
+    from hhtld.slots.slot_t import Trellis
 
 __all__ = ["TensorView"]
 

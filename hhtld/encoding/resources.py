@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hhtld.progress import Progress, silent
-from hhtld.sources.schedule import Crew
+from hhtld.sources.crew import Crew
 from hhtld.storage.journal import Journal
 
 __all__ = ["DEFAULT_MEMORY", "Work"]

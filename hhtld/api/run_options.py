@@ -6,9 +6,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from hhtld.encoding.work import DEFAULT_MEMORY
+from hhtld.encoding.resources import DEFAULT_MEMORY
 from hhtld.progress import Progress, silent
-from hhtld.sources.schedule import default_jobs
+from hhtld.sources.crew import default_jobs
 
 __all__ = ["Run"]
 

@@ -25,7 +25,7 @@ from hhtld.storage import descriptors
 
 if TYPE_CHECKING:
     from hhtld.storage.run_reads import Runs
-    from hhtld.storage.threads import Threads
+    from hhtld.storage.thread_pool import Threads
     from hhtld.storage.urls import Url
 
 __all__ = [
@@ -178,7 +178,7 @@ class RegularFile(PositionalFile):
     @cached_property
     def threads(self) -> Threads:
         """The threads that read many runs, or pages of a mapping, at once."""
-        return storage.threads.Threads(self.n_threads)
+        return storage.thread_pool.Threads(self.n_threads)
 
     def map(self) -> mmap.mmap:
         """Return the file mapped into memory, for reading."""

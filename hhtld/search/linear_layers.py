@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score
-from hhtld.slots.trellis import gain_values
+from hhtld.slots.slot_t import gain_values
 
 if TYPE_CHECKING:
     from hhtld.codecs.base import EncodedTensor, SearchTerms

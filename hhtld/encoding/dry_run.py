@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hhtld.codecs.base import GroupEstimate, GroupRequest
-from hhtld.encoding.group import PlannedGroup, group_row_rates, judged_threshold, planned_groups
+from hhtld.encoding.groups import PlannedGroup, group_row_rates, judged_threshold, planned_groups
 from hhtld.encoding.memory import expected_nbytes
 from hhtld.encoding.plan import Plan
-from hhtld.encoding.work import Work
+from hhtld.encoding.resources import Work
 from hhtld.errors import RangeError
 from hhtld.sources.contract import SourceRows, TensorSource
 
@@ -47,7 +47,7 @@ class PredictedPack:
     unreached : set of str
         Tensors that would be kept because no rate reaches what is asked.
     expected : dict or None
-        See `hhtld.api.report.ConversionReport`.
+        See `hhtld.api.conversion_report.ConversionReport`.
     """
 
     tensors: dict[str, PredictedTensor] = field(default_factory=dict)

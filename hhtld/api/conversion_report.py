@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hhtld.encoding.quality import GateReport
+from hhtld.encoding.gate_report import GateReport
 from hhtld.gates import CosineSummary, Unreached
 from hhtld.matrix import TensorInfo
-from hhtld.pack.html_card import card
+from hhtld.pack.notebook import card
 from hhtld.sources.contract import TensorSource
 
 __all__ = ["ConversionReport", "TensorOutcome", "as_bf16_nbytes", "tell_as_stored", "tied_too"]
