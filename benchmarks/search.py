@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 import hhtld
 from hhtld._kernels import _isa
-from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.dtypes import widen
 from hhtld.formats import open_source
 from hhtld.search.scorer import Scorer

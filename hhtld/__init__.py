@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hhtld.codecs.lookup import build_group_with_fisher_z as build_group_with_fisher_z
     from hhtld.codecs.lookup import build_group_with_leaf as build_group_with_leaf
     from hhtld.codecs.palette import HhtlF32Tensor as HhtlF32Tensor
-    from hhtld.codecs.trellis_tensor import HhtlTTensor as HhtlTTensor
+    from hhtld.codecs.trellis import HhtlTTensor as HhtlTTensor
     from hhtld.encoding.encoder import encode as encode
     from hhtld.errors import BudgetError as BudgetError
     from hhtld.errors import ChecksumError as ChecksumError
@@ -74,7 +74,7 @@ _HOMES = {
     "HhtlDEntry": "slots.slot_d_v",
     "HhtlDTensor": "codecs.lookup",
     "HhtlF32Tensor": "codecs.palette",
-    "HhtlTTensor": "codecs.trellis_tensor",
+    "HhtlTTensor": "codecs.trellis",
     "HhtldError": "errors",
     "HhtldPack": "pack.pack",
     "MAX_PALETTE_K": "slots.palette",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,14 @@ from hhtld.sizes import BLOCK_NBYTES
 if TYPE_CHECKING:
     from hhtld.codecs.tensor_view import TensorView
     from hhtld.dtypes import DType
+    from hhtld.slots.levels import TrellisLevel
     from hhtld.slots.moments import Moments
     from hhtld.slots.palette import HhtlCache
     from hhtld.slots.rotation import Rotation
     from hhtld.slots.slot_l import SvdBasis
-    from hhtld.slots.slot_t import Trellis
     from hhtld.sources.rows import Rows
 
 __all__ = [
-    "ByClass",
-    "CodeMatrix",
     "Codec",
     "Coder",
     "EncodedTensor",
@@ -50,18 +48,16 @@ __all__ = [
     "RecordCheck",
     "RowIndex",
     "SearchTerms",
-    "TrellisLevel",
     "check_basis",
     "check_budget",
     "read_basis",
     "read_leaf",
-    "row_spans",
     "sample_basis",
     "selected_rows",
 ]
 
 RowIndex = Sequence[int] | NDArray[Any] | slice | None
-Layout = dict[str, "int | ByClass | NDArray[Any]"]
+Layout = dict[str, "int | slots.ByClass | NDArray[Any]"]
 BLOCKS_BY_ROW = 4  # coded at once if rows have classes: few rows of a class would leave lanes of the search empty
 SPAN_NBYTES = 8 << 20  # of float32 rows a task: 0.2 s of Slot T, and what a task lost with its machine costs
 
@@ -77,58 +73,6 @@ class ReadPart(Protocol):
 
     def by_class(self, kind: str, widths: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return the rows' classes, uint8 (n,), and bytes of a section whose rows lie by class, in that order."""
-
-
-class ByClass:
-    """A section of codes that lie by class, as a coder lays it out; see `hhtld.slots.class_layout`.
-
-    Parameters
-    ----------
-    row_class : ndarray of uint8, shape (n_rows,)
-    widths : sequence of int
-        Bytes that a row of each class takes.
-
-    Attributes
-    ----------
-    row_class : ndarray of uint8, shape (n_rows,)
-    class_rows : list of int
-        How many rows are of each class.
-    """
-
-    def __init__(self, row_class: NDArray[np.uint8], widths: Sequence[int]) -> None:
-        self.row_class, self._widths = row_class, widths
-        self.class_rows: list[int] = np.bincount(row_class, minlength=len(widths)).tolist()
-        self._places = slots.RowPlaces(row_class, self.class_rows)
-        self._starts = slots.class_starts(self.class_rows, widths)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole section."""
-        return self._starts[-1]
-
-    def spans(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return where rows [start, stop) lie, class after class: offsets and bytes."""
-        before, after = self._places.before(start).tolist(), self._places.before(stop).tolist()
-        return [
-            (self._starts[c] + before[c] * width, (after[c] - before[c]) * width)
-            for c, width in enumerate(self._widths)
-            if after[c] > before[c]
-        ]
-
-    def joined(self, blocks: Sequence[tuple[int, int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-        """Return codes of rows that follow one another, as (start, stop, codes), as one run that lies by class."""
-        parts: list[list[NDArray[np.uint8]]] = [[] for _ in self._widths]
-        for start, stop, codes in blocks:
-            done = 0
-            for c, n_rows in enumerate(np.bincount(self.row_class[start:stop], minlength=len(parts)).tolist()):
-                parts[c].append(codes[done : done + n_rows * self._widths[c]])
-                done += n_rows * self._widths[c]
-        return np.concatenate([codes for levels in parts for codes in levels])
-
-
-def row_spans(part: int | ByClass, start: int, stop: int) -> list[tuple[int, int]]:
-    """Return where rows [start, stop) lie in a section of a layout: offsets and bytes, in the order of their bytes."""
-    return [(start * part, (stop - start) * part)] if isinstance(part, int) else part.spans(start, stop)
 
 
 # ---- records in a file ----
@@ -170,21 +114,6 @@ class RecordCheck:
 
 
 # ---- what a searcher is told ----
-
-
-class CodeMatrix(NamedTuple):
-    """Codes of one rate (n, row_nbytes), as in a file, and the ascending numbers of their rows: None for all."""
-
-    trellis: Trellis
-    slot_t: NDArray[np.uint8]
-    rows: NDArray[np.intp] | None = None
-
-
-class TrellisLevel(NamedTuple):
-    """One level of Slot T: gains of all rows as bfloat16 bits of 64 gains, and codes, a matrix for every rate."""
-
-    slot_v: NDArray[np.uint16]
-    matrices: Sequence[CodeMatrix]
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld import _kernels, slots
-from hhtld.codecs.base import GroupEstimate, GroupRequest, Profile
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.codecs.base import EncodedTensor, GroupEstimate, GroupRequest, Profile
 from hhtld.cosines import is_live, judged_cosines
 from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
 from hhtld.gates import Threshold
 from hhtld.identity import MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES, PaletteGroupKey
 from hhtld.slots.row_rates import mean_rate
+from hhtld.slots.shared_parts import TrellisShared
 from hhtld.sources.rows import ArrayRows, LiveRows, Rows, has_zero_row, row_ranges
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "smallest_rate",
 ]
 
+EncodeSample = Callable[[Rows, TrellisShared], EncodedTensor]  # what the codec does to rows; it stands above this
 CENTROIDS = (16, 64, 256)
 STRUCTURE_ROWS = 8192  # decide centroids and basis: 32 rows a centroid at most
 PREDICTION_ROWS = 1024  # decide the rate: the median's standard error is 0.0001 at 576 columns
@@ -199,9 +200,11 @@ class Prediction:
         return self.median >= threshold.median and self.p5 >= threshold.p5
 
 
-def predict(sample: NDArray[np.float32], shared: TrellisShared, dtype: DType = FLOAT32) -> Prediction:
-    """Code a sample and measure its cosines with what is given back in a type."""
-    tensor = HhtlTTensor.encode("", ArrayRows(sample), shared)
+def predict(
+    sample: NDArray[np.float32], shared: TrellisShared, encode: EncodeSample, dtype: DType = FLOAT32
+) -> Prediction:
+    """Encode a sample and measure its cosines with what is given back in a type."""
+    tensor = encode(ArrayRows(sample), shared)
     spans = row_ranges(len(sample), 4 * sample.shape[1])
     measured = [judged_cosines(sample[a:b], rounded(tensor.reconstruct_rows(slice(a, b)), dtype)) for a, b in spans]
     cosines = np.concatenate(measured)
@@ -216,6 +219,7 @@ def smallest_rate(
     sample: NDArray[np.float32],
     shared: TrellisShared,
     threshold: Threshold,
+    encode: EncodeSample,
     dtype: DType = FLOAT32,
 ) -> Prediction | None:
     """Return the smallest rate at which a sample passes, or None where 6 bits do not suffice.
@@ -228,7 +232,7 @@ def smallest_rate(
     rate = math.ceil(16 * (_TYPICAL_GAP - math.log2(_error(threshold.median)) / 2))
     while low < high:
         rate = min(max(rate, low), high - 1)
-        predicted = predict(sample, replace(shared, trellis=slots.Trellis.trained(rate)), dtype)
+        predicted = predict(sample, replace(shared, trellis=slots.Trellis.trained(rate)), encode, dtype)
         if predicted.passes(threshold):
             high, best = rate, predicted
         else:
@@ -270,6 +274,7 @@ def decide_group(
     rate: int | None,
     threshold: Threshold | None,
     seed: int,
+    encode: EncodeSample,
     dtype: DType = FLOAT32,
     is_ring: bool = False,
 ) -> tuple[TrellisShared, Prediction | None]:
@@ -290,8 +295,8 @@ def decide_group(
         rows, sample = live, _prediction_sample(live)
     shared = decide_shared(rows, code, seed, zeros)
     if rate is not None or threshold is None:
-        return shared, predict(sample, shared, dtype)
-    return shared, smallest_rate(sample, shared, threshold, dtype)
+        return shared, predict(sample, shared, encode, dtype)
+    return shared, smallest_rate(sample, shared, threshold, encode, dtype)
 
 
 @dataclass(frozen=True)
@@ -331,7 +336,7 @@ class TrellisEstimate(GroupEstimate):
         return replace(self, shared=TrellisShared(trellis, slots.Rotation(n_cols, seed)))
 
 
-def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | None:
+def estimate_group(request: GroupRequest, n_weights: int, encode: EncodeSample) -> TrellisEstimate | None:
     """Return nearly what `decide_group` would in a bounded time, or None if no rate passes the threshold.
 
     About `n_weights` weights decide on the rate, and eight times as many on what is shared; nothing else is read. Of
@@ -355,12 +360,12 @@ def estimate_group(request: GroupRequest, n_weights: int) -> TrellisEstimate | N
         sample = np.ascontiguousarray(sample[:, :width])
     prediction = None
     if rate is None and request.threshold is not None:
-        prediction = smallest_rate(sample, coded, request.threshold, request.dtype)
+        prediction = smallest_rate(sample, coded, request.threshold, encode, request.dtype)
         if prediction is None:
             return None
         code = slots.Trellis.trained(prediction.rate)
     started = time.perf_counter()
-    timed = predict(sample, coded if code.is_ring else replace(coded, trellis=code), request.dtype)
+    timed = predict(sample, coded if code.is_ring else replace(coded, trellis=code), encode, request.dtype)
     n_timed = -(-len(sample) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE * sample.shape[1]
     seconds = (time.perf_counter() - started) / n_timed
     return TrellisEstimate(replace(shared, trellis=code), (prediction or timed).median, seconds)

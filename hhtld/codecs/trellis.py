@@ -33,18 +33,20 @@ Slot T of this project; the slots upon the HHTL-D design published in AdaWorldAP
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld import slots
+from hhtld import _kernels, slots
 from hhtld.codecs.base import (
     BLOCKS_BY_ROW,
-    ByClass,
     Codec,
     Coder,
+    EncodedTensor,
     GroupCode,
     GroupEstimate,
     GroupRequest,
@@ -52,13 +54,17 @@ from hhtld.codecs.base import (
     Profile,
     ReadPart,
     RecordCheck,
+    RowIndex,
+    SearchTerms,
+    check_budget,
     read_basis,
     read_leaf,
+    selected_rows,
 )
+from hhtld.codecs.rate_records import check_codes, group_numbers
 from hhtld.codecs.section_kinds import TRELLIS
-from hhtld.codecs.trellis_tensor import HhtlTTensor, ScaledRows, TrellisShared, leaf_peak
 from hhtld.dtypes import bf16_values
-from hhtld.errors import HeaderError
+from hhtld.errors import HeaderError, RangeError
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.identity import (
     CODEBOOK_BITS,
@@ -66,16 +72,18 @@ from hhtld.identity import (
     MIN_RATE,
     SLOT_L_LANES,
     PaletteGroupKey,
-    state_bits,
 )
 from hhtld.matrix import is_vector
 
 if TYPE_CHECKING:
+    from hhtld.codecs.tensor_view import TensorView
     from hhtld.slots.moments import Moments
+    from hhtld.slots.shared_parts import TrellisShared
     from hhtld.sources.rows import Rows
 
 __all__ = [
     "PARITY_THRESHOLD",
+    "HhtlTTensor",
     "TensorCode",
     "TrellisCodec",
     "TrellisGroup",
@@ -119,29 +127,7 @@ class TrellisCodec(Codec):
     # ---- records in a file ----
 
     def check_group(self, record: RecordCheck) -> dict[str, Any]:
-        if "codebook" not in record.nbytes:
-            if {"centroids", "codebook_2"} & set(record.nbytes):
-                raise HeaderError(f"{record.where}: centroids or codebook_2 without a codebook")
-            if {"rate", "rates", "seed", "rate_2", "ring"} & set(record.numbers):
-                raise HeaderError(f"{record.where}: rate, rates, seed, rate_2 or ring without a codebook")
-            return {}
-        seed = record.numbers.get("seed")
-        numbers: dict[str, Any] = {}
-        if "rates" in record.numbers:
-            numbers["rates"] = _checked_rates(record)
-        else:
-            numbers["rate"] = _checked_rate(record, "rate", "codebook")
-        if "ring" in record.numbers:
-            numbers["ring"] = _checked_ring(record)
-        if "codebook_2" in record.nbytes:
-            numbers["rate_2"] = _checked_rate(record, "rate_2", "codebook_2")
-        if type(seed) is not int or not 0 <= seed < 2**64:
-            raise HeaderError(f"{record.where}: seed must lie in 0..2^64 - 1")
-        if "rate_2" in record.numbers and "rate_2" not in numbers:
-            raise HeaderError(f"{record.where}: rate_2 without codebook_2")
-        if "centroids" in record.nbytes:
-            record.palette_size("centroids", 2 * record.n_cols, f"rows of {record.n_cols} columns")
-        return numbers | {"seed": seed}
+        return group_numbers(record)
 
     def check_tensor(self, record: RecordCheck, group: RecordCheck) -> None:
         where, kinds = record.where, record.nbytes
@@ -149,23 +135,7 @@ class TrellisCodec(Codec):
             raise HeaderError(f"{where}: its group has no codebook")
         if record.n_rows == 0:
             raise HeaderError(f"{where}: a tensor without rows cannot have been encoded")
-        _check_classes(record, group)
-        for suffix in ("", "_2"):
-            if suffix == "" and "rates" in group.numbers:
-                record.size("slot_v", 2 * record.n_rows)
-                continue
-            if f"rate{suffix}" not in group.numbers:
-                if {"slot_t_2", "slot_v_2"} & set(kinds):
-                    raise HeaderError(f"{where}: a second level without the group's codebook_2")
-                continue
-            if not {f"slot_t{suffix}", f"slot_v{suffix}"} <= set(kinds):
-                raise HeaderError(f"{where}: its group has codebook_2, so it needs slot_v_2 and slot_t_2")
-            n_bits = state_bits(group.nbytes[f"codebook{suffix}"])
-            assert n_bits is not None
-            rate = int(str(group.numbers[f"rate{suffix}"]))
-            is_ring = "ring" in group.numbers
-            record.size(f"slot_t{suffix}", record.n_rows * _row_nbytes(record.n_cols, rate, n_bits, is_ring))
-            record.size(f"slot_v{suffix}", 2 * record.n_rows)
+        check_codes(record, group)
         if ("twigs" in kinds) != ("centroids" in group.nbytes):
             raise HeaderError(f"{where}: twigs and the group's centroids come together")
         if ("slot_l" in kinds) != ("basis" in group.nbytes):
@@ -210,7 +180,7 @@ class TrellisCodec(Codec):
     def estimate(self, request: GroupRequest, n_weights: int) -> GroupEstimate | None:
         from hhtld.codecs.rate_control import estimate_group
 
-        return estimate_group(request, n_weights)
+        return estimate_group(request, n_weights, partial(HhtlTTensor.encode, ""))
 
 
 def _sixteenths(text: str) -> int | None:
@@ -220,73 +190,6 @@ def _sixteenths(text: str) -> int | None:
     except ValueError:
         return None
     return int(rate) if MIN_RATE <= rate <= MAX_RATE and rate == int(rate) else None
-
-
-def _checked_rate(record: RecordCheck, number: str, codebook: str) -> int:
-    rate, nbytes = record.numbers.get(number), record.nbytes[codebook]
-    if type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE:
-        raise HeaderError(f"{record.where}: {number} must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rate!r}")
-    if state_bits(nbytes) is None:
-        raise HeaderError(f"{record.where}: a codebook has 72 bytes, or 256, 1024 or 4096 levels, got {nbytes} bytes")
-    return rate
-
-
-def _checked_rates(record: RecordCheck) -> tuple[int, ...]:
-    """Return the rates of a group's classes, or raise `HeaderError`."""
-    rates, nbytes = record.numbers["rates"], record.nbytes["codebook"]
-    if "rate" in record.numbers or "codebook_2" in record.nbytes:
-        raise HeaderError(f"{record.where}: rates of classes come with neither one rate nor a second level")
-    if not isinstance(rates, list | tuple) or not 2 <= len(rates) <= slots.MAX_CLASSES:
-        raise HeaderError(f"{record.where}: rates must be those of 2 to {slots.MAX_CLASSES} classes, got {rates!r:.80}")
-    if any(type(rate) is not int or not MIN_RATE <= rate <= MAX_RATE for rate in rates):
-        raise HeaderError(
-            f"{record.where}: rates must be {MIN_RATE}..{MAX_RATE} sixteenths of a bit, got {rates!r:.80}"
-        )
-    if nbytes % len(rates) or state_bits(nbytes // len(rates)) is None:
-        raise HeaderError(
-            f"{record.where}: {len(rates)} codebooks of 72 bytes, or of 256, 1024 or 4096 levels, do not take "
-            f"{nbytes} bytes"
-        )
-    return tuple(rates)
-
-
-def _check_classes(record: RecordCheck, group: RecordCheck) -> None:
-    """Check a tensor's classes of rows against those of its group, or raise `HeaderError`."""
-    where, rates, class_rows = record.where, group.numbers.get("rates"), record.numbers.get("class_rows")
-    if (rates is not None) != ("row_class" in record.nbytes) or (rates is not None) != (class_rows is not None):
-        raise HeaderError(f"{where}: row_class, class_rows and the group's rates come together")
-    if rates is None:
-        return
-    assert isinstance(rates, tuple)
-    if not isinstance(class_rows, list) or len(class_rows) != len(rates):
-        raise HeaderError(f"{where}: class_rows must count the rows of {len(rates)} classes, got {class_rows!r:.80}")
-    if any(type(count) is not int or count < 0 for count in class_rows) or sum(class_rows) != record.n_rows:
-        raise HeaderError(f"{where}: class_rows must count {record.n_rows} rows in all, got {class_rows!r:.80}")
-    record.size("row_class", record.n_rows)
-    n_bits = state_bits(group.nbytes["codebook"] // len(rates))
-    assert n_bits is not None
-    widths = [_row_nbytes(record.n_cols, rate, n_bits) for rate in rates]
-    record.size("slot_t", slots.class_starts(class_rows, widths)[-1])
-
-
-def _checked_ring(record: RecordCheck) -> bool:
-    """Return that rows close to rings, or raise `HeaderError`."""
-    rate = record.numbers.get("rate")
-    if record.numbers["ring"] is not True or "codebook_2" in record.nbytes or type(rate) is not int:
-        raise HeaderError(f"{record.where}: ring must be true, of a group of one rate and one level")
-    if record.n_cols * rate % 16 or record.n_cols * rate < 16 * 16:
-        raise HeaderError(
-            f"{record.where}: rings take whole bits, 16 at least, and {record.n_cols} weights of {rate} sixteenths do "
-            f"not"
-        )
-    return True
-
-
-def _row_nbytes(n_cols: int, rate: int, n_bits: int, is_ring: bool = False) -> int:
-    """Return the bytes of a row's codes, of any numbers that a table may hold."""
-    if is_ring:
-        return (n_cols * rate // 16 + 7) // 8
-    return ((n_cols - 1) * rate // 16 + n_bits + 7) // 8
 
 
 def _decided(request: GroupRequest) -> TrellisGroup | None:
@@ -299,11 +202,12 @@ def _decided(request: GroupRequest) -> TrellisGroup | None:
         classes = slots.class_rates(request.row_rates)
         rate = classes[0] if len(classes) == 1 else slots.mean_rate(request.row_rates)
     scaled = [
-        rows if scale is None else ScaledRows(rows, scale)
+        rows if scale is None else slots.ScaledRows(rows, scale)
         for rows, scale in zip(request.rows, request.column_scales, strict=True)
     ]
+    encode = partial(HhtlTTensor.encode, "")
     shared, prediction = decide_group(
-        scaled, rate, request.threshold, request.seed, request.dtype, closes_rows(request)
+        scaled, rate, request.threshold, request.seed, encode, request.dtype, closes_rows(request)
     )
     if prediction is None:
         return None
@@ -328,13 +232,338 @@ class TensorCode(NamedTuple):
         bfloat16 bits.
     feedback : ndarray of float32, shape (n_cols, n_cols), or None
         See `hhtld.slots.feedback`; the decoder needs nothing of it.
-    codes : ByClass or None
+    codes : slots.ByClass or None
         Where the codes of its rows lie if they have classes.
     """
 
     scale: NDArray[np.uint16] | None = None
     feedback: NDArray[np.float32] | None = None
-    codes: ByClass | None = None
+    codes: slots.ByClass | None = None
+
+
+@dataclass(eq=False)
+class HhtlTTensor(EncodedTensor):
+    """A trellis-coded tensor.
+
+    Attributes
+    ----------
+    role : str
+    shared : TrellisShared
+    slot_v : ndarray of uint16, shape (n_rows,)
+        Gains as bfloat16 bits.
+    slot_t : ndarray of uint8, shape (n_rows, row_nbytes)
+        Flat, class after class, if rows have classes.
+    original_shape : (n_rows, n_cols)
+    twigs : ndarray of uint8, shape (n_rows,), or None
+    slot_l : ndarray of int8, shape (n_rows, 8), or None
+    slot_l_scale : float or None
+    column_scale : ndarray of uint16, shape (n_cols,), or None
+        bfloat16 bits; what is coded is the weights times it.
+    slot_v_2, slot_t_2 : as slot_v and slot_t, or None
+        The second level.
+    budget : int or None
+        Bytes that decoding rows may take; a pack gives its own.
+    row_class : ndarray of uint8, shape (n_rows,), or None
+        The class of every row.
+    """
+
+    role: str
+    shared: TrellisShared
+    slot_v: NDArray[np.uint16]
+    slot_t: NDArray[np.uint8]
+    original_shape: tuple[int, int]
+    twigs: NDArray[np.uint8] | None = None
+    slot_l: NDArray[np.int8] | None = None
+    slot_l_scale: float | None = None
+    column_scale: NDArray[np.uint16] | None = None
+    slot_v_2: NDArray[np.uint16] | None = None
+    slot_t_2: NDArray[np.uint8] | None = None
+    budget: int | None = None
+    row_class: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        n_rows, n_cols = self.original_shape
+        if (self.row_class is None) == bool(self.shared.classes):
+            raise ValueError("row_class and the group's classes come together or not at all")
+        shape: tuple[int, ...] = (n_rows, self.shared.row_nbytes)
+        if self.row_class is not None:
+            if self.row_class.shape != (n_rows,) or self.row_class.max(initial=0) >= len(self.shared.classes):
+                raise ValueError(f"row_class must be {n_rows} numbers below {len(self.shared.classes)}")
+            widths = self.shared.class_widths
+            class_rows = np.bincount(self.row_class, minlength=len(widths)).tolist()
+            shape = (slots.class_starts(class_rows, widths)[-1],)
+        if self.slot_t.shape != shape or self.slot_v.shape != (n_rows,):
+            raise ValueError(f"slot_t must be {shape} and slot_v ({n_rows},), got {self.slot_t.shape}")
+        if n_cols != self.shared.n_cols:
+            raise ValueError(f"the group's rows have {self.shared.n_cols} columns, the tensor's {n_cols}")
+        if (self.twigs is None) != (self.shared.centroid_bits is None):
+            raise ValueError("twigs and centroids come together or not at all")
+        if self.twigs is not None:
+            k = len(self.shared.centroids)
+            if self.twigs.shape != (n_rows,) or (n_rows and int(self.twigs.max()) >= k):
+                raise ValueError(f"twigs must be {n_rows} numbers below {k}")
+        if not (self.slot_l is None) == (self.slot_l_scale is None) == (self.shared.basis is None):
+            raise ValueError("slot_l, slot_l_scale and the group's basis come together or not at all")
+        if self.slot_l is not None and self.slot_l.shape != (n_rows, SLOT_L_LANES):
+            raise ValueError(f"slot_l must have shape ({n_rows}, {SLOT_L_LANES}), got {self.slot_l.shape}")
+        if not (self.slot_v_2 is None) == (self.slot_t_2 is None) == (self.shared.second is None):
+            raise ValueError("slot_v_2, slot_t_2 and the group's second code come together or not at all")
+        if self.slot_v_2 is not None and self.slot_t_2 is not None and self.shared.second is not None:
+            nbytes = self.shared.second.row_nbytes(n_cols)
+            if self.slot_t_2.shape != (n_rows, nbytes) or self.slot_v_2.shape != (n_rows,):
+                raise ValueError(f"slot_t_2 must be ({n_rows}, {nbytes}), got {self.slot_t_2.shape}")
+        for gains in (self.slot_v, self.slot_v_2):
+            if gains is not None and _kernels._cast.first_nonfinite_bf16(np.ascontiguousarray(gains)) >= 0:
+                raise ValueError("a gain must be finite")
+        if self.column_scale is not None:
+            scale = self._scale
+            if scale.shape != (n_cols,) or not (np.isfinite(scale) & (scale > 0)).all():
+                raise ValueError(f"column_scale must be {n_cols} positive finite numbers")
+
+    def __repr__(self) -> str:
+        leaf = "" if self.slot_l is None else ", Slot L"
+        rates = [trellis.rate / 16 for trellis in self.shared.classes] or [self.shared.trellis.rate / 16]
+        bits = f"{rates[0]:g}" if len(rates) == 1 else f"{min(rates):g} to {max(rates):g}"
+        return f"<HhtlTTensor {list(self.original_shape)}, {bits} bits{leaf}>"
+
+    @cached_property
+    def _scale(self) -> NDArray[np.float32]:
+        assert self.column_scale is not None
+        return bf16_values(self.column_scale)
+
+    @cached_property
+    def _codes(self) -> slots.LevelCodes:
+        """The codes of the first level."""
+        trellises = self.shared.classes or (self.shared.trellis,)
+        return slots.LevelCodes(trellises, self.original_shape[1], self.slot_t, self.row_class)
+
+    @classmethod
+    def encode(
+        cls,
+        role: str,
+        rows: Rows,
+        shared: TrellisShared,
+        column_scale: NDArray[np.uint16] | None = None,
+        executor: Executor | None = None,
+        row_class: NDArray[np.uint8] | None = None,
+    ) -> Self:
+        """Encode finite rows (n_rows, n_cols) with what their group shares.
+
+        Raises
+        ------
+        RangeError
+            When a row passes float32's range on its way: weights near 1e38.
+        """
+        from hhtld.sources.rows import map_rows  # decoding reads no source
+
+        scale: float | None = None
+        if shared.basis is not None:
+            peaks = [peak for _, _, peak in map_rows(_peak, rows, executor, shared, column_scale)]
+            scale = slots.leaf_scale(float(np.max(peaks, initial=0)))
+        arguments = (role, shared, column_scale, scale, row_class)
+        coded = {start: block for start, _, block in map_rows(_coded, rows, executor, cls, *arguments)}
+        blocks = [coded[start] for start in sorted(coded)]
+        return cls.joined(blocks) if blocks else cls.encode_block(role, rows.read(0, 0), shared, column_scale, scale)
+
+    @classmethod
+    def encode_block(
+        cls,
+        role: str,
+        block: NDArray[np.float32],
+        shared: TrellisShared,
+        column_scale: NDArray[np.uint16] | None = None,
+        slot_l_scale: float | None = None,
+        first: int = 0,
+        feedback: NDArray[np.float32] | None = None,
+        row_class: NDArray[np.uint8] | None = None,
+    ) -> Self:
+        """Encode a block of a tensor's rows, whose Slot L scale is known; `first` is its first row, for errors.
+
+        `feedback`: see `hhtld.slots.feedback`; of the first level only. `row_class` is the class of each of these rows.
+        """
+        n_rows, n_cols = block.shape
+        scaled = slots.scaled_rows(block, column_scale)
+        twigs, slot_l = shared.assign(scaled), None
+        if shared.basis is not None and slot_l_scale is not None:
+            slot_l = slots.quantized_leaf(
+                slots.leaf_coefficients(scaled, shared.centroids, twigs, shared.basis), slot_l_scale
+            )
+        residual = scaled - slots.shared_rows(shared, twigs, slot_l, slot_l_scale)
+        shared.rotation.rotate(residual)
+        bad = _kernels._cast.first_nonfinite_f32(residual.reshape(-1))
+        if bad >= 0:
+            raise RangeError(f"row {first + bad // n_cols} passes float32's range when it is rotated")
+        slot_t, gains = slots.encode_level(shared.classes or (shared.trellis,), residual, feedback, row_class)
+        slot_v = slots.gain_bits(gains)
+        slot_v_2, slot_t_2 = None, None
+        if shared.second is not None:
+            residual -= shared.trellis.decode(slot_t, slots.gain_values(slot_v), n_cols)
+            slot_t_2, gains = shared.second.encode(residual)
+            slot_v_2 = slots.gain_bits(gains)
+        stored_twigs = twigs if shared.centroid_bits is not None else None
+        return cls(
+            role,
+            shared,
+            slot_v,
+            slot_t,
+            (n_rows, n_cols),
+            stored_twigs,
+            slot_l,
+            slot_l_scale,
+            column_scale,
+            slot_v_2,
+            slot_t_2,
+            row_class=row_class,
+        )
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Self]) -> Self:
+        """Return blocks of one tensor, in the order of their rows, as one."""
+        if len(blocks) == 1:
+            return blocks[0]
+        first = blocks[0]
+        parts: dict[str, Any] = {
+            kind: array if kind == "column_scale" else np.concatenate([block.parts()[kind] for block in blocks])
+            for kind, array in first.parts().items()
+        }
+        if first.row_class is not None:
+            ends = np.cumsum([len(block.slot_v) for block in blocks]).tolist()
+            coded = [(end - len(block.slot_v), end, block.slot_t) for end, block in zip(ends, blocks, strict=True)]
+            parts["slot_t"] = slots.ByClass(parts["row_class"], first.shared.class_widths).joined(coded)
+        shape = (sum(block.original_shape[0] for block in blocks), first.original_shape[1])
+        return replace(first, original_shape=shape, **parts)
+
+    def reconstruct_rows(
+        self, rows: RowIndex = None, levels: int = 2, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Decode the given rows, or all, to float32 (n, n_cols); `levels` of 1 leaves a second level out."""
+        if levels not in (1, 2):
+            raise ValueError(f"levels must be 1 or 2, got {levels}")
+        picked = selected_rows(self.original_shape[0], rows)
+        check_budget(self.original_shape[0], picked, 4 * self.original_shape[1], 0, self.budget)
+        out = self._codes.decode(picked, slots.gain_values(self.slot_v[picked]), out)
+        second, rotation = self.shared.second if levels == 2 else None, self.shared.rotation
+        if second is None and self.twigs is None and self.slot_l is None and self.column_scale is None:
+            rotation.unrotate(out)
+            return out  # what most packs hold, without numpy's own guard of arithmetic
+        with np.errstate(over="ignore", invalid="ignore"):
+            if second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
+                codes_2, gains_2 = np.ascontiguousarray(self.slot_t_2[picked]), slots.gain_values(self.slot_v_2[picked])
+                out += second.decode(codes_2, gains_2, self.original_shape[1])
+            rotation.unrotate(out)
+            if self.twigs is not None or self.slot_l is not None:
+                twigs = np.zeros(len(out), np.uint8) if self.twigs is None else self.twigs[picked]
+                leaf = None if self.slot_l is None else self.slot_l[picked]
+                out += slots.shared_rows(self.shared, twigs, leaf, self.slot_l_scale)
+            if self.column_scale is not None:
+                out /= self._scale
+        return out
+
+    def reconstruct_into(self, out: NDArray[np.float32], rows: RowIndex = None) -> None:
+        self.reconstruct_rows(rows, out=out)
+
+    def first_level_rows(self, rows: RowIndex = None) -> NDArray[np.float32]:
+        return self.reconstruct_rows(rows, 1)
+
+    def reconstruct_row(self, row: int) -> NDArray[np.float32]:
+        """Decode one row to float32 (n_cols,)."""
+        decoded: NDArray[np.float32] = self.reconstruct_rows([row])[0]
+        return decoded
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Return the tensor's own arrays by section kind."""
+        named: dict[str, NDArray[Any] | None] = {
+            "slot_v": self.slot_v,
+            "slot_t": self.slot_t,
+            "twigs": self.twigs,
+            "slot_l": self.slot_l,
+            "column_scale": self.column_scale,
+            "slot_v_2": self.slot_v_2,
+            "slot_t_2": self.slot_t_2,
+            "row_class": self.row_class,
+        }
+        return {kind: array for kind, array in named.items() if array is not None}
+
+    def view(self) -> TensorView:
+        from hhtld.codecs.tensor_view import TensorView
+
+        shared, parts = self.shared, self.parts()
+        parts["codebook"] = shared.codebook()
+        if shared.centroid_bits is not None:
+            parts["centroids"] = shared.centroid_bits
+        if shared.second is not None:
+            parts["codebook_2"] = shared.second.codebook
+        if self.slot_l is not None and shared.basis is not None:
+            parts["basis"] = shared.basis.bits
+        trellises = {"": shared.trellis} if shared.second is None else {"": shared.trellis, "_2": shared.second}
+        if shared.classes:
+            trellises = {f"_class_{number}": trellis for number, trellis in enumerate(shared.classes)}
+        return TensorView.of_parts(
+            parts,
+            gains={kind: parts[kind] for kind in ("slot_v", "slot_v_2") if kind in parts},
+            codes={kind: parts[kind] for kind in ("slot_t", "slot_t_2") if kind in parts},
+            trellises=trellises,
+            twigs=self.twigs,
+            n_entries=None if self.twigs is None else len(shared.centroids),
+            centroids=None if shared.centroid_bits is None else shared.centroids,
+            column_scale=self.column_scale,
+            slot_l=self.slot_l,
+            slot_l_scale=self.slot_l_scale,
+            basis=shared.basis,
+            seed=shared.rotation.seed,
+            row_class=self.row_class,
+            n_cols=shared.n_cols,
+        )
+
+    def search_terms(self, levels: int = 2) -> SearchTerms | None:
+        """Return what a search needs; None for rows that are too wide for sums of integers."""
+        if self.original_shape[1] > _kernels._score.MAX_COLS:
+            return None
+        shared, second = self.shared, None
+        if shared.second is not None and self.slot_v_2 is not None and self.slot_t_2 is not None:
+            second = slots.TrellisLevel(self.slot_v_2, [slots.CodeMatrix(shared.second, self.slot_t_2)])
+        coded = [slots.TrellisLevel(self.slot_v, self._codes.matrices)]
+        return SearchTerms(
+            None if self.twigs is None else shared.centroids,
+            self.twigs,
+            shared.basis,
+            self.slot_l,
+            self.slot_l_scale,
+            None if self.column_scale is None else self._scale,
+            [*coded, second] if second is not None and levels == 2 else coded,
+            shared.rotation,
+            second if levels == 1 else None,
+        )
+
+    def total_byte_size(self) -> int:
+        """Bytes of the tensor's own arrays; what the group shares is the group's."""
+        return sum(array.nbytes for array in self.parts().values())
+
+    def compression_ratio(self) -> float:
+        """Bytes as bfloat16 over `total_byte_size()`."""
+        size = self.total_byte_size()
+        return 2 * self.original_shape[0] * self.original_shape[1] / size if size else 0.0
+
+
+def _peak(
+    block: NDArray[np.float32], start: int, stop: int, shared: TrellisShared, column_scale: NDArray[np.uint16] | None
+) -> float:
+    return slots.leaf_peak(block, shared, column_scale)
+
+
+def _coded(
+    block: NDArray[np.float32],
+    start: int,
+    stop: int,
+    cls: type[HhtlTTensor],
+    role: str,
+    shared: TrellisShared,
+    column_scale: NDArray[np.uint16] | None,
+    scale: float | None,
+    row_class: NDArray[np.uint8] | None,
+) -> Any:
+    classes = None if row_class is None else row_class[start:stop]
+    return cls.encode_block(role, block, shared, column_scale, scale, start, row_class=classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,7 +597,7 @@ class _TrellisCoder(Coder):
         return layout
 
     def peak(self, block: NDArray[np.float32], start: int) -> float:
-        return leaf_peak(block, self.shared, self.own.scale)
+        return slots.leaf_peak(block, self.shared, self.own.scale)
 
     def encode(self, block: NDArray[np.float32], start: int, leaf_scale: float | None) -> HhtlTTensor:
         scale, feedback, codes = self.own
@@ -410,7 +639,9 @@ class TrellisGroup(GroupCode):
         classes = tuple(slots.Trellis.of_codebook(rate, codebooks[c].data) for c, rate in enumerate(rates))
         is_ring = "ring" in numbers
         code = classes[0] if classes else slots.Trellis.of_codebook(numbers["rate"], sections["codebook"], is_ring)
-        return cls(key, TrellisShared(code, slots.Rotation(n_cols, numbers["seed"]), bits, basis, second, classes))
+        return cls(
+            key, slots.TrellisShared(code, slots.Rotation(n_cols, numbers["seed"]), bits, basis, second, classes)
+        )
 
     def ready(self, profile: Profile) -> Self:
         if self.shared.classes:
@@ -471,7 +702,7 @@ class TrellisGroup(GroupCode):
         codes = None
         if self.shared.classes and row_rates is not None:
             rates = [code.rate for code in self.shared.classes]
-            codes = ByClass(slots.classes_of_rows(row_rates, rates), self.shared.class_widths)
+            codes = slots.ByClass(slots.classes_of_rows(row_rates, rates), self.shared.class_widths)
         if moments is None:
             return TensorCode(column_scale, None, codes)
         scale = np.ones(self.key.shape[1], np.float32) if column_scale is None else bf16_values(column_scale)

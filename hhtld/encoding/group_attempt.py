@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hhtld.codecs.base import ByClass, GroupCode
+from hhtld.codecs.base import GroupCode
 from hhtld.encoding.gate_report import GroupCosines
 from hhtld.encoding.groups import PlannedGroup
 from hhtld.gates import Threshold
 from hhtld.pack.sections import SectionSink
+from hhtld.slots.class_layout import ByClass
 from hhtld.sources.rows import Rows
 from hhtld.storage.crc import Crc32Runs
 from hhtld.storage.journal import Journal

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.base import ByClass, row_spans
 from hhtld.dtypes import bf16_bits
 from hhtld.encoding.group_attempt import Attempt, ReservedTensor
 from hhtld.encoding.groups import PlannedGroup
@@ -23,6 +22,7 @@ from hhtld.encoding.plan import Plan
 from hhtld.encoding.resources import Work
 from hhtld.encoding.row_tasks import Coded, code_rows, peak_of_rows
 from hhtld.pack.sections import SectionSink, as_bytes
+from hhtld.slots.class_layout import ByClass, row_spans
 from hhtld.slots.slot_l import leaf_scale
 from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.crew import Call, completed

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.codecs.base import ByClass, Codec, GroupCode, row_spans
+from hhtld.codecs.base import Codec, GroupCode
 from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
 from hhtld.pack.sections import as_bytes
+from hhtld.slots.class_layout import ByClass, row_spans
 from hhtld.sources.rows import Rows
 
 __all__ = ["Coded", "code_rows", "peak_of_rows"]

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from hhtld import slots
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.slots.moments import Moments
+from hhtld.slots.shared_parts import TrellisShared
 from hhtld.sources.contract import SourceRows, TensorSource
 from hhtld.sources.rows import row_ranges
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score, _screen
-from hhtld.codecs.base import CodeMatrix, EncodedTensor, RowIndex, SearchTerms, TrellisLevel
+from hhtld.codecs.base import EncodedTensor, RowIndex, SearchTerms
 from hhtld.errors import NonFiniteError, shown
+from hhtld.slots.levels import CodeMatrix, TrellisLevel
 from hhtld.slots.slot_t import gain_values
 from hhtld.sources.rows import row_ranges
 

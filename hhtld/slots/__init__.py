@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hhtld.slots.base17 import Base17 as Base17
     from hhtld.slots.class_layout import MAX_CLASSES as MAX_CLASSES
+    from hhtld.slots.class_layout import ByClass as ByClass
     from hhtld.slots.class_layout import RowPlaces as RowPlaces
     from hhtld.slots.class_layout import class_order as class_order
     from hhtld.slots.class_layout import class_starts as class_starts
+    from hhtld.slots.class_layout import row_spans as row_spans
     from hhtld.slots.feedback import feedback_matrix as feedback_matrix
     from hhtld.slots.fisher_z import FisherZTable as FisherZTable
+    from hhtld.slots.levels import CodeMatrix as CodeMatrix
+    from hhtld.slots.levels import LevelCodes as LevelCodes
+    from hhtld.slots.levels import TrellisLevel as TrellisLevel
+    from hhtld.slots.levels import encode_level as encode_level
     from hhtld.slots.palette import HhtlCache as HhtlCache
     from hhtld.slots.palette import Palette as Palette
     from hhtld.slots.palette import build_hip_families as build_hip_families
@@ -24,6 +30,11 @@ if TYPE_CHECKING:
     from hhtld.slots.row_rates import class_rates as class_rates
     from hhtld.slots.row_rates import classes_of_rows as classes_of_rows
     from hhtld.slots.row_rates import mean_rate as mean_rate
+    from hhtld.slots.shared_parts import ScaledRows as ScaledRows
+    from hhtld.slots.shared_parts import TrellisShared as TrellisShared
+    from hhtld.slots.shared_parts import leaf_peak as leaf_peak
+    from hhtld.slots.shared_parts import scaled_rows as scaled_rows
+    from hhtld.slots.shared_parts import shared_rows as shared_rows
     from hhtld.slots.slot_d_v import ENTRY_DTYPE as ENTRY_DTYPE
     from hhtld.slots.slot_d_v import Entries as Entries
     from hhtld.slots.slot_d_v import HeelBasin as HeelBasin
@@ -50,20 +61,26 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Base17": "base17",
+    "ByClass": "class_layout",
+    "CodeMatrix": "levels",
     "ENTRY_DTYPE": "slot_d_v",
     "Entries": "slot_d_v",
     "FisherZTable": "fisher_z",
     "HeelBasin": "slot_d_v",
     "HhtlCache": "palette",
     "HhtlDEntry": "slot_d_v",
+    "LevelCodes": "levels",
     "MAX_CLASSES": "class_layout",
     "Palette": "palette",
     "Rotation": "rotation",
     "RowPlaces": "class_layout",
     "SAMPLE_ROWS": "slot_l",
     "SLOT_L_LANES": "slot_l",
+    "ScaledRows": "shared_parts",
     "SvdBasis": "slot_l",
     "Trellis": "slot_t",
+    "TrellisShared": "shared_parts",
+    "TrellisLevel": "levels",
     "basis_nbytes": "slot_l",
     "build_hip_families": "palette",
     "checked_palette_k": "palette",
@@ -73,6 +90,7 @@ _HOMES = {
     "decode_row": "slot_l",
     "decode_rows": "slot_l",
     "encode_entries": "slot_d_v",
+    "encode_level": "levels",
     "encode_leaf": "slot_l",
     "encode_rows": "slot_l",
     "entries_from_bytes": "slot_d_v",
@@ -81,10 +99,14 @@ _HOMES = {
     "gain_values": "slot_t",
     "is_ring": "slot_t",
     "leaf_coefficients": "slot_l",
+    "leaf_peak": "shared_parts",
     "leaf_scale": "slot_l",
     "mean_rate": "row_rates",
     "quantized_leaf": "slot_l",
     "classes_of_rows": "row_rates",
+    "row_spans": "class_layout",
+    "scaled_rows": "shared_parts",
+    "shared_rows": "shared_parts",
     "search_cols": "slot_t",
     "twig": "slot_d_v",
 }

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_CLASSES", "RowPlaces", "class_order", "class_starts"]
+__all__ = ["MAX_CLASSES", "ByClass", "RowPlaces", "class_order", "class_starts", "row_spans"]
 
 MAX_CLASSES = 16
 _BLOCK = 256  # rows between two counts, which a lookup counts through
@@ -108,3 +108,55 @@ class RowPlaces:
         ranks += self._strides[rows // _STRIDE, classes]
         ranks += self._blocks[blocks, classes]
         return classes, ranks
+
+
+class ByClass:
+    """A section of codes that lie by class, as a coder lays it out; see above.
+
+    Parameters
+    ----------
+    row_class : ndarray of uint8, shape (n_rows,)
+    widths : sequence of int
+        Bytes that a row of each class takes.
+
+    Attributes
+    ----------
+    row_class : ndarray of uint8, shape (n_rows,)
+    class_rows : list of int
+        How many rows are of each class.
+    """
+
+    def __init__(self, row_class: NDArray[np.uint8], widths: Sequence[int]) -> None:
+        self.row_class, self._widths = row_class, widths
+        self.class_rows: list[int] = np.bincount(row_class, minlength=len(widths)).tolist()
+        self._places = RowPlaces(row_class, self.class_rows)
+        self._starts = class_starts(self.class_rows, widths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole section."""
+        return self._starts[-1]
+
+    def spans(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return where rows [start, stop) lie, class after class: offsets and bytes."""
+        before, after = self._places.before(start).tolist(), self._places.before(stop).tolist()
+        return [
+            (self._starts[c] + before[c] * width, (after[c] - before[c]) * width)
+            for c, width in enumerate(self._widths)
+            if after[c] > before[c]
+        ]
+
+    def joined(self, blocks: Sequence[tuple[int, int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+        """Return codes of rows that follow one another, as (start, stop, codes), as one run that lies by class."""
+        parts: list[list[NDArray[np.uint8]]] = [[] for _ in self._widths]
+        for start, stop, codes in blocks:
+            done = 0
+            for c, n_rows in enumerate(np.bincount(self.row_class[start:stop], minlength=len(parts)).tolist()):
+                parts[c].append(codes[done : done + n_rows * self._widths[c]])
+                done += n_rows * self._widths[c]
+        return np.concatenate([codes for levels in parts for codes in levels])
+
+
+def row_spans(part: int | ByClass, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return where rows [start, stop) lie in a section of a layout: offsets and bytes, in the order of their bytes."""
+    return [(start * part, (stop - start) * part)] if isinstance(part, int) else part.spans(start, stop)

@@ -22,7 +22,7 @@ from rich.console import Console
 import hhtld
 from hhtld.codecs.lookup import HhtlDTensor
 from hhtld.codecs.palette import HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.commands.inspect import describe, print_description
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
 from hhtld.commands.main import main

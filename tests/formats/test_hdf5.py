@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld.codecs.lookup import HhtlDTensor
 from hhtld.codecs.palette import HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.commands.main import main
 from hhtld.cosines import summarize
 from hhtld.encoding.gate_measurement import compared_rows

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.codecs.base import ByClass
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.errors import FormatError, HeaderError, UnsupportedVersionError
 from hhtld.search.linear_layers import RowProducts
 from hhtld.slots import Rotation, RowPlaces, Trellis, class_order
+from hhtld.slots.class_layout import ByClass
 from hhtld.slots.row_rates import class_rates, classes_of_rows, row_rates
+from hhtld.slots.shared_parts import TrellisShared
 from hhtld.sources.rows import ArrayRows
 from tests.formats.test_golden import spec_reader
 from tests.formats.test_hhtld import (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hhtld
-from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.commands.main import main
 from hhtld.cosines import row_cosines
 from hhtld.errors import HeaderError

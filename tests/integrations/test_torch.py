@@ -229,7 +229,7 @@ def test_ids_outside_are_refused(pack: HhtldPack) -> None:
 
 
 def test_a_row_asked_for_often_is_decoded_once(pack: HhtldPack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hhtld.codecs.trellis_tensor import HhtlTTensor
+    from hhtld.codecs.trellis import HhtlTTensor
 
     asked: list[int] = []
     real = HhtlTTensor.reconstruct_rows

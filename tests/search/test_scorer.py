@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 import hhtld
 from hhtld._kernels import _dot, _isa
 from hhtld.codecs.palette import HhtlF32Tensor
-from hhtld.codecs.trellis_tensor import HhtlTTensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.cosines import summarize
 from hhtld.errors import NonFiniteError
 from hhtld.formats import open_source

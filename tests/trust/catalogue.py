@@ -22,7 +22,7 @@ _FILES = {
     "K": "tests/codec/test_codec.py",
     "D": "tests/kernels/test_doors.py",
     "N": "tests/codec/test_tensor.py",
-    "R": "tests/codec/test_trellis_tensor.py",
+    "R": "tests/codec/test_trellis_codec.py",
     "M": "tests/encoding/test_encoder.py",
     "L": "tests/formats/test_golden.py",
     "A": "tests/trust/test_arrays.py",

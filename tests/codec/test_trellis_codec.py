@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -12,16 +13,18 @@ from numpy.typing import NDArray
 
 from hhtld.codecs import rate_control
 from hhtld.codecs.rate_control import decide_group, decide_shared, predict, sample_rows, smallest_rate
-from hhtld.codecs.trellis_tensor import HhtlTTensor, TrellisShared
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.cosines import row_cosines
 from hhtld.errors import RangeError
 from hhtld.gates import THRESHOLDS, Threshold
 from hhtld.slots.rotation import Rotation, splitmix64
+from hhtld.slots.shared_parts import TrellisShared
 from hhtld.slots.slot_l import SvdBasis
 from hhtld.slots.slot_t import Trellis
 from hhtld.sources.rows import ArrayRows, LiveRows
 
 CODE = Trellis.trained(32)
+encoded = partial(HhtlTTensor.encode, "")
 
 
 def encode(rows: NDArray[np.float32], code: Trellis = CODE, **parts: object) -> HhtlTTensor:
@@ -159,7 +162,7 @@ def test_splitmix64_is_the_published_generator() -> None:
 def test_trained_codes_reach_what_they_promise() -> None:
     rows = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
     for rate, cosine in ((16, 0.85), (32, 0.963), (48, 0.9903), (64, 0.9974), (80, 0.9992), (96, 0.9997)):
-        found = predict(rows, TrellisShared(Trellis.trained(rate), Rotation(1024)))
+        found = predict(rows, TrellisShared(Trellis.trained(rate), Rotation(1024)), encoded)
         assert found.median >= cosine
         assert found.p5 > cosine - 0.004
 
@@ -169,12 +172,12 @@ def test_rotation_makes_any_columns_gaussian(kind: str) -> None:
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((256, 1024)).astype(np.float32)
     shared = TrellisShared(CODE, Rotation(1024))
-    plain = predict(rows, shared).median
+    plain = predict(rows, shared, encoded).median
     if kind == "8 outlier columns":
         rows[:, rng.choice(1024, 8, replace=False)] *= 10
     else:
         rows *= np.exp(rng.standard_normal(1024)).astype(np.float32)
-    assert predict(rows, shared).median > plain - 0.004
+    assert predict(rows, shared, encoded).median > plain - 0.004
 
 
 def test_structure_is_kept_only_where_it_pays(rng: np.random.Generator) -> None:
@@ -212,8 +215,10 @@ def structured(kind: str, rng: np.random.Generator) -> NDArray[np.float32]:
 def test_zero_rows_come_back_zero_and_cost_the_others_nothing(kind: str, n_zero: int, rng: np.random.Generator) -> None:
     live = structured(kind, rng)
     rows = with_zero_rows(live, n_zero, rng)
-    alone, expected = decide_group([ArrayRows(live)], None, THRESHOLDS["argmax"], 0)
-    shared, found = decide_group([ArrayRows(rows[:1000]), ArrayRows(rows[1000:])], None, THRESHOLDS["argmax"], 0)
+    alone, expected = decide_group([ArrayRows(live)], None, THRESHOLDS["argmax"], 0, encoded)
+    shared, found = decide_group(
+        [ArrayRows(rows[:1000]), ArrayRows(rows[1000:])], None, THRESHOLDS["argmax"], 0, encoded
+    )
     assert found is not None
     assert expected is not None
     assert found.rate == expected.rate
@@ -231,13 +236,13 @@ def test_zero_rows_come_back_zero_and_cost_the_others_nothing(kind: str, n_zero:
 def test_a_row_of_zeros_that_no_sample_meets_comes_back_zero(rng: np.random.Generator) -> None:
     rows = (rng.standard_normal((30_000, 32)) + 9 * rng.standard_normal(32)).astype(np.float32)
     rows[20_001] = 0
-    shared, _ = decide_group([ArrayRows(rows)], 32, None, 0)
+    shared, _ = decide_group([ArrayRows(rows)], 32, None, 0, encoded)
     assert shared.centroid_bits is not None
     assert not HhtlTTensor.encode("", ArrayRows(rows), shared).reconstruct_row(20_001).any()
 
 
 def test_groups_of_zeros_alone_have_no_structure() -> None:
-    shared, found = decide_group([ArrayRows(np.zeros((2000, 64)))], None, THRESHOLDS["index"], 0)
+    shared, found = decide_group([ArrayRows(np.zeros((2000, 64)))], None, THRESHOLDS["index"], 0, encoded)
     assert shared.centroid_bits is None
     assert shared.basis is None
     assert found is not None
@@ -257,12 +262,12 @@ def test_live_rows_read_as_the_array_without_zeros(rng: np.random.Generator) -> 
 
 def test_the_smallest_rate_passes_and_the_next_below_does_not(rng: np.random.Generator) -> None:
     rows = rng.standard_normal((400, 256)).astype(np.float32)
-    shared, found = decide_group([ArrayRows(rows[:150]), ArrayRows(rows[150:])], None, THRESHOLDS["argmax"], 0)
+    shared, found = decide_group([ArrayRows(rows[:150]), ArrayRows(rows[150:])], None, THRESHOLDS["argmax"], 0, encoded)
     assert found is not None
     assert found.passes(THRESHOLDS["argmax"])
-    below = predict(rows, replace(shared, trellis=Trellis.trained(found.rate - 1)))
+    below = predict(rows, replace(shared, trellis=Trellis.trained(found.rate - 1)), encoded)
     assert not below.passes(THRESHOLDS["argmax"])
-    assert smallest_rate(rows, shared, Threshold(0.99999, 0.99999)) is None
+    assert smallest_rate(rows, shared, Threshold(0.99999, 0.99999), encoded) is None
 
 
 @pytest.mark.parametrize("median", [0.5, 0.9, 0.97, 0.999, 0.99985])
@@ -270,15 +275,15 @@ def test_few_attempts_find_the_rate_that_all_would(median: float, monkeypatch: p
     rows = np.random.default_rng(6).standard_normal((96, 40)).astype(np.float32)
     rows[::3, :5] *= 9
     shared = TrellisShared(Trellis.trained(32), Rotation(40, 1))
-    every = [predict(rows, replace(shared, trellis=Trellis.trained(rate))) for rate in range(16, 97)]
+    every = [predict(rows, replace(shared, trellis=Trellis.trained(rate)), encoded) for rate in range(16, 97)]
     for p5 in (median - 0.3, median, (1 + median) / 2):
         threshold, tried = Threshold(median, p5), []
         monkeypatch.setattr(rate_control, "predict", lambda *a, tried=tried: tried.append(a) or predict(*a))
         passing = [each.rate for each in every if each.passes(threshold)]
-        found = smallest_rate(rows, shared, threshold)
+        found = smallest_rate(rows, shared, threshold, encoded)
         assert (None if found is None else found.rate) == min(passing, default=None)
         assert len(tried) <= 7
-    fixed = decide_group([ArrayRows(rows)], 40, None, 0)[1]
+    fixed = decide_group([ArrayRows(rows)], 40, None, 0, encoded)[1]
     assert fixed is not None
     assert fixed.rate == 40
 
