@@ -134,10 +134,11 @@ _LAYERS = {
     "codec_head",  # the specification's
 }
 _RANDOM_FEATURES = {"shared_image_embedding", "shared_embedding", "pe_layer"}  # SAM's positions are a product
-_TABLE_WORDS = _names(
-    "embed embeds embedding embeddings emb embs embd codebook codebooks table tables token tokens "
-    "ngram ngrams engram engrams ple"
+_NGRAM_WORDS = _names("ngram ngrams bigram bigrams trigram trigrams engram engrams ple")
+_TABLE_WORDS = _NGRAM_WORDS | _names(
+    "embed embeds embedding embeddings emb embs embd codebook codebooks table tables token tokens"
 )
+_NGRAM_LAYERS = _names("wq wk wv wkv wo up down")  # what a module of n-grams holds beside its tables
 _MANY_TABLES = _names("embeds embeddings embs codebooks tables tokens")  # names of lists of them
 _EMBEDDED = _names(
     "token tokens word words char code hash bucket label speaker position positions ngram language "
@@ -155,7 +156,8 @@ _PRODUCTS = _names(
 
 def _words(component: str) -> list[str]:
     """Words of a component, lower-cased, without numbers: ``linear_1`` is linear, ``SelfAttention`` self attention."""
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", component)]
+    words = " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", component)).lower()
+    return re.sub(r"\bn gram", "ngram", words).split()
 
 
 class _Name(NamedTuple):
@@ -258,6 +260,8 @@ def _named(name: _Name, shape: Sequence[int]) -> RegimeChoice | None:
     if words and (words[-1] in _TABLE_WORDS or words[0] in ("embed", "emb")):
         return _table(name, shape)
     parent = _words(name.parent)
+    if parent and parent[-1] in _NGRAM_WORDS and module in _NGRAM_LAYERS:
+        return _argmax(module)
     if words and parent and parent[-1] in _TABLE_WORDS and not name.is_listed and not set(parent) & _CONTINUOUS:
         return (
             _argmax(module) if any(_PRODUCT_WORD.match(word) for word in parent) else _index(f"{name.parent}.{module}")
@@ -270,8 +274,11 @@ def _random_features(name: _Name) -> bool:
 
 
 def _table(name: _Name, shape: Sequence[int]) -> RegimeChoice:
-    """A module called a table: one of a list of them may be a step of a small network instead."""
-    if not name.is_listed:
+    """A module called a table: one of a list of them may be a step of a small network instead.
+
+    No network is called after n-grams, so a list of that name holds tables, however few rows these have.
+    """
+    if not name.is_listed or set(name.words) & _NGRAM_WORDS:
         return _index(name.module)
     is_list = name.words[0] == "embed" or name.words[-1] in _MANY_TABLES
     looks_like_one = len(shape) == 2 and (shape[0] > 4 * shape[1] or shape[0] == 1)
