@@ -248,6 +248,7 @@ class ContainerReader:
                 begin = self.records[index].offset + offset + start * width
                 return self._given(begin, (stop - start) * width).reshape(-1, width)
         if self.cache is not None:
+            self._check_open()  # what the cache has needs no file
             return self.cache.rows((index, offset), width, rows, partial(self._picked, index, width, offset, nbytes))
         return self._picked(index, width, offset, nbytes, rows)
 

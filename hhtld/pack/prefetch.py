@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -86,6 +86,8 @@ class Ahead(Generic[Held]):
                 return None
         try:
             return Ready(call.future.result(), places)
+        except CancelledError:  # the pack is closed meanwhile, and who reads the rows now is told
+            return None
         except BaseException:  # asked again, rows are read again
             with self._lock:
                 self._fetched = [other for other in self._fetched if other is not call]
@@ -96,6 +98,8 @@ class Ahead(Generic[Held]):
             self._fetched, self._lock, self._process = [], threading.Lock(), os.getpid()
 
     def close(self) -> None:
-        """Let go of what was read ahead."""
-        self._fetched = []
+        """Let go of what was read ahead; what has begun to be read is waited for."""
+        calls, self._fetched = self._fetched, []
+        for call in calls:
+            call.future.cancel()
         self._threads.close()

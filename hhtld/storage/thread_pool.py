@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,19 +34,33 @@ class Threads:
         if count < 1:
             raise ValueError(f"there must be at least 1 thread, got {count}")
         self.count = count
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None  # of which process
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._is_closed = False
 
     def __reduce__(self) -> tuple[type[Threads], tuple[int]]:
         return Threads, (self.count,)
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Begin a call in another thread."""
-        pool, process = self._pool, os.getpid()
-        if pool is None or pool[0] != process:  # the first call, or a child of fork, which has none of them
-            from concurrent.futures import ThreadPoolExecutor  # opening a pack needs none
+        """Begin a call in another thread; after `close` it is done at once, in the caller's own."""
+        if self._process != os.getpid():  # a child of fork, which has none of them; the lock may be held by one
+            self._begin()
+        from concurrent.futures import Future, ThreadPoolExecutor  # opening a pack needs none
 
-            pool = self._pool = process, ThreadPoolExecutor(self.count, "hhtld")
-        return pool[1].submit(function, *args)
+        with self._lock:
+            if not self._is_closed:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(self.count, "hhtld")
+                return self._pool.submit(function, *args)
+        done: Future[T] = Future()
+        try:
+            done.set_result(function(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def each(self, function: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
         """Return what the function gives for every item, in order; the first error is raised when all have ended."""
@@ -59,7 +74,10 @@ class Threads:
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """End the threads when what they have begun is done."""
-        pool, self._pool = self._pool, None
-        if pool is not None and pool[0] == os.getpid():
-            pool[1].shutdown(wait=False)
+        """Wait until what was begun is done, and until the threads have ended."""
+        if self._process != os.getpid():
+            self._begin()
+        with self._lock:
+            pool, self._pool, self._is_closed = self._pool, None, True
+        if pool is not None:
+            pool.shutdown()

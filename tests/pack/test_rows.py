@@ -27,6 +27,7 @@ from hhtld.errors import ClosedError, FormatError, HeaderError
 from hhtld.pack.row_request import RowRequest
 from hhtld.storage import descriptors, run_reads
 from hhtld.storage.run_reads import Runs
+from hhtld.storage.threads import Threads
 
 N_ROWS, N_COLS = 5000, 160
 NAMES = ("ngram_embed.weight", "keys", "kept.bf16", "numbers")
@@ -283,6 +284,45 @@ def test_threads_read_at_once(path: Path, decoded: dict[str, NDArray[Any]], mode
 
         with ThreadPoolExecutor(8) as executor:
             list(executor.map(work, range(8)))
+
+
+@every_mode
+def test_closing_ends_every_thread_and_reads_beside_it_are_whole(
+    path: Path, decoded: dict[str, NDArray[Any]], mode: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(threading.enumerate())
+    monkeypatch.setattr(run_reads, "read_cached", lambda fd, runs, out: np.arange(len(runs.offsets)))
+    ids = np.random.default_rng(6).integers(0, N_ROWS, 3000)
+    begun = threading.Event()
+    with hhtld.open(path, **(mode | {"io_threads": 50})) as pack, ThreadPoolExecutor(3) as executor:
+
+        def read_until_closed() -> int:
+            n_reads = 0
+            while True:
+                try:
+                    np.testing.assert_array_equal(pack.get_rows(NAMES[0], ids), decoded[NAMES[0]][ids])
+                except ClosedError:
+                    return n_reads
+                n_reads += 1
+                begun.set()
+
+        readers = [executor.submit(read_until_closed) for _ in range(3)]
+        assert begun.wait(60)
+        for number in range(20):
+            pack.prefetch(NAMES[0], ids[number:])
+        pack.close()
+        assert sum(reader.result() for reader in readers) > 0
+    assert set(threading.enumerate()) <= before
+
+
+def test_calls_of_closed_threads_are_done_at_once() -> None:
+    threads = Threads(3)
+    assert threads.each(lambda number: -number, range(9)) == [-number for number in range(9)]
+    threads.close()
+    threads.close()
+    assert threads.each(lambda number: threading.get_ident(), range(4)) == [threading.get_ident()] * 4
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 // 0).result()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
