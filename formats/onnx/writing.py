@@ -246,10 +246,11 @@ def _as_varint(value: int) -> bytes:
 
 
 def write_onnx(source: TensorSource, path: Path, progress: Progress = silent) -> list[str]:
-    """Write what came from an ONNX model as one again, atomically; tensors stream, block by block.
+    """Write what came from an ONNX model as one again; tensors stream, block by block. Return what a user should know.
 
-    Weights beside the model take their name before the model takes its own. Settings of a voice that came along are
-    written beside it, too. Returns what a user should know.
+    A model of one file is replaced atomically. Of a pair, the old model goes first, then the weights beside it take
+    their name, and the model comes last: whenever this ends, no model stands beside weights of another. Settings of a
+    voice that came along are written beside it, too.
 
     Raises
     ------
@@ -277,12 +278,15 @@ def write_onnx(source: TensorSource, path: Path, progress: Progress = silent) ->
         if settings is not None:
             stack.enter_context(replacing(settings_path)).write(settings)
         if externals:
-            data_file = stack.enter_context(replacing(data_path))
+            data_file = stack.enter_context(replacing(data_path, check=lambda _: path.unlink(missing_ok=True)))
             for info, offset in externals:
                 data_file.write(bytes(offset - data_file.size))
                 _write_tensor(data_file, source, info, progress)
-    beside = ([data_path.name] if externals else []) + ([settings_path.name] if settings is not None else [])
-    return [f"{' and '.join(beside)} beside {path.name} belong to it"] if beside else []
+    written = {data_path: bool(externals), settings_path: settings is not None}
+    ours = [file.name for file, is_ours in written.items() if is_ours]
+    others = [file.name for file, is_ours in written.items() if not is_ours and file.exists()]
+    notes = [f"{' and '.join(ours)} beside {path.name} belong to it"] if ours else []
+    return notes + [f"{name} beside {path.name} was there before and does not belong to it" for name in others]
 
 
 def _check_free(

@@ -323,6 +323,42 @@ def test_nothing_is_left_if_writing_fails(path: Path, tmp_path: Path, monkeypatc
     assert (tmp_path / "back.onnx.data").read_bytes() == b"old data"
 
 
+@pytest.mark.parametrize("fails", ["back.onnx.data", "back.onnx"])
+def test_no_model_stands_beside_the_weights_of_another(
+    fails: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier run left a pair of the same layout; the next one ends between the names of its two files."""
+    source, back = outside(path), tmp_path / "back.onnx"
+    hhtld.convert(kept(source), back)
+    other = tmp_path / "other.hhtld"
+    hhtld.convert(source, other, profile="bits:2", min_ratio=0)
+    old, replace = (tmp_path / "back.onnx.data").read_bytes(), Path.replace
+
+    def failing(self: Path, target: Any) -> Any:
+        if Path(target).name == fails:
+            raise OSError(5, "the disk is gone")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OutputError, match="the disk is gone"):
+        hhtld.convert(other, back)
+    assert not back.exists()
+    assert ((tmp_path / "back.onnx.data").read_bytes() == old) == (fails == "back.onnx.data")
+
+
+def test_files_of_an_earlier_model_are_told(path: Path, tmp_path: Path) -> None:
+    hhtld.convert(kept(outside(path)), tmp_path / "back.onnx")
+    (tmp_path / "back.onnx.json").write_text("{}")
+    report = hhtld.convert(kept(path), tmp_path / "back.onnx")
+    assert report.notes == [
+        "back.onnx.data beside back.onnx was there before and does not belong to it",
+        "back.onnx.json beside back.onnx was there before and does not belong to it",
+    ]
+    (tmp_path / "back.onnx.data").unlink()
+    for got, want in zip(outputs(tmp_path / "back.onnx"), outputs(path), strict=True):
+        assert np.array_equal(got, want)
+
+
 def test_a_file_of_weights_that_is_somebody_elses_stays(path: Path, tmp_path: Path) -> None:
     source = outside(path)
     (tmp_path / "back.onnx.data").write_bytes(b"mine")
