@@ -80,7 +80,7 @@ cdef void *_allocate(hh_score_scratch *scratch, Py_ssize_t n_cols, int rate, Py_
     cdef char *block
     if n_queries > 1:
         n_sums, n_tile = min(n_queries, HH_SCORE_QUERIES), HH_SCORE_TILE * HH_SCORE_COLS
-        n_query = n_sums * HH_SCORE_COLS
+        n_query = max(n_sums * HH_SCORE_COLS, 2 * n_query if n_queries == 2 else 0)
     block = <char *> malloc(64 + 5 * n_states + n_levels + n_tile + 4 * n_sums * (HH_SCORE_TILE + 1) + 3 * n_query
                             + reach)
     if not block:
@@ -90,11 +90,11 @@ cdef void *_allocate(hh_score_scratch *scratch, Py_ssize_t n_cols, int rate, Py_
     scratch.wide = <int32_t *> (scratch.table + n_states)
     scratch.levels = <uint8_t *> (scratch.wide + n_states)
     scratch.tile = scratch.levels + n_levels
-    scratch.rest = <int32_t *> (scratch.tile + n_tile)
-    scratch.bias = scratch.rest + n_sums * HH_SCORE_TILE
-    scratch.query = <int8_t *> (scratch.bias + n_sums)
+    scratch.query = <int8_t *> (scratch.tile + n_tile)
     scratch.halves = <int16_t *> (scratch.query + n_query)
-    scratch.row = <uint8_t *> (scratch.halves + n_query)
+    scratch.rest = <int32_t *> (scratch.halves + n_query)
+    scratch.bias = scratch.rest + n_sums * HH_SCORE_TILE
+    scratch.row = <uint8_t *> (scratch.bias + n_sums)
     return block
 
 
@@ -169,7 +169,7 @@ def trellis_products(const uint8_t[:, ::1] codes not None, const int8_t[::1] lev
     cdef float *scales
     cdef int32_t *sums
     cdef int8_t *queries
-    cdef Py_ssize_t q
+    cdef Py_ssize_t q, n_queries
     if gains.shape[0] != n_rows or out.shape[0] != n_inputs or out.shape[1] != n_rows:
         raise ValueError(f"gains must be ({n_rows},) and out ({n_inputs}, {n_rows}), "
                          f"got ({gains.shape[0]},) and ({out.shape[0]}, {out.shape[1]})")
@@ -191,27 +191,29 @@ def trellis_products(const uint8_t[:, ::1] codes not None, const int8_t[::1] lev
     if column_scale is not None:
         require_aligned(&column_scale[0], 4, "column_scale")
         scale = &column_scale[0]
-    block = _allocate(&scratch, n_cols, rate, n_inputs)
-    memory = <char *> malloc(5 * n_inputs * n_cols + 4 * n_inputs * (n_rows + 1))
+    n_queries = n_planes * n_inputs
+    block = _allocate(&scratch, n_cols, rate, n_queries)
+    memory = <char *> malloc(4 * n_inputs * n_cols + n_queries * n_cols + 4 * n_queries * (n_rows + 1))
     if not memory:
         free(block)
         raise MemoryError(f"cannot allocate the products of {n_inputs} inputs with {n_rows} rows")
     rest = <float *> memory
     sums = <int32_t *> (rest + n_inputs * n_cols)
-    scales = <float *> (sums + n_inputs * n_rows)
-    queries = <int8_t *> (scales + n_inputs)
+    scales = <float *> (sums + n_queries * n_rows)
+    queries = <int8_t *> (scales + n_queries)
     with nogil:
         hh_product_inputs(tier, &inputs[0, 0], n_inputs, n_cols, scale, &signs[0, 0], rest)
-        for plane in range(n_planes):
-            for q in range(n_inputs):
-                scales[q] = hh_product_plane(rest + q * n_cols, n_cols, queries + q * n_cols)
-                if scales[q] < 0:
-                    is_finite = 0
-            if not is_finite:
+        for q in range(n_queries):  # plane after plane of all inputs
+            scales[q] = hh_product_plane(rest + q % n_inputs * n_cols, n_cols, queries + q * n_cols)
+            if scales[q] < 0:
+                is_finite = 0
                 break
-            hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, queries, n_inputs,
+        if is_finite:
+            hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, queries, n_queries,
                             scratch, sums)
-            hh_product_add(sums, scales, &gains[0], n_inputs, n_rows, plane == 0, plane == n_planes - 1, &out[0, 0])
+            for plane in range(n_planes):
+                hh_product_add(sums + plane * n_inputs * n_rows, scales + plane * n_inputs, &gains[0], n_inputs, n_rows,
+                               plane == 0, plane == n_planes - 1, &out[0, 0])
     free(memory)
     free(block)
     return bool(is_finite)

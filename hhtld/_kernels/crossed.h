@@ -48,15 +48,19 @@ HH_KERNEL void hh_crossed_levels(const uint8_t *codebook, int8_t *levels) {
 }
 
 /* What a body does with levels; constant where bodies are inlined. */
-enum { HH_CROSSED_DOT, HH_CROSSED_KEEP, HH_CROSSED_DECODE };
+enum { HH_CROSSED_DOT, HH_CROSSED_DOT_TWO, HH_CROSSED_KEEP, HH_CROSSED_DECODE };
 
-/* What a body reads and writes. `query` lies as hh_crossed_query_avx2_ puts it. */
+/* What a body reads and writes: one query, or two for HH_CROSSED_DOT_TWO, which meet the same levels. They lie as
+ * hh_crossed_query_avx2_ puts them. */
 typedef struct {
     const hh_crossed *tables;
     int rate;
-    const int8_t *query, *magnitude; /* [n_cols up to whole blocks]; of 512 bits the query alone, as it is */
-    int32_t bias;                    /* of 512 bits: comes off every sum */
+    const int8_t *query[2], *magnitude[2]; /* [n_cols up to whole blocks]; of 512 bits the queries alone, as they are */
+    int32_t bias[2]; /* of 512 bits: comes off every sum */
+    ptrdiff_t sums_apart; /* of the second query from those of the first */
 } hh_crossed_use;
+
+HH_INLINE int hh_crossed_queries_(int use) { return use == HH_CROSSED_DOT ? 1 : use == HH_CROSSED_DOT_TWO ? 2 : 0; }
 
 #if HH_X86
 HH_TARGET_AVX2_BEGIN
@@ -236,6 +240,7 @@ HH_INLINE void hh_crossed_read_avx2_(int use, int rate, const hh_crossed_use *wi
                                      int32_t *sums, uint8_t *levels, ptrdiff_t apart, const float *gains, float *out) {
     const hh_crossed_avx2 open = hh_crossed_open_avx2_(with->tables, use == HH_CROSSED_KEEP ? 128 : 0);
     const int count = rate == 64 ? 2 : rate == 32 ? 4 : 1; /* vectors that come at once */
+    const int n_queries = hh_crossed_queries_(use);
     const __m256i one_i16x16 = _mm256_set1_epi16(1);
     const ptrdiff_t block_nbytes = with->rate;
     for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes) {
@@ -251,7 +256,7 @@ HH_INLINE void hh_crossed_read_avx2_(int use, int rate, const hh_crossed_use *wi
                 if (rate == 64) hh_crossed_four_avx2_(&open, block, first / 2, level_i8x32);
                 else if (rate == 32) hh_crossed_two_avx2_(&open, block, level_i8x32);
                 else hh_crossed_any_avx2_(&open, plan, block, first, level_i8x32);
-                if (use != HH_CROSSED_DOT) hh_crossed_order_avx2_(rate, count, level_i8x32);
+                if (!n_queries) hh_crossed_order_avx2_(rate, count, level_i8x32);
                 for (int v = 0; v < count; v++) {
                     const int at = 32 * (first + v);
                     if (use == HH_CROSSED_KEEP) {
@@ -259,26 +264,28 @@ HH_INLINE void hh_crossed_read_avx2_(int use, int rate, const hh_crossed_use *wi
                     } else if (use == HH_CROSSED_DECODE) {
                         hh_widen32_avx2_(to + at, _mm256_xor_si256(level_i8x32[v], _mm256_set1_epi8(-128)),
                                          _mm256_set1_ps(gains[r]));
-                    } else {
-                        const __m256i query_i8x32 = _mm256_loadu_si256((const __m256i *)(with->query + t + at));
+                    }
+                    for (int q = 0; q < n_queries; q++) {
+                        const __m256i query_i8x32 = _mm256_loadu_si256((const __m256i *)(with->query[q] + t + at));
                         /* The levels take the query's signs, so one factor is unsigned and two products fit an int16. */
                         const __m256i pair_i16x16 =
-                            _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(with->magnitude + t + at)),
+                            _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(with->magnitude[q] + t + at)),
                                                  _mm256_sign_epi8(level_i8x32[v], query_i8x32));
-                        sum_i32x8[v & 1] =
-                            _mm256_add_epi32(sum_i32x8[v & 1], _mm256_madd_epi16(pair_i16x16, one_i16x16));
+                        __m256i *const sum = sum_i32x8 + (n_queries == 2 ? q : v & 1);
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair_i16x16, one_i16x16));
                     }
                 }
             }
             if (use == HH_CROSSED_DECODE && to == rest)
                 memcpy(out + r * n_cols + t, rest, (size_t)(n_cols - t) * sizeof(float));
         }
-        if (use == HH_CROSSED_DOT) {
-            const __m256i all_i32x8 = _mm256_add_epi32(sum_i32x8[0], sum_i32x8[1]);
+        if (n_queries == 1) sum_i32x8[0] = _mm256_add_epi32(sum_i32x8[0], sum_i32x8[1]);
+        for (int q = 0; q < n_queries; q++) {
             __m128i sum_i32x4 =
-                _mm_add_epi32(_mm256_castsi256_si128(all_i32x8), _mm256_extracti128_si256(all_i32x8, 1));
+                _mm_add_epi32(_mm256_castsi256_si128(sum_i32x8[q]), _mm256_extracti128_si256(sum_i32x8[q], 1));
             sum_i32x4 = _mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0x4E));
-            sums[r] = _mm_cvtsi128_si32(_mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0xB1)));
+            sums[r + q * with->sums_apart] =
+                _mm_cvtsi128_si32(_mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0xB1)));
         }
     }
 }
@@ -291,8 +298,11 @@ HH_INLINE void hh_crossed_read_avx2_(int use, int rate, const hh_crossed_use *wi
     } while (0)
 
 HH_KERNEL void hh_crossed_dots_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
-                                    ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *out) {
-    HH_CROSSED_RATES(HH_CROSSED_DOT, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
+                                    ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols, ptrdiff_t n_queries,
+                                    int32_t *out) {
+    if (n_queries == 2)
+        HH_CROSSED_RATES(HH_CROSSED_DOT_TWO, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
+    else HH_CROSSED_RATES(HH_CROSSED_DOT, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
 }
 
 HH_KERNEL void hh_crossed_keep_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
@@ -344,7 +354,7 @@ HH_INLINE void hh_crossed_read_avx512vnni_(int use, const hh_crossed_use *with, 
                                            ptrdiff_t n_cols, int32_t *sums, uint8_t *levels, ptrdiff_t apart,
                                            const float *gains, float *out) {
     const hh_crossed_avx512vnni open = hh_crossed_open_avx512vnni_(with->tables, 128);
-    const int rate = with->rate;
+    const int rate = with->rate, n_queries = hh_crossed_queries_(use);
     for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes) {
         const uint8_t *block = codes;
         __m512i sum_i32x16[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
@@ -353,7 +363,7 @@ HH_INLINE void hh_crossed_read_avx512vnni_(int use, const hh_crossed_use *with, 
             float *const to = use != HH_CROSSED_DECODE         ? NULL
                               : t + HH_TRELLIS_BLOCK <= n_cols ? out + r * n_cols + t
                                                                : rest;
-            if (use == HH_CROSSED_DOT) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0);
+            if (n_queries) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0);
             for (int half = 0; half < 2; half++) {
                 if (half && t + 64 >= n_cols) break; /* no second half */
                 const __m512i level_i8x64 =
@@ -362,24 +372,30 @@ HH_INLINE void hh_crossed_read_avx512vnni_(int use, const hh_crossed_use *with, 
                 if (use == HH_CROSSED_KEEP) _mm512_storeu_si512(levels + r * apart + t + 64 * half, level_i8x64);
                 else if (use == HH_CROSSED_DECODE)
                     hh_widen64_avx512vnni_(to + 64 * half, level_i8x64, _mm512_set1_ps(gains[r]));
-                else
-                    sum_i32x16[half] = _mm512_dpbusd_epi32(sum_i32x16[half], level_i8x64,
-                                                           _mm512_loadu_si512(with->query + t + 64 * half));
+                for (int q = 0; q < n_queries; q++) {
+                    __m512i *const sum = sum_i32x16 + (n_queries == 2 ? q : half);
+                    *sum = _mm512_dpbusd_epi32(*sum, level_i8x64, _mm512_loadu_si512(with->query[q] + t + 64 * half));
+                }
             }
             if (use == HH_CROSSED_DECODE && to == rest)
                 memcpy(out + r * n_cols + t, rest, (size_t)(n_cols - t) * sizeof(float));
         }
-        if (use == HH_CROSSED_DOT)
-            sums[r] = (int32_t)((uint32_t)_mm512_reduce_add_epi32(_mm512_add_epi32(sum_i32x16[0], sum_i32x16[1])) -
-                                (uint32_t)with->bias);
+        if (n_queries == 1) sum_i32x16[0] = _mm512_add_epi32(sum_i32x16[0], sum_i32x16[1]);
+        for (int q = 0; q < n_queries; q++)
+            sums[r + q * with->sums_apart] =
+                (int32_t)((uint32_t)_mm512_reduce_add_epi32(sum_i32x16[q]) - (uint32_t)with->bias[q]);
     }
 }
 
 HH_KERNEL void hh_crossed_dots_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
                                           const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
-                                          ptrdiff_t n_cols, int32_t *out) {
-    hh_crossed_read_avx512vnni_(HH_CROSSED_DOT, with, plan, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL,
-                                NULL);
+                                          ptrdiff_t n_cols, ptrdiff_t n_queries, int32_t *out) {
+    if (n_queries == 2)
+        hh_crossed_read_avx512vnni_(HH_CROSSED_DOT_TWO, with, plan, codes, row_nbytes, n_rows, n_cols, out, NULL, 0,
+                                    NULL, NULL);
+    else
+        hh_crossed_read_avx512vnni_(HH_CROSSED_DOT, with, plan, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL,
+                                    NULL);
 }
 
 HH_KERNEL void hh_crossed_keep_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
@@ -559,7 +575,7 @@ HH_KERNEL void hh_crossed_decode(int tier, const uint8_t *codes, ptrdiff_t n_row
         hh_crossed tables;
         hh_crossed_plan_avx2 plan_avx2;
         hh_block_plan_avx512vnni plan_avx512vnni;
-        const hh_crossed_use with = {&tables, rate, NULL, NULL, 0};
+        const hh_crossed_use with = {&tables, rate, {NULL, NULL}, {NULL, NULL}, {0, 0}, 0};
         hh_crossed_open(codebook, &tables);
         if (tier >= HH_TIER_AVX512VNNI) hh_block_plan_avx512vnni_(rate, &plan_avx512vnni);
         else hh_crossed_plan_avx2_(rate, &plan_avx2);

@@ -29,11 +29,11 @@ enum {
     HH_SCORE_QUERIES = 256,
 };
 
-/* Scratch; the caller owns the memory. `query` and `halves` are whole for one query, else HH_SCORE_COLS columns of up
- * to HH_SCORE_QUERIES; the last three are for several queries only. */
+/* Scratch; the caller owns the memory. `query` and `halves` are whole for one query and for two, else HH_SCORE_COLS
+ * columns of up to HH_SCORE_QUERIES; the last three are for several queries only. */
 typedef struct {
     uint8_t *row;    /* [hh_trellis_reach_nbytes] */
-    int8_t *query;   /* [n_cols up to whole blocks], or [n_queries][HH_SCORE_COLS] */
+    int8_t *query;   /* [n_queries][n_cols up to whole blocks], or [n_queries][HH_SCORE_COLS] */
     int16_t *halves; /* the same, as int16 */
     uint8_t *table;  /* [2^12] */
     int32_t *wide;   /* [2^12] */
@@ -95,10 +95,15 @@ typedef struct {
     hh_crossed_plan_avx2 crossed_plan_avx2;
 } hh_score_rows;
 
-HH_INLINE hh_crossed_use hh_score_crossed_(const hh_score_rows *rows) {
-    const hh_score_scratch *const scratch = &rows->scratch;
-    const hh_crossed_use with = {&rows->crossed, rows->rate, scratch->query, (const int8_t *)scratch->halves,
-                                 *scratch->bias};
+/* Of one query, or of two, whose sums lie `sums_apart`. */
+HH_INLINE hh_crossed_use hh_score_crossed_(const hh_score_rows *rows, ptrdiff_t n_queries, ptrdiff_t n_cols,
+                                           ptrdiff_t sums_apart) {
+    const int8_t *const query = rows->scratch.query, *const magnitude = (const int8_t *)rows->scratch.halves;
+    const int32_t *const bias = rows->scratch.bias;
+    const ptrdiff_t last = n_queries - 1, apart = last * hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK;
+    const hh_crossed_use with = {&rows->crossed,         rows->rate,
+                                 {query, query + apart}, {magnitude, magnitude + apart},
+                                 {bias[0], bias[last]},  sums_apart};
     return with;
 }
 
@@ -182,11 +187,11 @@ HH_INLINE void hh_score_read_wide_avx2_(int keep, const hh_score_rows *rows, con
 }
 
 HH_KERNEL void hh_score_dots_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                  int32_t *out) {
+                                  ptrdiff_t n_queries, ptrdiff_t sums_apart, int32_t *out) {
     const hh_score_scratch *const scratch = &rows->scratch;
     if (rows->is_crossed) {
-        const hh_crossed_use with = hh_score_crossed_(rows);
-        hh_crossed_dots_avx2(&with, &rows->crossed_plan_avx2, codes, rows->row_nbytes, n_rows, n_cols, out);
+        const hh_crossed_use with = hh_score_crossed_(rows, n_queries, n_cols, sums_apart);
+        hh_crossed_dots_avx2(&with, &rows->crossed_plan_avx2, codes, rows->row_nbytes, n_rows, n_cols, n_queries, out);
     } else if (rows->n_bits <= 8)
         hh_score_read8_avx2_(0, rows, codes, n_rows, n_cols, scratch->halves, *scratch->bias, out, NULL);
     else hh_score_read_wide_avx2_(0, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
@@ -195,7 +200,7 @@ HH_KERNEL void hh_score_dots_avx2(const hh_score_rows *rows, const uint8_t *code
 HH_KERNEL void hh_score_levels_avx2(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols,
                                     uint8_t *levels) {
     if (rows->is_crossed) {
-        const hh_crossed_use with = hh_score_crossed_(rows);
+        const hh_crossed_use with = hh_score_crossed_(rows, 1, n_cols, 0);
         hh_crossed_keep_avx2(&with, &rows->crossed_plan_avx2, codes, rows->row_nbytes, n_rows, n_cols, levels,
                              HH_SCORE_COLS);
     } else if (rows->n_bits <= 8) hh_score_read8_avx2_(1, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
@@ -319,11 +324,12 @@ HH_INLINE void hh_score_read_avx512vnni_(int keep, int n_bits, const hh_score_ro
 }
 
 HH_KERNEL void hh_score_dots_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
-                                        ptrdiff_t n_cols, int32_t *out) {
+                                        ptrdiff_t n_cols, ptrdiff_t n_queries, ptrdiff_t sums_apart, int32_t *out) {
     const hh_score_scratch *const scratch = &rows->scratch;
     if (rows->is_crossed) {
-        const hh_crossed_use with = hh_score_crossed_(rows);
-        hh_crossed_dots_avx512vnni(&with, &rows->plan_avx512vnni, codes, rows->row_nbytes, n_rows, n_cols, out);
+        const hh_crossed_use with = hh_score_crossed_(rows, n_queries, n_cols, sums_apart);
+        hh_crossed_dots_avx512vnni(&with, &rows->plan_avx512vnni, codes, rows->row_nbytes, n_rows, n_cols, n_queries,
+                                   out);
     } else if (rows->n_bits <= 8)
         hh_score_read_avx512vnni_(0, 8, rows, codes, n_rows, n_cols, scratch->query, *scratch->bias, out, NULL);
     else if (rows->n_bits <= 10)
@@ -334,7 +340,7 @@ HH_KERNEL void hh_score_dots_avx512vnni(const hh_score_rows *rows, const uint8_t
 HH_KERNEL void hh_score_levels_avx512vnni(const hh_score_rows *rows, const uint8_t *codes, ptrdiff_t n_rows,
                                           ptrdiff_t n_cols, uint8_t *levels) {
     if (rows->is_crossed) {
-        const hh_crossed_use with = hh_score_crossed_(rows);
+        const hh_crossed_use with = hh_score_crossed_(rows, 1, n_cols, 0);
         hh_crossed_keep_avx512vnni(&with, &rows->plan_avx512vnni, codes, rows->row_nbytes, n_rows, n_cols, levels,
                                    HH_SCORE_COLS);
     } else if (rows->n_bits <= 8) hh_score_read_avx512vnni_(1, 8, rows, codes, n_rows, n_cols, NULL, 0, NULL, levels);
@@ -406,10 +412,12 @@ HH_KERNEL void hh_score_open_(hh_score_rows *rows, int tier, const uint8_t *code
     rows->row_nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits);
     rows->n_whole = hh_trellis_whole_rows(n_rows, n_cols, rate, n_bits);
     memset(scratch.row, 0, (size_t)hh_trellis_reach_nbytes(n_cols, rate));
-    hh_trellis_bytes_table(table, n_bits, scratch.table);
-    for (int s = 0; s < 1 << n_bits; s++) scratch.wide[s] = scratch.table[s];
     rows->is_crossed = codebook != NULL;
     if (codebook) hh_crossed_open(codebook, &rows->crossed);
+    else {
+        hh_trellis_bytes_table(table, n_bits, scratch.table);
+        for (int s = 0; s < 1 << n_bits; s++) scratch.wide[s] = scratch.table[s];
+    }
     if (tier >= HH_TIER_AVX512VNNI) hh_block_plan_avx512vnni_(rate, &rows->plan_avx512vnni);
     else if (codebook) hh_crossed_plan_avx2_(rate, &rows->crossed_plan_avx2);
     else hh_block_plan_avx2_(rate, &rows->plan_avx2);
@@ -453,19 +461,23 @@ HH_KERNEL void hh_score_queries_(const hh_score_rows *rows, const int8_t *querie
     }
 }
 
-HH_KERNEL void hh_trellis_dots_one_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, const int8_t *query,
-                                    int32_t *out) {
+/* One query, or two of rows in a crossed code: products as the rows are read, and no levels in memory. */
+HH_KERNEL void hh_trellis_dots_few_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                                    const int8_t *queries, ptrdiff_t n_queries, int32_t *out) {
     const ptrdiff_t n_padded = hh_trellis_blocks(n_cols) * HH_TRELLIS_BLOCK;
     if (rows->is_crossed && rows->tier < HH_TIER_AVX512VNNI) {
-        memset(rows->scratch.query, 0, (size_t)n_padded);
-        memset(rows->scratch.halves, 0, (size_t)n_padded);
-        hh_crossed_query_avx2_(rows->rate, query, n_cols, rows->scratch.query, (int8_t *)rows->scratch.halves);
-    } else hh_score_queries_(rows, query, 1, 0, n_cols, n_padded, 0, 32);
+        memset(rows->scratch.query, 0, (size_t)(n_queries * n_padded));
+        memset(rows->scratch.halves, 0, (size_t)(n_queries * n_padded));
+        for (ptrdiff_t q = 0; q < n_queries; q++)
+            hh_crossed_query_avx2_(rows->rate, queries + q * n_cols, n_cols, rows->scratch.query + q * n_padded,
+                                   (int8_t *)rows->scratch.halves + q * n_padded);
+    } else hh_score_queries_(rows, queries, n_queries, n_cols, n_cols, n_padded, n_padded, 32);
     for (ptrdiff_t r = 0, some; r < n_rows; r += some) {
         const uint8_t *codes;
         some = hh_score_some_(rows, r, n_rows - r, &codes);
-        if (rows->tier >= HH_TIER_AVX512VNNI) hh_score_dots_avx512vnni(rows, codes, some, n_cols, out + r);
-        else hh_score_dots_avx2(rows, codes, some, n_cols, out + r);
+        if (rows->tier >= HH_TIER_AVX512VNNI)
+            hh_score_dots_avx512vnni(rows, codes, some, n_cols, n_queries, n_rows, out + r);
+        else hh_score_dots_avx2(rows, codes, some, n_cols, n_queries, n_rows, out + r);
     }
 }
 
@@ -621,7 +633,8 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
     if (tier >= HH_TIER_AVX2) {
         hh_score_rows rows;
         hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, scratch);
-        if (n_queries == 1) hh_trellis_dots_one_(&rows, n_rows, n_cols, queries, out);
+        if (n_queries == 1 || (n_queries == 2 && rows.is_crossed))
+            hh_trellis_dots_few_(&rows, n_rows, n_cols, queries, n_queries, out);
         else hh_trellis_dots_many_(&rows, n_rows, n_cols, queries, n_queries, out);
         return;
     }
