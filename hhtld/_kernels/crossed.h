@@ -251,6 +251,7 @@ HH_INLINE void hh_crossed_read_avx2_(int use, int rate, const hh_crossed_use *wi
             float *const to = use != HH_CROSSED_DECODE         ? NULL
                               : t + HH_TRELLIS_BLOCK <= n_cols ? out + r * n_cols + t
                                                                : rest;
+            if (n_queries) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0); /* for rows that no cache holds */
             for (int first = 0; first < 4; first += count) {
                 __m256i level_i8x32[4];
                 if (rate == 64) hh_crossed_four_avx2_(&open, block, first / 2, level_i8x32);
