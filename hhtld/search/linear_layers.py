@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score
-from hhtld.slots.slot_t import gain_values
+from hhtld.slots.slot_t import Trellis, gain_values
+from hhtld.storage.thread_pool import Threads
 
 if TYPE_CHECKING:
     from hhtld.codecs.base import EncodedTensor, SearchTerms
@@ -21,6 +23,19 @@ __all__ = ["RowProducts"]
 
 # Float32 bytes of rows that are decoded at once; half of it and twice it are slower.
 _BLOCK_NBYTES = 1 << 21
+# Weights that another thread must find to do: it begins 0.05 ms later, and the kernel takes 0.2 ms for so many.
+_THREAD_WEIGHTS = 1 << 20
+
+_threads = functools.cache(Threads)
+
+
+class _Matrix(NamedTuple):
+    """Rows of one rate and code; `rows` are their numbers in the tensor, None for all of it."""
+
+    trellis: Trellis
+    slot_t: NDArray[np.uint8]
+    rows: NDArray[np.intp] | None
+    gains: NDArray[np.float32]
 
 
 class RowProducts:
@@ -38,7 +53,7 @@ class RowProducts:
         self._rotation = rotation
         gains = gain_values(level.slot_v)
         self._matrices = [
-            (code, np.ascontiguousarray(slot_t), rows, gains if rows is None else gains[rows])
+            _Matrix(code, np.ascontiguousarray(slot_t), rows, gains if rows is None else gains[rows])
             for code, slot_t, rows in level.matrices
         ]
         self._column_scale = terms.column_scale
@@ -53,7 +68,7 @@ class RowProducts:
             return None
         return cls(terms)
 
-    def write(self, inputs: NDArray[np.float32], out: NDArray[np.float32], n_planes: int) -> bool:
+    def write(self, inputs: NDArray[np.float32], out: NDArray[np.float32], n_planes: int, n_threads: int = 1) -> bool:
         """Write the products of inputs (n_inputs, n_cols) to out (n_inputs, n_rows).
 
         Parameters
@@ -61,6 +76,8 @@ class RowProducts:
         n_planes : {1, 2}
             An input is taken as so many planes of int8 a column: one loses up to 1/254 of its largest magnitude in a
             column after the rotation, two 1/64516.
+        n_threads : int
+            At most so many threads share the rows of a large matrix; `out` does not depend on it.
 
         Returns
         -------
@@ -68,32 +85,48 @@ class RowProducts:
             False if a number is not finite on its way; `out` then holds nothing of use.
         """
         is_finite = True
-        for trellis, slot_t, rows, gains in self._matrices:
-            # Rings are opened block by block: a copy of all codes would stay as long as these products.
-            for part in self._parts(len(slot_t)) if trellis.is_ring else [slice(0, len(slot_t))]:
-                is_all = rows is None and part.stop - part.start == len(slot_t)
-                products = out if is_all else np.empty((len(inputs), part.stop - part.start), np.float32)
-                is_finite &= _score.trellis_products(
-                    trellis.opened(slot_t[part], self._rotation.n_cols),
-                    trellis.levels,
-                    trellis.rate,
-                    gains[part],
-                    self._rotation.signs,
-                    inputs,
-                    n_planes,
-                    products,
-                    column_scale=self._column_scale,
-                    crossed=trellis.crossed,
-                )
-                if not is_all:
-                    out[:, part if rows is None else rows[part]] = products
+        for matrix in self._matrices:
+            n_rows = len(matrix.slot_t)
+            n_parts = max(1, min(n_threads, n_rows * self._rotation.n_cols // _THREAD_WEIGHTS))
+            if n_parts == 1:
+                is_finite &= self._write_rows(matrix, slice(0, n_rows), inputs, out, n_planes)
+                continue
+            ends = [n_rows * number // n_parts for number in range(n_parts + 1)]
+            parts = list(map(slice, ends, ends[1:]))
+            work = functools.partial(self._write_rows, matrix, inputs=inputs, out=out, n_planes=n_planes)
+            is_finite &= all(_threads(n_parts).each(work, parts))
         return is_finite
 
-    def _parts(self, n_rows: int) -> Iterator[slice]:
+    def _write_rows(
+        self, matrix: _Matrix, rows: slice, inputs: NDArray[np.float32], out: NDArray[np.float32], n_planes: int
+    ) -> bool:
+        """Write the products with some rows of a matrix."""
+        is_finite = True
+        # Rings are opened block by block: a copy of all codes would stay as long as these products.
+        for part in self._parts(rows) if matrix.trellis.is_ring else [rows]:
+            is_in_place = matrix.rows is None and (len(inputs) == 1 or part.stop - part.start == out.shape[1])
+            products = out[:, part] if is_in_place else np.empty((len(inputs), part.stop - part.start), np.float32)
+            is_finite &= _score.trellis_products(
+                matrix.trellis.opened(matrix.slot_t[part], self._rotation.n_cols),
+                matrix.trellis.levels,
+                matrix.trellis.rate,
+                matrix.gains[part],
+                self._rotation.signs,
+                inputs,
+                n_planes,
+                products,
+                column_scale=self._column_scale,
+                crossed=matrix.trellis.crossed,
+            )
+            if not is_in_place:
+                out[:, part if matrix.rows is None else matrix.rows[part]] = products
+        return is_finite
+
+    def _parts(self, rows: slice) -> Iterator[slice]:
         """Yield blocks of rows."""
         step = max(1, _BLOCK_NBYTES // max(1, 4 * self._rotation.n_cols))
-        for start in range(0, n_rows, step):
-            yield slice(start, min(start + step, n_rows))
+        for start in range(rows.start, rows.stop, step):
+            yield slice(start, min(start + step, rows.stop))
 
     def rotated(self, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """Return inputs (n_inputs, n_cols) for products with `rotated_blocks`, or None if a number is not finite."""
@@ -109,7 +142,7 @@ class RowProducts:
         n_cols = self._rotation.n_cols
         for trellis, slot_t, rows, gains in self._matrices:
             buffer = np.empty((0, n_cols), np.float32)
-            for part in self._parts(len(slot_t)):
+            for part in self._parts(slice(0, len(slot_t))):
                 if not len(buffer):
                     buffer = np.empty((part.stop, n_cols), np.float32)  # the first block is the largest
                 block = trellis.decode(slot_t[part], gains[part], n_cols, buffer[: part.stop - part.start])

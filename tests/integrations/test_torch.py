@@ -499,6 +499,38 @@ def test_models_export_whole(toy: Any) -> None:
             assert torch.equal(again.module()(ids), toy(ids))
 
 
+def test_what_looks_at_calls_sees_the_op(pack: HhtldPack) -> None:
+    """Plain calls go past the dispatcher; compilers, tracers, modes and gradients must not be passed by."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    module = HhtlLinear(pack, "lin.weight")
+    x = torch.randn(3, module.in_features)
+    plain = module(x)
+    with Watch() as watch:
+        assert torch.equal(module(x), plain)
+    assert "hhtld.linear.default" in watch.seen
+    traced = make_fx(module)(x)
+    assert "hhtld.linear" in traced.code
+    assert torch.equal(traced(2 * x), module(2 * x)), "nothing of the first input stayed in it"
+    with pytest.warns(Warning, match="TorchScript|trace"):
+        scripted = torch.jit.trace(module, x)
+    assert torch.equal(scripted(2 * x), module(2 * x))
+    with pytest.raises(RuntimeError, match="no gradients"):
+        module(x.requires_grad_()).sum().backward()
+    with torch.no_grad():
+        assert torch.equal(module(x), plain)
+
+
 def test_fake_tensors_pass_through(toy: Any) -> None:
     from torch._subclasses import FakeTensorMode
 

@@ -59,7 +59,7 @@ def test_products_energies_and_rows_are_those_of_the_levels(n_cols: int, isa: st
         levels = listed(codebook)
         for n_rows in (1, 3, 50):
             codes = rng.integers(0, 256, (n_rows, _trellis.row_nbytes(n_cols, rate, 12)), np.uint8)
-            for n_queries in (1, 3):
+            for n_queries in (1, 2, 3):
                 queries = rng.integers(-128, 128, (n_queries, n_cols), np.int8)
                 queries[:, 0] = -128
                 sums, expected = (np.full((n_queries, n_rows), -1, np.int32) for _ in range(2))

@@ -12,7 +12,7 @@ from torch import nn
 
 from hhtld.errors import MissingExtraError
 
-__all__ = ["RELEASES", "WeakTensorKeyDictionary", "persistent_buffers"]
+__all__ = ["RELEASES", "WeakTensorKeyDictionary", "persistent_buffers", "runs_plainly"]
 
 RELEASES = ">=2.13,<3"  # as in pyproject.toml
 # Methods of nn.Module that classes of hhtld override, and attributes that the functions below read.
@@ -28,6 +28,8 @@ def _unfit(what: str) -> MissingExtraError:
 
 
 try:
+    from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C._functorch import peek_interpreter_stack
     from torch.utils.weak import WeakTensorKeyDictionary
 except ImportError as error:
     raise _unfit(str(error)) from error
@@ -41,3 +43,19 @@ def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for key, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
         if key not in module._non_persistent_buffers_set:
             yield key, buffer
+
+
+def runs_plainly(x: torch.Tensor) -> bool:
+    """Whether a call with a tensor is seen by nobody: no compiler, tracer, mode, transform or gradient.
+
+    Such a call may go past torch's dispatcher, which takes longer than the product of a small layer.
+    """
+    return (
+        type(x) is torch.Tensor
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not _len_torch_dispatch_stack()
+        and not _len_torch_function_stack()
+        and peek_interpreter_stack() is None
+    )

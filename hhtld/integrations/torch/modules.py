@@ -264,9 +264,10 @@ class HhtlLinear(_PackedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x @ weight.T + bias``, (..., out_features), for floats (..., in_features)."""
-        if isinstance(self.weight, PackedWeight):
-            return self.weight.product(x, self.bias, self.scored_rows)
-        return nn.functional.linear(x, self.weight, self.bias)
+        weight = self.weight  # asked for once: what a module holds takes a microsecond to find
+        if isinstance(weight, PackedWeight):
+            return weight.product(x, self.bias, self.scored_rows)
+        return nn.functional.linear(x, weight, self.bias)
 
     def extra_repr(self) -> str:
         """Return the sizes, as `nn.Linear` does."""

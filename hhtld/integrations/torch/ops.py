@@ -29,7 +29,7 @@ from hhtld.search.linear_layers import RowProducts
 from hhtld.search.scorer import Scorer
 from hhtld.sources.rows import row_ranges
 
-__all__ = ["SCORED_ROWS", "check_ids", "one_tensor_table"]
+__all__ = ["SCORED_ROWS", "Unfolded", "check_ids", "one_tensor_table", "product", "unfolded"]
 
 # Input rows up to which a product is scored. On one thread, scoring takes a quarter of the time of decoding and
 # multiplying at 1 row, and two thirds at 32. More threads speed up only the multiplication, so scoring stops there.
@@ -69,11 +69,19 @@ class _TensorSections:
         pass
 
 
-class _Unfolded:
-    """A tensor of sections, ready to decode and to score."""
+class Unfolded:
+    """A tensor of sections, ready to decode and to score.
+
+    Attributes
+    ----------
+    table : str
+    n_rows, n_cols : int
+    tensor : EncodedTensor
+    """
 
     def __init__(self, parts: Sequence[torch.Tensor], table: str) -> None:
         self.table = table
+        self.n_rows, self.n_cols = _shape(table)
         facts = json.loads(table)
         records = (*facts["groups"], *facts["tensors"])
         kinds = {number: kind for record in records for kind, number in record["sections"].items()}
@@ -96,12 +104,12 @@ class _Unfolded:
 _UNFOLDED: Any = WeakTensorKeyDictionary()
 
 
-def _unfolded(parts: Sequence[torch.Tensor], table: str) -> _Unfolded:
+def unfolded(parts: Sequence[torch.Tensor], table: str) -> Unfolded:
     """Return what is made of sections, and remember it by the first, which is the tensor's own."""
-    unfolded: _Unfolded | None = _UNFOLDED.get(parts[0])
-    if unfolded is None or unfolded.table != table:
-        unfolded = _UNFOLDED[parts[0]] = _Unfolded(parts, table)
-    return unfolded
+    known: Unfolded | None = _UNFOLDED.get(parts[0])
+    if known is None or known.table != table:
+        known = _UNFOLDED[parts[0]] = Unfolded(parts, table)
+    return known
 
 
 def one_tensor_table(table: PackTable, record: TensorRecord) -> tuple[str, list[tuple[str, int]]]:
@@ -158,7 +166,7 @@ def embedding(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtyp
         unique, places = np.unique(flat, return_inverse=True)
     if unique[0] < 0 or unique[-1] >= n_rows:  # as nn.Embedding, which does not count from the end either
         raise IndexError(f"ids must lie in 0..{n_rows - 1}, got {unique[0]}..{unique[-1]}")
-    rows = torch.from_numpy(_unfolded(parts, table).tensor.reconstruct_rows(unique)).to(dtype)
+    rows = torch.from_numpy(unfolded(parts, table).tensor.reconstruct_rows(unique)).to(dtype)
     if places is not None:
         rows = rows.index_select(0, torch.from_numpy(places.reshape(-1)))
     return rows.view(*ids.shape, n_cols)
@@ -198,49 +206,57 @@ def linear(
     scored_rows: int,
     exact: bool,
 ) -> torch.Tensor:
+    """As `product`, for a tensor of sections."""
+    return product(x, unfolded(parts, table), dtype, bias, scored_rows, exact)
+
+
+def product(
+    x: torch.Tensor, weight: Unfolded, dtype: torch.dtype, bias: torch.Tensor | None, scored_rows: int, exact: bool
+) -> torch.Tensor:
     """Return ``x @ weight.T + bias``, (*x.shape[:-1], n_rows) of `dtype`, summed in float32 (float64 for float64 x).
 
     At most `scored_rows` rows of finite inputs are scored on the slots, as one plane of int8 or, if `exact` or if there
     are more columns than rows, as two; more are multiplied with the weight as it decodes, block by block.
     """
-    _check_input(x, table)
-    n_rows, n_cols = _shape(table)
-    unfolded = _unfolded(parts, table)
-    rows = x.detach().reshape(-1, n_cols).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    _check_input(x, weight.table)
+    n_rows, n_cols = weight.n_rows, weight.n_cols
+    rows = x.detach().reshape(-1, n_cols)
+    if rows.dtype != torch.float64:
+        rows = rows.float()
     can_score = 0 < rows.shape[0] <= scored_rows and rows.dtype == torch.float32 and n_cols <= _score.MAX_COLS
     # Inputs that are wider than outputs lose most (docs/decisions/one-plane.md).
     n_planes = 2 if exact or n_cols > n_rows else 1
-    out = _scored(rows.contiguous(), unfolded, n_rows, n_planes) if can_score else None
+    out = _scored(rows.contiguous(), weight, n_planes) if can_score else None
     if out is None:
-        out = _multiplied(rows, unfolded, n_rows)
+        out = _multiplied(rows, weight)
     if bias is not None:
         out += bias.detach()
     return out.to(dtype).view(*x.shape[:-1], n_rows)
 
 
-def _scored(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int, n_planes: int) -> torch.Tensor | None:
+def _scored(rows: torch.Tensor, weight: Unfolded, n_planes: int) -> torch.Tensor | None:
     """Return the products on the slots, or None: infinities and NaN must spread as they do in nn.Linear."""
-    if unfolded.products is not None:
-        out = torch.empty((rows.shape[0], n_rows))
-        return out if unfolded.products.write(rows.numpy(), out.numpy(), n_planes) else None
-    return torch.from_numpy(unfolded.scorer.scores(rows.numpy())) if bool(torch.isfinite(rows).all()) else None
+    if weight.products is not None:
+        out, n_threads = torch.empty((rows.shape[0], weight.n_rows)), torch.get_num_threads()
+        return out if weight.products.write(rows.numpy(), out.numpy(), n_planes, n_threads) else None
+    return torch.from_numpy(weight.scorer.scores(rows.numpy())) if bool(torch.isfinite(rows).all()) else None
 
 
-def _multiplied(rows: torch.Tensor, unfolded: _Unfolded, n_rows: int) -> torch.Tensor:
+def _multiplied(rows: torch.Tensor, weight: Unfolded) -> torch.Tensor:
     """Return ``rows @ weight.T``, the weight decoded a block of rows at a time."""
-    out = torch.empty((len(rows), n_rows), dtype=rows.dtype)
-    if rows.dtype == torch.float32 and unfolded.products is not None:
-        rotated = unfolded.products.rotated(rows.numpy())  # the inputs, instead of every row of the weight back
+    out = torch.empty((len(rows), weight.n_rows), dtype=rows.dtype)
+    if rows.dtype == torch.float32 and weight.products is not None:
+        rotated = weight.products.rotated(rows.numpy())  # the inputs, instead of every row of the weight back
         if rotated is not None:
             inputs = torch.from_numpy(rotated)
-            for places, block in unfolded.products.rotated_blocks():
+            for places, block in weight.products.rotated_blocks():
                 if isinstance(places, slice):
                     torch.mm(inputs, torch.from_numpy(block).t(), out=out[:, places])
                 else:
                     out[:, torch.from_numpy(places)] = inputs @ torch.from_numpy(block).t()
             return out
-    for start, stop in row_ranges(n_rows, 4 * rows.shape[1]):
-        block = torch.from_numpy(unfolded.tensor.reconstruct_rows(slice(start, stop))).to(rows.dtype)
+    for start, stop in row_ranges(weight.n_rows, 4 * rows.shape[1]):
+        block = torch.from_numpy(weight.tensor.reconstruct_rows(slice(start, stop))).to(rows.dtype)
         torch.mm(rows, block.t(), out=out[:, start:stop])
     return out
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hhtld.errors import shown
-from hhtld.integrations.torch.ops import SCORED_ROWS, one_tensor_table
+from hhtld.integrations.torch.internals import runs_plainly
+from hhtld.integrations.torch.ops import SCORED_ROWS, Unfolded, one_tensor_table, product, unfolded
 from hhtld.integrations.torch.tensors import checked_dtype, torch_dtype
 from hhtld.pack.pack import HhtldPack
 
@@ -150,10 +151,22 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         self, x: torch.Tensor, bias: torch.Tensor | None = None, scored_rows: int = SCORED_ROWS
     ) -> torch.Tensor:
         """Return ``x @ weight.T + bias``, (..., n_rows), for floats (..., n_cols); see `HhtlLinear`."""
-        product: torch.Tensor = torch.ops.hhtld.linear(
+        if runs_plainly(x):
+            return product(x, self._unfolded(), self.dtype, bias, scored_rows, self.exact)
+        seen: torch.Tensor = torch.ops.hhtld.linear(
             x, self.parts(), self.table, self.dtype, bias, scored_rows, self.exact
         )
-        return product
+        return seen
+
+    def _unfolded(self) -> Unfolded:
+        """Return what the op makes of the sections, which copies of this weight do not take along."""
+        held: Unfolded | None = self.__dict__.get("_held")
+        if held is None:
+            held = self.__dict__["_held"] = unfolded(self.parts(), self.table)
+        return held
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_held"}
 
     def decoded(self) -> torch.Tensor:
         """Return the dense weight (n_rows, n_cols), ``numel() * dtype.itemsize`` bytes that every call makes anew."""

@@ -1,0 +1,43 @@
+"""Products of few inputs are the same whatever shares the work: threads, blocks of rings, classes of rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import hhtld
+from hhtld.search import linear_layers
+from hhtld.search.linear_layers import RowProducts
+
+
+def encoded(n_rows: int, n_cols: int, bits: str) -> Any:
+    rng = np.random.default_rng((n_rows, n_cols))
+    weights: dict[str, NDArray[np.float32]] = {"w": rng.standard_normal((n_rows, n_cols), np.float32)}
+    return hhtld.encode(weights, profile=bits).get_encoded("w")
+
+
+@pytest.mark.parametrize("n_planes", [1, 2])
+@pytest.mark.parametrize("bits", ["bits:4", "bits:2"])
+@pytest.mark.parametrize("n_inputs", [1, 2, 5])
+def test_threads_share_rows_and_change_nothing(
+    n_inputs: int, bits: str, n_planes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = encoded(101, 192, bits)
+    inputs = np.random.default_rng(1).standard_normal((n_inputs, 192)).astype(np.float32)
+    found = RowProducts.of(tensor)
+    assert found is not None
+    alone, together = np.empty((2, n_inputs, 101), np.float32)
+    assert found.write(inputs, alone, n_planes)
+    monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
+    monkeypatch.setattr(linear_layers, "_BLOCK_NBYTES", 4 * 192 * 7)
+    for n_threads in (2, 3, 200):
+        together[:] = np.nan
+        assert found.write(inputs, together, n_planes, n_threads)
+        np.testing.assert_array_equal(together, alone)
+    exact = inputs.astype(np.float64) @ tensor.reconstruct_rows(slice(0, 101)).astype(np.float64).T
+    assert np.linalg.norm(alone - exact) < (2e-2 if n_planes == 1 else 1e-4) * np.linalg.norm(exact)
+    inputs[0, 3] = np.inf
+    assert not found.write(inputs, together, n_planes, 3)
