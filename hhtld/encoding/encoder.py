@@ -30,8 +30,9 @@ from hhtld.encoding.resources import Work
 from hhtld.encoding.row_dispatch import RowCoder
 from hhtld.errors import RangeError
 from hhtld.gates import Unreached
+from hhtld.pack.memory_sections import MemorySections
 from hhtld.pack.pack import HhtldPack
-from hhtld.pack.sections import MemorySections, SectionSink, as_bytes
+from hhtld.pack.section_interfaces import SectionSink, as_bytes
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
 from hhtld.slots.moments import Moments
 from hhtld.sources.contract import ArraySource, TensorSource

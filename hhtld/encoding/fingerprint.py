@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.encoding.plan import Plan, TensorPlan
-from hhtld.pack.sections import as_bytes
+from hhtld.pack.section_interfaces import as_bytes
 from hhtld.pack.source import PackSource
 from hhtld.slots.moments import Moments
 from hhtld.sources.contract import TensorSource

@@ -11,7 +11,7 @@ from hhtld.codecs.base import GroupCode
 from hhtld.encoding.gate_report import GroupCosines
 from hhtld.encoding.groups import PlannedGroup
 from hhtld.gates import Threshold
-from hhtld.pack.sections import SectionSink
+from hhtld.pack.section_interfaces import SectionSink
 from hhtld.slots.class_layout import ByClass
 from hhtld.sources.rows import Rows
 from hhtld.storage.crc import Crc32Runs

@@ -21,7 +21,7 @@ from hhtld.encoding.memory import TaskMemory
 from hhtld.encoding.plan import Plan
 from hhtld.encoding.resources import Work
 from hhtld.encoding.row_tasks import Coded, code_rows, peak_of_rows
-from hhtld.pack.sections import SectionSink, as_bytes
+from hhtld.pack.section_interfaces import SectionSink, as_bytes
 from hhtld.slots.class_layout import ByClass, row_spans
 from hhtld.slots.slot_l import leaf_scale
 from hhtld.sources.contract import SourceRows, TensorSource

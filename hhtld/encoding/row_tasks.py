@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hhtld.codecs.base import Codec, GroupCode
 from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
-from hhtld.pack.sections import as_bytes
+from hhtld.pack.section_interfaces import as_bytes
 from hhtld.slots.class_layout import ByClass, row_spans
 from hhtld.sources.rows import Rows
 

@@ -22,10 +22,9 @@ from hhtld.pack.container import (
     MINOR,
     TRAILER,
     UNFINISHED,
-    SectionRecord,
-    section_crc,
 )
-from hhtld.pack.sections import Buffer, SectionSink, as_bytes
+from hhtld.pack.section_interfaces import Buffer, SectionSink, as_bytes
+from hhtld.pack.sections import SectionRecord, section_crc
 from hhtld.sizes import align_up
 from hhtld.storage.atomic import AtomicFile
 from hhtld.storage.crc import Crc32Runs, crc32_combine

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hhtld.pack.prefetch import Ahead, Ready
     from hhtld.pack.row_cache import CacheInfo, RowCache
     from hhtld.pack.row_request import RowRequest
-    from hhtld.pack.sections import SectionReader
+    from hhtld.pack.section_interfaces import SectionReader
     from hhtld.pack.slices import PackSlice
     from hhtld.search.scorer import Scorer
     from hhtld.slots.class_layout import RowPlaces

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hhtld import slots
 
 if TYPE_CHECKING:
-    from hhtld.pack.sections import SectionReader
+    from hhtld.pack.section_interfaces import SectionReader
     from hhtld.pack.table import TensorRecord
     from hhtld.slots.class_layout import RowPlaces
 

@@ -25,7 +25,7 @@ from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
 from hhtld.sizes import MAX_NBYTES, MAX_NESTING, checked_shape, is_deep
 
 if TYPE_CHECKING:
-    from hhtld.pack.sections import SectionReader
+    from hhtld.pack.section_interfaces import SectionReader
 
 __all__ = ["read_table"]
 

@@ -34,7 +34,7 @@ from hhtld.encoding.row_tasks import code_rows
 from hhtld.gates import Threshold
 from hhtld.identity import PaletteGroupKey
 from hhtld.pack.container_writer import ContainerWriter
-from hhtld.pack.sections import MemorySections
+from hhtld.pack.memory_sections import MemorySections
 from hhtld.sources.contract import ArraySource
 from hhtld.sources.crew import Crew, completed
 from hhtld.sources.rows import ArrayRows

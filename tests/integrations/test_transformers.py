@@ -249,8 +249,8 @@ def rewritten(pack: Path, target: Path, **files: bytes | None) -> Path:
     """The pack with other side files."""
     from hhtld.encoding.options import Encoding
     from hhtld.encoding.plan import make_plan
+    from hhtld.pack.memory_sections import MemorySections
     from hhtld.pack.pack import HhtldPack
-    from hhtld.pack.sections import MemorySections
     from hhtld.pack.source import PackSource
 
     class Changed(PackSource):

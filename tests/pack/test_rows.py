@@ -27,7 +27,7 @@ from hhtld.errors import ClosedError, FormatError, HeaderError
 from hhtld.pack.row_request import RowRequest
 from hhtld.storage import descriptors, run_reads
 from hhtld.storage.run_reads import Runs
-from hhtld.storage.threads import Threads
+from hhtld.storage.thread_pool import Threads
 
 N_ROWS, N_COLS = 5000, 160
 NAMES = ("ngram_embed.weight", "keys", "kept.bf16", "numbers")

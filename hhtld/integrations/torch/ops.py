@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hhtld._kernels import _score
 from hhtld.integrations.torch.internals import WeakTensorKeyDictionary
 from hhtld.pack.pack import HhtldPack
-from hhtld.pack.sections import RowSelection
+from hhtld.pack.section_interfaces import RowSelection
 from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.pack.table_checks import read_table
 from hhtld.search.linear_layers import RowProducts
