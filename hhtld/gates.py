@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 __all__ = [
+    "PARITY_THRESHOLD",
     "THRESHOLDS",
     "CosineSummary",
     "Threshold",
@@ -51,6 +52,9 @@ class Threshold:
 
 
 THRESHOLDS: dict[str, Threshold] = {"argmax": Threshold(0.95, 0.90), "index": Threshold(0.98, 0.95)}
+# What profile parity asks of every group if no model was run. It promises nothing about the model's answers; see
+# docs/decisions/gates-and-answers.md.
+PARITY_THRESHOLD = Threshold(0.9997, 0.999)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from hhtld.pack.source import PackSource
 from hhtld.progress import Progress, silent
 from hhtld.sources.contract import TensorSource
 from hhtld.sources.crew import Crew, default_jobs, workers
-from hhtld.sources.remote import RemoteSource
+from hhtld.sources.reopened import ReopenedSource
 from hhtld.sources.selection import select_tensors
 from hhtld.storage.file_reading import Location
 from hhtld.storage.journal import journal_path, partial_path
@@ -113,7 +113,7 @@ def convert(
         of tables and heads must, and what gates ask of it; see `hhtld.sources.regimes`.
     gates : mapping of "argmax" and "index" to Threshold, optional
         Cosines that rows under "gates" and "parity" must reach instead of `hhtld.gates.THRESHOLDS` and
-        `hhtld.encoding.plan.PARITY_THRESHOLD`.
+        `hhtld.gates.PARITY_THRESHOLD`.
     min_ratio : float
         Bytes as bfloat16 over the file that profiles "gates" and "parity" must reach, 2 by default; a finite number,
         and 0 asks for none. A file that is larger than its source as stored fails too, unless `min_ratio` is below 1.
@@ -153,7 +153,7 @@ def convert(
     calibrate : path, "builtin" or Calibration, optional
         The same from a text that the model of `src` is run on, or from what an earlier run told
         (`DST.calibration.safetensors`); see `hhtld.evaluation.calibration_file.calibrated`. Without it every group gets
-        the rate at which its rows lose little (`hhtld.encoding.plan.PARITY_THRESHOLD`).
+        the rate at which its rows lose little (`hhtld.gates.PARITY_THRESHOLD`).
     target_top1 : float, optional
         Share of next tokens that shall stay the same, for profile "parity" with a calibration; 0.9 by default.
     target_bits : float, optional
@@ -370,7 +370,7 @@ def _encode(
             facts = source_facts(whole, place)
             work = Work(workforce, run.memory_limit, run.progress, source_facts=facts, resume=run.resume)
             here = (place, facts["content"], json.dumps(facts))
-            shared = RemoteSource(source, open_in_worker, here, partial(check_unchanged, whole, place, facts))
+            shared = ReopenedSource(source, open_in_worker, here, partial(check_unchanged, whole, place, facts))
             report.notes = output.write_plan(shared, plan, target, report.gates, work)
         count_pack(report, plan, target)
     report.notes += [*plan.notes, *calibration_notes, *profile_notes(plan, encoding.calibrate is not None)]

@@ -12,7 +12,7 @@ from hhtld.errors import HeaderError, HhtldError
 from hhtld.formats import open_source
 from hhtld.sources.contract import TensorSource
 from hhtld.sources.crew import Crew, workers
-from hhtld.sources.remote import CarryingExecutor
+from hhtld.sources.reopened import CarryingExecutor
 from hhtld.storage.file_reading import Location
 
 __all__ = ["check_unchanged", "crew", "open_in_worker"]

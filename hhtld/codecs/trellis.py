@@ -64,7 +64,7 @@ from hhtld.codecs.base import (
 from hhtld.codecs.section_kinds import TRELLIS
 from hhtld.dtypes import bf16_values
 from hhtld.errors import HeaderError, RangeError
-from hhtld.gates import THRESHOLDS, Threshold
+from hhtld.gates import PARITY_THRESHOLD, THRESHOLDS, Threshold
 from hhtld.identity import (
     CODEBOOK_BITS,
     MAX_RATE,
@@ -82,16 +82,12 @@ if TYPE_CHECKING:
     from hhtld.sources.rows import Rows
 
 __all__ = [
-    "PARITY_THRESHOLD",
     "HhtlTTensor",
     "TensorCode",
     "TrellisCodec",
     "TrellisGroup",
 ]
 
-# What profile parity asks of every group if no model was run. It promises nothing about the model's answers; see
-# docs/decisions/gates-and-answers.md.
-PARITY_THRESHOLD = Threshold(0.9997, 0.999)
 _U16 = np.dtype("<u2")
 _LANES = 32  # rows that the trellis search takes at once
 

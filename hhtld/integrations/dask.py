@@ -17,7 +17,7 @@ from typing import Any
 
 from hhtld.errors import HhtldError, MissingExtraError
 from hhtld.sources.crew import Crew
-from hhtld.sources.remote import Carried, call
+from hhtld.sources.reopened import Carried, call
 
 try:
     import dask

@@ -7,7 +7,7 @@ import math
 import struct
 import warnings
 import zlib
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from hhtld.codecs.section_kinds import ROW_CLASSES, SECTION_KINDS, SLOT_T
 from hhtld.errors import (
@@ -22,9 +22,6 @@ from hhtld.errors import (
 from hhtld.pack.sections import FileSections, SectionRecord
 from hhtld.sizes import align_up
 from hhtld.storage.file_reading import FileIdentity, Location, PositionalFile, RegularFile, open_location
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["IO_MODES", "MAGIC", "MAJOR_VERSIONS", "MINOR", "UNFINISHED", "ContainerReader"]
 

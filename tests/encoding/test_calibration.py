@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import hhtld
-from hhtld.codecs.trellis import PARITY_THRESHOLD
 from hhtld.cosines import row_cosines
 from hhtld.encoding.calibrated_rates import Calibration, Costs, Measurement, column_scale
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError
+from hhtld.gates import PARITY_THRESHOLD
 from hhtld.sources.contract import ArraySource
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from hhtld.sources.contract import TensorSource
 from hhtld.sources.wrapped import WrappedSource
 
-__all__ = ["Carried", "CarryingExecutor", "RemoteSource", "call"]
+__all__ = ["Carried", "CarryingExecutor", "ReopenedSource", "call"]
 
 _KEPT = 4  # sources open at once in a worker: as many conversions as are likely to share it
 
 
-class RemoteSource(WrappedSource):
+class ReopenedSource(WrappedSource):
     """A source and how to open it.
 
     Parameters
@@ -58,8 +58,8 @@ class RemoteSource(WrappedSource):
 
 
 @functools.lru_cache(_KEPT)
-def _opened(opener: Callable[..., TensorSource], args: tuple[Any, ...]) -> RemoteSource:
-    return RemoteSource(opener(*args), opener, args)
+def _opened(opener: Callable[..., TensorSource], args: tuple[Any, ...]) -> ReopenedSource:
+    return ReopenedSource(opener(*args), opener, args)
 
 
 class Carried:
