@@ -9,6 +9,8 @@ HHTLD_COMPILED names a folder of compiled kernels that several checkouts share; 
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 import threading
 from pathlib import Path
@@ -19,13 +21,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("hhtld/_kernels")
+# What Cython writes for typed memoryviews stands in one module of its own, and not again in each kernel, where it took
+# four fifths of the time of the compiler and of the size.
+SHARED = "hhtld._kernels._memoryviews"
 COMPILED = Path(os.environ.get("HHTLD_COMPILED") or "build/kernels")
 DEBUG = os.environ.get("HHTLD_DEBUG_KERNELS") == "1"
 # A free-threaded Python has no stable ABI yet.
 ABI3 = os.environ.get("HHTLD_ABI3") == "1" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 # No -march, no -ffast-math: the tier is chosen at run time and every tier gives the same bits.
-UNIX = ["-O3", "-std=c11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+UNIX = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 if os.environ.get("HHTLD_WERROR") == "1":
     UNIX += ["-Werror", "-Wno-error=unused-function"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
@@ -81,8 +86,7 @@ class build_kernels(build_ext):
             digest.update(Path(source).read_bytes())
         if not (compiled.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest()):
             with ONE_CYTHON_AT_A_TIME:
-                translated = cythonize([extension], compiler_directives=DIRECTIVES, build_dir=CYTHON_FOLDER, quiet=True)
-            extension.sources = translated[0].sources
+                extension.sources = shared_source() if extension.name == SHARED else translated(extension)
             super().build_extension(extension)
             # Whole or not at all: another checkout may look here at the same moment.
             mine = self.compiled / f"{wanted.name}.{os.getpid()}"
@@ -96,20 +100,38 @@ class build_kernels(build_ext):
             shutil.copy2(compiled, wanted)
 
 
+def translated(kernel: Extension) -> list[str]:
+    """Return the C file that Cython makes of a kernel."""
+    options = {"compiler_directives": DIRECTIVES, "build_dir": CYTHON_FOLDER, "shared_utility_qualified_name": SHARED}
+    return cythonize([kernel], quiet=True, **options)[0].sources
+
+
+def shared_source() -> list[str]:
+    """Return the C file of what the kernels share, which Cython writes without a source of ours."""
+    source = Path(CYTHON_FOLDER, *SHARED.split(".")).with_suffix(".c")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    write = [sys.executable, "-m", "cython", "-X", "freethreading_compatible=True", f"--generate-shared={source}"]
+    subprocess.run(write, check=True)
+    return [source.as_posix()]
+
+
 # hhtld/formats is a link to formats/, so that tools find every module below one folder. A checkout without links
 # (Windows, core.symlinks off) holds a small file in its place and is told where the package lies.
 PACKAGE_DIR = {"": "."} if Path("hhtld/formats").is_dir() else {"": ".", "hhtld.formats": "formats"}
 
 extensions = [
     Extension(
-        f"hhtld._kernels.{source.stem}",
-        [source.as_posix()],
+        name,
+        sources,
         include_dirs=[KERNELS.as_posix()],
         depends=sorted(path.as_posix() for suffix in ("h", "pxd") for path in KERNELS.glob(f"*.{suffix}")),
         py_limited_api=ABI3,
         define_macros=[("Py_LIMITED_API", "0x030b0000"), ("CYTHON_LIMITED_API", "1")] if ABI3 else [],
     )
-    for source in sorted(KERNELS.glob("_*.pyx"))
+    for name, sources in [
+        (SHARED, []),
+        *((f"hhtld._kernels.{path.stem}", [path.as_posix()]) for path in sorted(KERNELS.glob("_*.pyx"))),
+    ]
 ]
 
 setup(

@@ -34,10 +34,12 @@ printf 'Metadata-Version: 2.1\nName: hhtld\nVersion: 0\n' > "$work/tree/hhtld-0.
 rm -rf "$work"/tree/hhtld/_kernels/*.so "$work/tree/tests/viewers"
 cd "$work/tree"
 headers=$work/root/usr/include
-for source in hhtld/_kernels/_*.pyx; do
-    module=$(basename "$source" .pyx)
-    "$python" -m cython -3 -X boundscheck=False -X wraparound=False -X cdivision=True -X initializedcheck=False \
-        -X binding=True "$source" -o "$module.c"
+shared=_memoryviews # what Cython writes for typed memoryviews stands in one module, as in setup.py
+"$python" -m cython -X freethreading_compatible=True --generate-shared="$PWD/$shared.c"
+for source in hhtld/_kernels/_*.pyx "$shared.c"; do
+    module=$(basename "${source%.*}")
+    test "$module" = $shared || "$python" -m cython -3 -X boundscheck=False -X wraparound=False -X cdivision=True \
+        -X initializedcheck=False -X binding=True --shared="hhtld._kernels.$shared" "$source" -o "$module.c"
     aarch64-linux-gnu-gcc -O3 -std=c11 -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Werror \
         -Wno-error=unused-function -shared -fPIC -I"$headers/python3.$minor" -I"$headers" -Ihhtld/_kernels \
         "$module.c" -o "hhtld/_kernels/$module.cpython-3$minor-aarch64-linux-gnu.so"
