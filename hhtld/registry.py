@@ -11,8 +11,9 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import ForwardRef
 
-__all__ = ["Plugin", "Registry"]
+__all__ = ["Plugin", "Registry", "later"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,15 @@ class Registry:
 
     def __iter__(self) -> Iterator[Plugin]:
         return iter(self.plugins().values())
+
+
+def later(target: str) -> ForwardRef:
+    """Return what stands for a class in annotations, so that `typing.get_type_hints` finds it and nobody else loads it.
+
+    Parameters
+    ----------
+    target : str
+        "module:Class".
+    """
+    module, _, name = target.partition(":")
+    return ForwardRef(f"__import__({module!r}, fromlist=[{name!r}]).{name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.codecs import codec_ids
 from hhtld.encoding.gate_measurement import compared_rows
-from hhtld.encoding.gate_report import GateReport, RegimeCosines
-from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, index_axis, note, plot, put, storable, text
+from hhtld.encoding.gate_report import GateReport
+from hhtld.formats.hdf5.nexus import Field, describe, escaped, group, note, put, storable
+from hhtld.formats.hdf5.overview import Overview, zero_counts
 from hhtld.formats.hdf5.selection import DEFAULT_MAX_NBYTES, Selection, select
 from hhtld.formats.hdf5.shared import group_name, write_group
 from hhtld.formats.hdf5.tensors import TensorWriter
-from hhtld.gates import THRESHOLDS, CosineSummary
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.made_from import differences_of_tensors
 from hhtld.pack.pack import HhtldPack
@@ -35,7 +34,6 @@ __all__ = ["SCHEMA", "export_pack"]
 
 SCHEMA = "hhtld.hdf5/1"
 _MOST_JSON_NBYTES = 1 << 18
-_REGIMES = {"none": 0, "argmax": 1, "index": 2}
 
 
 def export_pack(
@@ -149,6 +147,7 @@ class _Export:
         self.pack, self.original, self.chosen = pack, original, chosen
         self.codes, self.executor, self.progress = codes, executor, progress
         self.measured = GateReport(enforced=False)
+        self.overview = Overview(pack, chosen, self.measured, original is not None)
         self.stop = False  # set by another thread
 
     def check(self) -> None:
@@ -182,8 +181,8 @@ class _Export:
             else:
                 self._write_tensor(tensors, record, rows)
             self.progress("export", name, record.info.nbytes)
-        self._write_overview(entry)
-        self._write_gates(entry)
+        self.overview.write_overview(entry)
+        self.overview.write_gates(entry)
 
     # ---- the file ----
 
@@ -211,105 +210,6 @@ class _Export:
         layout = [("kind", h5py.string_dtype()), ("offset", "<u8"), ("nbytes", "<u8"), ("crc32", "<u4")]
         table = np.array([(storable(r.kind), r.offset, r.nbytes, r.crc32) for r in reader.records], np.dtype(layout))
         put(container, Field("sections", table, "kind, place, length and checksum of every section, in file order"))
-
-    def _write_overview(self, entry: h5py.Group) -> None:
-        names = list(self.chosen.rows)
-        text(entry, "tensor_names", names, "names of the tensors, by their number in summary")
-        summary = self._summary(names)
-        put(entry, Field("summary", summary, "one row a tensor: what it was, what it became, how well it came back"))
-        encoded = np.flatnonzero([self.pack.table.tensors[name].is_encoded for name in names]).astype(np.int32)
-        number = Field("tensor", encoded, "number of the tensor in summary", "1", "tensor number (see summary)")
-        shown = summary[encoded]
-        if not len(encoded):
-            sizes = Field("nbytes", summary["nbytes"].astype(np.float32), "bytes of the tensor's own sections", "byte")
-            if len(names):
-                number = index_axis("tensor", len(names), number.description, number.long_name)
-                plot(entry, "overview", "Bytes by tensor; no tensor is encoded", sizes, [number])
-                entry.attrs["default"] = "overview"
-            return
-        median, p5, least = (
-            Field(key, shown[key].astype(np.float32), f"{key} of the cosines of its rows", "1", f"{key} row cosine")
-            for key in ("median", "p5", "min")
-        )
-        title = (
-            f"Cosine of every encoded row with what the file gives back, by tensor (profile {self.pack.table.profile})"
-        )
-        plot(entry, "overview", title, median, [number], [p5, least])
-        entry.attrs["default"] = "overview"
-        if len(encoded) == 1 and shown["n_rows"][0]:  # one point is no curve
-            entry.attrs["default"] = f"tensors/{escaped(names[encoded[0]])}"
-        bits = Field(
-            "bits_per_weight", shown["bits_per_weight"].astype(np.float32), "own sections over elements", "bit"
-        )
-        plot(entry, "rates", "Bits a weight by tensor, without what its group shares", bits, [number])
-
-    def _summary(self, names: list[str]) -> NDArray[Any]:
-        codecs = {name: number for number, name in enumerate(codec_ids())}
-        codec, kind = (h5py.enum_dtype(table, np.uint8) for table in (codecs, _REGIMES))
-        layout = [
-            ("name", h5py.string_dtype()),
-            ("source_dtype", h5py.string_dtype()),
-            ("codec", codec),
-            ("regime", kind),
-            *((key, "<i8") for key in ("n_rows", "n_cols", "nbytes")),
-            *((key, "<f4") for key in ("bits_per_weight", "median", "p5", "min")),
-            ("worst_row", "<i8"),
-        ]
-        table = np.zeros(len(names), np.dtype(layout))
-        for line, name in zip(table, names, strict=True):
-            record, info = self.pack.info(name), self.pack.table.tensors[name].info
-            nbytes, elements = self.pack.nbytes(record.name), max(1, info.n_rows * info.n_cols)
-            line["name"], line["source_dtype"] = storable(name), info.dtype.name
-            line["codec"] = codecs[record.codec]
-            line["regime"] = _REGIMES[self.pack.table.regime(name) or "none"]
-            line["n_rows"], line["n_cols"], line["nbytes"] = info.n_rows, info.n_cols, nbytes
-            line["bits_per_weight"] = 8 * nbytes / elements
-            recorded = self._cosines(record)
-            cosines = (np.nan, np.nan, np.nan) if recorded is None else (recorded.median, recorded.p5, recorded.minimum)
-            line["median"], line["p5"], line["min"] = cosines
-            line["worst_row"] = -1 if recorded is None else recorded.worst_row
-        return table
-
-    def _write_gates(self, entry: h5py.Group) -> None:
-        gates = group(entry, "gates", "NXcollection", "row cosines by regime, and what profile gates asks of them")
-        gates.attrs["measured"] = "anew, of all rows" if self.original is not None else "when the file was made"
-        for kind, asked in THRESHOLDS.items():
-            facts = {"median_asked": asked.median, "p5_asked": asked.p5} | self._regime_gates(kind)
-            describe(gates, **{f"{kind}_{key}": value for key, value in facts.items()})
-
-    def _regime_gates(self, kind: str) -> dict[str, Any]:
-        """Cosines of one regime: of all its rows where they were measured now, ranges over its tensors as recorded."""
-        cosines = self.measured.regimes[kind]
-        if cosines.n_rows:
-            facts: dict[str, Any] = {"n_rows": cosines.n_rows, **_zero_counts(cosines)}
-            if not cosines.n_live_rows:
-                return facts
-            worst, name, row = cosines.worst
-            facts |= {"median": cosines.median, "p5": cosines.p5}
-            return facts | {"min": worst, "worst_tensor": name, "worst_row": row}
-        table = self.pack.table
-        records = [table.tensors[name] for name in self.chosen.rows if table.regime(name) == kind]
-        gated = [(record.name, record.gates) for record in records if record.gates is not None and record.gates.n_rows]
-        if self.original is not None or not gated:
-            return {}
-        counts: Counter[str] = Counter({"n_rows": 0})
-        for _, gates in gated:
-            counts.update({"n_rows": gates.n_rows, **_zero_counts(gates)})
-        gated = [(name, gates) for name, gates in gated if gates.n_live_rows]
-        if not gated:
-            return dict(counts)
-        name, lowest = min(gated, key=lambda item: item[1].minimum)
-        medians, p5s = [gates.median for _, gates in gated], [gates.p5 for _, gates in gated]
-        return {
-            **counts,
-            "median_from": min(medians),
-            "median_to": max(medians),
-            "p5_from": min(p5s),
-            "p5_to": max(p5s),
-            "min": lowest.minimum,
-            "worst_tensor": name,
-            "worst_row": lowest.worst_row,
-        }
 
     # ---- its tensors ----
 
@@ -356,12 +256,12 @@ class _Export:
 
             cosines = compared_rows(source, decoded, self.executor, record.info.dtype)
             self.measured.add(record.name, self.pack.table.regime(record.name) or "argmax", cosines)
-        recorded = self._cosines(record)
+        recorded = self.overview.cosines(record)
         if recorded is not None:
             for key, value in (("median", recorded.median), ("p5", recorded.p5), ("min", recorded.minimum)):
                 made.attrs[f"cosine_{key}"] = value
             made.attrs["cosine_worst_row"] = recorded.worst_row
-            describe(made, **_zero_counts(recorded))
+            describe(made, **zero_counts(recorded))
         if record.name not in self.chosen.drawn:
             return
         sample = self.chosen.samples[record.name]
@@ -370,14 +270,3 @@ class _Export:
             writer.write_kept()
         else:
             writer.write_encoded(cosines, recorded, self.codes)
-
-    def _cosines(self, record: TensorRecord) -> CosineSummary | None:
-        """Those measured now, else those recorded."""
-        resolved = self.pack.info(record.name)
-        return self.measured.tensors.get(resolved.name, resolved.gates)
-
-
-def _zero_counts(cosines: CosineSummary | RegimeCosines) -> dict[str, int]:
-    """Rows of zeros, which quantiles leave out, and those not given back as such; what is 0 is left out."""
-    counts = {"n_zero_rows": cosines.n_zero_rows, "n_zero_rows_lost": cosines.n_zero_rows_lost}
-    return {key: count for key, count in counts.items() if count}

@@ -107,9 +107,19 @@ def select(
     per_row = {name: _row_nbytes(pack, record, codes, triple) for name, record in records.items()}
     stride = _stride(ranges, per_row, max_nbytes - fixed, least_stride)
     samples = {name: _sample(record, ranges[name], counts.get(name, 0)) for name, record in records.items()}
+    fewer = sum(len(samples[name]) < min(_SAMPLE_ROWS, len(ranges[name])) for name in widths)
+    notes = _left_out(len(names), len(pack), n_undrawn, stride, max_nbytes, fewer)
+    if codes and not any("slot_t" in record.sections for record in records.values()):
+        notes.append("no exported tensor has codes of Slot T")
+    rows_shown = {name: span[::stride] for name, span in ranges.items()}
+    return Selection(rows_shown, samples, stride, notes, frozenset(records))
+
+
+def _left_out(n_names: int, n_tensors: int, n_undrawn: int, stride: int, max_nbytes: int, n_fewer: int) -> list[str]:
+    """Return a sentence for everything that an export leaves out."""
     notes = []
-    if len(names) < len(pack):
-        notes.append(f"{len(names)} of {len(pack)} tensors are exported; tensors (--tensor) chose them")
+    if n_names < n_tensors:
+        notes.append(f"{n_names} of {n_tensors} tensors are exported; tensors (--tensor) chose them")
     if n_undrawn:
         notes.append(
             f"the smallest {n_undrawn:,} tensors have only their numbers, without rows and plots; "
@@ -120,13 +130,9 @@ def select(
             f"one row in {stride} is exported, so that the file stays below max_nbytes (--max-size), "
             f"{max_nbytes:,} bytes"
         )
-    fewer = sum(len(samples[name]) < min(_SAMPLE_ROWS, len(ranges[name])) for name in widths)
-    if fewer:
-        notes.append(f"{fewer} tensors show fewer than {_SAMPLE_ROWS} rows decoded, so that the file stays small")
-    if codes and not any("slot_t" in record.sections for record in records.values()):
-        notes.append("no exported tensor has codes of Slot T")
-    rows_shown = {name: span[::stride] for name, span in ranges.items()}
-    return Selection(rows_shown, samples, stride, notes, frozenset(records))
+    if n_fewer:
+        notes.append(f"{n_fewer} tensors show fewer than {_SAMPLE_ROWS} rows decoded, so that the file stays small")
+    return notes
 
 
 def _stride(ranges: dict[str, range], row_nbytes: dict[str, int], room: int, least: int) -> int:

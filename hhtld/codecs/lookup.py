@@ -60,10 +60,14 @@ from hhtld.identity import (
     is_encodable,
     should_use_leaf,
 )
+from hhtld.registry import later
 
 if TYPE_CHECKING:
     from hhtld.codecs.tensor_view import TensorView
     from hhtld.sources.rows import Rows
+else:
+    TensorView = later("hhtld.codecs.tensor_view:TensorView")
+    Rows = later("hhtld.sources.rows:Rows")
 
 __all__ = [
     "HhtlDTensor",

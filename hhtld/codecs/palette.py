@@ -55,11 +55,15 @@ from hhtld.codecs.section_kinds import PALETTE
 from hhtld.dtypes import bf16_bits, bf16_values
 from hhtld.errors import RangeError
 from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey, is_encodable, should_use_leaf
+from hhtld.registry import later
 
 if TYPE_CHECKING:
     from hhtld.codecs.tensor_view import TensorView
     from hhtld.slots.moments import Moments
     from hhtld.sources.rows import Rows
+else:
+    TensorView = later("hhtld.codecs.tensor_view:TensorView")
+    Rows = later("hhtld.sources.rows:Rows")
 
 __all__ = ["HhtlF32Tensor", "PaletteCodec", "PaletteGroup", "TensorPalette", "find_palette"]
 

@@ -74,12 +74,17 @@ from hhtld.identity import (
     state_bits,
 )
 from hhtld.matrix import is_vector
+from hhtld.registry import later
 
 if TYPE_CHECKING:
     from hhtld.codecs.tensor_view import TensorView
     from hhtld.slots.moments import Moments
     from hhtld.slots.shared_parts import TrellisShared
     from hhtld.sources.rows import Rows
+else:
+    TensorView = later("hhtld.codecs.tensor_view:TensorView")
+    TrellisShared = later("hhtld.slots.shared_parts:TrellisShared")
+    Rows = later("hhtld.sources.rows:Rows")
 
 __all__ = [
     "HhtlTTensor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from hhtld.commands.arguments import (
     add_all,
@@ -19,6 +20,9 @@ from hhtld.commands.arguments import (
 from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.display.streams import emit
 from hhtld.errors import GateError
+
+if TYPE_CHECKING:
+    from hhtld.api.conversion_report import ConversionReport
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]
 
@@ -47,9 +51,49 @@ to run a model from its pack, in Python (extra 'transformers'):
   tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=20)
 """
 
+# Options that have the same name here and in `hhtld.convert`, and the same value.
+_OPTIONS = (
+    "only",
+    "skip",
+    "profile",
+    "min_ratio",
+    "allow_keep",
+    "to",
+    "jobs",
+    "executor",
+    "memory",
+    "budget",
+    "resume",
+    "nonfinite",
+    "quantized",
+    "seed",
+    "calibrate",
+    "target_top1",
+    "target_bits",
+    "dry_run",
+    "original",
+    "rows",
+    "codes",
+    "type",
+)
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
+    _add_places(command)
+    add_selection(command)
+    _add_quality(command)
+    _add_calibration(command)
+    _add_output(command)
+    _add_work(command)
+    _add_refusals(command)
+    _add_outcome(command)
+    _add_export(command)
+    add_all(command)
+    add_json(command)
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "src",
         metavar="SRC",
@@ -61,7 +105,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DST",
         help="file to write, replaced only by a complete, verified one; or folder, new or empty",
     )
-    add_selection(command)
+
+
+def _add_quality(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--profile",
         help="parity (default): rates at which rows lose little, and with --calibrate those that keep a language "
@@ -108,6 +154,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="let tensors pass that are kept byte for byte because no rate reaches what --gate or the profile asks; "
         "tables show them either way",
     )
+
+
+def _add_calibration(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibrate",
         metavar="TEXT",
@@ -126,12 +175,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--target-top1",
     )
     command.add_argument("--seed", type=int, metavar="N", help="seed of the random rotations (default 0)")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--type",
         choices=("source", "F32", "F16", "BF16", "Q8_0"),
         help="type of the matrices of a .gguf DST (default source: each as it was in the GGUF file that SRC came from)",
     )
     command.add_argument("--to", metavar="FORMAT", help="format of DST, whatever its suffix (see `hhtld list`)")
+
+
+def _add_work(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--jobs", type=positive, metavar="N", help="threads (default: all processors); same bytes for any N"
     )
@@ -159,6 +214,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue what an interrupted or killed conversion of the same SRC with the same settings left",
     )
+
+
+def _add_refusals(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--nonfinite", default="refuse", choices=("refuse", "keep"), help="what to do with weights that hold inf or NaN"
     )
@@ -169,6 +227,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="what to do with a model whose weights are quantized already (GPTQ, AWQ, bitsandbytes, MLX, ...): refuse "
         "it (default), or keep all that belongs to quantized weights byte for byte and encode the rest",
     )
+
+
+def _add_outcome(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-files", action="store_true", help="leave config, tokenizer and other side files of SRC behind"
     )
@@ -176,6 +237,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--report", metavar="FILE", help="write a page of tables and plots as well (.html, extra 'report'; or .json)"
     )
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
     export = command.add_argument_group("debug export (DST ends in .h5)")
     export.add_argument(
         "--original", metavar="SRC", help="what the .hhtld was made from: adds row cosines, originals and errors"
@@ -196,21 +260,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="stay below this, as 64MB or 1GiB, by taking fewer rows, evenly (default 256MB)",
     )
     export.add_argument("--codes", action="store_true", help="export Slot T's codes too")
-    add_all(command)
-    add_json(command)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     if arguments.report and arguments.dry_run:
         raise ValueError("--report tells what was measured, and --dry-run measures nothing")
-    from hhtld.api.convert import convert
     from hhtld.commands.conversion_summary import print_conversion
     from hhtld.display.page import check_page
-    from hhtld.display.terminal import console, progress_bar
-    from hhtld.formats import format_for_output, open_source
-    from hhtld.gates import Threshold
-    from hhtld.sources.selection import select_tensors
+    from hhtld.display.terminal import console
+    from hhtld.formats import format_for_output
     from hhtld.storage.locations import output_path
 
     output_path(arguments.dst)  # a URL is refused before anything is read
@@ -218,57 +277,50 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--report tells what became of tensors; {arguments.dst} only shows them")
     if arguments.report:
         check_page(arguments.report, draws=True)
+    report = _converted(arguments)
+    if arguments.report:
+        _write_page(arguments, report)
+    if arguments.json:
+        emit(report.to_text())
+    else:
+        print_conversion(report, console(), every(arguments))
+    return DONE if report else FAILED
+
+
+def _converted(arguments: argparse.Namespace) -> ConversionReport:
+    """Convert, with a bar of progress, and return the report of a conversion that missed a gate too."""
+    from hhtld.api.convert import convert
+    from hhtld.display.terminal import progress_bar
+    from hhtld.formats import open_source
+    from hhtld.gates import Threshold
+    from hhtld.sources.selection import select_tensors
+
     with open_source(arguments.src) as source:
         selected = select_tensors(source, arguments.only, arguments.skip)
         total = sum(info.nbytes for info in selected.infos().values())
+    options = {name: getattr(arguments, name) for name in _OPTIONS} | {
+        "rules": arguments.rule,
+        "roles": arguments.role,
+        "gates": {regime: Threshold(median, p5) for regime, median, p5 in arguments.gate},
+        "files": not arguments.no_files,
+        "tensors": arguments.tensor,
+        "max_nbytes": arguments.max_size,
+    }
     with progress_bar(total, wanted=not arguments.json and not arguments.dry_run) as progress:
         try:
-            report = convert(
-                arguments.src,
-                arguments.dst,
-                only=arguments.only,
-                skip=arguments.skip,
-                profile=arguments.profile,
-                rules=arguments.rule,
-                roles=arguments.role,
-                gates={regime: Threshold(median, p5) for regime, median, p5 in arguments.gate},
-                min_ratio=arguments.min_ratio,
-                allow_keep=arguments.allow_keep,
-                to=arguments.to,
-                jobs=arguments.jobs,
-                executor=arguments.executor,
-                memory=arguments.memory,
-                budget=arguments.budget,
-                resume=arguments.resume,
-                nonfinite=arguments.nonfinite,
-                quantized=arguments.quantized,
-                seed=arguments.seed,
-                calibrate=arguments.calibrate,
-                target_top1=arguments.target_top1,
-                target_bits=arguments.target_bits,
-                files=not arguments.no_files,
-                dry_run=arguments.dry_run,
-                progress=progress,
-                original=arguments.original,
-                tensors=arguments.tensor,
-                rows=arguments.rows,
-                max_nbytes=arguments.max_size,
-                codes=arguments.codes,
-                type=arguments.type,
-            )
+            return convert(arguments.src, arguments.dst, progress=progress, **options)
         except GateError as missed:
-            report = missed.report
-    if arguments.report:
-        from hhtld.commands.report import section_nbytes, write_report
-        from hhtld.pack.opening import open_pack
+            report: ConversionReport = missed.report
+            return report
 
-        facts = report.to_json()
-        if report.profile is not None:
-            with open_pack(arguments.dst) as pack:
-                facts["sections"] = section_nbytes(pack)
-        write_report(arguments.report, facts, report.gates.regimes)
-    if arguments.json:
-        emit(report.to_text())
-        return DONE if report else FAILED
-    print_conversion(report, console(), every(arguments))
-    return DONE if report else FAILED
+
+def _write_page(arguments: argparse.Namespace, report: ConversionReport) -> None:
+    """Write the page of --report."""
+    from hhtld.commands.report import section_nbytes, write_report
+    from hhtld.pack.opening import open_pack
+
+    facts = report.to_json()
+    if report.profile is not None:
+        with open_pack(arguments.dst) as pack:
+            facts["sections"] = section_nbytes(pack)
+    write_report(arguments.report, facts, report.gates.regimes)

@@ -11,11 +11,14 @@ from hhtld.errors import FormatError, HeaderError
 from hhtld.pack.container import ContainerReader
 from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack
 from hhtld.pack.table_checks import read_table
+from hhtld.registry import later
 from hhtld.storage.file_reading import Location, open_location
 from hhtld.storage.locations import locate
 
 if TYPE_CHECKING:
     from hhtld.storage.urls import Url
+else:
+    Url = later("hhtld.storage.urls:Url")
 
 __all__ = ["PACK_NAME", "is_packed_folder", "open_pack"]
 

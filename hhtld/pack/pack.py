@@ -17,6 +17,7 @@ from hhtld.codecs.base import EncodedTensor, GroupCode, RowIndex, selected_rows
 from hhtld.dtypes import DTYPES, DType, narrow, view, widen
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
 from hhtld.pack.table import PackTable, TensorRecord
+from hhtld.registry import later
 from hhtld.sizes import BLOCK_NBYTES
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from hhtld.search.scorer import Scorer
     from hhtld.slots.class_layout import RowPlaces
     from hhtld.storage.thread_pool import Threads
+else:
+    CacheInfo = later("hhtld.pack.row_cache:CacheInfo")
+    SectionReader = later("hhtld.pack.section_interfaces:SectionReader")
+    PackSlice = later("hhtld.pack.slices:PackSlice")
+    Scorer = later("hhtld.search.scorer:Scorer")
 
 __all__ = [
     "HhtldPack",

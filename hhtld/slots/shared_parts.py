@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hhtld import _kernels
 from hhtld.dtypes import bf16_values
 from hhtld.identity import SLOT_L_LANES
+from hhtld.registry import later
 from hhtld.slots.class_layout import class_starts
 from hhtld.slots.rotation import Rotation
 from hhtld.slots.slot_l import SvdBasis, leaf_coefficients
@@ -20,6 +21,8 @@ from hhtld.slots.slot_t import Trellis
 
 if TYPE_CHECKING:
     from hhtld.sources.rows import Rows
+else:
+    Rows = later("hhtld.sources.rows:Rows")
 
 __all__ = ["ScaledRows", "TrellisShared", "leaf_peak", "scaled_rows", "shared_rows"]
 

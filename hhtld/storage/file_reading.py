@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 
 from hhtld import storage
 from hhtld.errors import BadMagicError, ClosedError, HeaderError, TruncatedError
+from hhtld.registry import later
 from hhtld.storage import descriptors
 
 if TYPE_CHECKING:
     from hhtld.storage.run_reads import Runs
     from hhtld.storage.thread_pool import Threads
     from hhtld.storage.urls import Url
+else:
+    Url = later("hhtld.storage.urls:Url")
 
 __all__ = [
     "URL",
@@ -40,7 +43,7 @@ __all__ = [
     "open_regular",
 ]
 
-Location: TypeAlias = "Path | Url"
+Location: TypeAlias = Path | Url
 # Two letters at least before the colon: "C:/model" is a path of Windows. Links as in "zip://x::s3://y" come apart.
 URL = re.compile(r"((?:[a-z][a-z0-9+.-]+::)*([a-z][a-z0-9+.-]+)://)(.*?)((?:::.*)?)", re.IGNORECASE | re.DOTALL)
 
