@@ -27,4 +27,5 @@ def read_blocks(
     out: NDArray[np.uint8],
     block: int,
     room: int,
+    gap: int,
 ) -> tuple[int, int]: ...

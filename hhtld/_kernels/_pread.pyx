@@ -9,8 +9,8 @@ cdef extern from "pread.h" nogil:
     Py_ssize_t hh_pread_cached(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
                                Py_ssize_t n_runs, uint8_t *out, int64_t *missed)
     Py_ssize_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
-                               Py_ssize_t n_runs, int64_t block, uint8_t *bounce, int64_t room, uint8_t *out,
-                               int *error)
+                               Py_ssize_t n_runs, int64_t block, int64_t gap, uint8_t *bounce, int64_t room,
+                               uint8_t *out, int *error)
 
 
 cdef int _require_runs(const int64_t[::1] offsets, const int64_t[::1] nbytes, const int64_t[::1] places,
@@ -53,8 +53,12 @@ def read_cached(int fd, const int64_t[::1] offsets not None, const int64_t[::1] 
 
 
 def read_blocks(int fd, const int64_t[::1] offsets not None, const int64_t[::1] nbytes not None,
-                const int64_t[::1] places not None, uint8_t[::1] out not None, int64_t block, int64_t room):
-    """Read runs by whole aligned blocks, at most `room` bytes at a time; returns what `read_runs` does."""
+                const int64_t[::1] places not None, uint8_t[::1] out not None, int64_t block, int64_t room,
+                int64_t gap):
+    """Read runs by whole aligned blocks, at most `room` bytes at a time; returns what `read_runs` does.
+
+    Runs at most `gap` bytes behind the blocks of the one before are read with it.
+    """
     cdef int error = 0
     cdef Py_ssize_t failed
     cdef char *memory
@@ -62,6 +66,8 @@ def read_blocks(int fd, const int64_t[::1] offsets not None, const int64_t[::1] 
     _require_runs(offsets, nbytes, places, out.shape[0])
     if block < 1 or room < 2 * block or room % block:
         raise ValueError(f"room must be whole blocks of {block} bytes, two at least, got {room}")
+    if gap < 0:
+        raise ValueError(f"the gap must be 0 bytes or more, got {gap}")
     if offsets.shape[0] == 0:
         return -1, 0
     memory = <char *> malloc(<size_t> (room + block))
@@ -69,7 +75,7 @@ def read_blocks(int fd, const int64_t[::1] offsets not None, const int64_t[::1] 
         raise MemoryError(f"cannot allocate {room} bytes to read into")
     bounce = <uint8_t *> (memory + (block - <size_t> memory % block) % block)
     with nogil:
-        failed = hh_pread_blocks(fd, &offsets[0], &nbytes[0], &places[0], offsets.shape[0], block, bounce, room,
-                                 &out[0], &error)
+        failed = hh_pread_blocks(fd, &offsets[0], &nbytes[0], &places[0], offsets.shape[0], block, gap, bounce,
+                                 room, &out[0], &error)
     free(memory)
     return failed, error

@@ -10,8 +10,9 @@
  * cannot be asked, every run is missed.
  *
  * hh_pread_blocks reads whole blocks into `bounce`, aligned, as files ask for that are opened past the system's memory
- * (O_DIRECT). A block is read once for runs that follow one another in it. `bounce` is `room` bytes, whole blocks, two
- * at least.
+ * (O_DIRECT). `bounce` is `room` bytes, whole blocks, two at least. Runs that begin at most `gap` bytes behind the blocks
+ * of the one before are read with it, since a device answers one long question sooner than two short ones. What was read
+ * only on the way may fail without harm: each run is then asked for alone.
  */
 #ifndef HHTLD_PREAD_H
 #define HHTLD_PREAD_H
@@ -39,9 +40,9 @@ static ptrdiff_t hh_pread_cached(int fd, const int64_t *offsets, const int64_t *
 }
 
 static ptrdiff_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
-                                 ptrdiff_t n_runs, int64_t block, uint8_t *bounce, int64_t room, uint8_t *out,
-                                 int *error) {
-    (void)block, (void)bounce, (void)room;
+                                 ptrdiff_t n_runs, int64_t block, int64_t gap, uint8_t *bounce, int64_t room,
+                                 uint8_t *out, int *error) {
+    (void)block, (void)gap, (void)bounce, (void)room;
     return hh_pread_runs(fd, offsets, nbytes, places, n_runs, out, error);
 }
 
@@ -85,21 +86,30 @@ static ptrdiff_t hh_pread_cached(int fd, const int64_t *offsets, const int64_t *
 }
 
 static ptrdiff_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
-                                 ptrdiff_t n_runs, int64_t block, uint8_t *bounce, int64_t room, uint8_t *out,
-                                 int *error) {
+                                 ptrdiff_t n_runs, int64_t block, int64_t gap, uint8_t *bounce, int64_t room,
+                                 uint8_t *out, int *error) {
     int64_t held_from = 0, held_to = 0; /* what of the file stands in bounce */
     for (ptrdiff_t i = 0; i < n_runs; i++) {
         for (int64_t done = 0; done < nbytes[i];) {
             const int64_t at = offsets[i] + done;
             if (at < held_from || at >= held_to) {
-                const int64_t end = offsets[i] + nbytes[i];
-                int64_t wanted = (end + block - 1) / block * block;
+                const int64_t from = at / block * block;
+                int64_t own = (offsets[i] + nbytes[i] + block - 1) / block * block, wanted;
                 ssize_t count;
-                held_from = held_to = at / block * block;
-                if (wanted - held_from > room) wanted = held_from + room;
-                do count = pread(fd, bounce, (size_t)(wanted - held_from), (off_t)held_from);
-                while (count < 0 && errno == EINTR);
-                if (count > 0) held_to = held_from + count;
+                if (own - from > room) own = from + room;
+                wanted = own;
+                for (ptrdiff_t j = i + 1; j < n_runs && offsets[j] - wanted <= gap; j++) {
+                    const int64_t end = (offsets[j] + nbytes[j] + block - 1) / block * block;
+                    if (end - from > room) break;
+                    if (end > wanted) wanted = end;
+                }
+                held_from = held_to = from;
+                for (;;) {
+                    count = pread(fd, bounce, (size_t)(wanted - from), (off_t)from);
+                    if (count >= 0 || (errno != EINTR && wanted == own)) break;
+                    if (errno != EINTR) wanted = own; /* the fault may lie in what this run does not need */
+                }
+                if (count > 0) held_to = from + count;
                 if (at >= held_to) { /* the last block of a file is short */
                     *error = count < 0 ? errno : 0;
                     return i;

@@ -487,7 +487,7 @@ def test_runs_that_no_file_has_are_refused(tmp_path: Path) -> None:
     def runs(*triples: tuple[int, int, int]) -> tuple[NDArray[np.int64], ...]:
         return tuple(np.array(column, np.int64) for column in zip(*triples, strict=True))
 
-    for read, rest in ((_pread.read_runs, ()), (_pread.read_blocks, (16, 64))):
+    for read, rest in ((_pread.read_runs, ()), (_pread.read_blocks, (16, 64, 0)), (_pread.read_blocks, (16, 112, 64))):
         assert read(fd, *runs((95, 5, 0), (0, 2, 8)), out, *rest) == (-1, 0)
         assert out.tolist() == [95, 96, 97, 98, 99, 0, 0, 0, 0, 1]
         assert read(fd, *runs((0, 2, 0), (95, 6, 0)), out, *rest) == (1, 0)  # past the end
@@ -498,16 +498,47 @@ def test_runs_that_no_file_has_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="an offset, a length and a place each"):
             read(fd, np.zeros(1, np.int64), np.zeros(2, np.int64), np.zeros(1, np.int64), out, *rest)
     wide = np.zeros(100, np.uint8)
-    assert _pread.read_blocks(fd, *runs((1, 99, 0)), wide[:99], 16, 32) == (-1, 0)  # longer than the room
+    assert _pread.read_blocks(fd, *runs((1, 99, 0)), wide[:99], 16, 32, 16) == (-1, 0)  # longer than the room
     assert wide[:99].tolist() == list(range(1, 100))
     for room in (16, 40, 0):
         with pytest.raises(ValueError, match="whole blocks"):
-            _pread.read_blocks(fd, *runs((1, 9, 0)), wide, 16, room)
+            _pread.read_blocks(fd, *runs((1, 9, 0)), wide, 16, room, 0)
+    with pytest.raises(ValueError, match="the gap must be 0 bytes or more, got -1"):
+        _pread.read_blocks(fd, *runs((1, 9, 0)), wide, 16, 32, -1)
     missed = np.zeros(2, np.int64)
     n_missed = _pread.read_cached(fd, *runs((3, 1, 0), (98, 9, 1)), out, missed)
     assert missed[:n_missed].tolist()[-1:] == [1]  # what ends too early is left to who reads it and says so
     with pytest.raises(ValueError, match="missed has room for 1 of 2 runs"):
         _pread.read_cached(fd, *runs((3, 1, 0), (4, 1, 1)), out, missed[:1])
+    os.close(fd)
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self/io").exists(), reason="needs a count of reads, as Linux has")
+@pytest.mark.parametrize(
+    ("gap", "room", "n_reads"),
+    [
+        (0, 1 << 16, 4),
+        (47, 1 << 16, 3),  # the row at 112 lies 48 bytes behind the block before it
+        (48, 1 << 16, 2),
+        (48, 96, 3),  # two rows, and no third, fit the room
+        (1 << 12, 1 << 16, 1),
+    ],
+)
+def test_near_rows_are_one_read(gap: int, room: int, n_reads: int, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 2000).astype(np.uint8)
+    (tmp_path / "x").write_bytes(data.tobytes())
+    offsets, nbytes = np.array([3, 12, 64, 112, 1000]), np.array([4, 4, 3, 30, 20])
+    places, out = nbytes.cumsum() - nbytes, np.zeros(nbytes.sum(), np.uint8)
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+
+    def count() -> int:
+        return int(re.findall(r"syscr: (\d+)", Path("/proc/thread-self/io").read_text())[0])
+
+    cost_of_counting = -(count() - count())
+    before = count()
+    assert _pread.read_blocks(fd, offsets, nbytes, places, out, 16, room, gap) == (-1, 0)
+    assert count() - before - cost_of_counting == n_reads
+    np.testing.assert_array_equal(out, np.concatenate([data[o : o + n] for o, n in zip(offsets, nbytes, strict=True)]))
     os.close(fd)
 
 
