@@ -2,7 +2,7 @@
 
 import sys
 
-from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 
 from hhtld._kernels._isa cimport require_aligned, resolve
@@ -12,6 +12,7 @@ cdef extern from "trellis.h" nogil:
     enum: HH_MIN_STATE_BITS
     enum: HH_MAX_STATE_BITS
     enum: HH_FEEDBACK_BLOCK
+    enum: HH_RENORMALISE
     enum: HH_WHOLE_COLS
     enum: HH_RING_COLS
     ctypedef struct hh_trellis_scratch:
@@ -19,10 +20,11 @@ cdef extern from "trellis.h" nogil:
         int16_t *costs
         int16_t *level_costs
         int16_t *back
-        uint8_t *steps
+        int16_t *down
+        uint16_t *path
         float *targets
         float *errors
-        uint8_t *joined
+        uint16_t *joined
     Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
     Py_ssize_t hh_search_cols(Py_ssize_t n_cols, Py_ssize_t whole)
@@ -121,8 +123,8 @@ cdef class _Scratch:
         cdef Py_ssize_t back = n_cols * hh_back_words(rate, n_bits) * lanes * 2
         cdef Py_ssize_t x = n_cols * lanes * 2, targets = n_cols * lanes * 4 if has_feedback else 0
         cdef Py_ssize_t errors = HH_FEEDBACK_BLOCK * lanes * 4 if has_feedback else 0
-        cdef Py_ssize_t steps = n_cols * lanes
-        self.block = <char *> malloc(both + targets + errors + back + x + steps + joined + 64)
+        cdef Py_ssize_t down = (n_cols // HH_RENORMALISE + 1) * lanes * 2, path = n_cols * lanes * 2
+        self.block = <char *> malloc(both + targets + errors + back + x + down + path + joined * 2 + 64)
         if not self.block:
             raise MemoryError(f"cannot allocate the trellis of rows of {n_cols} columns")
         # Costs come first and on a cache line's edge: they are loaded 64 bytes at a time.
@@ -134,8 +136,9 @@ cdef class _Scratch:
         at += both + targets + errors
         self.scratch.back = <int16_t *> at
         self.scratch.x = <int16_t *> (at + back)
-        self.scratch.steps = <uint8_t *> (at + back + x)
-        self.scratch.joined = <uint8_t *> (at + back + x + steps)
+        self.scratch.down = <int16_t *> (at + back + x)
+        self.scratch.path = <uint16_t *> (at + back + x + down)
+        self.scratch.joined = <uint16_t *> (at + back + x + down + path)
 
     def __dealloc__(self):
         free(self.block)

@@ -61,6 +61,9 @@ enum { HH_WHOLE_COLS = 65536, HH_PIECE_COLS = 4096, HH_SEAM_COLS = 256, HH_RING_
 /* First bit of weight t's window. */
 HH_INLINE ptrdiff_t hh_bit_offset(ptrdiff_t t, int rate) { return t * rate / 16; }
 
+/* How many bits enter on the way from weight t - 1 to weight t. */
+HH_INLINE int hh_step_bits(ptrdiff_t t, int rate) { return (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate)); }
+
 HH_INLINE ptrdiff_t hh_trellis_row_nbytes(ptrdiff_t n_cols, int rate, int n_bits) {
     return n_cols ? (hh_bit_offset(n_cols - 1, rate) + n_bits + 7) / 8 : 0;
 }
@@ -94,18 +97,20 @@ typedef struct {
     ptrdiff_t end[HH_TRELLIS_LANES];
 } hh_ends;
 
-/* The levels of a table as the search uses them: level + 128 of every state, and the value of each in the search's units. */
+/* The levels of a table as the search uses them: level + 128 of every state, where costs of that level lie in bytes, and
+ * the value of each level in the search's units. */
 typedef struct {
     uint8_t of[1 << HH_MAX_STATE_BITS];
+    uint16_t places[1 << HH_MAX_STATE_BITS];
     int16_t values[256];
     int least, most; /* numbers in use */
 } hh_levels;
 
-HH_KERNEL void hh_levels_open_(const int8_t *table, int n_bits, int step, hh_levels *levels) {
+HH_KERNEL void hh_levels_open_(const int8_t *table, int n_bits, int step, int lanes, hh_levels *levels) {
     levels->least = 255, levels->most = 0;
     for (int s = 0; s < 1 << n_bits; s++) {
         const int number = table[s] + 128;
-        levels->of[s] = (uint8_t)number;
+        levels->of[s] = (uint8_t)number, levels->places[s] = (uint16_t)(2 * lanes * number);
         if (number < levels->least) levels->least = number;
         if (number > levels->most) levels->most = number;
     }
@@ -114,6 +119,49 @@ HH_KERNEL void hh_levels_open_(const int8_t *table, int n_bits, int step, hh_lev
         levels->values[k] = (int16_t)(value < -32767 ? -32767 : value > 32767 ? 32767 : value);
     }
 }
+
+/* Scratch of the encoder; the caller owns the memory. Lanes travel 32 at a time at most. */
+typedef struct {
+    int16_t *x;           /* [n_cols][32]; n_cols is that of one search here and below */
+    int16_t *costs;       /* [2][2^L][32] */
+    int16_t *level_costs; /* [256][32] */
+    int16_t *back;        /* [n_cols][back_words][32] */
+    int16_t *down;        /* [n_cols / HH_RENORMALISE + 1][32] */
+    uint16_t *path;       /* [n_cols][32] */
+    float *targets;       /* [n_cols][32], with feedback */
+    float *errors;        /* [HH_FEEDBACK_BLOCK][32], with feedback */
+    uint16_t *joined;     /* of all weights of a wide row */
+} hh_trellis_scratch;
+
+/* A search of as many rows, or pieces, as a tier takes at once. */
+typedef struct {
+    ptrdiff_t n_cols;
+    int rate, n_bits, doublings;
+    const hh_levels *levels;
+    const hh_ends *ends; /* NULL if no lane is held */
+    int16_t *x, *costs, *level_costs, *back, *down;
+    uint16_t *path;
+} hh_search;
+
+HH_INLINE ptrdiff_t hh_back_words(int rate, int n_bits) {
+    ptrdiff_t most = 1;
+    for (int bits = rate / 16; bits <= (rate + 15) / 16; bits++) {
+        const ptrdiff_t words = ((ptrdiff_t)1 << (n_bits - bits)) >> hh_back_shift(bits);
+        if (words > most) most = words;
+    }
+    return most;
+}
+
+HH_INLINE int hh_trellis_doublings(int rate) { return rate < 56 ? 0 : rate < 68 ? 1 : 2; }
+
+/* Bits of a quick search's cost that hold a branch. Errors just doubled take more of the other bits. */
+HH_INLINE int hh_tag_bits(int rate) {
+    const int is_just_doubled = (rate >= 56 && rate < 60) || (rate >= 68 && rate < 80);
+    return rate <= 32 ? 2 : rate <= 48 || is_just_doubled ? 3 : 4;
+}
+
+/* The most that is left for the cost. */
+HH_INLINE int hh_quick_cap(int tag_bits) { return 0xFFFF >> tag_bits; }
 
 /* ---- scalar: one row ---- */
 #define HH_LANES_T 1
@@ -141,6 +189,12 @@ HH_INLINE int16_t hh_saturate_i16_(int32_t v) {
 #define HH_MULF(a, b) ((a) * (b))
 #include "trellis_body.h"
 
+/* What a path pays at least at x: 0 up to the outermost levels. */
+HH_INLINE int hh_beyond_scalar_(int16_t x, const hh_levels *levels, int doublings) {
+    const int16_t most = levels->values[levels->most], least = levels->values[levels->least];
+    return hh_cost_scalar(hh_saturate_i16_(x - (x > most ? most : x < least ? least : x)), doublings);
+}
+
 #if HH_X86
 HH_TARGET_AVX2_BEGIN
 #define HH_LANES_T 16
@@ -157,6 +211,13 @@ HH_TARGET_AVX2_BEGIN
 #define HH_SELECT(m, yes, no) _mm256_blendv_epi8(no, yes, m)
 #define HH_SLL(a, n) _mm256_slli_epi16(a, n)
 #define HH_OR(a, b) _mm256_or_si256(a, b)
+#define HH_AND(a, b) _mm256_and_si256(a, b)
+#define HH_MAX(a, b) _mm256_max_epi16(a, b)
+#define HH_EQ(a, b) _mm256_cmpeq_epi16(a, b)
+#define HH_MINU(a, b) _mm256_min_epu16(a, b)
+#define HH_ADDU(a, b) _mm256_adds_epu16(a, b)
+#define HH_SUB(a, b) _mm256_sub_epi16(a, b)
+#define HH_SRL(a, n) _mm256_srli_epi16(a, n)
 #define HH_F __m256
 #define HH_LANES_F 8
 #define HH_LOADF(p) _mm256_loadu_ps(p)
@@ -181,6 +242,13 @@ HH_TARGET_AVX512_BEGIN
 #define HH_SELECT(m, yes, no) _mm512_mask_mov_epi16(no, m, yes)
 #define HH_SLL(a, n) _mm512_slli_epi16(a, n)
 #define HH_OR(a, b) _mm512_or_si512(a, b)
+#define HH_AND(a, b) _mm512_and_si512(a, b)
+#define HH_MAX(a, b) _mm512_max_epi16(a, b)
+#define HH_EQ(a, b) _mm512_cmpeq_epi16_mask(a, b)
+#define HH_MINU(a, b) _mm512_min_epu16(a, b)
+#define HH_ADDU(a, b) _mm512_adds_epu16(a, b)
+#define HH_SUB(a, b) _mm512_sub_epi16(a, b)
+#define HH_SRL(a, n) _mm512_srli_epi16(a, n)
 #define HH_F __m512
 #define HH_LANES_F 16
 #define HH_LOADF(p) _mm512_loadu_ps(p)
@@ -214,7 +282,17 @@ HH_EACH(mulhis, hh_mulhi_neon_(x.a, y.a), hh_mulhi_neon_(x.b, y.b))
 HH_EACH(min, vminq_s16(x.a, y.a), vminq_s16(x.b, y.b))
 HH_EACH(less, vreinterpretq_s16_u16(vcltq_s16(x.a, y.a)), vreinterpretq_s16_u16(vcltq_s16(x.b, y.b)))
 HH_EACH(or, vorrq_s16(x.a, y.a), vorrq_s16(x.b, y.b))
+HH_EACH(and, vandq_s16(x.a, y.a), vandq_s16(x.b, y.b))
+HH_EACH(equal, vreinterpretq_s16_u16(vceqq_s16(x.a, y.a)), vreinterpretq_s16_u16(vceqq_s16(x.b, y.b)))
+HH_EACH(max, vmaxq_s16(x.a, y.a), vmaxq_s16(x.b, y.b))
 HH_EACH(shift, vshlq_s16(x.a, y.a), vshlq_s16(x.b, y.b))
+#define HH_UNSIGNED(routine, x, y) vreinterpretq_s16_u16(routine(vreinterpretq_u16_s16(x), vreinterpretq_u16_s16(y)))
+HH_EACH(minu, HH_UNSIGNED(vminq_u16, x.a, y.a), HH_UNSIGNED(vminq_u16, x.b, y.b))
+HH_EACH(addu, HH_UNSIGNED(vqaddq_u16, x.a, y.a), HH_UNSIGNED(vqaddq_u16, x.b, y.b))
+HH_EACH(sub, vsubq_s16(x.a, y.a), vsubq_s16(x.b, y.b))
+HH_EACH(srl, vreinterpretq_s16_u16(vshlq_u16(vreinterpretq_u16_s16(x.a), y.a)),
+        vreinterpretq_s16_u16(vshlq_u16(vreinterpretq_u16_s16(x.b), y.b)))
+#undef HH_UNSIGNED
 #undef HH_EACH
 HH_INLINE hh_i16x16_neon hh_set1_neon_(int16_t value) { return hh_pair_neon_(vdupq_n_s16(value), vdupq_n_s16(value)); }
 HH_INLINE hh_i16x16_neon hh_load_neon_(const int16_t *p) { return hh_pair_neon_(vld1q_s16(p), vld1q_s16(p + 8)); }
@@ -238,6 +316,13 @@ HH_INLINE hh_i16x16_neon hh_select_neon_(hh_i16x16_neon mask, hh_i16x16_neon yes
 #define HH_SELECT(m, yes, no) hh_select_neon_(m, yes, no)
 #define HH_SLL(a, n) hh_shift_neon_(a, hh_set1_neon_((int16_t)(n)))
 #define HH_OR(a, b) hh_or_neon_(a, b)
+#define HH_AND(a, b) hh_and_neon_(a, b)
+#define HH_MAX(a, b) hh_max_neon_(a, b)
+#define HH_EQ(a, b) hh_equal_neon_(a, b)
+#define HH_MINU(a, b) hh_minu_neon_(a, b)
+#define HH_ADDU(a, b) hh_addu_neon_(a, b)
+#define HH_SUB(a, b) hh_sub_neon_(a, b)
+#define HH_SRL(a, n) hh_srl_neon_(a, hh_set1_neon_((int16_t)-(n)))
 #define HH_F float32x4_t
 #define HH_LANES_F 4
 #define HH_LOADF(p) vld1q_f32(p)
@@ -248,29 +333,6 @@ HH_INLINE hh_i16x16_neon hh_select_neon_(hh_i16x16_neon mask, hh_i16x16_neon yes
 #endif
 
 /* ---- rows in, codes out ---- */
-
-/* Scratch of the encoder; the caller owns the memory. Lanes travel 32 at a time at most. */
-typedef struct {
-    int16_t *x;           /* [n_cols][32]; n_cols is that of one search here and below */
-    int16_t *costs;       /* [2][2^L][32] */
-    int16_t *level_costs; /* [256][32] */
-    int16_t *back;        /* [n_cols][back_words][32] */
-    uint8_t *steps;       /* [n_cols][32] */
-    float *targets;       /* [n_cols][32], with feedback */
-    float *errors;        /* [HH_FEEDBACK_BLOCK][32], with feedback */
-    uint8_t *joined;      /* of all weights of a wide row */
-} hh_trellis_scratch;
-
-HH_INLINE ptrdiff_t hh_back_words(int rate, int n_bits) {
-    ptrdiff_t most = 1;
-    for (int bits = rate / 16; bits <= (rate + 15) / 16; bits++) {
-        const ptrdiff_t words = ((ptrdiff_t)1 << (n_bits - bits)) >> hh_back_shift(bits);
-        if (words > most) most = words;
-    }
-    return most;
-}
-
-HH_INLINE int hh_trellis_doublings(int rate) { return rate < 56 ? 0 : rate < 68 ? 1 : 2; }
 
 HH_INLINE double hh_row_norm2_(const float *row, ptrdiff_t n_cols) {
     double lane[16] = {0};
@@ -297,16 +359,15 @@ HH_INLINE void hh_quantize_row_(const float *row, ptrdiff_t n_cols, double units
     }
 }
 
-/* One lane's steps to the row's bit stream; the gain of what was aimed at, weight t being row[t * stride]. */
+/* One lane's path to the row's bit stream; the gain of what was aimed at, weight t being row[t * stride]. */
 HH_INLINE double hh_pack_row_(const float *row, ptrdiff_t stride, ptrdiff_t n_cols, int rate, int n_bits,
-                              const int8_t *table, int lanes, int lane, const uint8_t *steps, unsigned last,
-                              uint8_t *codes) {
+                              const int8_t *table, int lanes, const uint16_t *path, uint8_t *codes) {
     uint64_t held = 0;
     int n_held = 0;
     uint8_t *out = codes;
     for (ptrdiff_t t = 1; t < n_cols; t++) {
-        const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
-        held |= (uint64_t)steps[t * lanes + lane] << n_held;
+        const int bits = hh_step_bits(t, rate);
+        held |= (uint64_t)(path[(t - 1) * lanes] & ((1u << bits) - 1u)) << n_held;
         n_held += bits;
         if (n_held >= 32) {
             const uint32_t word = (uint32_t)held;
@@ -314,43 +375,35 @@ HH_INLINE double hh_pack_row_(const float *row, ptrdiff_t stride, ptrdiff_t n_co
             out += 4, held >>= 32, n_held -= 32;
         }
     }
-    held |= (uint64_t)last << n_held;
+    held |= (uint64_t)path[(n_cols - 1) * lanes] << n_held;
     for (n_held += n_bits; n_held > 0; n_held -= 8, held >>= 8) *out++ = (uint8_t)held;
-    /* the state again, from the last weight to the first, for the sums of the gain */
+    /* states as a reader sees them, for the sums of the gain */
     double cross = 0, own = 0;
-    unsigned state = last;
+    unsigned state = path[(n_cols - 1) * lanes];
     for (ptrdiff_t t = n_cols - 1; t >= 0; t--) {
         const double level = table[state];
         cross += (double)row[t * stride] * level, own += level * level;
-        if (t) {
-            const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
-            state = ((state << bits) | steps[t * lanes + lane]) & ((1u << n_bits) - 1u);
-        }
+        const int bits = t ? hh_step_bits(t, rate) : 0;
+        if (t) state = (state << bits | (path[(t - 1) * lanes] & ((1u << bits) - 1u))) & ((1u << n_bits) - 1u);
     }
     return own > 0 ? cross / own : 0.0;
 }
 
 /* The search of as many rows, or pieces, as the tier takes at once: their int16 targets are in scratch.x. */
 HH_KERNEL void hh_search_lanes_(int lanes, ptrdiff_t n_cols, int rate, int n_bits, const hh_levels *levels,
-                                hh_feedback feedback, const hh_ends *ends, hh_trellis_scratch scratch, uint16_t *last) {
-    const ptrdiff_t words = hh_back_words(rate, n_bits);
-    const int doublings = hh_trellis_doublings(rate);
+                                hh_feedback feedback, const hh_ends *ends, hh_trellis_scratch scratch) {
+    const hh_search search = {n_cols,       rate,        n_bits,        hh_trellis_doublings(rate), levels,
+                              ends,         scratch.x,   scratch.costs, scratch.level_costs,        scratch.back,
+                              scratch.down, scratch.path};
 #if HH_X86
-    if (lanes == 32)
-        hh_viterbi_avx512(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
-                          scratch.back, words, feedback, ends, scratch.steps, last);
-    else if (lanes == 16)
-        hh_viterbi_avx2(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
-                        scratch.back, words, feedback, ends, scratch.steps, last);
+    if (lanes == 32) hh_viterbi_avx512(&search, feedback);
+    else if (lanes == 16) hh_viterbi_avx2(&search, feedback);
     else
 #elif HH_NEON
-    if (lanes == 16)
-        hh_viterbi_neon(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
-                        scratch.back, words, feedback, ends, scratch.steps, last);
+    if (lanes == 16) hh_viterbi_neon(&search, feedback);
     else
 #endif
-        hh_viterbi_scalar(scratch.x, n_cols, rate, n_bits, doublings, levels, scratch.costs, scratch.level_costs,
-                          scratch.back, words, feedback, ends, scratch.steps, last);
+        hh_viterbi_scalar(&search, feedback);
     (void)lanes;
 }
 
@@ -360,21 +413,10 @@ HH_INLINE ptrdiff_t hh_piece_begin_(ptrdiff_t p, ptrdiff_t n_cols) {
     return begin < latest ? begin : latest;
 }
 
-/* The state of weight t on a path of n_cols weights that ends in `state`. */
-HH_INLINE unsigned hh_state_at_(ptrdiff_t t, ptrdiff_t n_cols, int rate, int n_bits, int lanes, int lane,
-                                const uint8_t *steps, unsigned state) {
-    for (ptrdiff_t s = n_cols - 1; s > t; s--) {
-        const int bits = (int)(hh_bit_offset(s, rate) - hh_bit_offset(s - 1, rate));
-        state = ((state << bits) | steps[s * lanes + lane]) & ((1u << n_bits) - 1u);
-    }
-    return state;
-}
-
 /* The states where pieces `first` to `first + count` begin, by the weights around. */
 HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, int count, int lanes, int rate,
                          int n_bits, const hh_levels *levels, double units, hh_trellis_scratch scratch, int *seams) {
     const hh_feedback none = {NULL, NULL, NULL};
-    uint16_t last[HH_TRELLIS_LANES];
     ptrdiff_t begin[HH_TRELLIS_LANES];
     if (count < lanes) memset(scratch.x, 0, (size_t)(HH_SEAM_COLS * lanes) * sizeof(int16_t));
     for (int lane = 0; lane < count; lane++) {
@@ -383,20 +425,19 @@ HH_KERNEL void hh_seams_(const float *row, ptrdiff_t n_cols, ptrdiff_t first, in
         begin[lane] = wanted < 0 ? 0 : wanted < latest ? wanted : latest;
         hh_quantize_row_(row + begin[lane], HH_SEAM_COLS, units, lanes, lane, scratch.x);
     }
-    hh_search_lanes_(lanes, HH_SEAM_COLS, rate, n_bits, levels, none, NULL, scratch, last);
+    hh_search_lanes_(lanes, HH_SEAM_COLS, rate, n_bits, levels, none, NULL, scratch);
     for (int lane = 0; lane < count; lane++) {
         const ptrdiff_t seam = hh_piece_begin_(first + lane, n_cols) - begin[lane];
-        seams[lane] = (int)hh_state_at_(seam, HH_SEAM_COLS, rate, n_bits, lanes, lane, scratch.steps, last[lane]);
+        seams[lane] = scratch.path[seam * lanes + lane];
     }
 }
 
-/* One wide row, piece by piece: its steps into scratch.joined; returns its last state. */
-HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lanes, int rate, int n_bits,
-                                     const hh_levels *levels, double units, hh_trellis_scratch scratch) {
+/* One wide row, piece by piece: its path into scratch.joined. */
+HH_KERNEL void hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lanes, int rate, int n_bits,
+                                 const hh_levels *levels, double units, hh_trellis_scratch scratch) {
     const ptrdiff_t piece = hh_piece_cols(n_cols), reach = hh_piece_reach(n_cols);
     const ptrdiff_t n_pieces = (n_cols - reach + piece - 1) / piece + 1;
     const hh_feedback none = {NULL, NULL, NULL};
-    uint16_t last[HH_TRELLIS_LANES] = {0};
     int end_state = -1; /* where the piece before ended, and this one begins */
     for (ptrdiff_t first = 0; first < n_pieces; first += lanes) {
         const int count = (int)(n_pieces - first < lanes ? n_pieces - first : lanes);
@@ -413,39 +454,32 @@ HH_KERNEL unsigned hh_search_pieces_(const float *row, ptrdiff_t n_cols, int lan
                 hh_quantize_row_(row + hh_piece_begin_(first + lane, n_cols), reach, units, lanes, lane, scratch.x);
         }
         end_state = ends.last[count - 1];
-        hh_search_lanes_(lanes, reach, rate, n_bits, levels, none, &ends, scratch, last);
+        hh_search_lanes_(lanes, reach, rate, n_bits, levels, none, &ends, scratch);
         for (int lane = 0; lane < count; lane++)
-            for (ptrdiff_t t = 1; t <= ends.end[lane]; t++)
-                scratch.joined[hh_piece_begin_(first + lane, n_cols) + t] = scratch.steps[t * lanes + lane];
-        if (first + count == n_pieces) end_state = last[count - 1];
+            for (ptrdiff_t t = 0; t <= ends.end[lane]; t++)
+                scratch.joined[hh_piece_begin_(first + lane, n_cols) + t] = scratch.path[t * lanes + lane];
     }
-    return (unsigned)end_state;
 }
 
 /* The states where rings begin, of `count` rows. */
 HH_KERNEL void hh_ring_states_(const float *rows, ptrdiff_t n_cols, int count, int lanes, int rate, int n_bits,
                                const hh_levels *levels, const double *units, hh_trellis_scratch scratch, int *begins) {
     const hh_feedback none = {NULL, NULL, NULL};
-    uint16_t last[HH_TRELLIS_LANES];
     memset(scratch.x, 0, (size_t)(HH_RING_COLS * lanes) * sizeof(int16_t));
     for (int lane = 0; lane < count; lane++)
         for (ptrdiff_t t = 0; t < HH_RING_COLS; t++) { /* a row may be shorter than half of them */
             const ptrdiff_t col = ((t - HH_RING_COLS / 2) % n_cols + n_cols) % n_cols;
             hh_quantize_row_(rows + lane * n_cols + col, 1, units[lane], lanes, lane, scratch.x + t * lanes);
         }
-    hh_search_lanes_(lanes, HH_RING_COLS, rate, n_bits, levels, none, NULL, scratch, last);
-    for (int lane = 0; lane < count; lane++)
-        begins[lane] =
-            (int)hh_state_at_(HH_RING_COLS / 2, HH_RING_COLS, rate, n_bits, lanes, lane, scratch.steps, last[lane]);
+    hh_search_lanes_(lanes, HH_RING_COLS, rate, n_bits, levels, none, NULL, scratch);
+    for (int lane = 0; lane < count; lane++) begins[lane] = scratch.path[HH_RING_COLS / 2 * lanes + lane];
 }
 
-/* Search rows as rings, whose targets are in scratch.x: to `last` the states of weight n_cols - 1. Where costs saturate,
- * because a row lies far from every path from its state, the path of another state can win; such a row is aimed at half
- * as far out. Returns how many rows close at no distance, which no table does that this project trained. */
+/* Search rows as rings, whose targets are in scratch.x. If costs saturate, because a row lies far from every path from
+ * its state, the path of another state can win; such a row is aimed at half as far out. Returns how many rows close at no distance, which no table does that this project trained. */
 HH_KERNEL int hh_search_rings_(const int *begins, ptrdiff_t n_cols, int count, int lanes, int rate, int n_bits,
-                               const hh_levels *levels, hh_trellis_scratch scratch, uint16_t *last) {
+                               const hh_levels *levels, hh_trellis_scratch scratch) {
     const hh_feedback none = {NULL, NULL, NULL};
-    const int bits = (int)(hh_bit_offset(n_cols, rate) - hh_bit_offset(n_cols - 1, rate));
     int n_open = count;
     hh_ends ends;
     for (int lane = 0; lane < lanes; lane++) {
@@ -454,12 +488,10 @@ HH_KERNEL int hh_search_rings_(const int *begins, ptrdiff_t n_cols, int count, i
         scratch.x[n_cols * lanes + lane] = scratch.x[lane]; /* the first weight once more */
     }
     for (int halvings = 0; n_open && halvings <= 16; halvings++) {
-        hh_search_lanes_(lanes, n_cols + 1, rate, n_bits, levels, none, &ends, scratch, last);
+        hh_search_lanes_(lanes, n_cols + 1, rate, n_bits, levels, none, &ends, scratch);
         n_open = 0;
         for (int lane = 0; lane < count; lane++) {
-            const unsigned end = (unsigned)begins[lane];
-            last[lane] = (uint16_t)(((end << bits) | scratch.steps[n_cols * lanes + lane]) & ((1u << n_bits) - 1u));
-            if (hh_state_at_(0, n_cols + 1, rate, n_bits, lanes, lane, scratch.steps, end) == end) continue;
+            if (scratch.path[lane] == begins[lane]) continue;
             n_open++;
             for (ptrdiff_t t = 0; t <= n_cols; t++) scratch.x[t * lanes + lane] /= 2;
         }
@@ -475,7 +507,6 @@ HH_KERNEL ptrdiff_t hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_r
     const int cut = !matrix && hh_search_cols(n_cols, whole) < n_cols;
     ptrdiff_t n_open = 0;
     hh_levels levels;
-    hh_levels_open_(table, n_bits, step, &levels);
 #if HH_X86
     const int lanes = tier >= HH_TIER_AVX512 ? 32 : tier >= HH_TIER_AVX2 ? 16 : 1;
 #elif HH_NEON
@@ -483,17 +514,15 @@ HH_KERNEL ptrdiff_t hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_r
 #else
     const int lanes = 1;
 #endif
+    hh_levels_open_(table, n_bits, step, lanes, &levels);
     for (ptrdiff_t r = 0; cut && r < n_rows; r++) {
         const float *const row = rows + r * n_cols;
-        const unsigned end =
-            hh_search_pieces_(row, n_cols, lanes, rate, n_bits, &levels, hh_units_(row, n_cols), scratch);
-        gains[r] =
-            (float)hh_pack_row_(row, 1, n_cols, rate, n_bits, table, 1, 0, scratch.joined, end, codes + r * row_nbytes);
+        hh_search_pieces_(row, n_cols, lanes, rate, n_bits, &levels, hh_units_(row, n_cols), scratch);
+        gains[r] = (float)hh_pack_row_(row, 1, n_cols, rate, n_bits, table, 1, scratch.joined, codes + r * row_nbytes);
     }
     for (ptrdiff_t first = 0; !cut && first < n_rows; first += lanes) {
         const int count = (int)(n_rows - first < lanes ? n_rows - first : lanes);
         const hh_feedback feedback = {matrix, scratch.targets, scratch.errors};
-        uint16_t last[HH_TRELLIS_LANES];
         double units[HH_TRELLIS_LANES];
         int begins[HH_TRELLIS_LANES];
         for (int lane = 0; lane < count; lane++) units[lane] = hh_units_(rows + (first + lane) * n_cols, n_cols);
@@ -507,13 +536,13 @@ HH_KERNEL ptrdiff_t hh_trellis_encode(int tier, const float *rows, ptrdiff_t n_r
             for (ptrdiff_t t = 0; matrix && t < n_cols; t++)
                 scratch.targets[t * lanes + lane] = (float)((double)row[t] * units[lane]);
         }
-        if (is_ring) n_open += hh_search_rings_(begins, n_cols, count, lanes, rate, n_bits, &levels, scratch, last);
-        else hh_search_lanes_(lanes, n_cols, rate, n_bits, &levels, feedback, NULL, scratch, last);
+        if (is_ring) n_open += hh_search_rings_(begins, n_cols, count, lanes, rate, n_bits, &levels, scratch);
+        else hh_search_lanes_(lanes, n_cols, rate, n_bits, &levels, feedback, NULL, scratch);
         for (int lane = 0; lane < count; lane++) {
             const ptrdiff_t r = first + lane;
             const float *const row = matrix ? scratch.targets + lane : rows + r * n_cols;
-            const double gain = hh_pack_row_(row, matrix ? lanes : 1, n_cols, rate, n_bits, table, lanes, lane,
-                                             scratch.steps, last[lane], codes + r * row_nbytes);
+            const double gain = hh_pack_row_(row, matrix ? lanes : 1, n_cols, rate, n_bits, table, lanes,
+                                             scratch.path + lane, codes + r * row_nbytes);
             gains[r] = (float)(!matrix ? gain : units[lane] > 0 ? gain / units[lane] : 0.0);
         }
     }

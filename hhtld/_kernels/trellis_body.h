@@ -52,15 +52,23 @@ HH_INLINE void HH_NAME(hh_level_costs_)(const int16_t *x, const hh_levels *level
                  HH_NAME(hh_cost_)(HH_SUBS(x_i16, HH_SET1(levels->values[k])), doublings));
 }
 
-/* One step of `bits` new bits: to `to` the cheapest way into each group of 2^bits states, to `back` its branch. If `apart`
- * is set, there are fewer groups before the step than branches, and no run of them serves all branches. */
-HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int apart, int renormalise, HH_NAME(hh_reached_) reached,
-                                 int16_t *to, int16_t *back) {
-    const int n_groups = 1 << (n_bits - bits), n_branches = 1 << bits;
-    const int width = hh_back_width(bits), per_word = 16 / width;
+/* How many lower bits of a group's number its ways depend on, at weight t of a search that began at weight `start`. */
+HH_INLINE int HH_NAME(hh_low_bits_)(ptrdiff_t t, ptrdiff_t start, int rate, int n_bits) {
+    const int before = t - 1 == start ? 0 : hh_step_bits(t - 1, rate);
+    const int low_bits = n_bits - before - hh_step_bits(t, rate);
+    return low_bits < 0 ? 0 : low_bits;
+}
+
+/* One step of `bits` new bits: to `to` the cheapest way into each group of 2^bits states, to `back` its branch. Groups
+ * are taken in the order of their `low_bits` lower bits, those that share these one after another. If `apart` is set,
+ * there are fewer groups before the step than branches, and no run of them serves all branches. */
+HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int low_bits, int apart, int renormalise,
+                                 HH_NAME(hh_reached_) reached, int16_t *to, int16_t *back) {
+    const int n_groups = 1 << (n_bits - bits), n_branches = 1 << bits, n_tops = n_groups >> low_bits;
+    const int width = hh_back_width(bits), slots = (1 << hh_back_shift(bits)) - 1;
     HH_V word_i16 = HH_SET1(0), least_i16 = HH_SET1(INT16_MAX);
-    for (int g = 0; g < n_groups; g++) {
-        const int first = g << bits;
+    for (int n = 0; n < n_groups; n++) {
+        const int g = (n % n_tops) << low_bits | n / n_tops, first = g << bits;
         const int16_t *const way = reached.groups + (ptrdiff_t)(first & reached.mask) * HH_LANES_T;
         const uint8_t *const levels = reached.levels + first;
         HH_V best_i16 = HH_NAME(hh_next_cost_)(reached, way, levels, 0), which_i16 = HH_SET1(0);
@@ -72,12 +80,8 @@ HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int apart, int renormalis
         }
         HH_STORE(to + (ptrdiff_t)g * HH_LANES_T, best_i16);
         if (renormalise) least_i16 = HH_MIN(least_i16, best_i16);
-        const int slot = g % per_word;
-        word_i16 = HH_OR(word_i16, HH_SLL(which_i16, slot * width));
-        if (slot == per_word - 1 || g == n_groups - 1) {
-            HH_STORE(back + (ptrdiff_t)(g / per_word) * HH_LANES_T, word_i16);
-            word_i16 = HH_SET1(0);
-        }
+        word_i16 = HH_OR(HH_SLL(word_i16, width), which_i16);
+        if ((n & slots) == slots) HH_STORE(back + (ptrdiff_t)(n >> hh_back_shift(bits)) * HH_LANES_T, word_i16);
     }
     if (!renormalise) return;
     const HH_V down_i16 = HH_SUBS(least_i16, HH_SET1(INT16_MIN)); /* the least cost becomes INT16_MIN again */
@@ -98,19 +102,27 @@ HH_INLINE void HH_NAME(hh_cheapest_)(HH_NAME(hh_reached_) reached, int n_bits, u
     for (int lane = 0; lane < HH_LANES_T; lane++) state[lane] = (unsigned)which[lane];
 }
 
-/* From the states of weight t to those of weight t - 1; the branches taken on the way go to `branches` unless NULL. */
-HH_INLINE void HH_NAME(hh_step_back_)(ptrdiff_t t, int rate, int n_bits, const int16_t *back, ptrdiff_t back_words,
-                                      unsigned *state, uint8_t *branches) {
-    const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
-    const int width = hh_back_width(bits), shift = hh_back_shift(bits);
-    const unsigned groups = (1u << (n_bits - bits)) - 1u, low = (1u << bits) - 1u, slots = (1u << shift) - 1u;
-    const int16_t *const step_back = back + t * back_words * HH_LANES_T;
-    for (int lane = 0; lane < HH_LANES_T; lane++) {
-        const unsigned g = state[lane] & groups;
-        const unsigned word = (uint16_t)step_back[(ptrdiff_t)(g >> shift) * HH_LANES_T + lane];
-        const unsigned branch = (word >> ((g & slots) * (unsigned)width)) & low;
-        if (branches) branches[lane] = (uint8_t)branch;
-        state[lane] = (g << bits) | branch;
+/* The path of weights `start` to `stop` into search.path, from the states of weight stop - 1, and to `state` those of
+ * weight `start`. */
+HH_KERNEL void HH_NAME(hh_trace_)(const hh_search *search, ptrdiff_t start, ptrdiff_t stop, unsigned *state) {
+    const int n_bits = search->n_bits;
+    for (ptrdiff_t t = stop - 1;; t--) {
+        for (int lane = 0; lane < HH_LANES_T && search->ends; lane++)
+            if (search->ends->last[lane] >= 0 && t == search->ends->end[lane])
+                state[lane] = (unsigned)search->ends->last[lane];
+        for (int lane = 0; lane < HH_LANES_T; lane++) search->path[t * HH_LANES_T + lane] = (uint16_t)state[lane];
+        if (t == start) return;
+        const int bits = hh_step_bits(t, search->rate),
+                  low_bits = HH_NAME(hh_low_bits_)(t, start, search->rate, n_bits);
+        const int width = hh_back_width(bits), shift = hh_back_shift(bits), top_bits = n_bits - bits - low_bits;
+        const unsigned groups = (1u << (n_bits - bits)) - 1u, branches = (1u << bits) - 1u, slots = (1u << shift) - 1u;
+        const int16_t *const back = search->back + t * hh_back_words(search->rate, n_bits) * HH_LANES_T;
+        for (int lane = 0; lane < HH_LANES_T; lane++) {
+            const unsigned g = state[lane] & groups;
+            const unsigned n = (g & ((1u << low_bits) - 1u)) << top_bits | g >> low_bits;
+            const unsigned word = (uint16_t)back[(ptrdiff_t)(n >> shift) * HH_LANES_T + lane];
+            state[lane] = g << bits | (word >> ((slots - (n & slots)) * (unsigned)width) & branches);
+        }
     }
 }
 
@@ -123,23 +135,16 @@ HH_INLINE void HH_NAME(hh_aim_)(const float *targets, ptrdiff_t from, ptrdiff_t 
     }
 }
 
-/* Settle the block [from, to): the path of the cheapest state of weight t - 1 is kept, the errors on it go to the
- * targets from `to` on, and the search is back at weight to - 1, where any other state costs the most there is. */
-HH_INLINE void HH_NAME(hh_settle_)(ptrdiff_t from, ptrdiff_t to, ptrdiff_t t, ptrdiff_t n_cols, int rate, int n_bits,
-                                   const hh_levels *levels, HH_NAME(hh_reached_) reached, int16_t *costs,
-                                   const int16_t *back, ptrdiff_t back_words, hh_feedback feedback) {
-    unsigned state[HH_LANES_T], settled[HH_LANES_T] = {0};
-    HH_NAME(hh_cheapest_)(reached, n_bits, state);
-    for (ptrdiff_t s = t - 1; s >= from; s--) {
-        for (int lane = 0; lane < HH_LANES_T && s < to; lane++) {
-            if (s == to - 1) settled[lane] = state[lane];
-            feedback.errors[(s - from) * HH_LANES_T + lane] =
-                feedback.targets[s * HH_LANES_T + lane] - (float)levels->values[levels->of[state[lane]]];
-        }
-        if (s > from) HH_NAME(hh_step_back_)(s, rate, n_bits, back, back_words, state, NULL);
-    }
-    for (ptrdiff_t j = to; j < n_cols; j++) {
-        const float *const share = feedback.matrix + j * n_cols + from;
+/* Settle the block [from, to): the path that search.path holds is kept there, its errors go to the targets from `to`
+ * on, and the search is back at weight to - 1, where any other state costs the most there is. */
+HH_INLINE void HH_NAME(hh_settle_)(const hh_search *search, ptrdiff_t from, ptrdiff_t to, hh_feedback feedback) {
+    const hh_levels *const levels = search->levels;
+    const uint16_t *const settled = search->path + (to - 1) * HH_LANES_T;
+    for (ptrdiff_t i = 0; i < (to - from) * HH_LANES_T; i++)
+        feedback.errors[i] = feedback.targets[from * HH_LANES_T + i] -
+                             (float)levels->values[levels->of[search->path[from * HH_LANES_T + i]]];
+    for (ptrdiff_t j = to; j < search->n_cols; j++) {
+        const float *const share = feedback.matrix + j * search->n_cols + from;
         float *const target = feedback.targets + j * HH_LANES_T;
         HH_F held[HH_LANES_T / HH_LANES_F];
         for (int v = 0; v < HH_LANES_T / HH_LANES_F; v++) held[v] = HH_LOADF(target + v * HH_LANES_F);
@@ -150,78 +155,93 @@ HH_INLINE void HH_NAME(hh_settle_)(ptrdiff_t from, ptrdiff_t to, ptrdiff_t t, pt
         }
         for (int v = 0; v < HH_LANES_T / HH_LANES_F; v++) HH_STOREF(target + v * HH_LANES_F, held[v]);
     }
-    for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << n_bits; s++) HH_STORE(costs + s * HH_LANES_T, HH_SET1(INT16_MAX));
-    for (int lane = 0; lane < HH_LANES_T; lane++) costs[(ptrdiff_t)settled[lane] * HH_LANES_T + lane] = INT16_MIN;
+    for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << search->n_bits; s++)
+        HH_STORE(search->costs + s * HH_LANES_T, HH_SET1(INT16_MAX));
+    for (int lane = 0; lane < HH_LANES_T; lane++)
+        search->costs[(ptrdiff_t)settled[lane] * HH_LANES_T + lane] = INT16_MIN;
 }
 
 /* The costs of all states at the first weight, where lanes may be held to one of them. */
-HH_INLINE void HH_NAME(hh_hold_)(const int *first, int n_states, HH_NAME(hh_reached_) reached, int16_t *costs) {
-    for (int s = n_states - 1; s >= 0; s--)
-        HH_STORE(costs + (ptrdiff_t)s * HH_LANES_T, HH_NAME(hh_state_cost_)(reached, s));
-    for (int lane = 0; lane < HH_LANES_T; lane++)
-        for (int s = 0; s < n_states && first[lane] >= 0; s++)
-            costs[(ptrdiff_t)s * HH_LANES_T + lane] = s == first[lane] ? INT16_MIN : INT16_MAX;
+HH_INLINE void HH_NAME(hh_begin_)(const hh_search *search) {
+    const int n_states = 1 << search->n_bits;
+    HH_NAME(hh_level_costs_)(search->x, search->levels, search->doublings, search->level_costs);
+    for (int s = 0; s < n_states; s++)
+        HH_STORE(
+            search->costs + (ptrdiff_t)s * HH_LANES_T,
+            HH_ADDS(HH_SET1(INT16_MIN), HH_LOAD(search->level_costs + (ptrdiff_t)search->levels->of[s] * HH_LANES_T)));
+    for (int lane = 0; lane < HH_LANES_T && search->ends; lane++)
+        for (int s = 0; s < n_states && search->ends->first[lane] >= 0; s++)
+            search->costs[(ptrdiff_t)s * HH_LANES_T + lane] = s == search->ends->first[lane] ? INT16_MIN : INT16_MAX;
 }
 
-/* Encode HH_LANES_T rows: x is [n_cols][HH_LANES_T], filled here where there is feedback; bits come out as one uint8 a
- * step and lane. `ends`, where it is not NULL, holds them to states: of a lane that is held at weight `end`, steps after
- * that weight say nothing. */
-HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int n_bits, int doublings,
-                                    const hh_levels *levels, int16_t *costs, int16_t *level_costs, int16_t *back,
-                                    ptrdiff_t back_words, hh_feedback feedback, const hh_ends *ends, uint8_t *steps,
-                                    uint16_t *last) {
-    const ptrdiff_t n_states = (ptrdiff_t)1 << n_bits;
-    const ptrdiff_t block = feedback.matrix ? HH_FEEDBACK_BLOCK : n_cols,
-                    ahead = feedback.matrix ? HH_FEEDBACK_AHEAD : 0;
-    int16_t *from = costs, *to = costs + n_states * HH_LANES_T;
-    HH_NAME(hh_reached_) reached = {from, 0, levels->of, level_costs};
-    for (ptrdiff_t settled = 0, t = 0;; settled += block) {
-        const ptrdiff_t stop = n_cols - settled > block + ahead ? settled + block + ahead : n_cols;
-        if (feedback.matrix) HH_NAME(hh_aim_)(feedback.targets, settled, stop, x);
-        for (; t < stop; t++) {
-            if (t == 0) {
-                HH_STORE(from, HH_SET1(INT16_MIN));
-                HH_NAME(hh_level_costs_)(x, levels, doublings, level_costs);
-                if (!ends) continue;
-                HH_NAME(hh_hold_)(ends->first, (int)n_states, reached, to);
-                reached = (HH_NAME(hh_reached_)){to, (int)n_states - 1, levels->of, NULL};
-                int16_t *const swap = from;
-                from = to, to = swap;
-                continue;
-            }
-            const int bits = (int)(hh_bit_offset(t, rate) - hh_bit_offset(t - 1, rate));
-            const int renormalise = t % HH_RENORMALISE == 0;
-            int16_t *const step_back = back + t * back_words * HH_LANES_T;
-            if (reached.level_costs && (reached.mask + 1) >> bits) {
-                switch (bits) { /* a constant number of branches unrolls */
-#define HH_CASE(b)                                                            \
-    case b:                                                                   \
-        HH_NAME(hh_step_)(b, n_bits, 0, renormalise, reached, to, step_back); \
+/* The step to weight t from what is reached at the weight before; returns what is reached then, in `to`. */
+HH_INLINE HH_NAME(hh_reached_) HH_NAME(hh_advance_)(const hh_search *search, ptrdiff_t start, ptrdiff_t t,
+                                                    HH_NAME(hh_reached_) reached, int16_t *to) {
+    const int n_bits = search->n_bits, bits = hh_step_bits(t, search->rate), renormalise = t % HH_RENORMALISE == 0;
+    const int low_bits = HH_NAME(hh_low_bits_)(t, start, search->rate, n_bits);
+    int16_t *const back = search->back + t * hh_back_words(search->rate, n_bits) * HH_LANES_T;
+    if (reached.level_costs && (reached.mask + 1) >> bits) {
+        switch (bits) { /* a constant number of branches unrolls */
+#define HH_CASE(b)                                                                 \
+    case b:                                                                        \
+        HH_NAME(hh_step_)(b, n_bits, low_bits, 0, renormalise, reached, to, back); \
         break;
-                    HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) HH_CASE(6)
+            HH_CASE(1) HH_CASE(2) HH_CASE(3) HH_CASE(4) HH_CASE(5) HH_CASE(6)
 #undef HH_CASE
-                }
-            } else {
-                HH_NAME(hh_step_)(bits, n_bits, 1, renormalise, reached, to, step_back);
-            }
-            HH_NAME(hh_level_costs_)(x + t * HH_LANES_T, levels, doublings, level_costs);
-            reached = (HH_NAME(hh_reached_)){to, (1 << (n_bits - bits)) - 1, levels->of, level_costs};
-            int16_t *const swap = from;
-            from = to, to = swap;
         }
-        if (n_cols - settled <= block) break;
-        t = settled + block;
-        HH_NAME(hh_settle_)(settled, t, stop, n_cols, rate, n_bits, levels, reached, from, back, back_words, feedback);
-        reached = (HH_NAME(hh_reached_)){from, (int)n_states - 1, levels->of, NULL};
+    } else {
+        HH_NAME(hh_step_)(bits, n_bits, low_bits, 1, renormalise, reached, to, back);
     }
+    HH_NAME(hh_level_costs_)(search->x + t * HH_LANES_T, search->levels, search->doublings, search->level_costs);
+    return (HH_NAME(hh_reached_)){to, (1 << (n_bits - bits)) - 1, search->levels->of, search->level_costs};
+}
+
+#if HH_LANES_T > 1
+#include "trellis_quick.h"
+#endif
+
+/* Search the weights `start` to `stop`, from the costs of all states at weight `start` in search.costs, and put the
+ * cheapest path into search.path. */
+HH_INLINE void HH_NAME(hh_search_)(const hh_search *search, ptrdiff_t start, ptrdiff_t stop) {
+    const int n_states = 1 << search->n_bits;
+    int16_t *const costs = search->costs, *const other = costs + (ptrdiff_t)n_states * HH_LANES_T;
+    HH_NAME(hh_reached_) reached = {costs, n_states - 1, search->levels->of, NULL};
     unsigned state[HH_LANES_T];
-    HH_NAME(hh_cheapest_)(reached, n_bits, state);
-    for (int lane = 0; lane < HH_LANES_T; lane++) last[lane] = (uint16_t)state[lane];
-    for (ptrdiff_t t = n_cols - 1; t > 0; t--) {
-        for (int lane = 0; lane < HH_LANES_T && ends; lane++)
-            if (ends->last[lane] >= 0 && t == ends->end[lane]) state[lane] = (unsigned)ends->last[lane];
-        HH_NAME(hh_step_back_)(t, rate, n_bits, back, back_words, state, steps + t * HH_LANES_T);
+    if (stop - start > 1) reached = HH_NAME(hh_advance_)(search, start, start + 1, reached, other);
+#if HH_LANES_T > 1
+    if (HH_NAME(hh_quick_)(search, start, stop, other)) return;
+    if (stop - start > 1)
+        HH_NAME(hh_level_costs_)(search->x + (start + 1) * HH_LANES_T, search->levels, search->doublings,
+                                 search->level_costs);
+#endif
+    for (ptrdiff_t t = start + 2; t < stop; t++)
+        reached = HH_NAME(hh_advance_)(search, start, t, reached, (t - start) % 2 ? other : costs);
+    HH_NAME(hh_cheapest_)(reached, search->n_bits, state);
+    HH_NAME(hh_trace_)(search, start, stop, state);
+}
+
+/* Encode HH_LANES_T rows, whose targets are in search.x, filled here if there is feedback: their states come out in
+ * search.path. Of a lane that is held at a weight, states after that weight say nothing. */
+HH_KERNEL void HH_NAME(hh_viterbi_)(const hh_search *search, hh_feedback feedback) {
+    const ptrdiff_t n_cols = search->n_cols, block = HH_FEEDBACK_BLOCK;
+    if (!feedback.matrix) {
+        HH_NAME(hh_begin_)(search);
+        HH_NAME(hh_search_)(search, 0, n_cols);
+        return;
     }
+    for (ptrdiff_t settled = 0;; settled += block) {
+        const ptrdiff_t ahead = settled + block + HH_FEEDBACK_AHEAD, stop = ahead < n_cols ? ahead : n_cols;
+        HH_NAME(hh_aim_)(feedback.targets, settled, stop, search->x);
+        if (!settled) HH_NAME(hh_begin_)(search);
+        HH_NAME(hh_search_)(search, settled ? settled - 1 : 0, stop);
+        if (n_cols - settled <= block) break;
+        HH_NAME(hh_settle_)(search, settled, settled + block, feedback);
+    }
+    /* blocks once more, from the last: where costs saturate, a path may not begin at the state that was settled */
+    unsigned state[HH_LANES_T];
+    for (int lane = 0; lane < HH_LANES_T; lane++) state[lane] = search->path[(n_cols - 1) * HH_LANES_T + lane];
+    for (ptrdiff_t from = (n_cols - 1) / block * block, stop = n_cols; from >= 0; stop = from, from -= block)
+        HH_NAME(hh_trace_)(search, from ? from - 1 : 0, stop, state);
 }
 
 #undef HH_LANES_T
@@ -238,6 +258,13 @@ HH_KERNEL void HH_NAME(hh_viterbi_)(int16_t *x, ptrdiff_t n_cols, int rate, int 
 #undef HH_SELECT
 #undef HH_SLL
 #undef HH_OR
+#undef HH_AND
+#undef HH_MAX
+#undef HH_EQ
+#undef HH_MINU
+#undef HH_ADDU
+#undef HH_SUB
+#undef HH_SRL
 #undef HH_F
 #undef HH_LANES_F
 #undef HH_LOADF

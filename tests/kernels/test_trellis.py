@@ -136,6 +136,18 @@ def test_tiers_agree_at_every_rate(n_bits: int, n_rows: int, n_cols: int) -> Non
             same_bits(gains, other_gains)
 
 
+@pytest.mark.parametrize("rate", [16, 24, 32, 40, 48, 52, 56, 64, 70, 80, 88, 96])
+def test_shipped_codebooks_like_the_scalar_search(rate: int, isa: str) -> None:
+    """The quick search is sure of Gaussian rows; where it is not, `test_costs_that_saturate_like_the_twin` tells."""
+    code, rng = Trellis.trained(rate), np.random.default_rng(rate)
+    rows = rng.standard_normal((36, 160)).astype(np.float32)
+    rows[33:] = rng.standard_t(1.5, (3, 160))
+    codes, gains = encode(rows, code.levels, rate, isa, step=code.step)
+    expected_codes, expected_gains = encode(rows, code.levels, rate, "scalar", step=code.step)
+    np.testing.assert_array_equal(codes, expected_codes)
+    same_bits(gains, expected_gains)
+
+
 def test_tiers_agree_on_long_rows(isa: str, fenced: Fence) -> None:
     rows, table = awkward_rows(2, 20_001), random_table(8)
     for rate in (29, 93):

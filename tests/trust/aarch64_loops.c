@@ -22,19 +22,20 @@ ptrdiff_t first_nonfinite(const float *in, ptrdiff_t n) { return hh_first_nonfin
 void rotation_inside(float *x, ptrdiff_t n) { hh_first_neon(x, n, 8, 0, vdupq_n_f32(1), NULL, NULL); }
 void rotation_across(float *x, ptrdiff_t n, ptrdiff_t half) { hh_across_neon(x, n, half, 8, 0, vdupq_n_f32(1), NULL); }
 
-void viterbi_states_4(int n_bits, hh_reached_neon reached, int16_t *to, int16_t *back) {
-    if (reached.level_costs) hh_step_neon(4, n_bits, 0, 0, reached, to, back);
+int16x8_t viterbi_states_4(const int16_t *groups, const uint16_t *places, const int16_t *costs, int16_t *to,
+                           int16_t *back) {
+    return hh_quick_step_neon(4, 12, 4, 4, groups, places, costs, to, back).a;
 }
-void viterbi_states_2(int n_bits, hh_reached_neon reached, int16_t *to, int16_t *back) {
-    if (reached.level_costs) hh_step_neon(2, n_bits, 0, 0, reached, to, back);
+int16x8_t viterbi_states_2(const int16_t *groups, const uint16_t *places, const int16_t *costs, int16_t *to,
+                           int16_t *back) {
+    return hh_quick_step_neon(2, 12, 8, 2, groups, places, costs, to, back).a;
 }
 void viterbi_levels(const int16_t *x, const hh_levels *levels, int16_t *level_costs) {
-    hh_level_costs_neon(x, levels, 1, level_costs);
+    hh_tagged_costs_neon(x, levels, 1, 4, level_costs);
 }
 
-void feedback(ptrdiff_t from, ptrdiff_t to, ptrdiff_t n, const hh_levels *levels, hh_reached_neon reached,
-              int16_t *costs, const int16_t *back, hh_feedback feedback) {
-    hh_settle_neon(from, to, to, n, 64, 12, levels, reached, costs, back, 64, feedback);
+void feedback(const hh_search *search, ptrdiff_t from, ptrdiff_t to, hh_feedback feedback) {
+    hh_settle_neon(search, from, to, feedback);
 }
 
 void decode_256(const uint8_t *codes, ptrdiff_t n, const hh_block_plan_neon *plan, const uint8_t *look, float gain,
