@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from types import TracebackType
@@ -12,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld import pack, storage
-from hhtld.codecs import codec
-from hhtld.codecs.base import EncodedTensor, GroupCode, RowIndex, selected_rows
-from hhtld.dtypes import DTYPES, DType, narrow, view, widen
+from hhtld.codecs.base import EncodedTensor, RowIndex, selected_rows
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
 from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.registry import later
-from hhtld.sizes import BLOCK_NBYTES
 
 if TYPE_CHECKING:
+    from hhtld.pack.decoded_rows import HeldRows
+    from hhtld.pack.group_codes import GroupCodes
     from hhtld.pack.prefetch import Ahead, Ready
     from hhtld.pack.row_cache import CacheInfo, RowCache
     from hhtld.pack.row_request import RowRequest
@@ -40,15 +38,6 @@ __all__ = [
 ]
 
 DEFAULT_BUDGET = 64 << 30
-_FLOAT32 = np.dtype(np.float32)
-_SHARED_BLOCKS = 4  # of decoded rows: fewer are not worth a second thread
-_ROW_DTYPES: dict[str, DType | None] = {
-    "float32": None,
-    "bfloat16": DTYPES["BF16"],
-    "float16": DTYPES["F16"],
-    "source": None,
-}
-HeldRows = EncodedTensor | NDArray[np.uint8]  # rows as a pack holds them: encoded, or of a kept tensor its bytes
 
 
 class HhtldPack:
@@ -77,8 +66,6 @@ class HhtldPack:
         self.budget = budget
         self._n_threads = n_threads
         self._ahead: Ahead[HeldRows] | None = None
-        self._codes: dict[tuple[int, str], GroupCode] = {}
-        self._shared_nbytes: dict[tuple[int, str], int] = {}  # of groups: what decoding takes beside the rows
         self._places: dict[str, RowPlaces] = {}
         self.reopen: Callable[[], HhtldPack] | None = None  # what another process calls for a pack that is sent to it
         path = getattr(sections, "path", None)
@@ -179,11 +166,12 @@ class HhtldPack:
         record = self.table.resolved(name)
         if dtype not in ("float32", "source"):
             raise ValueError(f"dtype must be 'float32' or 'source', got {dtype!r}")
-        self._afford(record, record.info.n_rows)
+        self._groups.afford(record, record.info.n_rows)
         held = self._held(record, slice(None), levels)
         decoded = held.reconstruct_rows() if isinstance(held, EncodedTensor) else held
         self.sections.check_unchanged()
-        return self._typed(record, decoded, dtype).reshape(_shape(record, dtype, None))
+        shape = (-1,) if record.info.dtype.numpy is None else record.info.shape
+        return pack.decoded_rows.typed(record, decoded, dtype).reshape(shape)
 
     def get_rows(
         self,
@@ -228,19 +216,23 @@ class HhtldPack:
         info = record.info
         if not info.has_rows:
             raise ValueError(f"tensor {shown(name)}, {info.dtype.name} {info.shape}, has no rows; use get_tensor")
-        if dtype not in _ROW_DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(map(repr, _ROW_DTYPES))}, got {dtype!r}")
+        if dtype not in pack.decoded_rows.ROW_DTYPES:
+            known = ", ".join(map(repr, pack.decoded_rows.ROW_DTYPES))
+            raise ValueError(f"dtype must be one of {known}, got {dtype!r}")
         request = pack.row_request.RowRequest.of(selected_rows(info.n_rows, rows), info.n_rows)
-        self._afford(record, request.n_rows)
+        self._groups.afford(record, request.n_rows)
         held, places = self._read_ahead(record, request, levels) or (self._held(record, request.rows, levels), None)
+        rows_of = partial(pack.decoded_rows.decode_blocks, record, dtype, lambda: self._threads)
         if request.repeats and not isinstance(request.rows, slice):
-            distinct = self._in_blocks(record, held, places, len(request.rows), None, dtype)
-            if out is not None:
-                _checked_out(out, _shape(record, dtype, request.n_rows), distinct.dtype)[:] = distinct[request.picks]
-            decoded = distinct[request.picks] if out is None else out
+            distinct = rows_of(held, places, len(request.rows))
+            if out is None:
+                decoded = distinct[request.picks]
+            else:
+                decoded = pack.decoded_rows.checked_out(out, (request.n_rows, *distinct.shape[1:]), distinct.dtype)
+                decoded[:] = distinct[request.picks]
         else:
             picks = request.picks if places is None else places if request.picks is None else places[request.picks]
-            decoded = self._in_blocks(record, held, picks, request.n_rows, out, dtype)
+            decoded = rows_of(held, picks, request.n_rows, out)
         self.sections.check_unchanged()
         return decoded if decoded.flags.writeable else decoded.copy()
 
@@ -312,7 +304,7 @@ class HhtldPack:
         if record.info.n_cols == 0:
             raise ValueError(f"tensor {shown(name)}, {list(record.info.shape)}, has no columns to search")
         if record.is_encoded:
-            self._afford(record, 1, n_palettes=3)  # the palette's rows as float32, and in float64
+            self._groups.afford(record, 1, n_palettes=3)  # the palette's rows as float32, and in float64
             return Scorer(self.get_encoded(name), record.gates, record.name, levels)
         if not (record.info.has_rows and record.info.dtype.is_weight):
             kind = f"{record.info.dtype.name} {list(record.info.shape)}"
@@ -327,44 +319,20 @@ class HhtldPack:
         ------
         FormatError
         """
-        for number, group in enumerate(self.table.groups):
-            try:
-                for owner in group.codecs:
-                    self._code(number, owner)
-            except HeaderError as error:
-                raise HeaderError(f"{self._place}{error}") from error
+        self._groups.check()
 
     # ---- decoding ----
+
+    @cached_property
+    def _groups(self) -> GroupCodes:
+        """What the tensors of each group share."""
+        return pack.group_codes.GroupCodes(self.table, self.sections, self.budget, self._place)
 
     @cached_property
     def _threads(self) -> Threads:
         """The threads that decode thousands of rows."""
         n_processors = storage.thread_pool.n_processors()
         return storage.thread_pool.Threads(min(self._n_threads or n_processors, n_processors))
-
-    def _afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:
-        if record.group is None:
-            return
-        shared_nbytes = self._shared_nbytes.get((record.group, record.codec))
-        if shared_nbytes is None:
-            sizes = {kind: self.sections.nbytes(i) for kind, i in self.table.groups[record.group].sections.items()}
-            shared_nbytes = codec(record.codec).decoding_nbytes(sizes, record.info.n_cols)
-            self._shared_nbytes[record.group, record.codec] = shared_nbytes
-        needed = n_rows * record.info.n_cols * max(4, record.info.dtype.nbits // 8) + n_palettes * shared_nbytes
-        if needed > self.budget:
-            raise HeaderError(
-                f"{self._place}tensor {shown(record.name)}: {n_rows} rows take {needed} bytes to decode, "
-                f"the budget is {self.budget}; read fewer rows, or in Python raise it with hhtld.open(path, budget=...)"
-            )
-
-    def _make_room(self, code: GroupCode) -> None:
-        """Let go of what other groups hold if they and this one's part of it would pass the budget together."""
-        if not code.decoding_nbytes:
-            return
-        holders = [other for other in list(self._codes.values()) if other is not code and other.held_nbytes]
-        if sum(other.held_nbytes for other in holders) + code.decoding_nbytes > self.budget:
-            for other in holders:
-                other.forget()
 
     def _read_ahead(self, record: TensorRecord, request: RowRequest, levels: int) -> Ready[HeldRows] | None:
         """Return the rows of a request if they were read ahead."""
@@ -389,54 +357,6 @@ class HhtldPack:
         self.sections.check_unchanged()
         return self.sections.rows(index, record.info.row_nbytes, rows)
 
-    def _in_blocks(
-        self,
-        record: TensorRecord,
-        held: HeldRows,
-        picks: NDArray[np.intp] | None,
-        count: int,
-        out: NDArray[Any] | None,
-        dtype: str,
-    ) -> NDArray[Any]:
-        """Decode `count` rows, those of `picks` among the rows that are held, a block at a time."""
-        step = max(1, BLOCK_NBYTES // (4 * record.info.n_cols or 1))
-        shape = _shape(record, dtype, count)
-        if out is None and count <= step:
-            return self._typed(record, _decoded(held, picks), dtype).reshape(shape)
-        is_float32 = dtype == "float32" and record.is_encoded
-        kind = _FLOAT32 if is_float32 else self._typed(record, _decoded(held, slice(0, 0)), dtype).dtype
-        out = np.empty(shape, kind) if out is None else _checked_out(out, shape, kind)
-        is_plain = dtype == "float32" and out.flags.c_contiguous and out.flags.aligned
-
-        def decode(start: int) -> None:
-            block = slice(start, min(start + step, count))
-            rows = block if picks is None else picks[block]
-            if is_plain and isinstance(held, EncodedTensor):
-                held.reconstruct_into(out[block], rows)
-                return
-            decoded = _decoded(held, rows)
-            out[block] = self._typed(record, decoded, dtype).reshape(-1, *shape[1:])
-
-        starts = range(0, count, step)
-        if len(starts) < _SHARED_BLOCKS:
-            for start in starts:
-                decode(start)
-        else:
-            self._threads.each(decode, starts)
-        return out
-
-    def _typed(self, record: TensorRecord, decoded: NDArray[Any], dtype: str) -> NDArray[Any]:
-        """Rows as a type that was asked for: `decoded` is float32 of an encoded tensor, bytes of a kept one."""
-        kind, wanted = record.info.dtype, _ROW_DTYPES[dtype]
-        if not record.is_encoded:
-            if dtype == "source" or not kind.is_weight or kind == wanted:
-                return view(np.ascontiguousarray(decoded), kind, (-1,))
-            decoded = widen(decoded, kind)
-        if dtype == "float32":
-            return decoded
-        wanted = wanted or kind
-        return view(narrow(decoded, wanted), wanted, (-1,))
-
     def _encoded(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int = 2) -> EncodedTensor:
         if levels not in (1, 2):
             raise ValueError(f"levels must be 1 or 2, got {levels}")
@@ -452,54 +372,11 @@ class HhtldPack:
     def _assembled(self, record: TensorRecord, rows: NDArray[np.intp] | slice | None, levels: int) -> EncodedTensor:
         assert record.group is not None
         self.sections.check_unchanged()
-        code = self._codes.get((record.group, record.codec)) or self._code(record.group, record.codec)
-        self._make_room(code)
+        code = self._groups.code(record.group, record.codec)
         part = pack.row_bytes.RowParts(self.sections, record, rows, self._places)
         return code.tensor(part, record.slot_l_scale, record.sections, self.budget, levels)
-
-    def _code(self, number: int, owner: str) -> GroupCode:
-        """What a group's tensors of one codec share, read once. Two threads may both read it; they read the same."""
-        code = self._codes.get((number, owner))
-        if code is None:
-            group = self.table.groups[number]
-            with _as_header_error(f"group {group.key}"):
-                shared = {kind: self.sections.whole(index).data for kind, index in group.sections.items()}
-                code = self._codes[number, owner] = codec(owner).read_group(group.key, shared, group.numbers)
-        return code
-
-
-@contextlib.contextmanager
-def _as_header_error(where: str) -> Iterator[None]:
-    """Content that a codec refuses came from the file, so the file is to blame."""
-    try:
-        yield
-    except (HeaderError, ClosedError):
-        raise
-    except ValueError as error:
-        raise HeaderError(f"{where}: {error}") from error
-
-
-def _decoded(held: HeldRows, rows: NDArray[np.intp] | slice | None) -> NDArray[Any]:
-    """Some of the rows that are held, decoded to float32, or as their bytes."""
-    if isinstance(held, EncodedTensor):
-        return held.reconstruct_rows(rows)
-    return held if rows is None else held[rows]
-
-
-def _checked_out(out: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
-    """Return an array that a caller wants filled, or raise ValueError."""
-    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != kind or not out.flags.writeable:
-        given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"out must be a writeable array of {kind} {shape}, got {given}")
-    return out
 
 
 def _numbers(rows: slice, record: TensorRecord) -> NDArray[np.intp]:
     """The numbers of the rows of a slice."""
     return np.arange(*rows.indices(record.info.n_rows))
-
-
-def _shape(record: TensorRecord, dtype: str, count: int | None) -> tuple[int, ...]:
-    if record.info.dtype.numpy is None:
-        return (-1,) if count is None else (count, record.info.row_nbytes)
-    return record.info.shape if count is None else (count, record.info.n_cols)

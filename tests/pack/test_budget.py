@@ -63,7 +63,7 @@ def test_palettes_that_are_kept_unfolded_stay_below_the_budget_together(door: st
         for name in names:
             row = pack.get_rows(name, [5]) if door == "get_rows" else pack.get_encoded(name).reconstruct_rows([5])
             np.testing.assert_array_equal(row, expected.get_rows(name, [5]))
-            kept = [code.held_nbytes for code in pack._codes.values()]
+            kept = [code.held_nbytes for code in pack._groups._codes.values()]
             assert UNFOLDED <= sum(kept) <= 3 * UNFOLDED
 
 
