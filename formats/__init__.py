@@ -62,7 +62,7 @@ def format_for_output(dst: str | os.PathLike[str], name: str | None = None) -> F
     Raises
     ------
     UnknownFormatError
-        When there is none, or it is only read.
+        If there is none, or it is only read.
     """
     path = Path(dst)
     by_suffix: dict[str, Format] = {}

@@ -151,7 +151,7 @@ class FolderFormat(Format):
         FormatError
             For a shard whose name would lead elsewhere.
         OutputError
-            When the folder holds something or cannot be written; nothing is left behind.
+            If the folder holds something or cannot be written; nothing is left behind.
         """
         models = components(source)
         _check_places(source, models, files)

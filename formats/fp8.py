@@ -77,7 +77,7 @@ _MODELOPT = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "FP8_PB_WO": BLOCK}
 
 @dataclass(frozen=True)
 class Fp8Scheme:
-    """How weights are scaled: what config.json declares, or the usual where it says nothing.
+    """How weights are scaled: what config.json declares, or the usual if it says nothing.
 
     Attributes
     ----------
@@ -231,13 +231,13 @@ def has_scales(infos: Mapping[str, TensorInfo]) -> bool:
 
 
 def _comfy_weight(scale: str, infos: Mapping[str, TensorInfo]) -> str | None:
-    """Return the FP8 weight that a scale of ComfyUI's name belongs to, or None where there is none."""
+    """Return the FP8 weight that a scale of ComfyUI's name belongs to, or None if there is none."""
     weight = scale.removesuffix(COMFY) + ".weight"
     return weight if scale.endswith(COMFY) and weight in infos and infos[weight].dtype.name in _STORED else None
 
 
 def _power_weight(scale: str, infos: Mapping[str, TensorInfo]) -> str | None:
-    """Return the FP8 weight that a scale of DeepSeek's newer name and type belongs to, or None where there is none."""
+    """Return the FP8 weight that a scale of DeepSeek's newer name and type belongs to, or None if there is none."""
     weight = scale.removesuffix(POWERS) + ".weight"
     if not scale.endswith(POWERS) or infos[scale].dtype.name != "F8_E8M0" or weight not in infos:
         return None
@@ -264,7 +264,7 @@ class DequantizedSource(TensorSource):
     Raises
     ------
     HeaderError
-        When weights and scales do not go together; see the module. Values of scales are checked when they are read.
+        If weights and scales do not go together; see the module. Values of scales are checked when they are read.
     """
 
     def __init__(self, source: TensorSource, scheme: Fp8Scheme, where: str) -> None:

@@ -78,13 +78,13 @@ _DECODING = """\
 def packed_config(source: TensorSource, where: str, profile: str) -> bytes:
     """Return a source's config.json saying that its model's weights are packed.
 
-    Where the config tells no type of weights, transformers looks at the file: there it would find bytes, so the type is
+    If the config tells no type of weights, transformers looks at the file: there it would find bytes, so the type is
     said here too.
 
     Raises
     ------
     HeaderError
-        When it is no JSON object, or the model is quantized already.
+        If it is no JSON object, or the model is quantized already.
     """
     config = config_object(source.read_file(CONFIG), where)
     if config.get("quantization_config") is not None:
@@ -181,9 +181,9 @@ class HfFormat(Format):
         Raises
         ------
         FormatError
-            When the source has no config.json, or one that cannot be read.
+            If the source has no config.json, or one that cannot be read.
         OutputError
-            When the folder holds something or cannot be written; none is left in its place.
+            If the folder holds something or cannot be written; none is left in its place.
         """
         if CONFIG not in source.files():
             raise HeaderError(

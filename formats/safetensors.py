@@ -227,10 +227,10 @@ class SafetensorsFile(TensorSource):
     Raises
     ------
     FormatError
-        When the content breaks a rule: `BadMagicError` for another kind of file, `TruncatedError`
+        If the content breaks a rule: `BadMagicError` for another kind of file, `TruncatedError`
         for a file that ends early, `HeaderError` for the rest.
     OSError
-        When the system cannot open or read it.
+        If the system cannot open or read it.
 
     Attributes
     ----------
@@ -697,7 +697,7 @@ class SafetensorsFormat(Format):
         ValueError, TypeError
             For a name or metadata that the format cannot hold.
         OutputError
-            When the file cannot be written; what stood there before is untouched.
+            If the file cannot be written; what stood there before is untouched.
         """
         write_tensors(source, source.infos(), path, source.metadata, progress)
         if not source.files():

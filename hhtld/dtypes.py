@@ -165,7 +165,7 @@ def _largest(dtype: DType) -> np.float32:
 def _held(flat: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
     """Finite values brought into a type's range, so that they stay finite; of 8-bit types infinities too."""
     largest = _largest(dtype)
-    if flat.max(initial=0) <= largest and flat.min(initial=0) >= -largest:  # neither holds where there is a NaN
+    if flat.max(initial=0) <= largest and flat.min(initial=0) >= -largest:  # neither holds if there is a NaN
         return flat
     clipped = flat.clip(-largest, largest)
     return clipped if dtype.nbits == 8 else np.where(np.isinf(flat), flat, clipped)
@@ -174,7 +174,7 @@ def _held(flat: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
 def narrow(values: NDArray[np.float32], dtype: DType) -> NDArray[np.uint8]:
     """Return the flat bytes of float32 values rounded to the nearest finite value of a weight type.
 
-    NaN stays, and infinities do where the type has 16 bits or more; in 8 bits they become its largest finite value.
+    NaN stays, and infinities do if the type has 16 bits or more; in 8 bits they become its largest finite value.
     """
     flat = np.ascontiguousarray(values).reshape(-1)
     if dtype.nbits < 32:

@@ -89,7 +89,7 @@ class UnknownFormatError(HhtldError, LookupError):
 class OutputError(HhtldError, OSError):
     """The output could not be written; whatever stood there before is untouched."""
 
-    def __str__(self) -> str:  # OSError's own begins with the system's number, "[Errno None]" where it was not asked
+    def __str__(self) -> str:  # OSError's own begins with the system's number, "[Errno None]" if it was not asked
         return self.strerror or (str(self.args[-1]) if self.args else "")
 
 
@@ -121,7 +121,7 @@ def shown(name: str, limit: int = 120) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return the end of a message, "; did you mean 'a'?" with the nearest names, or nothing where none is near."""
+    """Return the end of a message, "; did you mean 'a'?" with the nearest names, or nothing if none is near."""
     import difflib
 
     close = difflib.get_close_matches(str(name), _candidates(str(name), sorted(names)), 3, 0.4)

@@ -92,7 +92,7 @@ class TensorInfo:
             object.__setattr__(self, "row_axes", self._row_axes())
 
     def _row_axes(self) -> int:
-        """The axes that count rows; of packed types fewer, or none, where rows would not fill whole bytes."""
+        """The axes that count rows; of packed types fewer, or none, if rows would not fill whole bytes."""
         n_axes = row_axes(self.shape) if len(self.shape) > 1 else 0
         while n_axes and math.prod(self.shape[n_axes:]) * self.dtype.nbits % 8:
             n_axes -= 1

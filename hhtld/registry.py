@@ -53,7 +53,7 @@ class Registry:
         Raises
         ------
         ValueError
-            When two distributions claim one name.
+            If two distributions claim one name.
         """
         if self._plugins is None:
             plugins_by_name = {n: Plugin(n, t, "hhtld") for n, t in self._builtins.items()}

@@ -49,7 +49,7 @@ def tensor_nbytes(shape: Sequence[int], nbits: int, where: str) -> int:
     Raises
     ------
     HeaderError
-        When the size passes 2**63 - 1 or does not fill whole bytes.
+        If the size passes 2**63 - 1 or does not fill whole bytes.
     """
     total = math.prod(shape) * nbits
     # numpy refuses an empty array whose other axes alone are too large.

@@ -37,7 +37,7 @@ class GgufFormat(Format):
         FormatError
             For every malformation, naming the path.
         MissingExtraError
-            When the package `gguf` is not installed.
+            If the package `gguf` is not installed.
         """
         return GgufFile(path)
 

@@ -280,7 +280,7 @@ def _values(cursor: _Cursor, number: int, count: int) -> list[Any]:
 
 
 def _text(data: bytes) -> str | dict[str, str]:
-    """Return a string's text, or its bytes as {"hex": ...} where they are not UTF-8."""
+    """Return a string's text, or its bytes as {"hex": ...} if they are not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -347,7 +347,7 @@ def _info(name: str, sizes: list[int], kind: Kind, where: str) -> TensorInfo:
 
 
 def _placed(entries: dict[str, _Entry], end: int, alignment: int, size: int, path: Path) -> dict[str, _Entry]:
-    """Return the entries with offsets in the file, where they cover the data once and completely."""
+    """Return the entries with offsets in the file, if they cover the data once and completely."""
     start = cursor = align_up(end, alignment)
     placed = {}
     for name, entry in entries.items():
@@ -387,11 +387,11 @@ class GgufFile(TensorSource):
     Raises
     ------
     FormatError
-        When the content breaks a rule, see the module.
+        If the content breaks a rule, see the module.
     MissingExtraError
-        When the package `gguf` is not installed.
+        If the package `gguf` is not installed.
     OSError
-        When the system cannot open or read it.
+        If the system cannot open or read it.
 
     Notes
     -----

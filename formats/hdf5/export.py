@@ -78,11 +78,11 @@ def export_pack(
     Raises
     ------
     ValueError
-        When a glob matches nothing, not even one row of every tensor fits, or `original` holds other tensors.
+        If a glob matches nothing, not even one row of every tensor fits, or `original` holds other tensors.
     FormatError
-        When a section's checksum is wrong.
+        If a section's checksum is wrong.
     OutputError
-        When the file cannot be written.
+        If the file cannot be written.
     """
     limit = DEFAULT_MAX_NBYTES if max_nbytes is None else max_nbytes
     stride = 1

@@ -57,7 +57,7 @@ class Field:
     units : str
         "1" for numbers without a unit.
     long_name : str or None
-        Label of an axis; `name` where there is none.
+        Label of an axis; `name` if there is none.
     """
 
     name: str

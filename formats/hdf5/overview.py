@@ -106,7 +106,7 @@ class Overview:
             describe(gates, **{f"{kind}_{key}": value for key, value in facts.items()})
 
     def _regime_gates(self, kind: str) -> dict[str, Any]:
-        """Cosines of one regime: of all its rows where they were measured now, ranges over its tensors as recorded."""
+        """Cosines of one regime: of all its rows if they were measured now, ranges over its tensors as recorded."""
         cosines = self._measured.regimes[kind]
         if cosines.n_rows:
             facts: dict[str, Any] = {"n_rows": cosines.n_rows, **zero_counts(cosines)}

@@ -37,7 +37,7 @@ class Selection:
     samples : dict of tensor's name to list of int
         Rows that are exported decoded.
     stride : int
-        1 where every row asked for is exported.
+        1 if every row asked for is exported.
     notes : list of str
         One sentence for everything that was left out.
     drawn : frozenset of str
@@ -72,7 +72,7 @@ def select(
     ----------
     pack : HhtldPack
     tensors : sequence of glob
-        Names to export; all where there is none. What an alias stands for comes with it.
+        Names to export; all if there is none. What an alias stands for comes with it.
     rows : slice, optional
         Of every tensor.
     max_nbytes : int
@@ -87,7 +87,7 @@ def select(
     Raises
     ------
     ValueError
-        When a glob matches nothing.
+        If a glob matches nothing.
     """
     names = _chosen(pack, tensors)
     asked = slice(None) if rows is None else rows
@@ -207,7 +207,7 @@ def _row_nbytes(pack: HhtldPack, record: TensorRecord, codes: bool, triple: bool
 
 
 def _sample(record: TensorRecord, span: range, count: int) -> list[int]:
-    """Rows to decode: evenly spaced ones, and the worst where it was asked for."""
+    """Rows to decode: evenly spaced ones, and the worst if it was asked for."""
     if not record.info.has_rows or not span or not count:
         return []
     picks = sorted({span[int(i)] for i in np.linspace(0, len(span) - 1, min(count, len(span))).round()})

@@ -98,7 +98,7 @@ class TensorWriter:
     # ---- encoded ----
 
     def write_encoded(self, cosines: NDArray[np.float64] | None, found: CosineSummary | None, codes: bool) -> None:
-        """Write an encoded tensor; `cosines` of all its rows where they were measured."""
+        """Write an encoded tensor; `cosines` of all its rows if they were measured."""
         if self.rows:
             self._write_slots(codes)
         shared = self.pack.get_encoded(self.record.name, []).view()  # no row of it, all that is shared
@@ -148,7 +148,7 @@ class TensorWriter:
                 self._plot_slots(name, f"{name}: the codes, byte by byte", slots[name], numbers, axis)
 
     def _plot_slots(self, name: str, title: str, slot: h5py.Dataset, numbers: NDArray[Any], axis: Field) -> h5py.Group:
-        """An image of rows by lane or byte; rows are evenly taken where they would be a line too thin to be seen."""
+        """An image of rows by lane or byte; rows are evenly taken if they would be a line too thin to be seen."""
         step = -(-len(numbers) // min(IMAGE_ROWS, IMAGE_ASPECT * slot.shape[1]))
         shown = Field(name, slot)
         if step > 1:

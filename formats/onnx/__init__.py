@@ -32,7 +32,7 @@ class OnnxFormat(Format):
         FormatError
             For every malformation, naming the path and the tensor.
         MissingExtraError
-            When the package `onnx` is not installed.
+            If the package `onnx` is not installed.
         """
         return OnnxFile(path)
 

@@ -55,7 +55,7 @@ def passed_on(nodes: Iterable[Any]) -> dict[str, str]:
 
 
 def _of_weights(node: Any) -> Iterator[str]:
-    """The inputs of a node that belong to quantized weights where they are constants."""
+    """The inputs of a node that belong to quantized weights if they are constants."""
     if node.domain in _DOMAINS and isinstance(node.op_type, str) and _OPERATORS.fullmatch(node.op_type):  # or bytes
         yield from node.input[1:] if node.op_type == "QuantizeLinear" else node.input  # its first is a plain float
 

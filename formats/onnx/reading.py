@@ -502,11 +502,11 @@ class OnnxFile(TensorSource):
     Raises
     ------
     FormatError
-        When the content breaks a rule, see the module.
+        If the content breaks a rule, see the module.
     MissingExtraError
-        When the package `onnx` is not installed.
+        If the package `onnx` is not installed.
     OSError
-        When the system cannot open or read it or a file of external data.
+        If the system cannot open or read it or a file of external data.
 
     Notes
     -----

@@ -85,7 +85,7 @@ class ConversionReport:
     ----------
     source, target : str
     profile : str or None
-        None where nothing was encoded.
+        None if nothing was encoded.
     source_nbytes, bf16_nbytes, target_nbytes : int
         Tensor bytes of the source as stored, the same with floats as bfloat16, and the file or folder (predicted
         ones in a dry run, where `gates.tensors` is empty). Side files that came along count in all three.

@@ -117,7 +117,7 @@ def convert(
     min_ratio : float
         Bytes as bfloat16 over the file that profiles "gates" and "parity" must reach, 2 by default; a finite number,
         and 0 asks for none. A file that is larger than its source as stored fails too, unless `min_ratio` is below 1.
-        Not asked where nothing is encoded.
+        Not asked if nothing is encoded.
     allow_keep : bool
         Whether tensors that are kept byte for byte, because no rate reaches what `gates` ask, pass; they are told
         either way.
@@ -179,15 +179,15 @@ def convert(
     Raises
     ------
     GateError
-        When profile "gates" or "parity" misses a gate. The file is complete and stays; the report is the error's.
+        If profile "gates" or "parity" misses a gate. The file is complete and stays; the report is the error's.
     FormatError, NonFiniteError
-        When the source cannot be converted.
+        If the source cannot be converted.
     QuantizedError
-        When its weights are quantized already.
+        If its weights are quantized already.
     BudgetError
-        When `memory` does not suffice, before anything is written.
+        If `memory` does not suffice, before anything is written.
     OutputError
-        When the target cannot be written; what stood there before is untouched.
+        If the target cannot be written; what stood there before is untouched.
     """
     if calibration is not None:
         if calibrate is not None:
@@ -294,7 +294,7 @@ def _check_output(output: Format, encoding: Encoding, run: Run, export: Mapping[
 
 
 def _check_selection(output: Format, encoding: Encoding, only: Sequence[str], skip: Sequence[str]) -> None:
-    """Raise `ValueError` if tensors are chosen where all, or others, are needed."""
+    """Raise `ValueError` if tensors are chosen although all, or others, are needed."""
     given = _listed(keyword for keyword, globs in (("only", only), ("skip", skip)) if globs)
     if given and "tensors" in output.options:
         raise ValueError(f"format {output.name!r} takes no {given}; tensors (--tensor) choose what it shows")

@@ -27,7 +27,7 @@ def save(pack: HhtldPack, path: PathLike) -> None:
     Raises
     ------
     OutputError
-        When the file cannot be written; what stood there before is untouched.
+        If the file cannot be written; what stood there before is untouched.
     """
     if not isinstance(pack, HhtldPack):
         raise TypeError(f"save writes a pack, got {type(pack).__name__}; save_file encodes arrays and writes them")

@@ -201,7 +201,7 @@ class LeafTensor(EncodedTensor):
         Raises
         ------
         ValueError
-            When the length is no multiple of 8.
+            If the length is no multiple of 8.
         """
         if len(data) % SLOT_L_LANES:
             raise ValueError(f"{len(data)} bytes are not a multiple of {SLOT_L_LANES}")
@@ -629,7 +629,7 @@ def build_group_with_fisher_z(
     Raises
     ------
     ValueError
-        When `k` is outside 1..256, rows have another shape than the key's, or there are no tensors.
+        If `k` is outside 1..256, rows have another shape than the key's, or there are no tensors.
     """
     return _build(key, tensors, k, False, executor)
 

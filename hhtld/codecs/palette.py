@@ -276,7 +276,7 @@ class HhtlF32Tensor(LeafTensor):
         Raises
         ------
         TypeError
-            When `k` and `svd_basis` are given in the wrong order, or are not what they are called.
+            If `k` and `svd_basis` are given in the wrong order, or are not what they are called.
         """
         _check_order(k, svd_basis)
         return cls._encode(role, rows, k, svd_basis, executor)

@@ -73,7 +73,7 @@ def sample_rows(tensors: Sequence[Rows], count: int) -> NDArray[np.float32]:
     for rows in tensors:
         picked = picks[(picks >= first) & (picks < first + rows.n_rows)] - first
         first += rows.n_rows
-        # Where every fourth row is asked for, blocks are read; else single rows.
+        # If every fourth row is asked for, blocks are read; else single rows.
         spans = (
             row_ranges(rows.n_rows, 4 * rows.n_cols) if len(picked) * 4 > rows.n_rows else ((r, r + 1) for r in picked)
         )
@@ -177,7 +177,7 @@ def decide_shared(
         best = _with_zero_centroid(best, sample, norms2)
         rest = sample - best.centroids[best.assign(sample)]
     leaf_cost = 8 * SLOT_L_LANES + 16 * SLOT_L_LANES * n_cols / n_rows
-    # A few rows flatter a basis, so where it does not pay on them it does not pay at all; the whole
+    # A few rows flatter a basis, so if it does not pay on them it does not pay at all; the whole
     # sample of a wide group takes seconds.
     few = slice(None, None, max(1, len(rest) // LEAF_ROWS))
     if _leaf(np.ascontiguousarray(rest[few]), norms2[few])[1] * n_cols > leaf_cost:
@@ -222,7 +222,7 @@ def smallest_rate(
     encode: EncodeSample,
     dtype: DType = FLOAT32,
 ) -> Prediction | None:
-    """Return the smallest rate at which a sample passes, or None where 6 bits do not suffice.
+    """Return the smallest rate at which a sample passes, or None if 6 bits do not suffice.
 
     Cosines grow with the rate, by about six decibels a bit, so every attempt tells where the next one is worth trying:
     three decide where halving the range took seven.
@@ -286,7 +286,7 @@ def decide_group(
     -------
     shared : TrellisShared
     prediction : Prediction or None
-        None where no rate passes the threshold on the sample.
+        None if no rate passes the threshold on the sample.
     """
     code = slots.Trellis.trained(32 if rate is None else rate, is_ring)
     sample = _prediction_sample(rows)

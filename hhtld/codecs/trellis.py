@@ -98,7 +98,7 @@ _LANES = 32  # rows that the trellis search takes at once
 
 
 class TrellisCodec(Codec):
-    """Slot T at a rate of 1 to 6 bits a weight, with centroids, Slot L and a second level where they pay."""
+    """Slot T at a rate of 1 to 6 bits a weight, with centroids, Slot L and a second level if they pay."""
 
     id: ClassVar[str] = TRELLIS
     word: ClassVar[str] = "trellis"
@@ -469,7 +469,7 @@ class HhtlTTensor(EncodedTensor):
         Raises
         ------
         RangeError
-            When a row passes float32's range on its way: weights near 1e38.
+            If a row passes float32's range on its way: weights near 1e38.
         """
         from hhtld.sources.rows import map_rows  # decoding reads no source
 
@@ -726,7 +726,7 @@ class _TrellisCoder(Coder):
 
 @dataclass(frozen=True, eq=False)
 class TrellisGroup(GroupCode):
-    """Slot T: a code, and centroids and a basis where they pay.
+    """Slot T: a code, and centroids and a basis if they pay.
 
     Attributes
     ----------

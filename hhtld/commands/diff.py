@@ -49,9 +49,9 @@ class TensorDiff:
     identical : bool
         The same element type and, as each source gives them, the same bytes.
     cosines : CosineSummary or None
-        None where one side is no weight type, which only bytes compare, or where there are no elements.
+        None if one side is no weight type, which only bytes compare, or if there are no elements.
     max_error : float or None
-        Largest absolute difference of two elements, as float32 values; infinite where one is not finite.
+        Largest absolute difference of two elements, as float32 values; infinite if one is not finite.
     """
 
     name: str
@@ -150,7 +150,7 @@ def diff(
     Raises
     ------
     FormatError, OSError
-        When one of them cannot be read. Values that are not finite are differences, not errors.
+        If one of them cannot be read. Values that are not finite are differences, not errors.
     """
     report = DiffReport(os.fspath(a), os.fspath(b))
     with (

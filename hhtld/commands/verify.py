@@ -49,7 +49,7 @@ class VerifyReport:
     gates : GateReport or None
         Measured anew when a source was given.
     is_source : bool or None
-        Whether the pack was made from the very rows of this source; None where a tensor has no checksum of them.
+        Whether the pack was made from the very rows of this source; None if a tensor has no checksum of them.
     differences : list of str
         One sentence each.
     """
@@ -105,7 +105,7 @@ def verify(
     ValueError
         If they are given without a source, or a glob of them matches nothing.
     FormatError
-        When the file is damaged; what merely differs from the source is listed in the report.
+        If the file is damaged; what merely differs from the source is listed in the report.
     """
     if src is None and (only or skip):
         raise ValueError("only (--only) and skip (--skip) choose tensors of SRC; give SRC, too")
@@ -137,7 +137,7 @@ def _compare(
             report.differences.append(f"tensor {name!r} shares the bytes of {shared!r}, in the source the two differ")
         elif not pack.info(name).is_encoded and not _same_bytes(pack, source, name):
             report.differences.append(f"tensor {name!r} is kept but its bytes differ from the source's")
-    theirs = source.files()  # none where the source is a lone file
+    theirs = source.files()  # none if the source is a lone file
     for name in pack.files() if theirs else ():
         if name not in theirs:
             report.differences.append(f"file {name!r} is not in the source")

@@ -184,7 +184,7 @@ def alike(
     Returns
     -------
     lines : list of (str, list of str)
-        A name, numbers as "*" where it stands for several, and the names; in order of the first.
+        A name, numbers as "*" if it stands for several, and the names; in order of the first.
     notes : list of str
     """
     lines = [(name, [name]) for name in names]

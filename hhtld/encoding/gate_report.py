@@ -130,7 +130,7 @@ class RegimeCosines:
         return self.n_live_rows == 0 or (self.median >= threshold.median and self.p5 >= threshold.p5)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers that are printed; no quantiles where every row is zeros."""
+        """Return the numbers that are printed; no quantiles if every row is zeros."""
         record: dict[str, Any] = {"n_rows": self.n_rows} | zeros_json(self.n_zero_rows, self.n_zero_rows_lost)
         if self.lost is not None:
             record["lost"] = {"tensor": self.lost[0], "row": self.lost[1]}
@@ -202,7 +202,7 @@ class GateReport:
     source_ratio : float
         Source as it is stored over the file; a file that is larger misses the gate too, unless `min_ratio` is below 1.
     ratio_advice : str
-        What takes the bytes, and what would help, where the ratio is missed.
+        What takes the bytes, and what would help, if the ratio is missed.
     unreached : dict of name to Unreached
         Tensors that are kept because no rate reaches what is asked.
     out_of_range : list of str
@@ -251,7 +251,7 @@ class GateReport:
 
     @property
     def ratio_reached(self) -> bool:
-        """Whether the file is small enough; where nothing was encoded, that is not asked."""
+        """Whether the file is small enough; if nothing was encoded, that is not asked."""
         return not self.tensors or (self.ratio >= self.min_ratio and self.source_ratio >= min(1, self.min_ratio))
 
     @property

@@ -161,7 +161,7 @@ class HhtldPack:
             its own type may be the file's memory, mapped and read-only: copy it to change it. What is decoded, and
             what `get_rows` gives, is the caller's.
         levels : {2, 1}
-            1 leaves out, and does not read, the second level of Slot T where a tensor has one.
+            1 leaves out, and does not read, the second level of Slot T if a tensor has one.
         """
         record = self.table.resolved(name)
         if dtype not in ("float32", "source"):
@@ -208,9 +208,9 @@ class HhtldPack:
         ValueError
             For a tensor without rows, another `dtype`, or an `out` of another shape or type.
         FormatError
-            When the file was cut or written to since it was opened, or its content breaks a rule of the format.
+            If the file was cut or written to since it was opened, or its content breaks a rule of the format.
         OSError
-            When it cannot be read.
+            If it cannot be read.
         """
         record = self.table.resolved(name)
         info = record.info

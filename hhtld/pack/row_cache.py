@@ -38,7 +38,7 @@ class CacheInfo(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    numbers: NDArray[np.int64]  # -1 where a slot is empty
+    numbers: NDArray[np.int64]  # -1 if a slot is empty
     rows: NDArray[np.uint8]
 
     def places(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -38,7 +38,7 @@ class PackSource(TensorSource):
         Parameters
         ----------
         budget : int or None
-            Bytes of all tensors together; None is 64 GiB, or 100 times the bytes that hold them where that is more.
+            Bytes of all tensors together; None is 64 GiB, or 100 times the bytes that hold them if that is more.
         how : str
             How a larger one is given, for the message.
 

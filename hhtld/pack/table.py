@@ -49,7 +49,7 @@ class GroupRecord:
             "shape": list(key.shape),
             "sections": dict(self.sections),
         }
-        if key.regime != key.implied_regime:  # absent where the role says it, so that such tables are what they were
+        if key.regime != key.implied_regime:  # absent if the role says it, so that such tables are what they were
             record["regime"] = key.regime
         numbers = {key: list(number) if isinstance(number, tuple) else number for key, number in self.numbers.items()}
         return record | numbers
@@ -71,9 +71,9 @@ class TensorRecord:
     gates : CosineSummary or None
         Row cosines measured when the pack was made.
     source_crc32 : int or None
-        CRC-32 of the source's elements as float32, where the source was a file.
+        CRC-32 of the source's elements as float32, if the source was a file.
     regime_reason : str or None
-        What decided for its group's regime, where that is not the one that the role implies.
+        What decided for its group's regime, if that is not the one that the role implies.
     unreached : Unreached or None
         What no rate reached, of a tensor that is kept for that.
     class_rows : tuple of int or None
@@ -213,6 +213,6 @@ class PackTable:
             "metadata": dict(self.metadata),
             "source": dict(self.source),
         }
-        if self.files:  # absent where there are none, so that such tables are what they always were
+        if self.files:  # absent if there are none, so that such tables are what they always were
             table["files"] = [{"name": name, "section": index} for name, index in self.files.items()]
         return table

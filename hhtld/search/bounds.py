@@ -101,7 +101,7 @@ def error_tangents(rows: SearchRows, cosines: CosineSummary | None) -> ErrorTang
     Raises
     ------
     ValueError
-        When no cosines are recorded.
+        If no cosines are recorded.
     """
     if cosines is None or not cosines.n_rows:
         raise ValueError(f"no cosines are recorded for tensor {shown(rows.name)}; rescoring needs them")

@@ -31,7 +31,7 @@ def as_batch(queries: ArrayLike, n_cols: int) -> tuple[Array32, bool]:
     Raises
     ------
     ValueError
-        When a query has another width, is not finite, or passes float32's range.
+        If a query has another width, is not finite, or passes float32's range.
     """
     array = unmasked(queries, "queries")
     is_real = array.dtype.kind in "fiuV" and array.dtype.names is None

@@ -62,7 +62,7 @@ def source_reader(source: Any, rows: SearchRows) -> ReadRows:
     Raises
     ------
     ValueError
-        When the source has no tensor of that name, or another shape.
+        If the source has no tensor of that name, or another shape.
     """
     if isinstance(source, TensorSource):
         if rows.name not in source:

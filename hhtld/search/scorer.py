@@ -127,7 +127,7 @@ class Scorer:
         Raises
         ------
         ValueError
-            When a query has another width or is not finite.
+            If a query has another width or is not finite.
         """
         batch, is_single = as_batch(queries, self.n_cols)
         prepared = Queries.prepare(batch, self._rows, n_planes=2)
@@ -168,7 +168,7 @@ class Scorer:
         Raises
         ------
         ValueError
-            When a query has another width or is not finite, k or epsilon is out of range, or `rescore` has another
+            If a query has another width or is not finite, k or epsilon is out of range, or `rescore` has another
             shape.
         """
         if type(k) is bool or not 1 <= k <= self.n_rows or int(k) != k:

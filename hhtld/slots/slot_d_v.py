@@ -155,7 +155,7 @@ def entries_from_bytes(data: bytes | memoryview | NDArray[Any]) -> Entries:
     Raises
     ------
     ValueError
-        When the length is no multiple of 4 or a reserved bit is set.
+        If the length is no multiple of 4 or a reserved bit is set.
     """
     if len(data) % ENTRY_DTYPE.itemsize:
         raise ValueError(f"{len(data)} bytes are not a multiple of {ENTRY_DTYPE.itemsize}")

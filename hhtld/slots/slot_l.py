@@ -267,7 +267,7 @@ def encode_rows(rows: ArrayLike, centroids: ArrayLike, basis: SvdBasis) -> tuple
     Raises
     ------
     ValueError
-        When counts or widths differ, or a value is not finite.
+        If counts or widths differ, or a value is not finite.
     """
     checked_rows, checked_centroids = as_rows(rows), as_rows(centroids)
     if checked_centroids.n_rows != checked_rows.n_rows:
@@ -283,7 +283,7 @@ def decode_rows(centroids: ArrayLike, slot_l: ArrayLike, scale: float, basis: Sv
     Raises
     ------
     ValueError
-        When counts or widths differ, or a code is no int8.
+        If counts or widths differ, or a code is no int8.
     """
     checked_centroids = as_rows(centroids)
     codes = np.require(slot_l, np.int8, ["C"])
@@ -300,7 +300,7 @@ def decode_row(centroid: ArrayLike, slot_l_row: ArrayLike, scale: float, basis: 
     Raises
     ------
     ValueError
-        When a shape is another, or a code is no int8.
+        If a shape is another, or a code is no int8.
     """
     base, codes = np.asarray(centroid), np.asarray(slot_l_row)
     if base.shape != (basis.n_cols,) or codes.shape != (SLOT_L_LANES,):

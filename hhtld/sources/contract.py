@@ -77,12 +77,12 @@ class TensorSource(ABC):
     def quantized(self) -> Mapping[str, str] | None:
         """Return the tensors that hold quantized weights, scales or zero points, and what uses them so.
 
-        None where the source does not know: then names and types tell, see `hhtld.sources.quantized`.
+        None if the source does not know: then names and types tell, see `hhtld.sources.quantized`.
         """
         return None
 
     def uses(self) -> Mapping[str, frozenset[str]]:
-        """Return the operators that take a tensor, or `ADDS`, where the source comes with a graph."""
+        """Return the operators that take a tensor, or `ADDS`, if the source comes with a graph."""
         return {}
 
     def regimes(self) -> Mapping[str, tuple[str, str]]:
@@ -183,7 +183,7 @@ class SourceRows:
     source : TensorSource
     name : str
     n_cols : int, optional
-        Elements of a row, where a pack has other rows than the tensor's shape says.
+        Elements of a row, if a pack has other rows than the tensor's shape says.
 
     Attributes
     ----------

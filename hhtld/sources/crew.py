@@ -19,7 +19,7 @@ __all__ = ["Call", "Crew", "completed", "default_jobs", "workers"]
 
 Key = TypeVar("Key")
 Call = tuple[Key, Callable[..., Any], tuple[Any, ...]]
-_WINDOW = 64  # where no one says how many results may wait
+_WINDOW = 64  # if no one says how many results may wait
 
 
 def _itself(value: Any) -> Any:

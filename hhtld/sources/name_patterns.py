@@ -18,7 +18,7 @@ def matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     Raises
     ------
     ValueError
-        When a glob matches nothing; with the nearest names.
+        If a glob matches nothing; with the nearest names.
     """
     known = list(names)
     for glob in globs:

@@ -5,7 +5,7 @@ answers for itself: one bad row is one word that the model no longer knows. Rows
 act together. What decides, in this order:
 
 1. What was asked for by name, and what a pack of the same tensors has recorded.
-2. What the graph does with a tensor, where one came along: a Gather looks rows up, a MatMul or Conv does not.
+2. What the graph does with a tensor, if there is a graph: a Gather looks rows up, a MatMul or Conv does not.
 3. What is known of its name, by whole components: ``wte`` is a table, ``patch_embed.proj`` a convolution.
 4. Its shape: as many rows as a vocabulary of the model, or so many that nothing else has them.
 
@@ -49,7 +49,7 @@ class ModelFacts:
     vocabularies : frozenset of int
         Sizes, as the config says and as tables of words have them.
     uses : mapping of name to frozenset of str
-        Operators that take a tensor, where a graph came along.
+        Operators that take a tensor, if there is a graph.
     recorded : mapping of name to RegimeChoice
         What a pack of the same tensors says of them.
     """
@@ -294,7 +294,7 @@ def regime_of(info: TensorInfo, facts: ModelFacts | None = None) -> RegimeChoice
     info : TensorInfo
         Its name and shape.
     facts : ModelFacts, optional
-        What is known of the model; without it the name decides, and the shape where it is unmistakable.
+        What is known of the model; without it the name decides, and the shape if it is unmistakable.
     """
     facts = facts or ModelFacts()
     recorded = facts.recorded.get(info.name)

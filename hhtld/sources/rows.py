@@ -61,7 +61,7 @@ class ArrayRows:
     Raises
     ------
     ValueError
-        When the array is not two-dimensional, not real, or not finite, or float32 does not hold it.
+        If the array is not two-dimensional, not real, or not finite, or float32 does not hold it.
     """
 
     def __init__(self, array: ArrayLike) -> None:

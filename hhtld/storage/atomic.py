@@ -71,7 +71,7 @@ class AtomicFile:
         self.size = max(self.size, offset + done)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        """Return the bytes at `offset`, fewer than `nbytes` where the file ends."""
+        """Return the bytes at `offset`, fewer than `nbytes` if the file ends before."""
         parts = []
         with writing(self.path):
             while nbytes and (part := descriptors.read_at(self._fd, nbytes, offset)):
@@ -101,7 +101,7 @@ def replacing(path: str | os.PathLike[str], check: Callable[[Path], object] | No
     Raises
     ------
     OutputError
-        When a step of the writing fails, naming the path and the system's reason. What the block
+        If a step of the writing fails, naming the path and the system's reason. What the block
         itself raises passes through.
     """
     target = Path(path)
@@ -167,7 +167,7 @@ def shortened(name: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder outlast a loss of power, where the system can."""
+    """Make a rename in a folder outlast a loss of power, if the system can."""
     # Without it the rename may be lost with the power. The file already has its name, so a folder that
     # cannot be opened or synced (no read permission, some network mounts) is no failure to write.
     with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        When `path` exists and is anything but an empty folder, or a step of the writing fails. What the block itself
+        If `path` exists and is anything but an empty folder, or a step of the writing fails. What the block itself
         raises passes through; the sibling is gone then.
     """
     target = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the link that is to be refused

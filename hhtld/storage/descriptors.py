@@ -43,7 +43,7 @@ def _module_of_some_systems(name: str) -> Any:
 
 fcntl, msvcrt = _module_of_some_systems("fcntl"), _module_of_some_systems("msvcrt")  # the second is of Windows
 
-# A file has one position for all who read and write it, so where it must be moved, one of them moves it at a time.
+# A file has one position for all who read and write it, so if it must be moved, one of them moves it at a time.
 _moving = threading.Lock()
 
 

@@ -71,7 +71,7 @@ class FileIdentity(NamedTuple):
     def is_still(self, now: FileIdentity) -> bool:
         """Whether nothing was written since.
 
-        The time of the last change tells of writing even where the time of the last writing was set back; a name
+        The time of the last change tells of writing even if the time of the last writing was set back; a name
         that was given to the file, or taken from it, moves it too and does no harm.
         """
         return self[:4] == now[:4] and (self.ctime_ns == now.ctime_ns or self.n_links != now.n_links)
@@ -103,9 +103,9 @@ class PositionalFile(ABC):
         Raises
         ------
         FormatError
-            When the file ends before, or is no longer the one that was opened.
+            If the file ends before, or is no longer the one that was opened.
         OSError
-            When it cannot be read.
+            If it cannot be read.
         """
 
     def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:
@@ -302,7 +302,7 @@ def open_regular(path: Path, io_threads: int = 1, *, direct: bool = False) -> Re
     Raises
     ------
     BadMagicError
-        When it is a folder, a device or a pipe.
+        If it is a folder, a device or a pipe.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise BadMagicError(f"{path}: not a regular file")

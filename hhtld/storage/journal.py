@@ -188,7 +188,7 @@ def resumable(
     begin : mapping
         JSON-able; everything that the bytes depend on, as far as it is known at once.
     place : Any
-        JSON-able; where the input lies and when it was written. Where that alone differs from what an earlier run
+        JSON-able; where the input lies and when it was written. If that alone differs from what an earlier run
         wrote down, its journal is doubted.
     resume : bool
         Whether to continue what an earlier run left; without it, that is discarded.
@@ -202,9 +202,9 @@ def resumable(
     Raises
     ------
     ValueError
-        When what an earlier run left was begun otherwise, naming the differences.
+        If what an earlier run left was begun otherwise, naming the differences.
     OutputError
-        When a step of the writing fails, or another process writes the same output.
+        If a step of the writing fails, or another process writes the same output.
     """
     begin, place, into = json.loads(_text(begin)), json.loads(_text(place)), into or path
     with writing(path):
@@ -265,7 +265,7 @@ def _removed(path: Path) -> bool:
 
 
 def _require_own(path: Path, heads: Sequence[bytes]) -> None:
-    """Raise where the partial file is none of ours: it would be written over, or removed."""
+    """Raise if the partial file is none of ours: it would be written over, or removed."""
     partial_at = partial_path(path)
     with writing(path):
         if not os.path.lexists(partial_at):

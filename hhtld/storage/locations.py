@@ -60,7 +60,7 @@ def demo_model() -> Path:
     Raises
     ------
     MissingExtraError
-        When the package is not installed.
+        If the package is not installed.
     """
     from importlib import metadata
 

@@ -52,7 +52,7 @@ class Runs(NamedTuple):
 
 
 def open_direct(path: Path) -> int | None:
-    """Return a descriptor whose reads go past the page cache, or None where the system or file system has none."""
+    """Return a descriptor whose reads go past the page cache, or None if the system or file system has none."""
     if not hasattr(os, "O_DIRECT") or not hasattr(os, "preadv"):
         return None
     fd = None
@@ -74,7 +74,7 @@ def read_runs(fd: int, runs: Runs, out: NDArray[np.uint8]) -> tuple[int, int]:
     Returns
     -------
     (number, error)
-        The first run that cannot be read whole and the system's error, or 0 where the file ends in it; (-1, 0) if all
+        The first run that cannot be read whole and the system's error, or 0 if the file ends in it; (-1, 0) if all
         are read.
     """
     if hasattr(os, "pread"):
@@ -94,7 +94,7 @@ def read_runs(fd: int, runs: Runs, out: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def read_cached(fd: int, runs: Runs, out: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Read the runs that the page cache holds, and return the numbers of the others: all where it cannot be asked."""
+    """Read the runs that the page cache holds, and return the numbers of the others: all if it cannot be asked."""
     if not hasattr(os, "preadv"):
         return np.arange(len(runs.offsets))
     missed = np.empty(len(runs.offsets), np.int64)

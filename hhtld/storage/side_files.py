@@ -247,7 +247,7 @@ def read_side_file(folder: Location, name: str) -> bytes:
     Raises
     ------
     HeaderError
-        When it grew beyond the limit since it was listed, or became a link out of the folder.
+        If it grew beyond the limit since it was listed, or became a link out of the folder.
     """
     path = followed(folder, checked_file_name(name))
     with open_location(path) as file:

@@ -50,7 +50,7 @@ class Url:
     Raises
     ------
     MissingExtraError
-        When fsspec, or the package it reads this protocol with, is not installed.
+        If fsspec, or the package it reads this protocol with, is not installed.
     ValueError
         For a protocol that fsspec does not know.
 
@@ -143,7 +143,7 @@ class Url:
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of a file; 0 where the store does not tell."""
+        """Bytes of a file; 0 if the store does not tell."""
         return self.facts().get("size") or 0
 
     def open(self) -> RemoteFile:
@@ -169,7 +169,7 @@ class Url:
         return _identity(self.facts())
 
     def part(self, start: int, stop: int) -> bytes:
-        """Return bytes [start, stop), or fewer where the store has fewer."""
+        """Return bytes [start, stop), or fewer if the store has fewer."""
         with self._asking():
             return bytes(self._store.cat_file(self._path, start=start, end=stop, **self._unbuffered))
 

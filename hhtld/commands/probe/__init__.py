@@ -49,7 +49,7 @@ def probe(
     src : path
         What it was made from; or "demo:".
     tensors : sequence of glob
-        Encoded tensors to search; those of the index regime, embeddings and heads, where there is none.
+        Encoded tensors to search; those of the index regime, embeddings and heads, if there is none.
     queries : path of an .npy file, or array, (n, n_cols), optional
         Searched as float32. By default rows of `src`, each with noise of .05 of its length added.
     count : int
@@ -62,9 +62,9 @@ def probe(
     Raises
     ------
     FormatError
-        When a file is damaged, `src` is not what `path` was made from, or a file of queries does not fit.
+        If a file is damaged, `src` is not what `path` was made from, or a file of queries does not fit.
     ValueError
-        When a glob matches nothing that is encoded, or an array of queries does not fit.
+        If a glob matches nothing that is encoded, or an array of queries does not fit.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -89,7 +89,7 @@ def chosen_tensors(pack: HhtldPack, globs: Sequence[str] = ()) -> list[str]:
     Raises
     ------
     ValueError
-        When there is none.
+        If there is none.
     """
     wanted = list(dict.fromkeys(pack.info(name).name for name in matching(pack, globs)))
     encoded = [name for name in wanted if pack.info(name).is_encoded and pack.info(name).info.n_rows]

@@ -58,7 +58,7 @@ def given_queries(queries: str | os.PathLike[str] | ArrayLike, count: int) -> Gi
     Raises
     ------
     FormatError, NonFiniteError, ValueError
-        When a file, or an array, holds no finite float32 of shape (n, n_cols).
+        If a file, or an array, holds no finite float32 of shape (n, n_cols).
     """
     from_file = isinstance(queries, str | os.PathLike)
     origin = os.fspath(queries) if isinstance(queries, str | os.PathLike) else "queries"

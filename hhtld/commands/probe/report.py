@@ -151,7 +151,7 @@ class TensorProbe:
     results : list of SearchResult or NotEncodable
         The yardstick, dense float32 numpy, is the first.
     cascade : CascadeProbe or None
-        None where the lookup grade does not encode the tensor.
+        None if the lookup grade does not encode the tensor.
     """
 
     name: str
@@ -196,7 +196,7 @@ class ProbeReport:
     ----------
     path, source : str
     queries : str
-        Where they come from: "rows of SRC + .05 noise", or a file.
+        Where they come from: "rows of SRC + 0.05 noise", or a file.
     seed : int
         Of the noise.
     tensors : list of TensorProbe
