@@ -2,7 +2,7 @@
 
     pip install -e '.[bench,transformers]'
     python benchmarks/llama_types.py MODEL CALIBRATION [--bits 2 3 4 5 6] [--types Q4_K Q5_K] [--targets .85 .9]
-        [--target-bits 4.85]
+        [--target-bits 4.85] [--prompts builtin FILE]
 
 MODEL is a snapshot folder, CALIBRATION what `hhtld convert MODEL x.hhtld --profile parity --calibrate builtin` kept
 beside its output. All weight matrices are coded, embedding and head included, with one type each; llama.cpp's through
@@ -52,31 +52,34 @@ def through(ggml: Ggml, name: str, weights: np.ndarray, importance: np.ndarray |
 
 
 class Agreement:
-    """A model in memory, what it says as it is, and how much of it stays with other weights."""
+    """A model in memory, what it says to each text as it is, and how much of it stays with other weights."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, texts: list[str]) -> None:
         snapshot = Snapshot(folder)
         self._model = snapshot.load_source()
         tokenizer, limit = snapshot.tokenizer(), snapshot.token_limit(512, 1)
-        texts = [prompt.text for prompt in chosen_prompts("builtin")[1]]
-        self._ids = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
         self.parameters = dict(self._model.named_parameters(remove_duplicate=False))
         n_words = len(self._model.get_input_embeddings().weight)
-        self._spool = LogitSpool(4 * n_words * sum(len(ids) - 1 for ids in self._ids))
-        for ids in self._ids:
-            self._spool.append(self._logits(ids))
+        self._texts: list[tuple[list[list[int]], LogitSpool]] = []
+        for text in texts:
+            prompts = [prompt.text for prompt in chosen_prompts(text)[1]]
+            ids = [tokenizer(prompt, truncation=True, max_length=limit)["input_ids"] for prompt in prompts]
+            spool = LogitSpool(4 * n_words * sum(len(prompt_ids) - 1 for prompt_ids in ids))
+            for prompt_ids in ids:
+                spool.append(self._logits(prompt_ids))
+            self._texts.append((ids, spool))
 
     def _logits(self, ids: list[int]) -> np.ndarray:
         return self._model(input_ids=torch.tensor([ids])).logits[0, :-1].numpy()
 
     def line(self, name: str, nbytes: int, n_weights: int) -> None:
-        """Measure the model as it stands and print a line."""
-        scores = PositionScores.total(
-            [compare_positions(self._spool[i], self._logits(ids), ids[1:]) for i, ids in enumerate(self._ids)]
-        )
-        n = scores.n_positions
-        bits = 8 * nbytes / n_weights
-        print(f"{name:22}{nbytes / 1e6:9.2f} MB {bits:7.3f} b {scores.top1 / n:7.3f} {scores.kl / n:8.4f}", flush=True)
+        """Measure the model as it stands and print a line, with the agreement on each text."""
+        print(f"{name:22}{nbytes / 1e6:9.2f} MB {8 * nbytes / n_weights:7.3f} b", end="")
+        for ids, spool in self._texts:
+            compared = (compare_positions(spool[i], self._logits(each), each[1:]) for i, each in enumerate(ids))
+            scores = PositionScores.total(list(compared))
+            print(f" {scores.top1 / scores.n_positions:7.4f} {scores.kl / scores.n_positions:8.4f}", end="")
+        print(flush=True)
 
 
 def main() -> None:
@@ -87,12 +90,13 @@ def main() -> None:
     parser.add_argument("--types", nargs="*", default=list(GGML), choices=list(GGML))
     parser.add_argument("--targets", nargs="*", type=float, default=[0.85, 0.9])
     parser.add_argument("--target-bits", nargs="*", type=float, default=[])
+    parser.add_argument("--prompts", nargs="+", default=["builtin"], help="texts, as gate-parity takes them")
     parser.add_argument("--ggml", type=Path, help="a shared object with ggml")
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     calibration = read_calibration(args.calibration)
     with fixed_threads(args.jobs), open_source(args.model) as source:
-        said = Agreement(args.model)
+        said = Agreement(args.model, args.prompts)
         plan = make_plan(source, Encoding("bits:4"))
         names = [name for name, tensor in plan.tensors.items() if tensor.group is not None]
         kept = sum(
@@ -102,7 +106,7 @@ def main() -> None:
             info.n_rows * info.n_cols for name, info in source.infos().items() if not plan.tensors[name].alias_of
         )
         print(f"{args.model.name}, {n_weights:,} weights, {processor()}")
-        print(f"{'':22}{'file':>12} {'a weight':>9} {'top-1':>7} {'KL':>8}")
+        print(f"{'':22}{'file':>12} {'a weight':>9}" + f" {'top-1':>7} {'KL':>8}" * len(args.prompts))
 
         def put(name: str, weights: np.ndarray) -> None:
             said.parameters[name].data.copy_(torch.from_numpy(weights))

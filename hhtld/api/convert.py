@@ -72,6 +72,7 @@ def convert(
     rates: Mapping[str, ArrayLike] | None = None,
     calibration: Calibration | None = None,
     calibrate: Calibration | str | os.PathLike[str] | None = None,
+    calibrate_tokens: int | None = None,
     target_top1: float | None = None,
     target_bits: float | None = None,
     files: bool = True,
@@ -103,9 +104,8 @@ def convert(
         two files. Neither is for formats whose files are loaded as whole models: .gguf, .onnx and `to="hf"`.
     profile : str
         "parity" (the default), "gates", "bits:B", "lookup" or "f32". This, `rules`, `roles`, `gates`, `min_ratio`,
-        `seed`, `column_scales`, `rates`, `calibration`, `calibrate`, `target_top1` and `target_bits` are for formats
-        that encode
-        only: .hhtld, and packed folders (`to="hf"`).
+        `seed`, `column_scales`, `rates`, `calibration`, `calibrate`, `calibrate_tokens`, `target_top1` and
+        `target_bits` are for formats that encode only: .hhtld, and packed folders (`to="hf"`).
     rules : sequence of (glob, profile)
         The first whose glob matches a tensor's name decides for it; "keep" keeps it as it is.
     roles : sequence of (glob, "index" or "argmax")
@@ -154,6 +154,8 @@ def convert(
         The same from a text that the model of `src` is run on, or from what an earlier run told
         (`DST.calibration.safetensors`); see `hhtld.evaluation.calibration_file.calibrated`. Without it every group gets
         the rate at which its rows lose little (`hhtld.gates.PARITY_THRESHOLD`).
+    calibrate_tokens : int, optional
+        About how many tokens of the text the model reads, spread over all of its texts and kinds; 6656 by default.
     target_top1 : float, optional
         Share of next tokens that shall stay the same, for profile "parity" with a calibration; 0.9 by default.
     target_bits : float, optional
@@ -206,6 +208,7 @@ def convert(
         column_scales=column_scales,
         rates=rates,
         calibrate=calibrate,
+        calibrate_tokens=calibrate_tokens,
         target_top1=target_top1,
         target_bits=target_bits,
     )
@@ -417,7 +420,15 @@ def _calibrated(
     run: Run,
 ) -> tuple[Encoding, list[str]]:
     """Return the options with the rates, column scales and moments of a calibration, and what to tell of it."""
-    calibration, kept_at = calibrated(calibrate, source, str(model), target, jobs=run.jobs, progress=run.progress)
+    calibration, kept_at = calibrated(
+        calibrate,
+        source,
+        str(model),
+        target,
+        n_tokens=encoding.calibrate_tokens,
+        jobs=run.jobs,
+        progress=run.progress,
+    )
     if encoding.target_bits is not None:
         level = level_for_bits(calibration, encoding.target_bits, source, encoding, run.memory_limit)
         wanted = f"{encoding.target_bits:g} bits a weight in all"
@@ -426,6 +437,9 @@ def _calibrated(
         level = calibration.level_for(target_top1)
         wanted = f"a top-1 agreement of {target_top1:g}"
     notes = [f"rates of {level:g} bits a weight on average were chosen for {wanted}: {calibration.promise(level)}"]
+    if "n_text_tokens" in calibration.facts:
+        n_read, n_tokens = (int(calibration.facts[fact]) for fact in ("n_tokens", "n_text_tokens"))
+        notes.append(f"the model read {n_read:,} of the {n_tokens:,} tokens of the calibration's text")
     if kept_at is not None:
         notes.append(f"what the model told is kept in {kept_at}; give it to calibrate (--calibrate) for other targets")
     return at_level(encoding, calibration, level), notes

@@ -68,6 +68,7 @@ _OPTIONS = (
     "quantized",
     "seed",
     "calibrate",
+    "calibrate_tokens",
     "target_top1",
     "target_bits",
     "dry_run",
@@ -163,6 +164,12 @@ def _add_calibration(command: argparse.ArgumentParser) -> None:
         help="for --profile parity: run the model of SRC on a text (builtin, or a file as --prompts of gate-parity "
         "takes; extra 'transformers') and choose rates by what errors cost it; the result is kept beside DST as "
         "NAME.calibration.safetensors, and TEXT may also be such a file",
+    )
+    command.add_argument(
+        "--calibrate-tokens",
+        type=int,
+        metavar="N",
+        help="about how many tokens of TEXT the model reads, spread over all of it (default 6656)",
     )
     command.add_argument(
         "--target-top1", type=float, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"

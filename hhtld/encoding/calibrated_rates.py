@@ -309,13 +309,19 @@ class Calibration:
         wanted = low + (aim - at_low) / (at_high - at_low) * (high - low)
         level = math.ceil(wanted / _LEVEL_STEP - 1e-9) * _LEVEL_STEP
         if level > MAX_RATE / 16:
-            best = self.expected_top1(MAX_RATE / 16)
             raise FormatError(
-                f"top-1 agreement of {top1:g} needs more than {MAX_RATE / 16:g} bits a weight, where {best:.3f} is "
-                f"expected; ask for less with target_top1 (--target-top1), or keep the most sensitive tensors with "
-                f"rules (--rule GLOB=keep)"
+                f"a top-1 agreement of {top1:g} needs more than {MAX_RATE / 16:g} bits a weight, the highest rate; "
+                f"{self.most_top1():g} is the most that can be had with target_top1 (--target-top1), and rules "
+                f"(--rule GLOB=keep) can keep the most sensitive tensors as they are"
             )
         return max(MIN_RATE / 16, level)
+
+    def most_top1(self) -> float:
+        """Return the highest agreement, in thousandths, that the highest rates keep on other text."""
+        thousandths, expected = 999, self.expected_top1(MAX_RATE / 16)
+        while thousandths and thousandths / 1000 + self.margin(thousandths / 1000) > expected + 1e-9:
+            thousandths -= 1
+        return thousandths / 1000
 
     def margin(self, top1: float) -> float:
         """Return how far other text of the same kinds may fall short of `top1`, one time in twenty.

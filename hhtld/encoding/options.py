@@ -64,6 +64,8 @@ class Encoding:
         (`hhtld.slots.feedback`).
     calibrate : Calibration, path or "builtin", optional
         From what a run of the model `column_scales`, `rates` and `moments` are taken; see `hhtld.convert`.
+    calibrate_tokens : int, optional
+        About how many tokens of a text that `calibrate` names the model reads.
     target_top1 : float, optional
         Share of next tokens that shall stay the same, with `calibrate`; 0.9 if neither this nor `target_bits` is given.
     target_bits : float, optional
@@ -83,6 +85,7 @@ class Encoding:
     rates: Mapping[str, ArrayLike] | None = None
     moments: Mapping[str, ArrayLike | Moments] | None = None
     calibrate: Calibration | str | os.PathLike[str] | None = None
+    calibrate_tokens: int | None = None
     target_top1: float | None = None
     target_bits: float | None = None
 
@@ -104,6 +107,7 @@ class Encoding:
             "column_scales": self.column_scales,
             "rates": self.rates,
             "calibrate": self.calibrate,
+            "calibrate_tokens": self.calibrate_tokens,
             "target_top1": self.target_top1,
             "target_bits": self.target_bits,
         }
@@ -133,6 +137,8 @@ class Encoding:
                 "calibrate (--calibrate), target_top1 (--target-top1) and target_bits (--target-bits) are for profile "
                 "'parity' only"
             )
+        if self.calibrate_tokens is not None:
+            self._check_tokens()
         if self.calibrate is None and targets:
             raise ValueError(
                 f"{' and '.join(targets)} needs calibrate (--calibrate): 'builtin', a text, or a calibration"
@@ -143,3 +149,13 @@ class Encoding:
             raise ValueError("a calibration brings its own column_scales; give one of the two")
         if self.calibrate is not None and self.rates is not None:
             raise ValueError("a calibration brings its own rates; give one of the two")
+
+    def _check_tokens(self) -> None:
+        tokens, text = self.calibrate_tokens, self.calibrate
+        if type(tokens) is bool or not isinstance(tokens, SupportsIndex) or operator.index(tokens) < 1:
+            raise ValueError(f"calibrate_tokens (--calibrate-tokens) must be a positive integer, got {tokens!r}")
+        if text is None or isinstance(text, Calibration) or os.fspath(text).lower().endswith(".safetensors"):
+            raise ValueError(
+                "calibrate_tokens (--calibrate-tokens) says how much of a text is read; give calibrate (--calibrate) "
+                "'builtin' or a text"
+            )

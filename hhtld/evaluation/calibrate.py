@@ -16,7 +16,6 @@ first half, for as many of its matrices at a time as fit. Logits wait in a tempo
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +31,10 @@ from hhtld.encoding.calibrated_rates import FEW_POSITIONS, Calibration, Costs, M
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
-from hhtld.errors import FormatError, MissingExtraError, shown
+from hhtld.errors import FormatError, MissingExtraError
+from hhtld.evaluation.calibration_text import DEFAULT_TOKENS, read_text, text_digest
 from hhtld.evaluation.parity.metrics import compare_positions, nearest_others
-from hhtld.evaluation.parity.prompts import BUILTIN, Prompt, Prompts, chosen_prompts, sentences_of
+from hhtld.evaluation.parity.prompts import BUILTIN, Prompts
 from hhtld.formats import open_source
 from hhtld.progress import Progress, silent
 from hhtld.slots.feedback import MAX_FEEDBACK_COLS
@@ -49,13 +49,8 @@ if TYPE_CHECKING:
     from hhtld.evaluation.gradients import Seen
     from hhtld.evaluation.parity.models import Snapshot
 
-__all__ = ["LEAST_TEXTS", "LEVELS", "calibrate", "text_digest"]
+__all__ = ["LEVELS", "calibrate"]
 
-LEAST_TEXTS = 4  # two in each half: one alone says nothing of how texts differ
-FITTED_TOKENS, JUDGED_TOKENS = 4096, 2560  # spread over the texts of a half
-MOST_TEXTS = 64  # of a half
-LEAST_TOKENS = 24  # of a text, if it has so many: the first of a text know nothing of it
-N_SENTENCES = 600  # that an encoder is judged on
 LEVELS = (3.25, 4.25, 5.25)
 PRODUCTS_NBYTES = 1 << 30
 _RANK_SHARE = 8  # a factor of moments takes a byte a column: about a twelfth of a square matrix as bfloat16
@@ -65,6 +60,7 @@ def calibrate(
     model: str | os.PathLike[str],
     text: Prompts = BUILTIN,
     *,
+    n_tokens: int = DEFAULT_TOKENS,
     jobs: int = 1,
     progress: Progress | None = None,
     begun: Calibration | None = None,
@@ -79,6 +75,8 @@ def calibrate(
     text : "builtin", path, or sequence of str or Prompt
         What it reads, as `hhtld.evaluation.parity.gate_parity` takes prompts; "builtin" is a text of its own, which
         shares nothing with the built-in prompts. At least `LEAST_TEXTS` texts.
+    n_tokens : int
+        About how many tokens of the text the model reads; see `hhtld.evaluation.calibration_text`.
     jobs : int
         Threads. The last bits of sums depend on it, and may move a rate by a step.
     progress : callable, optional
@@ -104,24 +102,19 @@ def calibrate(
     from hhtld.evaluation.parity.models import Snapshot, fixed_threads
 
     folder = local_source(model, "the model of profile parity")
-    origin, texts = _texts(text)
-    if len(texts) < LEAST_TEXTS:
-        raise FormatError(
-            f"{origin}: {len(texts)} {'text is' if len(texts) == 1 else 'texts are'} too few for a calibration, which "
-            f"halves them and compares those of a half; give at least {LEAST_TEXTS} (a line '=== KIND' begins one)"
-        )
     with fixed_threads(jobs), torch.inference_mode(False), torch.no_grad(), open_source(folder) as source:
         snapshot = Snapshot(folder)
-        fitted, judged = _halves(snapshot, origin, texts)
+        read = read_text(snapshot, text, n_tokens)
         facts = {
             "source": weights_digest(source),
-            "text": text_digest(text),
-            "text_origin": origin,
-            "n_tokens": str(sum(len(ids) for _, ids in (*fitted, *judged))),
+            "text": text_digest(text, n_tokens),
+            "text_origin": read.origin,
+            "n_tokens": str(read.n_read),
+            "n_text_tokens": str(read.n_tokens),
         }
         run = _Run(snapshot, source, progress or silent)
         calibration = begun if begun is not None and begun.facts == {**facts, **UNFINISHED} else None
-        for step in (*run.fitting(fitted, calibration), *run.measuring(judged)):
+        for step in (*run.fitting(read.fitted, calibration), *run.measuring(read.judged)):
             calibration = step(calibration or Calibration({}, {}, facts={**facts, **UNFINISHED}))
             if keep is not None:
                 keep(calibration)
@@ -142,58 +135,6 @@ def _require_libraries() -> None:
         raise MissingExtraError(
             "calibrating needs torch and transformers: pip install 'hhtld[transformers]'"
         ) from error
-
-
-def text_digest(text: Prompts) -> str:
-    """Return a checksum of what `calibrate` would read."""
-    return hashlib.sha256("\0".join(prompt.text for prompt in _texts(text)[1]).encode()).hexdigest()
-
-
-def _texts(text: Prompts) -> tuple[str, list[Prompt]]:
-    return chosen_prompts(text, "calibration.txt")
-
-
-# ---- which tokens ----
-
-
-def _halves(snapshot: Snapshot, origin: str, texts: Sequence[Prompt]) -> tuple[list[_Text], list[_Text]]:
-    """Return the texts that are fitted to and those that are judged on, every other one."""
-    fitted = _tokenized(snapshot, origin, _spread(texts[::2], MOST_TEXTS), FITTED_TOKENS)
-    if not snapshot.causal:
-        sentences = sentences_of(texts[1::2])
-        judged = _spread(sentences, N_SENTENCES) if len(sentences) >= 3 else texts[1::2]
-        return fitted, _tokenized(snapshot, origin, judged, 128 * len(judged))
-    return fitted, _tokenized(snapshot, origin, _spread(texts[1::2], MOST_TEXTS), JUDGED_TOKENS)
-
-
-def _spread(texts: Sequence[Prompt], most: int) -> list[Prompt]:
-    if len(texts) <= most:
-        return list(texts)
-    return [texts[i * len(texts) // most] for i in range(most)]
-
-
-def _tokenized(snapshot: Snapshot, origin: str, texts: Sequence[Prompt], n_tokens: int) -> list[_Text]:
-    """Return the tokens of each text, at least two, about `n_tokens` in all: what short ones leave, long ones take."""
-    tokenizer, limit = snapshot.tokenizer(), snapshot.token_limit(n_tokens, 2)
-    ids = [tokenizer(text.text, truncation=True, max_length=limit)["input_ids"] for text in texts]
-    for text, text_ids in zip(texts, ids, strict=True):
-        if len(text_ids) < 2:
-            raise FormatError(
-                f"{origin}: text {shown(text.text, 40)} is {len(text_ids)} token long, so it has no next token"
-            )
-    longest = _longest([len(text_ids) for text_ids in ids], n_tokens)
-    return [(text.kind, text_ids[:longest]) for text, text_ids in zip(texts, ids, strict=True)]
-
-
-def _longest(lengths: Sequence[int], n_tokens: int) -> int:
-    """Return the length to cut texts to, so that about `n_tokens` are left."""
-    left, longest = n_tokens, max(lengths)
-    for place, length in enumerate(sorted(lengths)):
-        longest = left // (len(lengths) - place)
-        if length > longest:
-            break
-        left -= length
-    return max(LEAST_TOKENS, longest)
 
 
 # ---- the model ----

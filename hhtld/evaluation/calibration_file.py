@@ -141,6 +141,7 @@ def calibrated(
     model: str | os.PathLike[str],
     target: Path,
     *,
+    n_tokens: int | None = None,
     jobs: int,
     progress: Progress,
 ) -> tuple[Calibration, str | None]:
@@ -157,6 +158,8 @@ def calibrated(
     model : path
     target : Path
         What will be written.
+    n_tokens : int, optional
+        About how many tokens of a text are read; `hhtld.evaluation.calibration_text.DEFAULT_TOKENS` by default.
 
     Raises
     ------
@@ -181,19 +184,27 @@ def calibrated(
             )
         return calibration, None
     from hhtld.evaluation.calibrate import calibrate as run
-    from hhtld.evaluation.calibrate import text_digest
+    from hhtld.evaluation.calibration_text import DEFAULT_TOKENS, text_digest
 
+    n_tokens = DEFAULT_TOKENS if n_tokens is None else n_tokens
+    made_from = weights_digest(source), text_digest(text, n_tokens)
     beside = target.with_name(target.name.removesuffix(target.suffix) + ".calibration.safetensors")
     begun = None
     if beside.is_file():
         with contextlib.suppress(FormatError):
             earlier = read_calibration(beside)
-            if (earlier.facts.get("source"), earlier.facts.get("text")) == (weights_digest(source), text_digest(text)):
+            if (earlier.facts.get("source"), earlier.facts.get("text")) == made_from:
                 if "unfinished" not in earlier.facts:
                     return earlier, None
                 begun = earlier
     calibration = run(
-        model, text, jobs=jobs, progress=progress, begun=begun, keep=lambda done: write_calibration(done, beside)
+        model,
+        text,
+        n_tokens=n_tokens,
+        jobs=jobs,
+        progress=progress,
+        begun=begun,
+        keep=lambda done: write_calibration(done, beside),
     )
     write_calibration(calibration, beside)
     return calibration, str(beside)

@@ -155,12 +155,24 @@ def test_a_text_that_is_too_short_for_a_target_is_refused() -> None:
         found.level_for(0.9)
 
 
-def test_levels_that_no_rate_reaches_are_refused_with_what_to_do() -> None:
+def test_levels_that_no_rate_reaches_are_refused_with_the_most_that_one_does() -> None:
     found = Calibration({}, THREE, measured((4, 0.5), (5, 0.6)))
-    with pytest.raises(FormatError, match=r"needs more than 6 bits a weight, where 0\.680 is expected; ask for less"):
+    with pytest.raises(FormatError, match=r"0\.95 needs more than 6 bits a weight, .* 0\.68 is the most that can be"):
         found.level_for(0.95)
+    assert found.level_for(0.68) == 6
+    with pytest.raises(FormatError, match=r"0\.681 needs more"):
+        found.level_for(0.681)
     with pytest.raises(ValueError, match="between 0 and 1"):
         found.level_for(1)
+
+
+def test_the_most_that_can_be_had_leaves_room_for_its_margin() -> None:
+    found = Calibration({}, THREE, measured((4, 0.8), (5, 0.9), error=0.01))
+    most = found.most_top1()
+    assert most < found.expected_top1(6) - 0.01
+    assert found.level_for(most) <= 6
+    with pytest.raises(FormatError, match=f"{most:g} is the most"):
+        found.level_for(most + 0.001)
 
 
 def test_measurements_that_say_nothing_are_refused() -> None:

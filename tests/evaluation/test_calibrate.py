@@ -153,6 +153,46 @@ def test_a_run_that_was_interrupted_goes_on(
     assert found.measurements == whole.measurements
 
 
+def test_a_calibrated_conversion_that_was_stopped_twice_gives_the_same_bytes(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    class Stop(BaseException):
+        """What stands for a process that ends."""
+
+    out, options = tmp_path / "m.hhtld", {"calibrate": text, "target_top1": 0.7, "jobs": 1}
+    stages: list[str] = []
+
+    def stop_at(stage: str, n_done: int) -> Callable[[str, str, int], None]:
+        def progress(told: str, label: str, nbytes: int) -> None:
+            stages.append(told)
+            if stages.count(stage) == n_done:
+                raise Stop
+
+        return progress
+
+    with pytest.raises(Stop):
+        convert(llama, out, progress=stop_at("calibrate", 13), **options)
+    stages.clear()
+    with pytest.raises(Stop):
+        convert(llama, out, resume=True, progress=stop_at("encode", 3), **options)
+    assert stages.count("calibrate") == 3, "what was fitted is not fitted again"
+    assert not out.exists()
+    stages.clear()
+    convert(llama, out, resume=True, progress=stop_at("", 1), **options)
+    assert stages.count("calibrate") == 0
+    assert stages.count("resume") >= 2
+    convert(llama, tmp_path / "whole.hhtld", **options)
+    assert out.read_bytes() == (tmp_path / "whole.hhtld").read_bytes()
+
+
+def test_the_report_says_how_much_of_the_text_was_read(llama: Path, text: Path, tmp_path: Path) -> None:
+    options = {"calibrate": text, "target_bits": 5, "jobs": 1, "files": False}
+    whole = convert(llama, tmp_path / "m.hhtld", **options)
+    assert "the model read 480 of the 480 tokens of the calibration's text" in whole.notes
+    few = convert(llama, tmp_path / "m.hhtld", calibrate_tokens=320, **options)
+    assert "the model read 300 of the 480 tokens of the calibration's text" in few.notes, "not what was kept for all"
+
+
 def test_too_few_texts_are_refused(llama: Path) -> None:
     from hhtld.evaluation.calibrate import calibrate
 

@@ -111,6 +111,38 @@ def test_rows_take_rates_of_their_own(model: Path, calibration: Calibration, tmp
     assert (tmp_path / "2.hhtld").read_bytes() == (tmp_path / "m.hhtld").read_bytes()
 
 
+def test_rows_with_rates_of_their_own_go_on_where_they_were(
+    model: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hhtld.codecs.base.SPAN_NBYTES", 1 << 13)
+    monkeypatch.setattr("hhtld.codecs.base.BLOCK_NBYTES", 1 << 13)
+    rows = np.exp2(2 * np.random.default_rng(3).standard_normal(300)).astype(np.float32)
+    spread = replace(calibration, costs={**calibration.costs, HEAD: Costs(rows, 64)})
+    stages: list[str] = []
+
+    def stop(stage: str, name: str, nbytes: int) -> None:
+        stages.append(stage)
+        if stages.count("encode") == 4:
+            raise KeyboardInterrupt
+
+    options = {"calibrate": spread, "target_bits": 6, "min_ratio": 0, "jobs": 1}
+    hhtld.convert(model, tmp_path / "whole.hhtld", **options)
+    with pytest.raises(KeyboardInterrupt):
+        hhtld.convert(model, tmp_path / "m.hhtld", progress=stop, **options)
+    stages.clear()
+    hhtld.convert(model, tmp_path / "m.hhtld", resume=True, progress=lambda stage, *_: stages.append(stage), **options)
+    assert stages.count("resume") >= 3
+    assert (tmp_path / "m.hhtld").read_bytes() == (tmp_path / "whole.hhtld").read_bytes()
+
+
+@pytest.mark.parametrize("calibrate", ["c.safetensors", None])
+def test_how_much_is_read_is_said_of_texts_only(calibrate: str | None, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"how much of a text is read; give calibrate \(--calibrate\)"):
+        hhtld.convert(model, tmp_path / "m.hhtld", calibrate=calibrate, calibrate_tokens=100)
+    with pytest.raises(ValueError, match=r"calibrate_tokens \(--calibrate-tokens\) must be a positive integer, got 0"):
+        hhtld.convert(model, tmp_path / "m.hhtld", calibrate="builtin", calibrate_tokens=0)
+
+
 def test_without_a_calibration_the_note_promises_nothing(model: Path, tmp_path: Path) -> None:
     report = hhtld.convert(model, tmp_path / "m.hhtld", profile="parity", min_ratio=0)
     assert [note.partition(",")[0] for note in report.notes] == [

@@ -1,0 +1,133 @@
+"""Which tokens of a text a model is calibrated on: a bounded number, spread over all of its kinds and texts.
+
+Every other text is fitted to, and on the rest the model is judged. If a half has more tokens than are read, every so
+many-th text of each kind is taken, and of each text its beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hhtld.errors import FormatError, shown
+from hhtld.evaluation.parity.prompts import Prompt, Prompts, chosen_prompts, sentences_of
+
+if TYPE_CHECKING:
+    from hhtld.evaluation.parity.models import Snapshot
+
+__all__ = ["DEFAULT_TOKENS", "LEAST_TEXTS", "CalibrationText", "read_text", "text_digest"]
+
+LEAST_TEXTS = 4  # two in each half: one alone says nothing of how texts differ
+DEFAULT_TOKENS = 6656
+_LEAST_TOKENS = 24  # of a text, if it has so many: the first of a text know nothing of it
+_FITTED = 8 / 13  # of the tokens that are read
+_MANY_TOKENS = 64  # of a text: more texts tell more than longer ones do
+_N_SENTENCES, _SENTENCE_TOKENS = 600, 128  # that an encoder is judged on
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """What a model reads.
+
+    Attributes
+    ----------
+    origin : str
+        Where the text comes from, in words.
+    fitted, judged : list of (kind, tokens)
+    n_tokens : int
+        Of the whole text.
+    """
+
+    origin: str
+    fitted: list[tuple[str, list[int]]]
+    judged: list[tuple[str, list[int]]]
+    n_tokens: int
+
+    @property
+    def n_read(self) -> int:
+        """Tokens that the model reads; of a text encoder's sentences, those that it is judged on too."""
+        return sum(len(ids) for _, ids in (*self.fitted, *self.judged))
+
+
+def text_digest(text: Prompts, n_tokens: int) -> str:
+    """Return a checksum of a text and of how much of it is read."""
+    read = "\0".join(prompt.text for prompt in _texts(text)[1])
+    return hashlib.sha256(f"{n_tokens}\0{read}".encode()).hexdigest()
+
+
+def read_text(snapshot: Snapshot, text: Prompts, n_tokens: int) -> CalibrationText:
+    """Return about `n_tokens` tokens of a text.
+
+    Raises
+    ------
+    FormatError
+        If there are too few texts, or one has fewer than two tokens.
+    """
+    origin, texts = _texts(text)
+    if len(texts) < LEAST_TEXTS:
+        raise FormatError(
+            f"{origin}: {len(texts)} {'text is' if len(texts) == 1 else 'texts are'} too few for a calibration, which "
+            f"halves them and compares those of a half; give at least {LEAST_TEXTS} (a line '=== KIND' begins one)"
+        )
+    tokenizer = snapshot.tokenizer()
+    lengths = [len(ids) for ids in tokenizer([text.text for text in texts], verbose=False)["input_ids"]]
+    for prompt, length in zip(texts, lengths, strict=True):
+        if length < 2:
+            raise FormatError(
+                f"{origin}: text {shown(prompt.text, 40)} is {length} token long, so it has no next token"
+            )
+    n_fitted = round(_FITTED * n_tokens)
+    fitted = _beginnings(snapshot, tokenizer, texts[::2], lengths[::2], n_fitted)
+    if snapshot.causal:
+        judged = _beginnings(snapshot, tokenizer, texts[1::2], lengths[1::2], n_tokens - n_fitted)
+    else:
+        sentences = sentences_of(texts[1::2])
+        if len(sentences) < 3:  # no running text
+            sentences = texts[1::2]
+        taken = _spread(len(sentences), _N_SENTENCES)
+        judged = _tokenized(snapshot, tokenizer, [sentences[place] for place in taken], _SENTENCE_TOKENS)
+    return CalibrationText(origin, fitted, judged, sum(lengths))
+
+
+def _texts(text: Prompts) -> tuple[str, list[Prompt]]:
+    return chosen_prompts(text, "calibration.txt")
+
+
+def _beginnings(
+    snapshot: Snapshot, tokenizer: Any, texts: Sequence[Prompt], lengths: Sequence[int], n_tokens: int
+) -> list[tuple[str, list[int]]]:
+    """Return the tokens of texts, about `n_tokens` in all: what short ones leave, long ones take."""
+    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(text.kind for text in texts))}
+    many = max(1, min(_MANY_TOKENS, sum(lengths) // len(lengths)))
+    most = max(LEAST_TEXTS // 2, n_tokens // many)
+    by_kind = sorted(range(len(texts)), key=lambda place: (kinds[texts[place].kind], place))
+    taken = sorted(by_kind[number] for number in _spread(len(texts), most))
+    longest = _longest([lengths[place] for place in taken], n_tokens)
+    return _tokenized(snapshot, tokenizer, [texts[place] for place in taken], longest)
+
+
+def _spread(n_items: int, most: int) -> list[int]:
+    """Return the places of at most so many items, spread evenly over all."""
+    n_taken = min(n_items, most)
+    return [place * n_items // n_taken for place in range(n_taken)]
+
+
+def _tokenized(
+    snapshot: Snapshot, tokenizer: Any, texts: Sequence[Prompt], longest: int
+) -> list[tuple[str, list[int]]]:
+    limit = snapshot.token_limit(longest, 2)
+    tokens = [tokenizer(text.text, truncation=True, max_length=max(limit, 2))["input_ids"] for text in texts]
+    return [(text.kind, ids) for text, ids in zip(texts, tokens, strict=True)]
+
+
+def _longest(lengths: Sequence[int], n_tokens: int) -> int:
+    """Return the length to cut texts to, so that about `n_tokens` are left."""
+    left, longest = n_tokens, max(lengths)
+    for place, length in enumerate(sorted(lengths)):
+        longest = left // (len(lengths) - place)
+        if length > longest:
+            break
+        left -= length
+    return max(_LEAST_TOKENS, longest)
