@@ -193,6 +193,35 @@ def test_the_report_says_how_much_of_the_text_was_read(llama: Path, text: Path, 
     assert "the model read 300 of the 480 tokens of the calibration's text" in few.notes, "not what was kept for all"
 
 
+def test_a_model_whose_matrices_are_too_wide_for_feedback_has_costs(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hhtld.evaluation import calibrate as module
+
+    monkeypatch.setattr(module, "MAX_FEEDBACK_COLS", 16)
+    monkeypatch.setattr(module, "LEVELS", (4.0, 5.0))
+    found = module.calibrate(llama, text, n_tokens=200)
+    assert not found.moments
+    assert len(found.costs) == 15
+    assert all(cost.mean > 0 for cost in found.costs.values())
+
+
+def test_inputs_that_are_all_zeros_have_no_moments_to_speak_of() -> None:
+    from hhtld.evaluation.calibrate import _moments
+
+    assert not _moments(np.zeros((16, 16))).dense().any()
+
+
+def test_a_model_none_of_whose_matrices_is_in_the_files_is_refused(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hhtld.evaluation import calibrate as module
+
+    monkeypatch.setattr(module, "matched", lambda model, source: {})
+    with pytest.raises(FormatError, match="no weight matrix of the files is one of the model's parameters"):
+        module.calibrate(llama, text)
+
+
 def test_too_few_texts_are_refused(llama: Path) -> None:
     from hhtld.evaluation.calibrate import calibrate
 

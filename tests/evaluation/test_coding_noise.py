@@ -46,3 +46,28 @@ def test_rows_have_noise_of_their_own_bits() -> None:
         sizes = [distortion(round(16 * float(each))) for each in np.broadcast_to(bits, 400)]
         np.testing.assert_allclose(errors, sizes, rtol=0.6)
         assert errors.mean() == pytest.approx(np.mean(sizes), rel=0.03)
+
+
+def test_noise_is_what_its_formula_says() -> None:
+    """A twin in float64: normal numbers, as large as coded rows, moved by feedback, rotated back and unscaled."""
+    import zlib
+
+    from hhtld import slots
+    from hhtld.evaluation.coding_noise import CodingNoise, distortion
+
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((40, 96)).astype(np.float32)
+    scale = np.exp2(rng.uniform(-1, 1, 96)).astype(np.float32)
+    moments = Moments.of(np.diag(rng.uniform(0.1, 3, 96)) + 0.2, 24)
+    noise = CodingNoise(ArraySource({NAME: weights}), {NAME: scale}, {NAME: moments}, {NAME: True})
+    noisy = torch.zeros(40, 96)
+    noise.put(NAME, noisy, 4.25)
+    size = np.sqrt(np.square(weights.astype(np.float64) * scale).mean(1, keepdims=True))
+    drawn = np.random.default_rng([zlib.crc32(NAME.encode()), 0]).standard_normal((40, 96), dtype=np.float32)
+    rotation = slots.Rotation(96, 0)
+    fed_back = slots.feedback_matrix(moments, rotation, scale, True).astype(np.float64)
+    unrotated = np.eye(96, dtype=np.float32)
+    rotation.unrotate(unrotated)
+    coded = size * drawn - (size * drawn) @ fed_back.T
+    expected = weights + np.sqrt(distortion(68)) * (coded @ unrotated.astype(np.float64)) / scale
+    np.testing.assert_allclose(noisy.numpy(), expected, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,67 @@ def test_sums_are_those_of_positions() -> None:
     assert seen["table"].looked_up is not None
     assert seen["bare"].squared is not None
     assert seen["bare"].squared.shape == (4, 3)
+
+
+def differences(loss: Callable[[], float], weight: torch.Tensor, step: float = 1e-6) -> np.ndarray:
+    """Return the gradient of a loss by central differences, of a matrix in float64."""
+    gradient = np.zeros(weight.shape)
+    for place in np.ndindex(*weight.shape):
+        before = weight.data[place].item()
+        weight.data[place] = before + step
+        above = loss()
+        weight.data[place] = before - step
+        gradient[place] = (above - loss()) / (2 * step)
+        weight.data[place] = before
+    return gradient
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    """Of texts of one token, whose gradients of weights are products of one input and one gradient."""
+    from hhtld.evaluation.gradients import watched
+
+    model = Small().double()
+    parameters = {name: getattr(getattr(model, name), "weight", getattr(model, name)) for name in NAMES}
+    texts = [torch.tensor([token]) for token in (1, 4, 7)]
+    with watched(model, parameters, NAMES, set()) as (seen, backwards):
+        for ids in texts:
+            backwards(model(ids).square().sum())
+    squares = {name: np.zeros(weight.shape) for name, weight in parameters.items()}
+    with torch.no_grad():
+        for ids in texts:
+            for name, weight in parameters.items():
+                squares[name] += differences(lambda ids=ids: float(model(ids).square().sum()), weight) ** 2
+    for name, axis in (("layer", 1), ("head", 1), ("other", 1)):
+        np.testing.assert_allclose(seen[name].outputs, squares[name].sum(axis), rtol=1e-5)
+        np.testing.assert_allclose(seen[name].weighted_inputs, squares[name].sum(0), rtol=1e-5)
+    np.testing.assert_allclose(seen["table"].looked_up, squares["table"].sum(0), rtol=1e-5)
+    np.testing.assert_allclose(seen["bare"].squared, squares["bare"], rtol=1e-5)
+
+
+def test_what_no_answer_depends_on_costs_nothing() -> None:
+    from hhtld.evaluation.gradients import row_costs, watched
+
+    model = Small()
+    model.unused = torch.nn.Linear(2, 3)
+    model.spare = torch.nn.Parameter(torch.ones(2, 3))
+    parameters = {"unused": model.unused.weight, "spare": model.spare, "layer": model.layer.weight}
+    with watched(model, parameters, dict.fromkeys(parameters, False), {"unused"}) as (seen, backwards):
+        model.unused(torch.ones(1, 2))  # before anything has a gradient
+        backwards(model(TEXTS[0]).square().sum())  # its table is not among those that are watched
+    for name in ("unused", "spare"):
+        assert not row_costs(name, seen[name], parameters[name].detach(), None).any()
+    assert row_costs("layer", seen["layer"], model.layer.weight.detach(), None).all()
+
+
+def test_the_direction_of_an_embedding_is_drawn_by_a_seed_and_its_length_does_not_count() -> None:
+    from hhtld.evaluation.gradients import embedding_loss
+
+    states = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    loss = float(embedding_loss(states, torch.Generator().manual_seed(0)))
+    mean = states.mean(0).numpy()
+    direction = torch.randn(8, generator=torch.Generator().manual_seed(0)).numpy()
+    assert loss == pytest.approx(float(mean @ direction / np.linalg.norm(mean)), rel=1e-5)
+    assert float(embedding_loss(7 * states, torch.Generator().manual_seed(0))) == pytest.approx(loss, rel=1e-5)
 
 
 def test_costs_are_what_noise_costs() -> None:
