@@ -91,6 +91,9 @@ HH_INLINE ptrdiff_t hh_search_cols(ptrdiff_t n_cols, ptrdiff_t whole) {
 HH_INLINE int hh_back_width(int bits) { return bits <= 2 ? bits : bits <= 4 ? 4 : 8; }
 HH_INLINE int hh_back_shift(int bits) { return bits == 1 ? 4 : bits == 2 ? 3 : bits <= 4 ? 2 : 1; }
 
+/* log2 of how many groups that lie beside each other a step takes at once, if they have few branches. */
+HH_INLINE int hh_beside_bits(int bits) { return bits < 3 ? 3 - bits : 0; }
+
 /* States that a search is held to, by lane: at the first weight, and at weight `end`; -1 for any. */
 typedef struct {
     int first[HH_TRELLIS_LANES], last[HH_TRELLIS_LANES];

@@ -60,15 +60,18 @@ HH_INLINE int HH_NAME(hh_low_bits_)(ptrdiff_t t, ptrdiff_t start, int rate, int 
 }
 
 /* One step of `bits` new bits: to `to` the cheapest way into each group of 2^bits states, to `back` its branch. Groups
- * are taken in the order of their `low_bits` lower bits, those that share these one after another. If `apart` is set,
+ * are taken in the order of their `low_bits` lower bits, those that share these one after another, and few that lie
+ * beside each other together. If `apart` is set,
  * there are fewer groups before the step than branches, and no run of them serves all branches. */
 HH_INLINE void HH_NAME(hh_step_)(int bits, int n_bits, int low_bits, int apart, int renormalise,
                                  HH_NAME(hh_reached_) reached, int16_t *to, int16_t *back) {
     const int n_groups = 1 << (n_bits - bits), n_branches = 1 << bits, n_tops = n_groups >> low_bits;
+    const int n_beside = 1 << hh_beside_bits(bits);
     const int width = hh_back_width(bits), slots = (1 << hh_back_shift(bits)) - 1;
     HH_V word_i16 = HH_SET1(0), least_i16 = HH_SET1(INT16_MAX);
     for (int n = 0; n < n_groups; n++) {
-        const int g = (n % n_tops) << low_bits | n / n_tops, first = g << bits;
+        const int top = n / n_beside % n_tops, low = n / (n_beside * n_tops) * n_beside + n % n_beside;
+        const int g = top << low_bits | low, first = g << bits;
         const int16_t *const way = reached.groups + (ptrdiff_t)(first & reached.mask) * HH_LANES_T;
         const uint8_t *const levels = reached.levels + first;
         HH_V best_i16 = HH_NAME(hh_next_cost_)(reached, way, levels, 0), which_i16 = HH_SET1(0);
@@ -115,11 +118,14 @@ HH_KERNEL void HH_NAME(hh_trace_)(const hh_search *search, ptrdiff_t start, ptrd
         const int bits = hh_step_bits(t, search->rate),
                   low_bits = HH_NAME(hh_low_bits_)(t, start, search->rate, n_bits);
         const int width = hh_back_width(bits), shift = hh_back_shift(bits), top_bits = n_bits - bits - low_bits;
+        const int beside_bits = hh_beside_bits(bits);
+        const unsigned beside = (1u << beside_bits) - 1u;
         const unsigned groups = (1u << (n_bits - bits)) - 1u, branches = (1u << bits) - 1u, slots = (1u << shift) - 1u;
         const int16_t *const back = search->back + t * hh_back_words(search->rate, n_bits) * HH_LANES_T;
         for (int lane = 0; lane < HH_LANES_T; lane++) {
             const unsigned g = state[lane] & groups;
-            const unsigned n = (g & ((1u << low_bits) - 1u)) << top_bits | g >> low_bits;
+            const unsigned low = g & ((1u << low_bits) - 1u);
+            const unsigned n = (low >> beside_bits << top_bits | g >> low_bits) << beside_bits | (low & beside);
             const unsigned word = (uint16_t)back[(ptrdiff_t)(n >> shift) * HH_LANES_T + lane];
             state[lane] = g << bits | (word >> ((slots - (n & slots)) * (unsigned)width) & branches);
         }

@@ -39,26 +39,30 @@ HH_INLINE HH_V HH_NAME(hh_quick_step_)(int bits, int n_bits, int low_bits, int t
                                        const uint16_t *places, const int16_t *level_costs, int16_t *to, int16_t *back) {
     const int n_branches = 1 << bits, n_tagged = bits < tag_bits ? n_branches : 1 << tag_bits;
     const int n_held = n_tagged < HH_HELD ? n_tagged : HH_HELD, per_word = 1 << hh_back_shift(bits);
-    const int n_tops = 1 << (n_bits - bits - low_bits), at_once = bits < 3 ? 1 : per_word;
+    const int n_tops = 1 << (n_bits - bits - low_bits), n_beside = 1 << hh_beside_bits(bits);
+    const int tops_at_once = n_beside > 1 ? 1 : per_word, at_once = tops_at_once * n_beside;
     const ptrdiff_t next_place = (ptrdiff_t)n_branches << low_bits, next_group = (ptrdiff_t)HH_LANES_T << low_bits;
     const HH_V cost_bits_i16 = HH_SET1((int16_t)(0xFFFF << tag_bits)), tag_i16 = HH_SET1((int16_t)(n_tagged - 1));
     HH_V partial_i16[HH_TOPS], which_before_i16[HH_TOPS];
     HH_V word_i16 = HH_SET1(0), least_i16 = HH_SET1(-1);
     unsigned n = 0;
-    for (int low = 0; low < 1 << low_bits; low++) {
+    for (int low = 0; low < 1 << low_bits; low += n_beside) {
         for (int first = 0; first < n_branches; first += n_held) {
             const int is_begin = first % n_tagged == 0, is_end = (first + n_held) % n_tagged == 0;
             const uint16_t *place = places + ((ptrdiff_t)low << bits) + first;
             int16_t *best = to + (ptrdiff_t)low * HH_LANES_T;
             HH_V way_i16[HH_HELD];
 #pragma GCC unroll 16
-            for (int j = 0; j < n_held; j++)
+            for (int j = 0; j < n_held * n_beside; j++)
                 way_i16[j] = HH_OR(HH_LOAD(groups + (((ptrdiff_t)low << bits) + first + j) * HH_LANES_T),
                                    HH_SET1((int16_t)((first + j) % n_tagged)));
-            for (int top = 0; top < n_tops; top += at_once) {
+            for (int top = 0; top < n_tops; top += tops_at_once) {
 #pragma GCC unroll 4
-                for (int i = 0; i < at_once; i++, place += next_place, best += next_group) {
-#define HH_WAY(j) HH_ADDU(way_i16[j], HH_LOAD((const int16_t *)((const char *)level_costs + place[j])))
+                for (int i = 0; i < at_once; i++) {
+                    const HH_V *const way = way_i16 + i % n_beside * n_branches;
+                    const uint16_t *const places_i = place + i / n_beside * next_place + i % n_beside * n_branches;
+                    int16_t *const best_i = best + i / n_beside * next_group + i % n_beside * HH_LANES_T;
+#define HH_WAY(j) HH_ADDU(way[j], HH_LOAD((const int16_t *)((const char *)level_costs + places_i[j])))
                     HH_V best_i16 = is_begin ? HH_WAY(0) : HH_MINU(partial_i16[top + i], HH_WAY(0));
 #pragma GCC unroll 16
                     for (int j = 1; j < n_held; j++) best_i16 = HH_MINU(best_i16, HH_WAY(j));
@@ -69,21 +73,22 @@ HH_INLINE HH_V HH_NAME(hh_quick_step_)(int bits, int n_bits, int low_bits, int t
                     }
                     HH_V cost_i16 = HH_AND(best_i16, cost_bits_i16), which_i16 = HH_AND(best_i16, tag_i16);
                     if (first >= n_tagged) { /* on a tie the branch before */
-                        const HH_V before_i16 = HH_LOAD(best);
+                        const HH_V before_i16 = HH_LOAD(best_i);
                         cost_i16 = HH_MINU(cost_i16, before_i16);
                         which_i16 = HH_SELECT(HH_EQ(cost_i16, before_i16), which_before_i16[top + i],
                                               HH_OR(which_i16, HH_SET1((int16_t)(first & -n_tagged))));
                     }
-                    HH_STORE(best, cost_i16);
+                    HH_STORE(best_i, cost_i16);
                     if (first + n_held < n_branches) {
                         which_before_i16[top + i] = which_i16;
                         continue;
                     }
                     least_i16 = HH_MINU(least_i16, cost_i16);
                     word_i16 = HH_OR(HH_SLL(word_i16, hh_back_width(bits)), which_i16);
-                    if (at_once == 1 && ++n % (unsigned)per_word == 0) HH_STORE(back, word_i16), back += HH_LANES_T;
                 }
-                if (at_once > 1 && first + n_held == n_branches) HH_STORE(back, word_i16), back += HH_LANES_T;
+                place += tops_at_once * next_place, best += tops_at_once * next_group, n += (unsigned)at_once;
+                if (first + n_held == n_branches && n % (unsigned)per_word == 0)
+                    HH_STORE(back, word_i16), back += HH_LANES_T;
             }
         }
     }
