@@ -13,15 +13,9 @@ from rich.text import Text
 from hhtld.api.conversion_report import ConversionReport, TensorOutcome
 from hhtld.commands.option_names import as_options
 from hhtld.display.gate_table import gate_table
+from hhtld.display.numbers import counted, human_nbytes, reached, shape_text
 from hhtld.display.tables import alike, tensor_table
-from hhtld.display.terminal import (
-    EXPLAINED,
-    counted,
-    human_nbytes,
-    reached,
-    safe,
-    shape_text,
-)
+from hhtld.display.terminal import EXPLAINED, safe
 from hhtld.formats.hf import loads_with_transformers
 
 __all__ = ["print_conversion"]

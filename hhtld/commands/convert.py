@@ -297,7 +297,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _converted(arguments: argparse.Namespace) -> ConversionReport:
     """Convert, with a bar of progress, and return the report of a conversion that missed a gate too."""
     from hhtld.api.convert import convert
-    from hhtld.display.terminal import progress_bar
+    from hhtld.display.progress_bar import progress_bar
     from hhtld.formats import open_source
     from hhtld.gates import Threshold
     from hhtld.sources.selection import select_tensors

@@ -19,9 +19,10 @@ from rich.text import Text
 from hhtld.commands.arguments import add_all, add_jobs, add_json, every
 from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.cosines import judged_cosines, summarize
+from hhtld.display.numbers import counted, human_nbytes, shape_text
 from hhtld.display.streams import emit
 from hhtld.display.tables import alike, tensor_table
-from hhtld.display.terminal import counted, human_nbytes, safe, shape_text
+from hhtld.display.terminal import safe
 from hhtld.dtypes import widen
 from hhtld.formats import open_source
 from hhtld.gates import CosineSummary
@@ -308,7 +309,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from hhtld.display.terminal import console, progress_bar
+    from hhtld.display.progress_bar import progress_bar
+    from hhtld.display.terminal import console
     from hhtld.formats import open_source
 
     with open_source(arguments.a) as source:

@@ -54,7 +54,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from hhtld.display.page import check_page
-    from hhtld.display.terminal import console, progress_bar
+    from hhtld.display.progress_bar import progress_bar
+    from hhtld.display.terminal import console
     from hhtld.evaluation.parity import gate_parity, print_parity
     from hhtld.evaluation.parity.page import write_parity_page
     from hhtld.evaluation.parity.prompts import chosen_prompts

@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--report and --wav are of what PACK says; name the .hhtld")
     from hhtld.api.convert import convert
     from hhtld.display.page import check_page
-    from hhtld.display.terminal import console, progress_bar
+    from hhtld.display.progress_bar import progress_bar
+    from hhtld.display.terminal import console
     from hhtld.evaluation.speech import SpeechGate
     from hhtld.evaluation.speech.page import write_speech_page
     from hhtld.evaluation.speech.report import print_rates, print_speech

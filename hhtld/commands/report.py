@@ -19,10 +19,11 @@ from hhtld.codecs import codecs
 from hhtld.commands.arguments import add_jobs, add_json
 from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.commands.verify import verify
+from hhtld.display.numbers import human_nbytes, reached
 from hhtld.display.page import Cell, SortedTable, write_page
 from hhtld.display.plots import ACCENT, INK, MARK, OTHER, Drawing, plots
 from hhtld.display.streams import emit
-from hhtld.display.terminal import EXPLAINED, human_nbytes, reached
+from hhtld.display.terminal import EXPLAINED
 from hhtld.encoding.gate_report import RegimeCosines
 from hhtld.errors import HeaderError
 from hhtld.formats import open_source
@@ -344,7 +345,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from hhtld.display.page import check_page
-    from hhtld.display.terminal import progress_bar
+    from hhtld.display.progress_bar import progress_bar
     from hhtld.pack.opening import open_pack
     from hhtld.storage.locations import locate
 

@@ -220,7 +220,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from hhtld.display.terminal import console, counted, human_nbytes, progress_bar
+    from hhtld.display.numbers import counted, human_nbytes
+    from hhtld.display.progress_bar import progress_bar
+    from hhtld.display.terminal import console
     from hhtld.pack.opening import open_pack
 
     with open_pack(arguments.file) as pack:

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.text import Text
 
+from hhtld.display.numbers import reached
 from hhtld.display.tables import Table
-from hhtld.display.terminal import EXPLAINED, reached, safe
+from hhtld.display.terminal import EXPLAINED, safe
 from hhtld.encoding.gate_report import GateReport
 from hhtld.gates import Threshold
 

@@ -19,8 +19,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hhtld.display.numbers import human_nbytes, reached
 from hhtld.display.plots import require_matplotlib
-from hhtld.display.terminal import human_nbytes, reached, safe
+from hhtld.display.terminal import safe
 from hhtld.errors import MissingExtraError, OutputError
 from hhtld.storage.atomic import replacing, require_regular, writing
 

@@ -177,7 +177,7 @@ def test_logs_get_a_line_now_and_then(
     words = ["convert", str(source), str(tmp_path / "m.hhtld"), "--profile", "bits:2"]
     assert main(words) == 0
     assert capsys.readouterr().err == "", "what takes less than half a minute needs none"
-    monkeypatch.setattr("hhtld.display.terminal._TELL_SECONDS", 0.0)
+    monkeypatch.setattr("hhtld.display.progress_bar._TELL_SECONDS", 0.0)
     assert main(words) == 0
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "encode: 6.14 MB of 6.14 MB, 100 %"

@@ -26,7 +26,9 @@ from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.commands.inspect import describe, print_description
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
 from hhtld.commands.main import main
-from hhtld.display.terminal import column_chart, merged, reached, safe, shortened, sparkline
+from hhtld.display.charts import column_chart, merged, sparkline
+from hhtld.display.numbers import reached, shortened
+from hhtld.display.terminal import safe
 from hhtld.dtypes import bf16_values, dtype_named
 from hhtld.formats import open_source
 from hhtld.slots.slot_d_v import residual

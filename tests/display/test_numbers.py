@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hhtld.display.terminal import reached
+from hhtld.display.numbers import reached
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from rich.console import Console
 from hhtld.api.conversion_report import as_bf16_nbytes
 from hhtld.commands.arguments import add_all, add_json, every, row_range
 from hhtld.commands.exit_codes import DONE
+from hhtld.commands.inspect.file_tables import print_listing
 from hhtld.commands.inspect.statistics import slot_statistics, value_statistics, weight_blocks
-from hhtld.display.inspect_file import print_listing
-from hhtld.display.inspect_tensor import print_tensor
+from hhtld.commands.inspect.tensor_card import print_tensor
+from hhtld.display.numbers import counted
 from hhtld.display.streams import emit
-from hhtld.display.terminal import counted
 from hhtld.dtypes import view, widen
 from hhtld.errors import no_such_tensor
 from hhtld.gates import rounded_down

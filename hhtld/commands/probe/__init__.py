@@ -150,7 +150,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from hhtld.commands.probe.report import print_probe
-    from hhtld.display.terminal import console, progress_bar
+    from hhtld.display.progress_bar import progress_bar
+    from hhtld.display.terminal import console
     from hhtld.pack.opening import open_pack
 
     with open_pack(arguments.file) as pack:

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from hhtld.display.numbers import human_nbytes, reached, shape_text
 from hhtld.display.tables import Table, print_titled
-from hhtld.display.terminal import human_nbytes, reached, safe, shape_text
+from hhtld.display.terminal import safe
 from hhtld.slots.palette import RouteAction
 
 __all__ = ["CascadeProbe", "NotEncodable", "ProbeReport", "SearchResult", "TensorProbe", "print_probe"]

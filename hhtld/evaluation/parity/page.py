@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from hhtld.display.numbers import reached
 from hhtld.display.page import Cell, SortedTable, write_page
-from hhtld.display.terminal import reached
 from hhtld.evaluation.parity.report import (
     EmbeddingReport,
     ParityReport,

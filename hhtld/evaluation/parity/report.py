@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from hhtld.display.numbers import reached, shortened
 from hhtld.display.tables import Table, print_titled
-from hhtld.display.terminal import reached, safe, shortened
+from hhtld.display.terminal import safe
 from hhtld.evaluation.parity.metrics import Agreement, PositionScores, first_difference
 from hhtld.evaluation.parity.prompts import Prompt
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hhtld.display.numbers import reached
 from hhtld.display.page import SortedTable, write_page
 from hhtld.display.plots import ACCENT, OTHER, Drawing, Plots, plots
-from hhtld.display.terminal import reached
 from hhtld.evaluation.speech.metrics import FLOOR_DB, HOP, decibels, spectrogram
 from hhtld.evaluation.speech.report import (
     BOUNDS,

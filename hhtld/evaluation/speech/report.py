@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from hhtld.display.numbers import counted, human_nbytes, reached
 from hhtld.display.tables import Table, print_titled
-from hhtld.display.terminal import counted, human_nbytes, reached, safe
+from hhtld.display.terminal import safe
 from hhtld.evaluation.speech.metrics import SpeechScores
 
 __all__ = ["BOUNDS", "TAIL_BOUNDS", "Bounds", "RateSearch", "RateTrial", "SpeechReport", "SpokenSentence"]

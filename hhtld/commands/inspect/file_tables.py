@@ -13,17 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from hhtld.display.numbers import counted, human_nbytes, joined, rates_text, reached, shape_text, shortened
 from hhtld.display.tables import FactGrid, Table, alike, print_titled, tensor_table
-from hhtld.display.terminal import (
-    counted,
-    human_nbytes,
-    joined,
-    rates_text,
-    reached,
-    safe,
-    shape_text,
-    shortened,
-)
+from hhtld.display.terminal import safe
 from hhtld.gates import N_QUANTILES
 
 __all__ = ["print_listing"]

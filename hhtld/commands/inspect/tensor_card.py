@@ -14,19 +14,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from hhtld.codecs import codec
+from hhtld.display.charts import column_chart, merged, sparkline
+from hhtld.display.numbers import counted, human_nbytes, joined, rates_text, reached, shape_text
 from hhtld.display.tables import FactGrid, Table, print_titled
-from hhtld.display.terminal import (
-    column_chart,
-    counted,
-    human_nbytes,
-    joined,
-    merged,
-    rates_text,
-    reached,
-    safe,
-    shape_text,
-    sparkline,
-)
+from hhtld.display.terminal import safe
 from hhtld.gates import N_QUANTILES
 
 __all__ = ["print_tensor"]
