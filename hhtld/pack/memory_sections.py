@@ -15,6 +15,8 @@ __all__ = ["MemorySections"]
 class MemorySections(SectionSink):
     """Sections held in memory: a sink and its own reader."""
 
+    reads_rows = False
+
     def __init__(self) -> None:
         self._sections: list[tuple[str, NDArray[np.uint8]]] = []
 

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 DEFAULT_BUDGET = 64 << 30
+_SEARCHED_NBYTES = 64 << 20  # of a tensor that a search may hold if it has to read it
 
 
 class HhtldPack:
@@ -289,7 +290,9 @@ class HhtldPack:
     def scorer(self, name: str, levels: int = 2) -> Scorer:
         """Return what searches a tensor's rows without unpacking it; the checksums of its sections are verified.
 
-        A tensor that is kept as it came is searched block by block.
+        A tensor that is kept as it came is searched block by block. So is a table of more than 64 MiB in a file that is
+        not mapped (io="pread" or "direct"): every search reads it again, 4 MiB at a time, and needs the pack open. What
+        stays in memory is 4 bytes a row, and 12 bytes a row while the scorer is made.
 
         Parameters
         ----------
@@ -297,7 +300,7 @@ class HhtldPack:
         levels : {2, 1}
             1 leaves the second level of Slot T out.
         """
-        from hhtld.search.estimates import PlainRows  # reading rows needs no search
+        from hhtld.search.estimates import PlainRows, RowsInFile  # reading rows needs no search
         from hhtld.search.scorer import Scorer
 
         record = self.table.resolved(name)
@@ -305,7 +308,15 @@ class HhtldPack:
             raise ValueError(f"tensor {shown(name)}, {list(record.info.shape)}, has no columns to search")
         if record.is_encoded:
             self._groups.afford(record, 1, n_palettes=3)  # the palette's rows as float32, and in float64
-            return Scorer(self.get_encoded(name), record.gates, record.name, levels)
+            searched: EncodedTensor
+            nbytes, n_rows = self.nbytes(record.name), record.info.n_rows
+            if self.sections.reads_rows and nbytes > _SEARCHED_NBYTES and "slot_t" in record.sections:
+                for index in record.sections.values():
+                    self.sections.check(index)
+                searched = RowsInFile((n_rows, record.info.n_cols), nbytes // n_rows, partial(self._encoded, record))
+            else:
+                searched = self.get_encoded(name)
+            return Scorer(searched, record.gates, record.name, levels)
         if not (record.info.has_rows and record.info.dtype.is_weight):
             kind = f"{record.info.dtype.name} {list(record.info.shape)}"
             raise ValueError(f"tensor {shown(name)}, {kind}, has no rows of weights to search")

@@ -29,6 +29,10 @@ def as_bytes(block: Buffer | NDArray[Any]) -> memoryview:
 class SectionReader(Protocol):
     """Sections that can be read."""
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether rows that are given are read from a file here, and not views of memory or bytes from afar."""
+
     def kinds(self) -> list[str]:
         """Return the kind of every section, by number."""
 

@@ -87,6 +87,10 @@ class FileSections:
             self._map, self._mapped_file = file.map(), file
         self.io = "mmap" if self._map is not None else "direct" if isinstance(file, DirectFile) else "pread"
 
+    @property
+    def reads_rows(self) -> bool:
+        return self._map is None and self._regular is not None
+
     def kinds(self) -> list[str]:
         return [record.kind for record in self.records]
 

@@ -27,10 +27,11 @@ from hhtld.sources.rows import row_ranges
 if TYPE_CHECKING:
     from hhtld.search.queries import Queries
 
-__all__ = ["PlainRows", "SearchRows", "row_lengths"]
+__all__ = ["PlainRows", "RowsInFile", "SearchRows", "row_lengths"]
 
 _BLOCK_SCORES = 1 << 19  # estimates of a block: they and their dots stay in a core's cache
 _LEAST_ROWS, _MOST_ROWS = 1024, 1 << 16
+_READ_NBYTES = 4 << 20  # of packed rows at once, where they are read again for every search
 _SAMPLE_ROWS = 1024  # evenly spaced: they set a first floor, and their lengths stand for all
 
 Array32 = NDArray[np.float32]
@@ -58,12 +59,52 @@ class PlainRows(EncodedTensor):
         return {}
 
 
+class RowsInFile(EncodedTensor):
+    """A tensor of Slot T whose rows are read when they are looked at, and not held.
+
+    Parameters
+    ----------
+    shape : (n_rows, n_cols)
+    row_nbytes : int
+        Bytes of a row in the file.
+    read : callable
+        Rows, as an index or slice, to these rows as an `EncodedTensor`.
+    """
+
+    def __init__(self, shape: tuple[int, int], row_nbytes: int, read: Callable[[Any], EncodedTensor]) -> None:
+        self.original_shape = shape
+        self.most_rows = max(1, _READ_NBYTES // max(1, row_nbytes))
+        self.read = read
+
+    def reconstruct_rows(self, rows: RowIndex = None) -> Array32:
+        return self.read(slice(None) if rows is None else rows).reconstruct_rows()
+
+    def first_level_rows(self, rows: RowIndex = None) -> Array32:
+        return self.read(slice(None) if rows is None else rows).first_level_rows()
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def search_terms(self, levels: int = 2) -> SearchTerms | None:
+        """Return what all rows share, and no rows."""
+        return self.read(slice(0, 0)).search_terms(levels)
+
+
 @dataclass(frozen=True)
 class ScaledLevel:
     """One level of Slot T; its gains are float32 in the unit of the rows."""
 
     matrices: Sequence[CodeMatrix]
     gains: Array32
+
+
+@dataclass(frozen=True)
+class Summands:
+    """What rows are the sum of: their centroids' numbers, Slot L and levels."""
+
+    twigs: NDArray[np.uint8] | None
+    slot_l: NDArray[np.int8] | None
+    levels: Sequence[ScaledLevel]
 
 
 class SearchRows:
@@ -101,25 +142,60 @@ class SearchRows:
         self._scored_as_decoded = terms is None
         self.terms = terms = SearchTerms() if terms is None else terms
         self.column_scale = None if terms.column_scale is None else terms.column_scale.astype(np.float64)
-        self._twigs = None
-        if terms.centroids is not None and terms.twigs is not None:
-            self._twigs = np.ascontiguousarray(terms.twigs)
-        level_norms = [self._level_norms(level) for level in terms.levels]
+        level_norms = self._level_norms(_kept_levels)
         longest = self._longest(level_norms)
         self.unit = 2.0 ** -math.frexp(longest)[1] if longest else 1.0
         self.longest = longest * self.unit
         self.centroids = None if terms.centroids is None else terms.centroids.astype(np.float64) * self.unit
-        self._levels = [
-            ScaledLevel(matrices, (gain_values(slot_v).astype(np.float64) * self.unit).astype(np.float32))
-            for slot_v, matrices in terms.levels
-        ]
-        spreads = sum(level_norms, np.zeros(self.n_rows)) * self.unit
-        self.spreads = np.nextafter(spreads.astype(np.float32), np.float32(np.inf))
+        self._held = None if isinstance(tensor, RowsInFile) else self._summands(terms)
+        spreads = level_norms[0] if level_norms else np.zeros(self.n_rows)
+        for norms in level_norms[1:]:
+            spreads += norms
+        spreads *= self.unit
+        self.spreads = spreads.astype(np.float32)
+        np.nextafter(self.spreads, np.float32(np.inf), out=self.spreads)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held beside the tensor's own: gains as float32 and the length of every row's Slot T."""
-        return self.spreads.nbytes + sum(level.gains.nbytes for level in self._levels)
+        """Bytes held beside the tensor's own: the length of every row's Slot T and, if they are held, gains as float32.
+
+        Rows that are read from a file for every search hold nothing else.
+        """
+        return self.spreads.nbytes + (
+            0 if self._held is None else sum(level.gains.nbytes for level in self._held.levels)
+        )
+
+    # ---- what rows are the sum of ----
+
+    def _summands(self, terms: SearchTerms) -> Summands:
+        twigs = None
+        if terms.centroids is not None and terms.twigs is not None:
+            twigs = np.ascontiguousarray(terms.twigs)
+        levels = [
+            ScaledLevel(matrices, (gain_values(slot_v).astype(np.float64) * self.unit).astype(np.float32))
+            for slot_v, matrices in terms.levels
+        ]
+        return Summands(twigs, terms.slot_l, levels)
+
+    def _summands_of(self, rows: slice | NDArray[np.intp]) -> tuple[Summands, slice | NDArray[np.intp]]:
+        """Return what holds some rows, and their places in it."""
+        if self._held is not None:
+            return self._held, rows
+        assert isinstance(self.tensor, RowsInFile)
+        terms = self.tensor.read(rows).search_terms(self._n_levels)
+        assert terms is not None
+        return self._summands(terms), slice(0, rows.stop - rows.start if isinstance(rows, slice) else len(rows))
+
+    def _terms_by_block(self) -> Iterator[tuple[slice, SearchTerms]]:
+        """Yield ranges of rows and what they are the sum of: all of them, or as many as are read at once."""
+        if not isinstance(self.tensor, RowsInFile):
+            yield slice(0, self.n_rows), self.terms
+            return
+        for start in range(0, self.n_rows, self.tensor.most_rows):
+            block = slice(start, min(start + self.tensor.most_rows, self.n_rows))
+            terms = self.tensor.read(block).search_terms(self._n_levels)
+            assert terms is not None
+            yield block, terms
 
     # ---- lengths ----
 
@@ -155,10 +231,19 @@ class SearchRows:
             row = int((~np.isfinite(lengths)).argmax())
             raise NonFiniteError(f"row {row} of tensor {shown(self.name)} holds a value that is not finite")
 
-    def _level_norms(self, level: TrellisLevel) -> Array64:
-        """Return the length of every row's part in one level, in the tensor's own unit."""
-        energies = np.empty(self.n_rows, np.int32)
-        for code, slot_t, rows in level.matrices:
+    def _level_norms(self, levels_of: Callable[[SearchTerms], Sequence[TrellisLevel]]) -> list[Array64]:
+        """Return the length of every row's part in some levels, in the tensor's own unit."""
+        found = [np.empty(self.n_rows) for _ in levels_of(self.terms)]
+        for block, terms in self._terms_by_block() if found else ():
+            for norms, level in zip(found, levels_of(terms), strict=True):
+                norms[block] = np.sqrt(self._energies(level.matrices, block.stop - block.start))
+                norms[block] *= np.abs(gain_values(level.slot_v))
+        return found
+
+    def _energies(self, matrices: Sequence[CodeMatrix], n_rows: int) -> NDArray[np.int32]:
+        """Return the sum of squared levels of every row."""
+        energies = np.empty(n_rows, np.int32)
+        for code, slot_t, rows in matrices:
             own = energies if rows is None else np.empty(len(rows), np.int32)
             for start, stop in row_ranges(len(slot_t), slot_t.shape[1]):  # what is opened is a copy
                 codes = code.opened(slot_t[start:stop], self.n_cols)
@@ -167,8 +252,7 @@ class SearchRows:
                 )
             if rows is not None:
                 energies[rows] = own
-        norms: Array64 = np.abs(gain_values(level.slot_v).astype(np.float64)) * np.sqrt(energies)
-        return norms
+        return energies
 
     def _lengths(self) -> Array64:
         """Return the length of every decoded row, in the tensor's own unit."""
@@ -179,14 +263,14 @@ class SearchRows:
 
     def _noise_lengths(self) -> Array64:
         """Return what a row's error is measured by: the length of its Slot T, or its whole length if it has none."""
-        if self._levels:
+        if self.terms.levels:
             return self.spreads.astype(np.float64)
         return self._lengths() * self.unit
 
     @cached_property
     def noise_spreads(self) -> Array32:
         """What a row's error is measured by, rounded up: `spreads`, or whole lengths if there is no Slot T."""
-        if self._levels:
+        if self.terms.levels:
             return self.spreads
         return np.nextafter(self._noise_lengths().astype(np.float32), np.float32(np.inf))
 
@@ -195,7 +279,7 @@ class SearchRows:
         lengths = row_lengths(self.decoded(self.sample)) * self.unit
         omitted = None
         if self.terms.omitted is not None:
-            omitted = self._level_norms(self.terms.omitted)[self.sample] * self.unit
+            omitted = self._level_norms(_omitted_level)[0][self.sample] * self.unit
         return lengths, self._noise_lengths()[self.sample], omitted
 
     # ---- rows ----
@@ -207,6 +291,8 @@ class SearchRows:
     def blocks(self, n_queries: int) -> Iterator[slice]:
         """Yield ranges of rows, small ones first: what they tell keeps many of the other rows out."""
         largest = min(_MOST_ROWS, max(_LEAST_ROWS, _BLOCK_SCORES // max(1, n_queries)))
+        if isinstance(self.tensor, RowsInFile):
+            largest = min(largest, self.tensor.most_rows)
         start, step = 0, min(largest, 4 * _LEAST_ROWS)
         while start < self.n_rows:
             yield slice(start, min(start + step, self.n_rows))
@@ -241,15 +327,16 @@ class SearchRows:
             return self._decoded_estimates(queries, np.arange(self.n_rows)[rows])
         n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
         estimates = np.empty((len(queries.batch), n_rows), np.float32)
-        twigs = None if self._twigs is None else self._twigs[rows]
-        slot_l = None if self.terms.slot_l is None else np.ascontiguousarray(self.terms.slot_l[rows])
+        summands, places = self._summands_of(rows)
+        twigs = None if summands.twigs is None else summands.twigs[places]
+        slot_l = None if summands.slot_l is None else np.ascontiguousarray(summands.slot_l[places])
         _screen.estimate(twigs, queries.tables, slot_l, queries.lanes, estimates)
-        if self._levels:
+        if summands.levels:
             dots = np.empty(estimates.shape, np.int32)
-            for level in self._levels:
+            for level in summands.levels:
                 for codes, scales in queries.planes:
-                    _level_dots(level.matrices, rows, codes, dots)
-                    _screen.add_dots(dots, level.gains[rows], scales * np.float32(trellis_factor), estimates)
+                    _level_dots(level.matrices, places, codes, dots)
+                    _screen.add_dots(dots, level.gains[places], scales * np.float32(trellis_factor), estimates)
         return estimates
 
     def _decoded_estimates(self, queries: Queries, rows: NDArray[np.intp]) -> Array32:
@@ -259,6 +346,14 @@ class SearchRows:
             block = self.decoded(rows[start:stop]).T.astype(np.float64) * self.unit
             parts.append(queries.batch / queries.powers[:, None] @ block)
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _kept_levels(terms: SearchTerms) -> Sequence[TrellisLevel]:
+    return terms.levels
+
+
+def _omitted_level(terms: SearchTerms) -> Sequence[TrellisLevel]:
+    return [] if terms.omitted is None else [terms.omitted]
 
 
 def _level_dots(

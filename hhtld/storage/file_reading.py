@@ -43,6 +43,7 @@ __all__ = [
     "open_regular",
 ]
 
+_PIECE = 1 << 20  # of a long read past the page cache
 Location: TypeAlias = Path | Url
 # Two letters at least before the colon: "C:/model" is a path of Windows. Links as in "zip://x::s3://y" come apart.
 URL = re.compile(r"((?:[a-z][a-z0-9+.-]+::)*([a-z][a-z0-9+.-]+)://)(.*?)((?:::.*)?)", re.IGNORECASE | re.DOTALL)
@@ -279,7 +280,9 @@ class DirectFile(RegularFile):
 
     def fill(self, buffer: memoryview, offset: int) -> None:
         if len(buffer):
-            runs = storage.run_reads.Runs(*(np.array([value], np.int64) for value in (offset, len(buffer), 0)))
+            end = offset + len(buffer)  # of pieces that threads read at once
+            offsets = np.array([offset, *range((offset // _PIECE + 1) * _PIECE, end, _PIECE)], np.int64)
+            runs = storage.run_reads.Runs(offsets, np.diff(offsets, append=np.int64(end)), offsets - offset)
             self.fill_runs(np.frombuffer(buffer, np.uint8), runs)
 
     def fill_runs(self, out: NDArray[np.uint8], runs: Runs) -> None:

@@ -39,6 +39,8 @@ SCORED_ROWS = 32
 class _TensorSections:
     """Sections in torch's tensors, as a `SectionReader`; they were verified when they were read from the pack."""
 
+    reads_rows = False
+
     def __init__(self, kinds: list[str], parts: Sequence[torch.Tensor]) -> None:
         self._kinds = kinds
         # Detached: numpy's view must not keep the key of the cache alive.
