@@ -399,43 +399,9 @@ class HhtlTTensor(EncodedTensor):
     row_class: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
-        n_rows, n_cols = self.original_shape
-        if (self.row_class is None) == bool(self.shared.classes):
-            raise ValueError("row_class and the group's classes come together or not at all")
-        shape: tuple[int, ...] = (n_rows, self.shared.row_nbytes)
-        if self.row_class is not None:
-            if self.row_class.shape != (n_rows,) or self.row_class.max(initial=0) >= len(self.shared.classes):
-                raise ValueError(f"row_class must be {n_rows} numbers below {len(self.shared.classes)}")
-            widths = self.shared.class_widths
-            class_rows = np.bincount(self.row_class, minlength=len(widths)).tolist()
-            shape = (slots.class_starts(class_rows, widths)[-1],)
-        if self.slot_t.shape != shape or self.slot_v.shape != (n_rows,):
-            raise ValueError(f"slot_t must be {shape} and slot_v ({n_rows},), got {self.slot_t.shape}")
-        if n_cols != self.shared.n_cols:
-            raise ValueError(f"the group's rows have {self.shared.n_cols} columns, the tensor's {n_cols}")
-        if (self.twigs is None) != (self.shared.centroid_bits is None):
-            raise ValueError("twigs and centroids come together or not at all")
-        if self.twigs is not None:
-            k = len(self.shared.centroids)
-            if self.twigs.shape != (n_rows,) or (n_rows and int(self.twigs.max()) >= k):
-                raise ValueError(f"twigs must be {n_rows} numbers below {k}")
-        if not (self.slot_l is None) == (self.slot_l_scale is None) == (self.shared.basis is None):
-            raise ValueError("slot_l, slot_l_scale and the group's basis come together or not at all")
-        if self.slot_l is not None and self.slot_l.shape != (n_rows, SLOT_L_LANES):
-            raise ValueError(f"slot_l must have shape ({n_rows}, {SLOT_L_LANES}), got {self.slot_l.shape}")
-        if not (self.slot_v_2 is None) == (self.slot_t_2 is None) == (self.shared.second is None):
-            raise ValueError("slot_v_2, slot_t_2 and the group's second code come together or not at all")
-        if self.slot_v_2 is not None and self.slot_t_2 is not None and self.shared.second is not None:
-            nbytes = self.shared.second.row_nbytes(n_cols)
-            if self.slot_t_2.shape != (n_rows, nbytes) or self.slot_v_2.shape != (n_rows,):
-                raise ValueError(f"slot_t_2 must be ({n_rows}, {nbytes}), got {self.slot_t_2.shape}")
-        for gains in (self.slot_v, self.slot_v_2):
-            if gains is not None and _kernels._cast.first_nonfinite_bf16(np.ascontiguousarray(gains)) >= 0:
-                raise ValueError("a gain must be finite")
-        if self.column_scale is not None:
-            scale = self._scale
-            if scale.shape != (n_cols,) or not (np.isfinite(scale) & (scale > 0)).all():
-                raise ValueError(f"column_scale must be {n_cols} positive finite numbers")
+        _check_first_level(self)
+        _check_optional(self)
+        _check_numbers(self)
 
     def __repr__(self) -> str:
         leaf = "" if self.slot_l is None else ", Slot L"
@@ -660,6 +626,56 @@ class HhtlTTensor(EncodedTensor):
         """Bytes as bfloat16 over `total_byte_size()`."""
         size = self.total_byte_size()
         return 2 * self.original_shape[0] * self.original_shape[1] / size if size else 0.0
+
+
+def _check_first_level(tensor: HhtlTTensor) -> None:
+    """Raise ValueError unless the first level's sections have the shapes that rows and classes give them."""
+    n_rows = tensor.original_shape[0]
+    if (tensor.row_class is None) == bool(tensor.shared.classes):
+        raise ValueError("row_class and the group's classes come together or not at all")
+    shape: tuple[int, ...] = (n_rows, tensor.shared.row_nbytes)
+    if tensor.row_class is not None:
+        if tensor.row_class.shape != (n_rows,) or tensor.row_class.max(initial=0) >= len(tensor.shared.classes):
+            raise ValueError(f"row_class must be {n_rows} numbers below {len(tensor.shared.classes)}")
+        widths = tensor.shared.class_widths
+        class_rows = np.bincount(tensor.row_class, minlength=len(widths)).tolist()
+        shape = (slots.class_starts(class_rows, widths)[-1],)
+    if tensor.slot_t.shape != shape or tensor.slot_v.shape != (n_rows,):
+        raise ValueError(f"slot_t must be {shape} and slot_v ({n_rows},), got {tensor.slot_t.shape}")
+
+
+def _check_optional(tensor: HhtlTTensor) -> None:
+    """Raise ValueError unless the sections that groups may have or not are those of this group, in their shapes."""
+    n_rows, n_cols = tensor.original_shape
+    if n_cols != tensor.shared.n_cols:
+        raise ValueError(f"the group's rows have {tensor.shared.n_cols} columns, the tensor's {n_cols}")
+    if (tensor.twigs is None) != (tensor.shared.centroid_bits is None):
+        raise ValueError("twigs and centroids come together or not at all")
+    if tensor.twigs is not None:
+        k = len(tensor.shared.centroids)
+        if tensor.twigs.shape != (n_rows,) or (n_rows and int(tensor.twigs.max()) >= k):
+            raise ValueError(f"twigs must be {n_rows} numbers below {k}")
+    if not (tensor.slot_l is None) == (tensor.slot_l_scale is None) == (tensor.shared.basis is None):
+        raise ValueError("slot_l, slot_l_scale and the group's basis come together or not at all")
+    if tensor.slot_l is not None and tensor.slot_l.shape != (n_rows, SLOT_L_LANES):
+        raise ValueError(f"slot_l must have shape ({n_rows}, {SLOT_L_LANES}), got {tensor.slot_l.shape}")
+    if not (tensor.slot_v_2 is None) == (tensor.slot_t_2 is None) == (tensor.shared.second is None):
+        raise ValueError("slot_v_2, slot_t_2 and the group's second code come together or not at all")
+    if tensor.slot_v_2 is not None and tensor.slot_t_2 is not None and tensor.shared.second is not None:
+        nbytes = tensor.shared.second.row_nbytes(n_cols)
+        if tensor.slot_t_2.shape != (n_rows, nbytes) or tensor.slot_v_2.shape != (n_rows,):
+            raise ValueError(f"slot_t_2 must be ({n_rows}, {nbytes}), got {tensor.slot_t_2.shape}")
+
+
+def _check_numbers(tensor: HhtlTTensor) -> None:
+    """Raise ValueError unless gains are finite, and column scales too and positive."""
+    for gains in (tensor.slot_v, tensor.slot_v_2):
+        if gains is not None and _kernels._cast.first_nonfinite_bf16(np.ascontiguousarray(gains)) >= 0:
+            raise ValueError("a gain must be finite")
+    if tensor.column_scale is not None:
+        scale = tensor._scale
+        if scale.shape != (tensor.original_shape[1],) or not (np.isfinite(scale) & (scale > 0)).all():
+            raise ValueError(f"column_scale must be {tensor.original_shape[1]} positive finite numbers")
 
 
 def _peak(
