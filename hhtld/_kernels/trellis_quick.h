@@ -8,7 +8,8 @@
  *
  * hh_is_sure_ adds up the true costs along the path that was found. If the sum never reaches what a tagged cost can hold,
  * nor what the costs of hh_step_ can hold, the path costs in both searches what it seems to, and all others cost at
- * least what they seem to. So every branch of the path is the lowest of the cheapest ones for hh_step_, too.
+ * least what they seem to. So every branch of the path is the lowest of the cheapest ones for hh_step_, too
+ * (docs/decisions/tagged-costs.md).
  */
 
 /* Ways that registers hold, and how many groups at most have their ways in common. */
