@@ -5,22 +5,28 @@
 Writes a table of bfloat16 into FOLDER unless it lies there, converts it in a process of its own within 1 GiB, and reads
 16 and 32,768 random rows, in ten rounds that take turns: with hhtld in its three ways of reading, from a memory map of
 the bfloat16 rows, as slices of safetensors, and from a memory map of IQ4_NL rows that gguf decodes. Bare reads fetch
-the same bytes as hhtld, with as many threads, and decode nothing. Before a cold round the system is asked to drop the
-file from its page cache (`POSIX_FADV_DONTNEED`), and the file is opened anew. Times are of the clock; processor time
-stands beside them.
+the same bytes as hhtld, with as many threads, and decode nothing; past the page cache they fetch every block that a row
+lies on, one by one. The IQ4_NL rows are those of one block, again and again. Before a cold round the system is asked to
+drop the file from its page cache (`POSIX_FADV_DONTNEED`), and the file is opened anew. Times are of the clock;
+processor time stands beside them. Last, eight threads and two processes read at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
+import multiprocessing
 import os
 import resource
 import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,12 +40,14 @@ from numpy.typing import NDArray
 import hhtld
 from hhtld._kernels import _isa
 from hhtld.storage.file_reading import open_regular
-from hhtld.storage.run_reads import Runs
+from hhtld.storage.run_reads import BLOCK, Runs, open_direct, read_runs
+from hhtld.storage.thread_pool import Threads
 
 NAME = "model.per_layer_token_embd.weight"
 POOL_ROWS = 1 << 14
 ROUNDS = 10
 COUNTS = (16, 32_768)
+CALLS, CALL_ROWS = 20, 4096
 Read = Callable[[NDArray[np.int64]], Any]
 
 
@@ -70,10 +78,12 @@ def write_iq4_nl(path: Path, n_rows: int, n_cols: int) -> None:
     """Write the rows as blocks of llama.cpp's IQ4_NL unless they are there."""
     if path.exists():
         return
-    ggml = Ggml()
+    pool = next(blocks(POOL_ROWS, n_cols)).view(ml_dtypes.bfloat16).astype(np.float32)
+    encoded = Ggml().encode("IQ4_NL", pool)  # its coder is slow, and reading does not depend on what a row holds
+    row_nbytes = encoded.nbytes // POOL_ROWS
     with path.open("wb") as file:
-        for block in blocks(n_rows, n_cols):
-            file.write(ggml.encode("IQ4_NL", block.view(ml_dtypes.bfloat16).astype(np.float32)).data)
+        for start in range(0, n_rows, POOL_ROWS):
+            file.write(encoded.reshape(-1).view(np.uint8).data[: row_nbytes * (n_rows - start)])
 
 
 def convert(table: Path, path: Path, bits: str) -> None:
@@ -140,6 +150,29 @@ def readers(table: Path, begin: int, packed: Path, iq4: Path, shape: tuple[int, 
 
         return read, file.close
 
+    def bare_direct() -> tuple[Read, Callable[[], None]]:
+        with hhtld.open(packed) as pack:
+            record, sections = pack.info(NAME), pack.sections
+            parts = [sections.records[record.sections[kind]] for kind in ("slot_v", "slot_t")]
+        fd, pool = open_direct(packed), Threads(threads)
+        assert fd is not None
+
+        def read(ids: NDArray[np.int64]) -> None:
+            for part in parts:
+                width = part.nbytes // n_rows
+                starts = part.offset + np.unique(ids) * width
+                numbers = np.unique(np.concatenate([starts, starts + width - 1]) // BLOCK)
+                out = np.frombuffer(mmap.mmap(-1, len(numbers) * BLOCK), np.uint8)
+                runs = Runs(numbers * BLOCK, np.full(len(numbers), BLOCK), np.arange(len(numbers)) * BLOCK)
+                cuts = [len(numbers) * i // threads for i in range(threads + 1)]
+                pool.each(lambda span: read_runs(fd, runs.take(slice(*span)), out), pairwise(cuts))  # noqa: B023
+
+        def close() -> None:
+            pool.close()
+            os.close(fd)
+
+        return read, close
+
     def memmap() -> tuple[Read, Callable[[], None]]:
         rows = np.memmap(table, np.uint16, "r", begin, (n_rows, n_cols))
         return lambda ids: rows[ids].view(ml_dtypes.bfloat16).astype(np.float32), lambda: None
@@ -164,6 +197,7 @@ def readers(table: Path, begin: int, packed: Path, iq4: Path, shape: tuple[int, 
     return [
         *(Reader(f"hhtld, {io}", packed, lambda io=io: ours(io)) for io in ("mmap", "pread", "direct")),
         Reader("bare reads of hhtld's bytes", packed, bare),
+        Reader("bare reads of blocks, O_DIRECT", packed, bare_direct),
         Reader("memmap of bfloat16, as it is", table, raw_memmap),
         Reader("memmap of bfloat16, to float32", table, memmap),
         Reader("slices of safetensors", table, slices),
@@ -194,6 +228,48 @@ def measured(reader: Reader, requests: list[NDArray[np.int64]], is_cold: bool) -
     return 1e3 * median(times), 1e3 * median(busy), grown
 
 
+def gathered(packed: Path, io: str, seeds: list[int]) -> tuple[list[int], float]:
+    """Read the rows of seeds, a thread each; return a checksum of each thread's rows, and the processor time."""
+    spent = time.process_time()
+    with hhtld.open(packed, io=io, io_threads=1) as pack, ThreadPoolExecutor(len(seeds)) as threads:
+        n_rows = pack.info(NAME).info.n_rows
+
+        def read(seed: int) -> int:
+            rng, crc = np.random.default_rng(seed), 0
+            for _ in range(CALLS):
+                crc = zlib.crc32(pack.get_rows(NAME, rng.integers(0, n_rows, CALL_ROWS)).data, crc)
+            return crc
+
+        return list(threads.map(read, seeds)), time.process_time() - spent
+
+
+def at_once(packed: Path) -> None:
+    """Print how many rows a second are read one after the other, by eight threads, and by two processes of four."""
+    seeds = list(range(8))
+    n_rows = len(seeds) * CALLS * CALL_ROWS
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        for io in ("mmap", "pread"):
+            print(f"\n{io}, {CALL_ROWS:,} random rows a call, in page cache: million rows a second, of processor time")
+            ways = {
+                "one thread": lambda io=io: [gathered(packed, io, [seed]) for seed in seeds],
+                "eight threads": lambda io=io: [gathered(packed, io, seeds)],
+                "two processes of four threads": lambda io=io: list(
+                    processes.map(gathered, [packed] * 2, [io] * 2, [seeds[:4], seeds[4:]])
+                ),
+            }
+            expected = None
+            for name, read in ways.items():
+                read()  # imports, and rows into the page cache
+                started = time.perf_counter()
+                parts = read()
+                seconds = time.perf_counter() - started
+                crcs = [crc for part, _ in parts for crc in part]
+                assert expected in (None, crcs), "other rows"
+                expected = crcs
+                busy = sum(spent for _, spent in parts)
+                print(f"  {name:32} {n_rows / seconds / 1e6:10.2f} {n_rows / busy / 1e6:10.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -201,6 +277,7 @@ def main() -> None:
     parser.add_argument("--cols", type=int, default=160)
     parser.add_argument("--bits", default="4")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only-convert", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
@@ -219,13 +296,16 @@ def main() -> None:
     write_iq4_nl(iq4, *shape)
     rng = np.random.default_rng(1)
     for count in COUNTS:
-        requests = [rng.integers(0, args.rows, count) for _ in range(ROUNDS)]
+        requests = [rng.integers(0, args.rows, count) for _ in range(args.rounds)]
         for is_cold in (False, True):
             print(f"\n{count:,} random rows, {'dropped from' if is_cold else 'in'} page cache: median ms, of processor")
             for reader in readers(table, begin, packed, iq4, shape, args.threads):
-                n_rounds = 2 if reader.name.startswith("slices") and count > 1000 else ROUNDS  # a call of Python a row
+                n_rounds = (
+                    min(2, args.rounds) if reader.name.startswith("slices") and count > 1000 else args.rounds
+                )  # a call of Python a row
                 elapsed, busy, grown = measured(reader, requests[:n_rounds], is_cold)
-                print(f"  {reader.name:32} {elapsed:10.3f} {busy:10.3f}   memory {grown / 1e6:+8.1f} MB")
+                print(f"  {reader.name:32} {elapsed:10.3f} {busy:10.3f}   memory {grown / 1e6:+8.1f} MB", flush=True)
+    at_once(packed)
 
 
 if __name__ == "__main__":
