@@ -1,3 +1,6 @@
+from collections.abc import Iterable
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,18 +31,33 @@ def trellis_energies(
     isa: str | None = ...,
 ) -> None: ...
 
-# gains (n_rows,), signs (2, n_cols), inputs (n_inputs, n_cols), out (n_inputs, n_rows), column_scale (n_cols,)
-def trellis_products(
-    codes: NDArray[np.uint8],
-    levels: NDArray[np.int8],
-    rate: int,
-    gains: NDArray[np.float32],
-    signs: NDArray[np.float32],
-    inputs: NDArray[np.float32],
-    n_planes: int,
-    out: NDArray[np.float32],
-    *,
-    column_scale: NDArray[np.float32] | None = ...,
-    crossed: NDArray[np.uint8] | None = ...,
-    isa: str | None = ...,
-) -> bool: ...
+# codes, levels, rate, gains, rows, crossed and whether the codes are rings
+_Matrix: TypeAlias = tuple[
+    NDArray[np.uint8],
+    NDArray[np.int8],
+    int,
+    NDArray[np.float32],
+    NDArray[np.intp] | None,
+    NDArray[np.uint8] | None,
+    bool,
+]
+
+class TrellisProducts:
+    def __init__(
+        self,
+        matrices: Iterable[_Matrix],
+        n_rows: int,
+        signs: NDArray[np.float32],
+        column_scale: NDArray[np.float32] | None = ...,
+    ) -> None: ...
+    # inputs (n_inputs, n_cols), out (n_inputs, n_rows)
+    def write(
+        self,
+        inputs: NDArray[np.float32],
+        n_planes: int,
+        out: NDArray[np.float32],
+        *,
+        share: int = ...,
+        n_shares: int = ...,
+        isa: str | None = ...,
+    ) -> bool: ...

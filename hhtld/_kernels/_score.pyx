@@ -27,6 +27,8 @@ cdef extern from "score.h" nogil:
     Py_ssize_t hh_trellis_row_nbytes(Py_ssize_t n_cols, int rate, int n_bits)
     Py_ssize_t hh_trellis_blocks(Py_ssize_t n_cols)
     Py_ssize_t hh_trellis_reach_nbytes(Py_ssize_t n_cols, int rate)
+    Py_ssize_t hh_ring_nbytes(Py_ssize_t n_cols, int rate)
+    void hh_ring_open(const uint8_t *rings, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits, uint8_t *codes)
     void hh_trellis_dots(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                          const int8_t *table, const uint8_t *codebook, const int8_t *queries,
                          Py_ssize_t n_queries, hh_score_scratch scratch, int32_t *out)
@@ -38,15 +40,18 @@ cdef extern from "product.h" nogil:
     void hh_product_inputs(int tier, const float *inputs, Py_ssize_t n_inputs, Py_ssize_t n_cols,
                            const float *column_scale, const float *signs, float *rotated)
     float hh_product_plane(float *rest, Py_ssize_t n_cols, int8_t *codes)
-    void hh_product_add(const int32_t *sums, const float *scales, const float *gains, Py_ssize_t n_inputs,
-                        Py_ssize_t n_rows, int is_first, int is_last, float *out)
+    void hh_product_add(const int32_t *sums, const float *scales, const float *gains, int n_planes,
+                        Py_ssize_t n_inputs, Py_ssize_t n_rows, const Py_ssize_t *rows, Py_ssize_t out_apart,
+                        float *out)
 
 MAX_COLS = HH_SCORE_MAX_COLS
 cdef int _MIN_RATE = 16, _MAX_RATE = 96
+cdef Py_ssize_t _BLOCK_ROWS = 4096, _BLOCK_NBYTES = 1 << 20  # of rows that are multiplied at once
 
 
-cdef int _state_bits(const uint8_t[:, ::1] codes, Py_ssize_t n_levels, int rate, Py_ssize_t n_cols) except -1:
-    """Return log2 of n_levels, after looking at everything that both doors are given."""
+cdef int _state_bits(const uint8_t[:, ::1] codes, Py_ssize_t n_levels, int rate, Py_ssize_t n_cols,
+                     bint is_ring=False) except -1:
+    """Return log2 of n_levels, after looking at everything that all doors are given."""
     cdef int n_bits = 0
     cdef Py_ssize_t nbytes
     while (1 << n_bits) < n_levels and n_bits <= HH_MAX_STATE_BITS:
@@ -57,7 +62,7 @@ cdef int _state_bits(const uint8_t[:, ::1] codes, Py_ssize_t n_levels, int rate,
         raise ValueError(f"rate must be {_MIN_RATE}..{_MAX_RATE} sixteenths of a bit, got {rate}")
     if not 0 <= n_cols <= HH_SCORE_MAX_COLS:
         raise ValueError(f"rows have {n_cols} columns, at most {HH_SCORE_MAX_COLS} keep a sum in int32")
-    nbytes = hh_trellis_row_nbytes(n_cols, rate, n_bits)
+    nbytes = hh_ring_nbytes(n_cols, rate) if is_ring else hh_trellis_row_nbytes(n_cols, rate, n_bits)
     if codes.shape[1] != nbytes:
         raise ValueError(f"codes must be (n_rows, {nbytes}), got ({codes.shape[0]}, {codes.shape[1]})")
     return n_bits
@@ -148,72 +153,164 @@ def trellis_energies(const uint8_t[:, ::1] codes not None, const int8_t[::1] lev
     free(block)
 
 
-def trellis_products(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
-                     const float[::1] gains not None, const float[:, ::1] signs not None,
-                     const float[:, ::1] inputs not None, int n_planes, float[:, ::1] out not None, *,
-                     const float[::1] column_scale=None, const uint8_t[::1] crossed=None, isa=None):
-    """Write to out (n_inputs, n_rows) the products of inputs (n_inputs, n_cols) with rows of gains (n_rows,).
+cdef struct _Rows:  # of one code
+    const uint8_t *codes
+    const int8_t *levels
+    const uint8_t *codebook
+    const float *gains
+    const Py_ssize_t *places
+    Py_ssize_t n_rows, row_nbytes
+    int rate, n_bits
+    bint is_ring
 
-    Inputs are divided by `column_scale` (n_cols,), rotated by `signs` (2, n_cols), and taken as `n_planes` planes of
-    int8. Returns whether all were finite on their way; if not, out holds nothing of use.
+
+cdef class TrellisProducts:
+    """Products of inputs with a matrix whose rows may have several codes.
+
+    Parameters
+    ----------
+    matrices : iterable of (codes, levels, rate, gains, rows, crossed, is_ring)
+        Codes (n, row_nbytes), or rings (n, ring_nbytes); gains float32 (n,); `rows`, intp (n,) or None, says which rows
+        of the matrix these are, all of them if it is None; `crossed` is as for `trellis_dots`. Arrays are held.
+    n_rows : int
+        Of the matrix.
+    signs : float32 (2, n_cols)
+    column_scale : float32 (n_cols,), optional
     """
-    cdef int tier = resolve(isa)
-    cdef Py_ssize_t n_rows = codes.shape[0], n_inputs = inputs.shape[0], n_cols = inputs.shape[1]
-    cdef int n_bits = _state_bits(codes, levels.shape[0], rate, n_cols), plane, is_finite = 1
-    cdef const uint8_t *codebook = _codebook(crossed, n_bits)
-    cdef const float *scale = NULL
-    cdef hh_score_scratch scratch
-    cdef void *block
-    cdef char *memory
-    cdef float *rest
-    cdef float *scales
-    cdef int32_t *sums
-    cdef int8_t *queries
-    cdef Py_ssize_t q, n_queries
-    if gains.shape[0] != n_rows or out.shape[0] != n_inputs or out.shape[1] != n_rows:
-        raise ValueError(f"gains must be ({n_rows},) and out ({n_inputs}, {n_rows}), "
-                         f"got ({gains.shape[0]},) and ({out.shape[0]}, {out.shape[1]})")
-    if signs.shape[0] != 2 or signs.shape[1] != n_cols:
-        raise ValueError(f"signs must be (2, {n_cols}), got ({signs.shape[0]}, {signs.shape[1]})")
-    if column_scale is not None and column_scale.shape[0] != n_cols:
-        raise ValueError(f"column_scale must be ({n_cols},), got ({column_scale.shape[0]},)")
-    if n_planes not in (1, 2):
-        raise ValueError(f"n_planes must be 1 or 2, got {n_planes}")
-    if n_rows == 0 or n_inputs == 0:
-        return True
-    if n_cols == 0:
-        out[:, :] = 0
-        return True
-    require_aligned(&gains[0], 4, "gains")
-    require_aligned(&signs[0, 0], 4, "signs")
-    require_aligned(&inputs[0, 0], 4, "inputs")
-    require_aligned(&out[0, 0], 4, "out")
-    if column_scale is not None:
-        require_aligned(&column_scale[0], 4, "column_scale")
-        scale = &column_scale[0]
-    n_queries = n_planes * n_inputs
-    block = _allocate(&scratch, n_cols, rate, n_queries)
-    memory = <char *> malloc(4 * n_inputs * n_cols + n_queries * n_cols + 4 * n_queries * (n_rows + 1))
-    if not memory:
+    cdef list _held
+    cdef _Rows *_rows
+    cdef Py_ssize_t _n_matrices, _n_rows, _n_cols
+    cdef const float[:, ::1] _signs
+    cdef const float[::1] _column_scale
+
+    def __cinit__(self, matrices, Py_ssize_t n_rows, const float[:, ::1] signs not None,
+                  const float[::1] column_scale=None):
+        cdef const uint8_t[:, ::1] codes
+        cdef const int8_t[::1] levels
+        cdef const float[::1] gains
+        cdef const Py_ssize_t[::1] places
+        cdef const uint8_t[::1] crossed
+        cdef _Rows *rows
+        self._held = list(matrices)
+        self._n_matrices, self._n_rows, self._n_cols = len(self._held), n_rows, signs.shape[1]
+        self._signs, self._column_scale = signs, column_scale
+        if signs.shape[0] != 2:
+            raise ValueError(f"signs must be (2, n_cols), got ({signs.shape[0]}, {signs.shape[1]})")
+        if column_scale is not None and column_scale.shape[0] != self._n_cols:
+            raise ValueError(f"column_scale must be ({self._n_cols},), got ({column_scale.shape[0]},)")
+        self._rows = <_Rows *> malloc(max(1, self._n_matrices) * sizeof(_Rows))
+        if not self._rows:
+            raise MemoryError(f"cannot allocate {self._n_matrices} matrices")
+        for number, (codes, levels, rate, gains, places, crossed, is_ring) in enumerate(self._held):
+            rows = &self._rows[number]
+            rows.n_bits = _state_bits(codes, levels.shape[0], rate, self._n_cols, is_ring)
+            rows.codebook = _codebook(crossed, rows.n_bits)
+            if is_ring and self._n_cols * rate // 16 < max(rows.n_bits, 16):
+                raise ValueError(f"a ring has 16 bits at least, got {self._n_cols} weights of {rate} sixteenths of a "
+                                 f"bit")
+            rows.n_rows, rows.row_nbytes, rows.rate, rows.is_ring = codes.shape[0], codes.shape[1], rate, is_ring
+            if gains.shape[0] != rows.n_rows:
+                raise ValueError(f"gains must be ({rows.n_rows},), got ({gains.shape[0]},)")
+            if places is None and rows.n_rows != n_rows:
+                raise ValueError(f"a matrix of {n_rows} rows has {rows.n_rows} codes")
+            rows.places = NULL
+            if places is not None:
+                if places.shape[0] != rows.n_rows:
+                    raise ValueError(f"rows must be ({rows.n_rows},), got ({places.shape[0]},)")
+                for place in places:
+                    if not 0 <= place < n_rows:
+                        raise ValueError(f"rows must lie in 0..{n_rows - 1}, got {place}")
+            if rows.n_rows and self._n_cols:
+                require_aligned(&gains[0], 4, "gains")
+                rows.codes, rows.levels, rows.gains = &codes[0, 0], &levels[0], &gains[0]
+                if places is not None:
+                    require_aligned(<const void *> &places[0], sizeof(Py_ssize_t), "rows")
+                    rows.places = &places[0]
+        if self._n_cols:
+            require_aligned(&signs[0, 0], 4, "signs")
+            if column_scale is not None:
+                require_aligned(&column_scale[0], 4, "column_scale")
+
+    def __dealloc__(self):
+        free(self._rows)
+
+    def write(self, const float[:, ::1] inputs not None, int n_planes, float[:, ::1] out not None, *,
+              Py_ssize_t share=0, Py_ssize_t n_shares=1, isa=None):
+        """Write products of inputs (n_inputs, n_cols) to out (n_inputs, n_rows): those of a share of every code's rows.
+
+        Inputs are divided by the column scale, rotated, and taken as `n_planes` planes of int8. Returns whether all
+        were finite on their way; if not, out holds nothing of use.
+        """
+        cdef int tier = resolve(isa), is_finite = 1
+        cdef Py_ssize_t n_inputs = inputs.shape[0], n_cols = self._n_cols, n_queries = n_planes * n_inputs
+        cdef Py_ssize_t number, q, at, end, count, step, most = 0
+        cdef const float *scale = NULL
+        cdef const uint8_t *codes
+        cdef const _Rows *rows
+        cdef hh_score_scratch scratch
+        cdef void *block
+        cdef char *memory
+        cdef float *rest
+        cdef float *scales
+        cdef int32_t *sums
+        cdef int8_t *queries
+        cdef uint8_t *opened
+        if inputs.shape[1] != n_cols or out.shape[0] != n_inputs or out.shape[1] != self._n_rows:
+            raise ValueError(f"inputs must be ({n_inputs}, {n_cols}) and out ({n_inputs}, {self._n_rows}), got "
+                             f"({n_inputs}, {inputs.shape[1]}) and ({out.shape[0]}, {out.shape[1]})")
+        if n_planes not in (1, 2):
+            raise ValueError(f"n_planes must be 1 or 2, got {n_planes}")
+        if not 0 <= share < n_shares:
+            raise ValueError(f"share must lie in 0..{n_shares - 1}, got {share}")
+        if self._n_rows == 0 or n_inputs == 0:
+            return True
+        if n_cols == 0:
+            out[:, :] = 0
+            return True
+        require_aligned(&inputs[0, 0], 4, "inputs")
+        require_aligned(&out[0, 0], 4, "out")
+        if self._column_scale is not None:
+            scale = &self._column_scale[0]
+        for number in range(self._n_matrices):  # scratch for the largest
+            if self._rows[number].rate > self._rows[most].rate:
+                most = number
+        step = _BLOCK_ROWS
+        count = 0
+        if self._n_matrices:
+            count = hh_trellis_row_nbytes(n_cols, self._rows[most].rate, HH_MAX_STATE_BITS)
+            step = max(1, min(step, _BLOCK_NBYTES // count))
+        block = _allocate(&scratch, n_cols, _MAX_RATE, n_queries)
+        memory = <char *> malloc(4 * n_inputs * n_cols + n_queries * n_cols + 4 * n_queries * (step + 1) + step * count)
+        if not memory:
+            free(block)
+            raise MemoryError(f"cannot allocate the products of {n_inputs} inputs of {n_cols} columns")
+        rest = <float *> memory
+        sums = <int32_t *> (rest + n_inputs * n_cols)
+        scales = <float *> (sums + n_queries * step)
+        queries = <int8_t *> (scales + n_queries)
+        opened = <uint8_t *> (queries + n_queries * n_cols)
+        with nogil:
+            hh_product_inputs(tier, &inputs[0, 0], n_inputs, n_cols, scale, &self._signs[0, 0], rest)
+            for q in range(n_queries):  # plane after plane of all inputs
+                scales[q] = hh_product_plane(rest + q % n_inputs * n_cols, n_cols, queries + q * n_cols)
+                if scales[q] < 0:
+                    is_finite = 0
+                    break
+            for number in range(self._n_matrices if is_finite else 0):
+                rows = &self._rows[number]
+                at, end = rows.n_rows * share // n_shares, rows.n_rows * (share + 1) // n_shares
+                while at < end:
+                    count = min(step, end - at)
+                    codes = rows.codes + at * rows.row_nbytes
+                    if rows.is_ring:
+                        hh_ring_open(codes, count, n_cols, rows.rate, rows.n_bits, opened)
+                        codes = opened
+                    hh_trellis_dots(tier, codes, count, n_cols, rows.rate, rows.n_bits, rows.levels, rows.codebook,
+                                    queries, n_queries, scratch, sums)
+                    hh_product_add(sums, scales, rows.gains + at, n_planes, n_inputs, count,
+                                   rows.places + at if rows.places else NULL, self._n_rows,
+                                   &out[0, 0] + (0 if rows.places else at))
+                    at += count
+        free(memory)
         free(block)
-        raise MemoryError(f"cannot allocate the products of {n_inputs} inputs with {n_rows} rows")
-    rest = <float *> memory
-    sums = <int32_t *> (rest + n_inputs * n_cols)
-    scales = <float *> (sums + n_queries * n_rows)
-    queries = <int8_t *> (scales + n_queries)
-    with nogil:
-        hh_product_inputs(tier, &inputs[0, 0], n_inputs, n_cols, scale, &signs[0, 0], rest)
-        for q in range(n_queries):  # plane after plane of all inputs
-            scales[q] = hh_product_plane(rest + q % n_inputs * n_cols, n_cols, queries + q * n_cols)
-            if scales[q] < 0:
-                is_finite = 0
-                break
-        if is_finite:
-            hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, queries, n_queries,
-                            scratch, sums)
-            for plane in range(n_planes):
-                hh_product_add(sums + plane * n_inputs * n_rows, scales + plane * n_inputs, &gains[0], n_inputs, n_rows,
-                               plane == 0, plane == n_planes - 1, &out[0, 0])
-    free(memory)
-    free(block)
-    return bool(is_finite)
+        return bool(is_finite)

@@ -44,13 +44,20 @@ HH_KERNEL float hh_product_plane(float *rest, ptrdiff_t n_cols, int8_t *codes) {
     return scale;
 }
 
-/* What one plane adds to the products; the last one multiplies them with the gains, too. */
-HH_KERNEL void hh_product_add(const int32_t *sums, const float *scales, const float *gains, ptrdiff_t n_inputs,
-                              ptrdiff_t n_rows, int is_first, int is_last, float *out) {
-    for (ptrdiff_t q = 0; q < n_inputs; q++, sums += n_rows, out += n_rows)
+/* The products of the sums of all planes, [n_planes][n_inputs][n_rows]. Row r goes to out[rows[r]], or to out[r] if there
+ * are no `rows`; the next input's lie `out_apart` on. */
+HH_KERNEL void hh_product_add(const int32_t *sums, const float *scales, const float *gains, int n_planes,
+                              ptrdiff_t n_inputs, ptrdiff_t n_rows, const ptrdiff_t *rows, ptrdiff_t out_apart,
+                              float *out) {
+    const ptrdiff_t plane = n_inputs * n_rows;
+    for (ptrdiff_t q = 0; q < n_inputs; q++, sums += n_rows, out += out_apart)
         for (ptrdiff_t r = 0; r < n_rows; r++) {
-            const float part = scales[q] * (float)sums[r], all = is_first ? part : out[r] + part;
-            out[r] = is_last ? all * gains[r] : all;
+            float all = scales[q] * (float)sums[r];
+            if (n_planes == 2) {
+                const float part = scales[n_inputs + q] * (float)sums[plane + r];
+                all = all + part;
+            }
+            out[rows ? rows[r] : r] = all * gains[r];
         }
 }
 

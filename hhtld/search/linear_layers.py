@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score
-from hhtld.slots.slot_t import Trellis, gain_values
+from hhtld.slots.slot_t import gain_values
 from hhtld.storage.thread_pool import Threads
 
 if TYPE_CHECKING:
@@ -27,15 +27,6 @@ _BLOCK_NBYTES = 1 << 21
 _THREAD_WEIGHTS = 1 << 20
 
 _threads = functools.cache(Threads)
-
-
-class _Matrix(NamedTuple):
-    """Rows of one rate and code; `rows` are their numbers in the tensor, None for all of it."""
-
-    trellis: Trellis
-    slot_t: NDArray[np.uint8]
-    rows: NDArray[np.intp] | None
-    gains: NDArray[np.float32]
 
 
 class RowProducts:
@@ -53,10 +44,20 @@ class RowProducts:
         self._rotation = rotation
         gains = gain_values(level.slot_v)
         self._matrices = [
-            _Matrix(code, np.ascontiguousarray(slot_t), rows, gains if rows is None else gains[rows])
+            (code, np.ascontiguousarray(slot_t), rows, gains if rows is None else gains[rows])
             for code, slot_t, rows in level.matrices
         ]
         self._column_scale = terms.column_scale
+        self._n_rows = len(level.slot_v)
+        self._products = _score.TrellisProducts(
+            [
+                (codes, code.levels, code.rate, own_gains, rows, code.crossed, code.is_ring)
+                for code, codes, rows, own_gains in self._matrices
+            ],
+            self._n_rows,
+            rotation.signs,
+            self._column_scale,
+        )
 
     @classmethod
     def of(cls, tensor: EncodedTensor) -> Self | None:
@@ -84,49 +85,20 @@ class RowProducts:
         bool
             False if a number is not finite on its way; `out` then holds nothing of use.
         """
-        is_finite = True
-        for matrix in self._matrices:
-            n_rows = len(matrix.slot_t)
-            n_parts = max(1, min(n_threads, n_rows * self._rotation.n_cols // _THREAD_WEIGHTS))
-            if n_parts == 1:
-                is_finite &= self._write_rows(matrix, slice(0, n_rows), inputs, out, n_planes)
-                continue
-            ends = [n_rows * number // n_parts for number in range(n_parts + 1)]
-            parts = list(map(slice, ends, ends[1:]))
-            work = functools.partial(self._write_rows, matrix, inputs=inputs, out=out, n_planes=n_planes)
-            is_finite &= all(_threads(n_parts).each(work, parts))
-        return is_finite
+        n_shares = max(1, min(n_threads, self._n_rows * self._rotation.n_cols // _THREAD_WEIGHTS))
+        if n_shares == 1:
+            return self._products.write(inputs, n_planes, out)
 
-    def _write_rows(
-        self, matrix: _Matrix, rows: slice, inputs: NDArray[np.float32], out: NDArray[np.float32], n_planes: int
-    ) -> bool:
-        """Write the products with some rows of a matrix."""
-        is_finite = True
-        # Rings are opened block by block: a copy of all codes would stay as long as these products.
-        for part in self._parts(rows) if matrix.trellis.is_ring else [rows]:
-            is_in_place = matrix.rows is None and (len(inputs) == 1 or part.stop - part.start == out.shape[1])
-            products = out[:, part] if is_in_place else np.empty((len(inputs), part.stop - part.start), np.float32)
-            is_finite &= _score.trellis_products(
-                matrix.trellis.opened(matrix.slot_t[part], self._rotation.n_cols),
-                matrix.trellis.levels,
-                matrix.trellis.rate,
-                matrix.gains[part],
-                self._rotation.signs,
-                inputs,
-                n_planes,
-                products,
-                column_scale=self._column_scale,
-                crossed=matrix.trellis.crossed,
-            )
-            if not is_in_place:
-                out[:, part if matrix.rows is None else matrix.rows[part]] = products
-        return is_finite
+        def write_share(share: int) -> bool:
+            return self._products.write(inputs, n_planes, out, share=share, n_shares=n_shares)
 
-    def _parts(self, rows: slice) -> Iterator[slice]:
+        return all(_threads(n_shares).each(write_share, range(n_shares)))
+
+    def _parts(self, n_rows: int) -> Iterator[slice]:
         """Yield blocks of rows."""
         step = max(1, _BLOCK_NBYTES // max(1, 4 * self._rotation.n_cols))
-        for start in range(rows.start, rows.stop, step):
-            yield slice(start, min(start + step, rows.stop))
+        for start in range(0, n_rows, step):
+            yield slice(start, min(start + step, n_rows))
 
     def rotated(self, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """Return inputs (n_inputs, n_cols) for products with `rotated_blocks`, or None if a number is not finite."""
@@ -142,7 +114,7 @@ class RowProducts:
         n_cols = self._rotation.n_cols
         for trellis, slot_t, rows, gains in self._matrices:
             buffer = np.empty((0, n_cols), np.float32)
-            for part in self._parts(slice(0, len(slot_t))):
+            for part in self._parts(len(slot_t)):
                 if not len(buffer):
                     buffer = np.empty((part.stop, n_cols), np.float32)  # the first block is the largest
                 block = trellis.decode(slot_t[part], gains[part], n_cols, buffer[: part.stop - part.start])

@@ -43,7 +43,6 @@ __all__ = [
     "search_cols",
     "trellis_dots",
     "trellis_energies",
-    "trellis_products",
     "truncate_f32_bf16",
     "unrotate",
     "widen_bf16",

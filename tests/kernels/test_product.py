@@ -35,19 +35,9 @@ def test_products_are_the_twins(n_cols: int, n_planes: int, isa: str, fenced: Fe
         scale = (1 + np.arange(n_cols) % 5).astype(np.float32) / 4
         for column_scale in (None, scale):
             out, expected = fenced(np.zeros((n_inputs, n_rows), np.float32)), np.zeros((n_inputs, n_rows), np.float32)
-            assert _score.trellis_products(
-                fenced(codes),
-                code.levels,
-                code.rate,
-                fenced(gains),
-                fenced(signs),
-                fenced(inputs),
-                n_planes,
-                out,
-                column_scale=column_scale,
-                crossed=code.crossed,
-                isa=isa,
-            )
+            matrix = (fenced(codes), code.levels, code.rate, fenced(gains), None, code.crossed, False)
+            held = _score.TrellisProducts([matrix], n_rows, fenced(signs), column_scale)
+            assert held.write(fenced(inputs), n_planes, out, isa=isa)
             assert reference.trellis_products(
                 codes, code.levels, code.rate, gains, signs, inputs, n_planes, expected, column_scale
             )
@@ -62,9 +52,8 @@ def test_planes_come_near_the_decoded_product() -> None:
     exact = inputs.astype(np.float64) @ rows.astype(np.float64).T
     for n_planes, most in ((1, 1.2e-2), (2, 5e-5)):
         out = np.zeros((4, 200), np.float32)
-        assert _score.trellis_products(
-            codes, code.levels, code.rate, gains, signs, inputs, n_planes, out, crossed=code.crossed
-        )
+        held = _score.TrellisProducts([(codes, code.levels, code.rate, gains, None, code.crossed, False)], 200, signs)
+        assert held.write(inputs, n_planes, out)
         error = np.linalg.norm(out - exact, axis=1)[1:] / np.linalg.norm(exact, axis=1)[1:]
         assert error.max() < most
         assert not out[0].any()
@@ -75,21 +64,78 @@ def test_what_is_not_finite_is_told(bad: float, isa: str) -> None:
     code, codes, gains, signs, inputs = case(3, 64, 2)
     inputs[1, :2] = bad  # 3e38 passes float32's range in the rotation
     out = np.zeros((2, 3), np.float32)
-    assert not _score.trellis_products(codes, code.levels, code.rate, gains, signs, inputs, 1, out, isa=isa)
+    held = _score.TrellisProducts([(codes, code.levels, code.rate, gains, None, None, False)], 3, signs)
+    assert not held.write(inputs, 1, out, isa=isa)
+
+
+@pytest.mark.parametrize("n_planes", [1, 2])
+@pytest.mark.parametrize("n_shares", [1, 3, 9])
+def test_rows_of_several_codes_go_to_their_places(n_shares: int, n_planes: int, isa: str) -> None:
+    rng, n_cols, n_rows = np.random.default_rng(9), 192, 47
+    places, signs = np.split(rng.permutation(n_rows), [1, 20, 20]), Rotation(n_cols, 3).signs
+    inputs = rng.standard_normal((3, n_cols)).astype(np.float32)
+    expected, out = np.zeros((3, n_rows), np.float32), np.full((3, n_rows), np.nan, np.float32)
+    matrices = []
+    for rate, rows in zip((64, 32, 40, 83), places, strict=True):
+        code = Trellis.trained(rate)
+        codes = rng.integers(0, 256, (len(rows), code.row_nbytes(n_cols)), np.uint8)
+        gains = rng.standard_normal(len(rows)).astype(np.float32)
+        matrices.append((codes, code.levels, rate, gains, rows, code.crossed, False))
+        part = np.zeros((3, len(rows)), np.float32)
+        reference.trellis_products(codes, code.levels, rate, gains, signs, inputs, n_planes, part)
+        expected[:, rows] = part
+    held = _score.TrellisProducts(matrices, n_rows, signs)
+    for share in range(n_shares):
+        assert held.write(inputs, n_planes, out, share=share, n_shares=n_shares, isa=isa)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("n_rows", [1, 300, 5000])
+def test_rings_are_opened_block_by_block(n_rows: int, isa: str) -> None:
+    rng, n_cols, code = np.random.default_rng(n_rows), 160, Trellis.trained(64, is_ring=True)
+    rings = rng.integers(0, 256, (n_rows, _trellis.ring_nbytes(n_cols, 64, code.n_bits)), np.uint8)
+    gains, signs = rng.standard_normal(n_rows).astype(np.float32), Rotation(n_cols, 3).signs
+    inputs = rng.standard_normal((1, n_cols)).astype(np.float32)
+    out, expected = np.zeros((2, 1, n_rows), np.float32)
+    held = _score.TrellisProducts([(rings, code.levels, 64, gains, None, code.crossed, True)], n_rows, signs)
+    assert held.write(inputs, 2, out, isa=isa)
+    opened = (code.opened(rings, n_cols), code.levels, 64, gains, None, code.crossed, False)
+    assert _score.TrellisProducts([opened], n_rows, signs).write(inputs, 2, expected, isa=isa)
+    np.testing.assert_array_equal(out, expected)
 
 
 def test_bad_arguments_are_named() -> None:
     code, codes, gains, signs, inputs = case(3, 64, 2)
-    out = np.zeros((2, 3), np.float32)
+    good = {"codes": codes, "levels": code.levels, "rate": code.rate, "gains": gains, "rows": None}
+    good |= {"crossed": code.crossed, "is_ring": False}
     for change, message in (
         ({"gains": gains[:2]}, r"gains must be \(3,\)"),
-        ({"out": out[:1]}, r"out \(2, 3\)"),
-        ({"signs": signs[:, :63].copy()}, r"signs must be \(2, 64\)"),
-        ({"n_planes": 3}, "n_planes must be 1 or 2, got 3"),
-        ({"column_scale": np.ones(63, np.float32)}, r"column_scale must be \(64,\)"),
+        ({"codes": codes[:2], "gains": gains[:2]}, "a matrix of 3 rows has 2 codes"),
+        ({"codes": codes[:, 1:].copy()}, r"codes must be \(n_rows, 22\)"),
+        ({"rows": np.arange(2)}, r"rows must be \(3,\)"),
+        ({"rows": np.array([0, 1, 3])}, r"rows must lie in 0\.\.2, got 3"),
+        ({"rows": np.array([0, -1, 2])}, r"rows must lie in 0\.\.2, got -1"),
+        ({"rate": 97}, "rate must be 16..96"),
+        ({"crossed": code.crossed[:71]}, "a crossed codebook has 72 bytes"),
+        ({"is_ring": True}, r"codes must be \(n_rows, 20\)"),
     ):
-        given = {"gains": gains, "signs": signs, "inputs": inputs, "n_planes": 1, "out": out} | change
         with pytest.raises(ValueError, match=message):
-            _score.trellis_products(codes, code.levels, code.rate, **given)
-    none = np.zeros((0, 3), np.float32)
-    assert _score.trellis_products(codes, code.levels, code.rate, gains, signs, inputs[:0], 1, none)
+            _score.TrellisProducts([tuple((good | change).values())], 3, signs)
+    matrix = tuple(good.values())
+    for wrong, scale, message in (
+        (signs[:1], None, r"signs must be \(2, n_cols\)"),
+        (signs, np.ones(63, np.float32), r"column_scale must be \(64,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _score.TrellisProducts([matrix], 3, wrong, scale)
+    held, out = _score.TrellisProducts([matrix], 3, signs), np.zeros((2, 3), np.float32)
+    for given, options, message in (
+        ((inputs, 1, out[:1]), {}, r"out \(2, 3\)"),
+        ((inputs[:, :63].copy(), 1, out), {}, r"inputs must be \(2, 64\)"),
+        ((inputs, 3, out), {}, "n_planes must be 1 or 2, got 3"),
+        ((inputs, 1, out), {"share": 2, "n_shares": 2}, r"share must lie in 0\.\.1, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            held.write(*given, **options)
+    assert held.write(inputs[:0], 1, out[:0])
+    assert _score.TrellisProducts([], 0, signs).write(inputs, 1, np.zeros((2, 0), np.float32))
