@@ -22,7 +22,7 @@ from hhtld import slots
 from hhtld.codecs.section_kinds import SectionKind
 from hhtld.errors import HeaderError
 from hhtld.gates import THRESHOLDS, Threshold
-from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey
+from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey, is_encodable, should_use_leaf
 from hhtld.sizes import BLOCK_NBYTES
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ __all__ = [
     "RecordCheck",
     "RowIndex",
     "SearchTerms",
+    "SpecifiedCodec",
     "check_basis",
     "check_budget",
     "read_basis",
@@ -598,6 +599,23 @@ class Codec(ABC):
     def decoding_nbytes(self, group_nbytes: Mapping[str, int], n_cols: int) -> int:
         """Return the bytes that decoding any row of a tensor takes once, from the sizes of its group's sections."""
         return 0
+
+
+class SpecifiedCodec(Codec):
+    """A codec whose bytes are specified: it takes large matrices, rows along their first axis."""
+
+    is_specified: ClassVar[bool] = True
+
+    def row_axes(self, rank: int) -> range:
+        return range(1, 2)
+
+    def takes(self, shape: Sequence[int], nbytes: int) -> bool:
+        return is_encodable(shape, nbytes)
+
+    def basis_nbytes(self, key: PaletteGroupKey) -> int:
+        """Return the bytes that finding the basis of a group with Slot L takes; 0 for a group without it."""
+        n_rows, n_cols = key.shape
+        return slots.basis_nbytes(min(n_rows, slots.SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
 
 
 def check_basis(record: RecordCheck) -> None:

@@ -21,7 +21,7 @@ The HHTL-D design published in AdaWorldAPI/lance-graph (crates/bgz-tensor).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,7 +32,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from hhtld import _kernels, slots
 from hhtld.codecs.base import (
-    Codec,
     Coder,
     EncodedTensor,
     GroupCode,
@@ -42,6 +41,7 @@ from hhtld.codecs.base import (
     RecordCheck,
     RowIndex,
     SearchTerms,
+    SpecifiedCodec,
     check_budget,
     read_basis,
     read_leaf,
@@ -57,7 +57,6 @@ from hhtld.identity import (
     MAX_PALETTE_K,
     SLOT_L_LANES,
     PaletteGroupKey,
-    is_encodable,
     should_use_leaf,
 )
 from hhtld.registry import later
@@ -81,7 +80,7 @@ __all__ = [
 ]
 
 
-class LookupCodec(Codec):
+class LookupCodec(SpecifiedCodec):
     """Slots D and V, and Slot L where rows are looked up by index."""
 
     id: ClassVar[str] = LOOKUP
@@ -90,7 +89,6 @@ class LookupCodec(Codec):
     profiles: ClassVar[tuple[str, ...]] = ("lookup",)
     required: ClassVar[frozenset[str]] = frozenset({"entries"})
     optional: ClassVar[frozenset[str]] = frozenset({"slot_l"})
-    is_specified: ClassVar[bool] = True
 
     def check_group(self, record: RecordCheck) -> dict[str, int]:
         if "palette" in record.nbytes:
@@ -107,12 +105,6 @@ class LookupCodec(Codec):
             raise HeaderError(f"{record.where}: {group.where} has no palette")
         record.size("entries", record.n_rows * ENTRY_NBYTES)
 
-    def row_axes(self, rank: int) -> range:
-        return range(1, 2)
-
-    def takes(self, shape: Sequence[int], nbytes: int) -> bool:
-        return is_encodable(shape, nbytes)
-
     def find(self, request: GroupRequest) -> tuple[Callable[..., GroupCode | None], tuple[Any, ...]]:
         return LookupGroup.found, (request.key, request.rows[0])
 
@@ -121,8 +113,7 @@ class LookupCodec(Codec):
 
     def finding_nbytes(self, key: PaletteGroupKey, n_tensors: int) -> int:
         n_rows, n_cols = key.shape
-        basis = slots.basis_nbytes(min(n_rows, slots.SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
-        return max(basis, n_rows * 200 + 16 * MAX_PALETTE_K * n_cols)
+        return max(self.basis_nbytes(key), n_rows * 200 + 16 * MAX_PALETTE_K * n_cols)
 
     def predicted_nbytes(self, key: PaletteGroupKey) -> tuple[int, int]:
         (n_rows, n_cols), leaf = key.shape, should_use_leaf(key.role)

@@ -24,7 +24,7 @@ The HHTL-D design published in AdaWorldAPI/lance-graph (crates/bgz-tensor).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,7 +35,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from hhtld import _kernels, slots
 from hhtld.codecs.base import (
-    Codec,
     Coder,
     GroupCode,
     GroupRequest,
@@ -44,6 +43,7 @@ from hhtld.codecs.base import (
     RecordCheck,
     RowIndex,
     SearchTerms,
+    SpecifiedCodec,
     check_budget,
     read_basis,
     read_leaf,
@@ -54,7 +54,7 @@ from hhtld.codecs.lookup import LeafTensor
 from hhtld.codecs.section_kinds import PALETTE
 from hhtld.dtypes import bf16_bits, bf16_values
 from hhtld.errors import RangeError
-from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey, is_encodable, should_use_leaf
+from hhtld.identity import MAX_PALETTE_K, SLOT_L_LANES, PaletteGroupKey, should_use_leaf
 from hhtld.registry import later
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ else:
 __all__ = ["HhtlF32Tensor", "PaletteCodec", "PaletteGroup", "TensorPalette", "find_palette"]
 
 
-class PaletteCodec(Codec):
+class PaletteCodec(SpecifiedCodec):
     """One u8 a row into a palette of the tensor's own rows, and Slot L where rows are looked up by index."""
 
     id: ClassVar[str] = PALETTE
@@ -77,18 +77,11 @@ class PaletteCodec(Codec):
     profiles: ClassVar[tuple[str, ...]] = ("f32",)
     required: ClassVar[frozenset[str]] = frozenset({"twigs", "palette_f32"})
     optional: ClassVar[frozenset[str]] = frozenset({"slot_l"})
-    is_specified: ClassVar[bool] = True
     reads_whole_tensors: ClassVar[bool] = True
 
     def check_tensor(self, record: RecordCheck, group: RecordCheck) -> None:
         record.size("twigs", record.n_rows)
         record.palette_size("palette_f32", 2 * record.n_cols, f"rows of {record.n_cols} columns")
-
-    def row_axes(self, rank: int) -> range:
-        return range(1, 2)
-
-    def takes(self, shape: Sequence[int], nbytes: int) -> bool:
-        return is_encodable(shape, nbytes)
 
     def find(self, request: GroupRequest) -> tuple[Callable[..., GroupCode | None], tuple[Any, ...]]:
         return PaletteGroup.found, (request.key, request.rows[0])
@@ -98,9 +91,8 @@ class PaletteCodec(Codec):
 
     def finding_nbytes(self, key: PaletteGroupKey, n_tensors: int) -> int:
         n_rows, n_cols = key.shape
-        basis = slots.basis_nbytes(min(n_rows, slots.SAMPLE_ROWS), n_cols) if should_use_leaf(key.role) else 0
         # Furthest-point sampling holds all rows, and their 8-bit shadow.
-        return max(basis, n_rows * (5 * n_cols + 64) + 12 * MAX_PALETTE_K * n_cols)
+        return max(self.basis_nbytes(key), n_rows * (5 * n_cols + 64) + 12 * MAX_PALETTE_K * n_cols)
 
     def predicted_nbytes(self, key: PaletteGroupKey) -> tuple[int, int]:
         (n_rows, n_cols), leaf = key.shape, should_use_leaf(key.role)
