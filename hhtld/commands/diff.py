@@ -300,8 +300,8 @@ EXAMPLES = """\
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    command.add_argument("a", metavar="A")
-    command.add_argument("b", metavar="B")
+    command.add_argument("a", metavar="A", help="a file or folder of any format that `hhtld list` says is read")
+    command.add_argument("b", metavar="B", help="what A is compared with")
     add_jobs(command)
     add_all(command)
     add_json(command)

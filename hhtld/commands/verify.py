@@ -211,7 +211,7 @@ EXAMPLES = """\
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    command.add_argument("file", metavar="FILE")
+    command.add_argument("file", metavar="FILE", help="a .hhtld file")
     command.add_argument("src", metavar="SRC", nargs="?", help="what FILE was made from")
     add_selection(command)
     add_jobs(command)

@@ -1,8 +1,8 @@
 """CRC-32 of what is written in pieces and in any order.
 
 ``crc(a + b)`` follows from ``crc(a)``, ``crc(b)`` and the length of b, as in zlib's crc32_combine: the first is
-multiplied by x^(8 len b) modulo the polynomial. That takes 3 us in Python, and 90 us where the power of x is not known
-yet; reading 1 MiB back for its checksum takes 150 us and more.
+multiplied by x^(8 len b) modulo the polynomial. That takes 3 µs in Python, and 90 µs if the power of x is not known
+yet; reading 1 MiB back for its checksum takes 150 µs and more.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ EXAMPLES = """\
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    command.add_argument("file", metavar="FILE")
+    command.add_argument("file", metavar="FILE", help="a .hhtld file")
     command.add_argument("src", metavar="SRC", help="what FILE was made from")
     command.add_argument(
         "--tensor",
