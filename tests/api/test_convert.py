@@ -277,9 +277,9 @@ def test_ctrl_c_leaves_the_old_file(number: int, code: int, said: str, snapshot:
     target.write_bytes(b"old")
     program = (
         "import sys, time; from hhtld.encoding import row_dispatch; from hhtld.commands.main import main\n"
-        "plain = coding.code_rows\n"
+        "plain = row_dispatch.code_rows\n"
         "def slow(*a): print('coding', flush=True); time.sleep(20); return plain(*a)\n"
-        "coding.code_rows = slow\n"
+        "row_dispatch.code_rows = slow\n"
         f"sys.exit(main(['convert', {str(snapshot)!r}, {str(target)!r}, '--jobs', '1', '--profile', 'f32']))"
     )
     process = subprocess.Popen(
@@ -303,9 +303,9 @@ def test_an_ignored_ctrl_c_stays_ignored(snapshot: Path, tmp_path: Path) -> None
     program = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "from hhtld.encoding import row_dispatch; from hhtld.commands.main import main\n"
-        "plain = coding.code_rows\n"
+        "plain = row_dispatch.code_rows\n"
         "def struck(*a): os.kill(os.getpid(), signal.SIGINT); return plain(*a)\n"
-        "coding.code_rows = struck\n"
+        "row_dispatch.code_rows = struck\n"
         f"sys.exit(main(['convert', {str(snapshot)!r}, 'm.hhtld', '--jobs', '1', '--profile', 'bits:2', "
         "'--min-ratio', '0.1']))"
     )
