@@ -1,7 +1,7 @@
 """Which tokens of a text a model is calibrated on: a bounded number, spread over all of its kinds and texts.
 
-Every other text is fitted to, and on the rest the model is judged. If a half has more tokens than are read, every so
-many-th text of each kind is taken, and of each text its beginning.
+Texts of each kind are dealt in turn to two halves: one is fitted to, on the other the model is judged. If a half has
+more tokens than are read, every so many-th of its texts is taken, and of each its beginning.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def read_text(snapshot: Snapshot, text: Prompts, n_tokens: int) -> CalibrationTe
             f"halves them and compares those of a half; give at least {LEAST_TEXTS} (a line '=== KIND' begins one)"
         )
     tokenizer = snapshot.tokenizer()
+    places = {kind: place for place, kind in enumerate(dict.fromkeys(text.kind for text in texts))}
+    texts = sorted(texts, key=lambda text: places[text.kind])
     lengths = [len(ids) for ids in tokenizer([text.text for text in texts], verbose=False)["input_ids"]]
     for prompt, length in zip(texts, lengths, strict=True):
         if length < 2:
@@ -99,11 +101,9 @@ def _beginnings(
     snapshot: Snapshot, tokenizer: Any, texts: Sequence[Prompt], lengths: Sequence[int], n_tokens: int
 ) -> list[tuple[str, list[int]]]:
     """Return the tokens of texts, about `n_tokens` in all: what short ones leave, long ones take."""
-    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(text.kind for text in texts))}
     many = max(1, min(_MANY_TOKENS, sum(lengths) // len(lengths)))
     most = max(LEAST_TEXTS // 2, n_tokens // many)
-    by_kind = sorted(range(len(texts)), key=lambda place: (kinds[texts[place].kind], place))
-    taken = sorted(by_kind[number] for number in _spread(len(texts), most))
+    taken = _spread(len(texts), most)
     longest = _longest([lengths[place] for place in taken], n_tokens)
     return _tokenized(snapshot, tokenizer, [texts[place] for place in taken], longest)
 

@@ -29,8 +29,8 @@ def test_the_builtin_text_shares_no_run_of_eight_words_with_the_prompts() -> Non
 
 def test_the_builtin_text_is_long_and_says_nothing_twice() -> None:
     texts = chosen_prompts("builtin", "calibration.txt")[1]
-    assert sum(len(prompt.text.encode()) for prompt in texts) > 50_000
-    assert len({prompt.kind for prompt in texts}) >= 14
+    assert sum(len(prompt.text.encode()) for prompt in texts) > 280_000
+    assert len({prompt.kind for prompt in texts}) >= 20
     sentences = Counter(
         sentence
         for prompt in texts
@@ -86,6 +86,12 @@ def test_a_bounded_number_of_tokens_is_spread_over_all_kinds() -> None:
     assert all(ids == list(range(ids[0], ids[0] + len(ids))) for _, ids in found.fitted), "beginnings"
     again = read(texts, 2600)
     assert (again.fitted, again.judged) == (found.fitted, found.judged)
+
+
+def test_a_kind_whose_texts_alternate_with_others_is_in_both_halves() -> None:
+    texts = [text_of("ab"[i % 2], 40, 100 * i) for i in range(20)]
+    found = read(texts, 10_000)
+    assert Counter(kind for kind, _ in found.fitted) == Counter(kind for kind, _ in found.judged) == {"a": 5, "b": 5}
 
 
 def test_a_short_text_is_read_whole_and_long_ones_take_what_short_ones_leave() -> None:
