@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +359,31 @@ def test_a_pack_is_sent_to_another_process_and_read_there_as_here(path: Path, de
         assert (found, io, limit) == (decoded[NAMES[0]][ids].tobytes(), "pread", 1 << 12)
         again = pickle.loads(pickle.dumps(pack))
         again.close()
+
+
+def rows_by_threads(pack: hhtld.HhtldPack, seeds: list[int]) -> list[bytes]:
+    """What four threads of a process read at once, of the rows of each seed."""
+
+    def read(seed: int) -> bytes:
+        ids = np.random.default_rng(seed).integers(0, N_ROWS, 1500)
+        return b"".join(pack.get_rows(NAMES[0], part).tobytes() for part in np.split(ids, 5))
+
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(read, seeds))
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
+def test_two_processes_of_four_threads_read_the_same_rows(
+    path: Path, decoded: dict[str, NDArray[Any]], io: str
+) -> None:
+    seeds = [list(range(4)), list(range(4, 8))]
+    context = multiprocessing.get_context("spawn")
+    with hhtld.open(path, io=io, io_threads=2) as pack, ProcessPoolExecutor(2, context) as processes:
+        found = list(processes.map(rows_by_threads, [pack] * 2, seeds))
+    for part, rows in zip(seeds, found, strict=True):
+        for seed, read in zip(part, rows, strict=True):
+            ids = np.random.default_rng(seed).integers(0, N_ROWS, 1500)
+            assert read == decoded[NAMES[0]][ids].tobytes()
 
 
 def test_a_pack_is_not_sent_where_its_file_is_another(path: Path, tmp_path: Path) -> None:
