@@ -155,6 +155,29 @@ def test_weights_in_a_file_beside_the_model_go_to_one_again(path: Path, tmp_path
         assert int(facts["offset"]) % (4096 if int(facts["length"]) >= 4096 else 64) == 0
 
 
+def test_weights_in_several_files_and_in_one_place_twice_come_back(path: Path, tmp_path: Path) -> None:
+    model = onnx.load(path)
+    table, up, _ = model.graph.initializer
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "first.bin").write_bytes(b"\0" * 64 + table.raw_data)
+    (tmp_path / "sub" / "second.bin").write_bytes(up.raw_data)  # without a length: to its end
+    for tensor, facts in ((table, {"location": "first.bin", "offset": "64"}), (up, {"location": "sub/second.bin"})):
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in facts.items():
+            tensor.external_data.add(key=key, value=value)
+    again = model.graph.initializer.add()
+    again.CopyFrom(table)
+    again.name = "table_again"
+    (tmp_path / "outside.onnx").write_bytes(model.SerializeToString())
+    hhtld.convert(kept(tmp_path / "outside.onnx"), tmp_path / "back.onnx")
+    for got, want in zip(outputs(tmp_path / "back.onnx"), outputs(path), strict=True):
+        assert np.array_equal(got, want)
+    with OnnxFile(tmp_path / "back.onnx") as found:
+        rows = [found.read_rows(name, 0, TOKENS) for name in ("table", "table_again")]
+    assert np.array_equal(*rows)
+
+
 def test_a_model_that_protobuf_cannot_hold_gets_a_file_beside_it(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,26 @@ def test_packed_and_decoded_say_the_same(pack: Path, folder: Path) -> None:
         assert said(model) == expected
 
 
+@pytest.mark.parametrize("how", ["beams", "padding", "assisted"])
+def test_every_way_of_generating_says_what_the_decoded_model_says(pack: Path, how: str) -> None:
+    packed, decoded = from_pretrained(pack, exact=True), from_pretrained(pack, packed=False)
+    ids = torch.cat([IDS[:1], IDS[:1].flip(1)])
+    mask = torch.ones_like(ids)
+    options: dict[str, Any] = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 2}
+    if how == "beams":
+        options |= {"num_beams": 3, "num_return_sequences": 2}
+    elif how == "padding":
+        ids[1, :2], mask[1, :2] = 2, 0
+    else:
+        ids, mask = ids[:1], mask[:1]
+    found = []
+    for model in (packed, decoded):
+        helper = {"assistant_model": from_pretrained(pack)} if how == "assisted" else {}
+        with torch.inference_mode():
+            found.append(model.generate(ids, attention_mask=mask, **options, **helper))
+    assert torch.equal(*found)
+
+
 def test_without_hhtld(pack: Path, folder: Path) -> None:
     """A decoded folder loads; a packed one fails loudly, also for whoever does not know ``transformers_weights``."""
     hhtld.convert(pack, pack.parent / "alone")
