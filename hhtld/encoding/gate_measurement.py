@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
-from hhtld.encoding.gate_report import GateReport
+from hhtld.encoding.gate_report import GateReport, RegimeCosines
 from hhtld.pack.pack import HhtldPack
 from hhtld.progress import Progress, silent
 from hhtld.sources.checksummed import ChecksummedRows
@@ -72,9 +72,12 @@ def measure(
         if record.group is None:
             continue
         rows = ChecksummedRows(SourceRows(source, name, record.info.n_cols))
-        cosines = compared_rows(rows, partial(pack.get_rows, name), executor, record.info.dtype)
+        cosines = RegimeCosines()
+        decoded = partial(pack.get_rows, name)
+        for start, _, block_cosines in map_rows(_compared, rows, executor, decoded, record.info.dtype):
+            cosines.add(name, block_cosines, start)
         key = pack.table.groups[record.group].key
-        report.add(name, key.regime, cosines, str(key))
+        report.add_counted(name, key.regime, cosines, str(key))
         crcs[name] = rows.crc32
         progress("measure", name, record.info.nbytes)
     return crcs

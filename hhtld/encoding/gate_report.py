@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld.cosines import is_live, summarize
+from hhtld.cosines import is_live
 from hhtld.gates import (
     MEDIAN,
     N_QUANTILES,
@@ -54,21 +54,21 @@ class RegimeCosines:
         self.n_zero_rows = self.n_zero_rows_lost = 0
         self.lost: tuple[str, int] | None = None
 
-    def add(self, name: str, cosines: NDArray[np.float64]) -> None:
-        """Count a tensor's rows, given their `judged_cosines`."""
+    def add(self, name: str, cosines: NDArray[np.float64], start: int = 0) -> None:
+        """Count rows of a tensor from `start` on, given their `judged_cosines`; runs of rows may come in any order."""
         live = is_live(cosines)
         if not live.all():
             self.n_zero_rows += int((~live).sum())
             lost = np.flatnonzero(cosines == ZERO_LOST)
             self.n_zero_rows_lost += len(lost)
             if len(lost):
-                self._lose((name, int(lost[0])))
+                self._lose((name, start + int(lost[0])))
         if live.any():
             millionths = np.floor(cosines[live] * 1e6).astype(np.int32)  # as `rounded_down`
             values, counts = np.unique(millionths, return_counts=True)
             self._take(values, counts.astype(np.int64))
             row = int(np.where(live, cosines, 2.0).argmin())
-            self.worst = min(self.worst, (float(cosines[row]), name, row))
+            self.worst = min(self.worst, (float(cosines[row]), name, start + row))
 
     def merge(self, other: RegimeCosines) -> None:
         """Count what another has counted."""
@@ -108,20 +108,26 @@ class RegimeCosines:
         """Rows counted, those of zeros among them."""
         return self.n_live_rows + self.n_zero_rows
 
-    def _quantile(self, number: int) -> float:
+    def _quantiles(self, *numbers: int) -> list[float]:
         values, counts = self.counted()
-        place = (self.n_live_rows - 1) * number // (N_QUANTILES - 1)
-        return int(values[np.searchsorted(np.cumsum(counts), place + 1)]) / 1e6
+        places = [(self.n_live_rows - 1) * number // (N_QUANTILES - 1) + 1 for number in numbers]
+        return [int(value) / 1e6 for value in values[np.searchsorted(np.cumsum(counts), places)]]
+
+    def summary(self) -> CosineSummary:
+        """Return what `hhtld.cosines.summarize` says of a tensor's rows, if no other tensor's were counted."""
+        worst_row = self.worst[2] if self.lost is None else self.lost[1]
+        quantiles = self._quantiles(*range(N_QUANTILES)) if self.n_live_rows else [1.0] * N_QUANTILES
+        return CosineSummary(self.n_rows, tuple(quantiles), worst_row, self.n_zero_rows, self.n_zero_rows_lost)
 
     @property
     def median(self) -> float:
         """Half of the rows are at least this good; there must be some that are not zeros."""
-        return self._quantile(MEDIAN)
+        return self._quantiles(MEDIAN)[0]
 
     @property
     def p5(self) -> float:
         """19 rows in 20 are at least this good."""
-        return self._quantile(P5)
+        return self._quantiles(P5)[0]
 
     def passes(self, threshold: Threshold) -> bool:
         """Whether median and p5 reach a threshold and no row of zeros was lost; no rows do."""
@@ -144,7 +150,7 @@ class RegimeCosines:
 class GroupCosines:
     """Row cosines of the tensors of one group, which come in runs of rows and in any order.
 
-    A tensor's are held until all of its rows have come.
+    They are counted as they come, so that memory does not grow with a tensor's rows.
 
     Attributes
     ----------
@@ -157,25 +163,25 @@ class GroupCosines:
     def __init__(self, threshold: Threshold | None = None) -> None:
         self._threshold = threshold
         self._below_median = self._below_p5 = 0
-        self._waiting: dict[str, tuple[NDArray[np.float64] | None, int]] = {}
+        self._under_way: dict[str, tuple[RegimeCosines, int]] = {}
         self.tensors: dict[str, CosineSummary] = {}
         self.counts = RegimeCosines()
 
     def add(self, name: str, n_rows: int, start: int, cosines: NDArray[np.float64]) -> None:
         """Take the cosines of a tensor's rows from `start` on; the tensor has `n_rows`."""
-        gathered, missing = self._waiting.pop(name, (None, n_rows))
-        gathered = np.empty(n_rows) if gathered is None else gathered
-        gathered[start : start + len(cosines)] = cosines
+        counted, missing = self._under_way.pop(name, (None, n_rows))
+        counted = RegimeCosines() if counted is None else counted
+        counted.add(name, cosines, start)
         missing -= len(cosines)
         if missing:
-            self._waiting[name] = gathered, missing
+            self._under_way[name] = counted, missing
             return
-        self.tensors[name] = summarize(gathered)
-        self.counts.add(name, gathered)
+        self.tensors[name] = counted.summary()
+        self.counts.merge(counted)
         if self._threshold is not None:
-            rounded = np.floor(gathered[is_live(gathered)] * 1e6) / 1e6  # as `rounded_down`
-            self._below_median += int((rounded < self._threshold.median).sum())
-            self._below_p5 += int((rounded < self._threshold.p5).sum())
+            millionths, counts = counted.counted()
+            self._below_median += int(counts[millionths / 1e6 < self._threshold.median].sum())
+            self._below_p5 += int(counts[millionths / 1e6 < self._threshold.p5].sum())
 
     def passes(self) -> bool:
         """Whether all rows together reach the threshold: exactly what `summarize` of them would say."""
@@ -232,10 +238,16 @@ class GateReport:
 
     def add(self, name: str, regime: str, cosines: NDArray[np.float64], group: str = "") -> None:
         """Count one tensor's rows; an exempt tensor's are recorded but not judged."""
-        self.tensors[name] = summarize(cosines)
-        self.groups.setdefault(group, RegimeCosines()).add(name, cosines)
+        counted = RegimeCosines()
+        counted.add(name, cosines)
+        self.add_counted(name, regime, counted, group)
+
+    def add_counted(self, name: str, regime: str, cosines: RegimeCosines, group: str = "") -> None:
+        """Count the rows of one tensor, all of which `cosines` has counted, as `add` does."""
+        self.tensors[name] = cosines.summary()
+        self.groups.setdefault(group, RegimeCosines()).merge(cosines)
         if name not in self.exempt:
-            self.regimes[regime].add(name, cosines)
+            self.regimes[regime].merge(cosines)
 
     def add_group(self, cosines: GroupCosines, regime: str, group: str) -> None:
         """Count a group's tensors; all of them are exempt or none."""

@@ -20,6 +20,7 @@ __all__ = ["TaskMemory", "check_memory", "expected_nbytes"]
 _TENSOR_NBYTES = 10_000  # what the source, the plan, the report and the table know of a tensor
 _FEW_TENSORS = 1_000  # whose facts are not counted
 _HISTOGRAM_NBYTES = 8 << 20  # of a group's cosines
+_COUNTED_ROWS = 1 << 18  # counts of tensors under way take no more than those of so many rows that all differ
 
 
 class _Need(NamedTuple):
@@ -82,8 +83,8 @@ def _fed_back(plan: Plan, names: list[str]) -> list[str]:
 
 
 def _counting_nbytes(key: PaletteGroupKey) -> int:
-    """Return the bytes of a group's cosines: those of tensors under way, NumPy's copies of them, the histogram."""
-    return 4 * 8 * key.shape[0] + _HISTOGRAM_NBYTES
+    """Return the bytes of a group's cosines, which are counted by millionths: few of them differ, however many rows."""
+    return 4 * 8 * min(key.shape[0], _COUNTED_ROWS) + _HISTOGRAM_NBYTES
 
 
 def _group_code_nbytes(crew: Crew, key: PaletteGroupKey, profile: Profile, names: list[str]) -> int:

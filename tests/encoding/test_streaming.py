@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -31,7 +32,7 @@ from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan
 from hhtld.encoding.resources import Work
 from hhtld.encoding.row_tasks import code_rows
-from hhtld.gates import Threshold
+from hhtld.gates import ZERO_KEPT, ZERO_LOST, Threshold
 from hhtld.identity import PaletteGroupKey
 from hhtld.pack.container_writer import ContainerWriter
 from hhtld.pack.memory_sections import MemorySections
@@ -194,6 +195,30 @@ def test_runs_of_cosines_pass_exactly_when_all_together_do(n_rows: int) -> None:
         verdicts.add(group.passes())
         assert group.tensors["b"] == summarize(cosines[cut:])
     assert len(verdicts) == 2 or n_rows > 21
+
+
+@pytest.mark.parametrize(
+    "kinds", [(0.5,), (ZERO_KEPT,), (ZERO_LOST,), (0.5, ZERO_KEPT), (0.25, 0.5, ZERO_KEPT, ZERO_LOST)]
+)
+def test_runs_of_cosines_are_summarized_as_all_together_are(kinds: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(len(kinds))
+    for n_rows in (1, 2, 13, 60):
+        cosines = rng.choice(kinds, n_rows)
+        group = GroupCosines()
+        for start in rng.permutation(range(0, n_rows, 7)).tolist():
+            group.add("w", n_rows, start, cosines[start : start + 7])
+        assert group.tensors["w"] == summarize(cosines)
+
+
+def test_cosines_take_no_memory_by_the_row() -> None:
+    rng, group, n_rows = np.random.default_rng(1), GroupCosines(Threshold(0.95, 0.91)), 50_000
+    tracemalloc.start()
+    for run in range(80):
+        group.add("w", 80 * n_rows, run * n_rows, rng.normal(0.9975, 0.0002, n_rows))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert group.tensors["w"].n_rows == 80 * n_rows
+    assert peak < 8 * n_rows * 20, "of a table's cosines, a quarter would be more"
 
 
 # ---- samples ----
