@@ -9,6 +9,8 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Collection
+from typing import TextIO, cast
 
 __all__ = ["emit", "open_closed_streams", "silence_stdout"]
 
@@ -18,21 +20,29 @@ def open_closed_streams() -> None:
 
     Their numbers must not be left to the next file that is opened: what is printed would be written into it.
     """
+    ours = set()
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             os.set_inheritable(fd, True)
+            ours.add(fd)
+    # A library that was loaded before may have taken the number (libffi does, to read itself): that file is not ours.
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open as long as the program runs
+        sys.stdin = _null(0, ours, "r")
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as above
+        sys.stdout = _null(1, ours, "w")
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as above
+        sys.stderr = _null(2, ours, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _null(fd: int, ours: Collection[int], mode: str) -> TextIO:
+    """Open the null device as it stands at a number, or elsewhere if the number is another file's."""
+    return cast(TextIO, open(fd if fd in ours else os.devnull, mode, closefd=fd not in ours))
 
 
 def silence_stdout() -> None:

@@ -36,7 +36,7 @@ def pack(source: Path) -> Path:
     return source.with_name("m.hhtld")
 
 
-def shell(line: str, **names: Path) -> subprocess.CompletedProcess[str]:
+def shell(line: str, **names: Path | str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "HHTLD": " ".join(COMMAND), **{name: str(path) for name, path in names.items()}}
     return subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, timeout=120, check=False)
 
@@ -54,6 +54,21 @@ def test_closed_streams_change_no_exit_code_and_no_file(source: Path, pack: Path
         assert (done.returncode, done.stderr) == (0, ""), command
     assert shell(f"$HHTLD inspect nowhere {closed}").returncode == 3
     assert target.read_bytes() == pack.read_bytes(), "nothing was printed into a file"
+
+
+TAKEN = """
+import os, sys
+from hhtld.display.streams import open_closed_streams
+other = os.open(sys.argv[1], os.O_RDONLY)  # as a library does that keeps a file of its own open
+open_closed_streams()
+print("printed to nobody", flush=True)
+sys.exit(0 if other == 1 and os.path.samestat(os.fstat(1), os.stat(sys.argv[1])) else 5)
+"""
+
+
+def test_a_closed_streams_number_that_another_file_took_stays_that_files(source: Path) -> None:
+    done = shell('"$PYTHON" -c "$CODE" $SRC >&-', PYTHON=sys.executable, CODE=TAKEN, SRC=source)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_that_goes_away_changes_no_exit_code(source: Path, pack: Path, tmp_path: Path) -> None:
