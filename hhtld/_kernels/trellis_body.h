@@ -106,14 +106,15 @@ HH_INLINE void HH_NAME(hh_cheapest_)(HH_NAME(hh_reached_) reached, int n_bits, u
 }
 
 /* The path of weights `start` to `stop` into search.path, from the states of weight stop - 1, and to `state` those of
- * weight `start`. */
+ * weight `start`. If that is not the first weight, search.path keeps there what was settled. */
 HH_KERNEL void HH_NAME(hh_trace_)(const hh_search *search, ptrdiff_t start, ptrdiff_t stop, unsigned *state) {
     const int n_bits = search->n_bits;
     for (ptrdiff_t t = stop - 1;; t--) {
         for (int lane = 0; lane < HH_LANES_T && search->ends; lane++)
             if (search->ends->last[lane] >= 0 && t == search->ends->end[lane])
                 state[lane] = (unsigned)search->ends->last[lane];
-        for (int lane = 0; lane < HH_LANES_T; lane++) search->path[t * HH_LANES_T + lane] = (uint16_t)state[lane];
+        for (int lane = 0; lane < HH_LANES_T && (t > start || !start); lane++)
+            search->path[t * HH_LANES_T + lane] = (uint16_t)state[lane];
         if (t == start) return;
         const int bits = hh_step_bits(t, search->rate),
                   low_bits = HH_NAME(hh_low_bits_)(t, start, search->rate, n_bits);
@@ -141,11 +142,19 @@ HH_INLINE void HH_NAME(hh_aim_)(const float *targets, ptrdiff_t from, ptrdiff_t 
     }
 }
 
+/* The costs of all states at weight t, where any other than that of search.path costs the most there is. */
+HH_INLINE void HH_NAME(hh_stand_)(const hh_search *search, ptrdiff_t t) {
+    const uint16_t *const settled = search->path + t * HH_LANES_T;
+    for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << search->n_bits; s++)
+        HH_STORE(search->costs + s * HH_LANES_T, HH_SET1(INT16_MAX));
+    for (int lane = 0; lane < HH_LANES_T; lane++)
+        search->costs[(ptrdiff_t)settled[lane] * HH_LANES_T + lane] = INT16_MIN;
+}
+
 /* Settle the block [from, to): the path that search.path holds is kept there, its errors go to the targets from `to`
- * on, and the search is back at weight to - 1, where any other state costs the most there is. */
+ * on, and the search is back at weight to - 1. */
 HH_INLINE void HH_NAME(hh_settle_)(const hh_search *search, ptrdiff_t from, ptrdiff_t to, hh_feedback feedback) {
     const hh_levels *const levels = search->levels;
-    const uint16_t *const settled = search->path + (to - 1) * HH_LANES_T;
     for (ptrdiff_t i = 0; i < (to - from) * HH_LANES_T; i++)
         feedback.errors[i] = feedback.targets[from * HH_LANES_T + i] -
                              (float)levels->values[levels->of[search->path[from * HH_LANES_T + i]]];
@@ -161,10 +170,7 @@ HH_INLINE void HH_NAME(hh_settle_)(const hh_search *search, ptrdiff_t from, ptrd
         }
         for (int v = 0; v < HH_LANES_T / HH_LANES_F; v++) HH_STOREF(target + v * HH_LANES_F, held[v]);
     }
-    for (ptrdiff_t s = 0; s < (ptrdiff_t)1 << search->n_bits; s++)
-        HH_STORE(search->costs + s * HH_LANES_T, HH_SET1(INT16_MAX));
-    for (int lane = 0; lane < HH_LANES_T; lane++)
-        search->costs[(ptrdiff_t)settled[lane] * HH_LANES_T + lane] = INT16_MIN;
+    HH_NAME(hh_stand_)(search, to - 1);
 }
 
 /* The costs of all states at the first weight, where lanes may be held to one of them. */
@@ -226,6 +232,18 @@ HH_INLINE void HH_NAME(hh_search_)(const hh_search *search, ptrdiff_t start, ptr
     HH_NAME(hh_trace_)(search, start, stop, state);
 }
 
+/* Search the weights `start` to `stop` once more, for the ways into every state that hh_step_ finds: the quick search
+ * knows those of its own path alone. */
+HH_INLINE void HH_NAME(hh_search_all_)(const hh_search *search, ptrdiff_t start, ptrdiff_t stop) {
+    const int n_states = 1 << search->n_bits;
+    HH_NAME(hh_reached_) reached = {search->costs, n_states - 1, search->levels->of, NULL};
+    if (start) HH_NAME(hh_stand_)(search, start);
+    else HH_NAME(hh_begin_)(search);
+    for (ptrdiff_t t = start + 1; t < stop; t++)
+        reached = HH_NAME(hh_advance_)(search, start, t, reached,
+                                       search->costs + ((t - start) % 2 ? (ptrdiff_t)n_states * HH_LANES_T : 0));
+}
+
 /* Encode HH_LANES_T rows, whose targets are in search.x, filled here if there is feedback: their states come out in
  * search.path. Of a lane that is held at a weight, states after that weight say nothing. */
 HH_KERNEL void HH_NAME(hh_viterbi_)(const hh_search *search, hh_feedback feedback) {
@@ -245,9 +263,16 @@ HH_KERNEL void HH_NAME(hh_viterbi_)(const hh_search *search, hh_feedback feedbac
     }
     /* blocks once more, from the last: where costs saturate, a path may not begin at the state that was settled */
     unsigned state[HH_LANES_T];
+    int is_settled = 1;
     for (int lane = 0; lane < HH_LANES_T; lane++) state[lane] = search->path[(n_cols - 1) * HH_LANES_T + lane];
-    for (ptrdiff_t from = (n_cols - 1) / block * block, stop = n_cols; from >= 0; stop = from, from -= block)
-        HH_NAME(hh_trace_)(search, from ? from - 1 : 0, stop, state);
+    for (ptrdiff_t from = (n_cols - 1) / block * block, stop = n_cols; from >= 0; stop = from, from -= block) {
+        const ptrdiff_t start = from ? from - 1 : 0;
+        if (!is_settled) HH_NAME(hh_search_all_)(search, start, stop);
+        HH_NAME(hh_trace_)(search, start, stop, state);
+        is_settled = 1;
+        for (int lane = 0; lane < HH_LANES_T; lane++)
+            is_settled &= state[lane] == search->path[start * HH_LANES_T + lane];
+    }
 }
 
 #undef HH_LANES_T

@@ -7,8 +7,8 @@
  * So a cost here is never more than the true one, less what all paths pay; it is less only if it saturated on its way.
  *
  * hh_is_sure_ adds up the true costs along the path that was found. If the sum never reaches what a tagged cost can hold,
- * nor what the costs of hh_step_ can hold, the path costs in both searches what it seems to, and all others cost at
- * least what they seem to. So every branch of the path is the lowest of the cheapest ones for hh_step_, too
+ * nor what the costs of hh_step_ or of the last weight's states can hold, the path costs in both searches what it seems
+ * to, and all others cost at least what they seem to. So every branch of the path is the lowest of the cheapest ones for hh_step_, too
  * (docs/decisions/tagged-costs.md).
  */
 
@@ -122,6 +122,11 @@ HH_KERNEL int HH_NAME(hh_is_sure_)(const hh_search *search, ptrdiff_t start, ptr
             if (t % HH_RENORMALISE) continue;
             cost -= (uint16_t)search->down[t / HH_RENORMALISE * HH_LANES_T + lane] >> tag_bits, beyond = 0;
         }
+        if (end < stop - 1) continue;
+        /* hh_quick_ adds the costs of the last weight's levels as they are, to costs from 0 on, up to INT16_MAX */
+        const int16_t value = levels->values[levels->of[path[end * HH_LANES_T]]];
+        const int16_t apart = hh_saturate_i16_(search->x[end * HH_LANES_T + lane] - value);
+        if (cost + hh_cost_scalar(apart, search->doublings) >= INT16_MAX) highest = INT16_MAX;
     }
     return highest < cap;
 }

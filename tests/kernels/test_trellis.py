@@ -148,6 +148,19 @@ def test_shipped_codebooks_like_the_scalar_search(rate: int, isa: str) -> None:
     same_bits(gains, expected_gains)
 
 
+@pytest.mark.parametrize("rate", [56, 64, 80, 96])
+def test_a_last_weight_beyond_all_levels_like_the_scalar_search(rate: int, isa: str) -> None:
+    """Its costs saturate at every state, and all of them are alike."""
+    table = np.where(np.random.default_rng(0).random(4096) < 0.5, 127, -127).astype(np.int8)
+    for n_cols in range(20, 26):
+        rows = np.zeros((2, n_cols), np.float32)
+        rows[:, -1] = 1, 2
+        codes, gains = encode(rows, table, rate, isa, step=20)
+        expected_codes, expected_gains = encode(rows, table, rate, "scalar", step=20)
+        np.testing.assert_array_equal(codes, expected_codes)
+        same_bits(gains, expected_gains)
+
+
 def test_tiers_agree_on_long_rows(isa: str, fenced: Fence) -> None:
     rows, table = awkward_rows(2, 20_001), random_table(8)
     for rate in (29, 93):
@@ -418,6 +431,26 @@ def test_feedback_is_the_twins_on_every_tier(isa: str, shape: tuple[int, int], r
     _trellis.encode(rows, table, STEP, rate, codes, own, feedback, isa=isa)
     same_bits(codes, expected)
     same_bits(own, gains)
+
+
+@pytest.mark.parametrize("seed", [5, 17, 45, 80, 100_005, 100_015, 100_041])
+def test_feedback_that_throws_weights_far_out_like_the_scalar_search(isa: str, seed: int) -> None:
+    """The block behind saturates, so its path does not begin where the block before ended, which is searched again."""
+    rng = np.random.default_rng(seed)
+    rate, table = int(rng.integers(56, 63)), (rng.standard_normal(4096) * 50).clip(-127, 127).astype(np.int8)
+    step, n_cols = int(rng.choice([50, 100])), int(rng.choice([40, 64, 96]))
+    rows = rng.standard_normal((32, n_cols)).astype(np.float32)
+    rows[:, :32] *= rng.choice([0.05, 0.2, 1])
+    feedback = np.zeros((n_cols, n_cols), np.float32)
+    feedback[32 : 34 + rng.integers(0, 8), :32] = rng.standard_normal(32) * rng.choice([10, 100, 1e4])
+    found = []
+    for tier in ("scalar", isa):
+        codes = np.zeros((32, _trellis.row_nbytes(n_cols, rate, 12)), np.uint8)
+        gains = np.zeros(32, np.float32)
+        _trellis.encode(rows, table, step, rate, codes, gains, feedback, isa=tier)
+        found.append((codes, gains))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    same_bits(found[0][1], found[1][1])
 
 
 def test_feedback_of_zeros_changes_no_code_of_one_block(isa: str) -> None:
