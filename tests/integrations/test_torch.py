@@ -529,6 +529,20 @@ def test_what_looks_at_calls_sees_the_op(pack: HhtldPack) -> None:
         module(x.requires_grad_()).sum().backward()
     with torch.no_grad():
         assert torch.equal(module(x), plain)
+    x = x.detach()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert torch.equal(module(x), plain)
+    assert "hhtld::linear" in {event.key for event in profile.key_averages()}
+    assert module(x.to("meta")).shape == plain.shape
+    bias = nn.Parameter(torch.ones(module.out_features))
+    biased = HhtlLinear.of_weight(module.weight, bias)
+    head = nn.Linear(module.out_features, 1)  # which would hide that nothing reaches the bias
+    with pytest.raises(RuntimeError, match="no gradients"):
+        head(biased(x)).sum().backward()
+    with torch.no_grad():
+        assert torch.equal(biased(x), plain + 1)
+    bias.requires_grad_(False)
+    assert not biased(x).requires_grad
 
 
 def test_fake_tensors_pass_through(toy: Any) -> None:

@@ -30,6 +30,7 @@ def _unfit(what: str) -> MissingExtraError:
 try:
     from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
     from torch._C._functorch import peek_interpreter_stack
+    from torch.autograd import _profiler_enabled
     from torch.utils.weak import WeakTensorKeyDictionary
 except ImportError as error:
     raise _unfit(str(error)) from error
@@ -45,17 +46,26 @@ def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield key, buffer
 
 
-def runs_plainly(x: torch.Tensor) -> bool:
-    """Whether a call with a tensor is seen by nobody: no compiler, tracer, mode, transform or gradient.
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        (type(tensor) is torch.Tensor or type(tensor) is nn.Parameter)
+        and tensor.device.type == "cpu"
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+    )
+
+
+def runs_plainly(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether a product is seen by nobody: no compiler, tracer, profiler, mode, transform, other device or gradient.
 
     Such a call may go past torch's dispatcher, which takes longer than the product of a small layer.
     """
     return (
-        type(x) is torch.Tensor
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not torch.compiler.is_compiling()
+        _is_plain(x)
+        and (bias is None or _is_plain(bias))
+        and not torch.compiler.is_compiling()  # which can trace none of the calls below
         and not torch.jit.is_tracing()
         and not _len_torch_dispatch_stack()
         and not _len_torch_function_stack()
+        and not _profiler_enabled()
         and peek_interpreter_stack() is None
     )

@@ -151,7 +151,7 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         self, x: torch.Tensor, bias: torch.Tensor | None = None, scored_rows: int = SCORED_ROWS
     ) -> torch.Tensor:
         """Return ``x @ weight.T + bias``, (..., n_rows), for floats (..., n_cols); see `HhtlLinear`."""
-        if runs_plainly(x):
+        if runs_plainly(x, bias):
             return product(x, self._unfolded(), self.dtype, bias, scored_rows, self.exact)
         seen: torch.Tensor = torch.ops.hhtld.linear(
             x, self.parts(), self.table, self.dtype, bias, scored_rows, self.exact
