@@ -14,8 +14,9 @@ Source: https://github.com/onnx/onnx (onnx/onnx.proto, docs/ExternalData.md), ht
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from hhtld.progress import Progress, silent
 from hhtld.sizes import align_up
 from hhtld.sources.contract import TensorSource
 from hhtld.sources.rows import row_ranges
-from hhtld.storage.atomic import AtomicFile, replacing
+from hhtld.storage.atomic import AtomicFile, replacing, shortened, writing
 
 __all__ = ["checked_graph", "external_data_path", "write_onnx"]
 
@@ -248,9 +249,10 @@ def _as_varint(value: int) -> bytes:
 def write_onnx(source: TensorSource, path: Path, progress: Progress = silent) -> list[str]:
     """Write what came from an ONNX model as one again; tensors stream, block by block. Return what a user should know.
 
-    A model of one file is replaced atomically. Of a pair, the old model goes first, then the weights beside it take
-    their name, and the model comes last: whenever this ends, no model stands beside weights of another. Settings of a
-    voice that came along are written beside it, too.
+    A model of one file is replaced atomically. Of a pair, the old model is moved aside first, then the weights beside
+    it take their name, and the model comes last: whenever this ends, no model stands beside weights of another. If it
+    fails, the old pair comes back. If it is killed in between, the next run goes on. Settings of a voice that came
+    along are written beside it, too.
 
     Raises
     ------
@@ -267,6 +269,7 @@ def write_onnx(source: TensorSource, path: Path, progress: Progress = silent) ->
     _check_free(source, path, data_path if externals else None, settings_path, settings)
     message = _Message(graph, infos)
     with contextlib.ExitStack() as stack:
+        move_aside = stack.enter_context(_earlier_pair(path, data_path))
         model_file = stack.enter_context(replacing(path))  # left last, so it takes its name last
         for piece in message.pieces:
             if isinstance(piece, bytes):
@@ -278,7 +281,7 @@ def write_onnx(source: TensorSource, path: Path, progress: Progress = silent) ->
         if settings is not None:
             stack.enter_context(replacing(settings_path)).write(settings)
         if externals:
-            data_file = stack.enter_context(replacing(data_path, check=lambda _: path.unlink(missing_ok=True)))
+            data_file = stack.enter_context(replacing(data_path, check=lambda _: move_aside()))
             for info, offset in externals:
                 data_file.write(bytes(offset - data_file.size))
                 _write_tensor(data_file, source, info, progress)
@@ -289,6 +292,56 @@ def write_onnx(source: TensorSource, path: Path, progress: Progress = silent) ->
     return notes + [f"{name} beside {path.name} was there before and does not belong to it" for name in others]
 
 
+def _set_aside_path(path: Path) -> Path:
+    """Return the hidden name of the model that stood at a path.
+
+    A file has it, an empty one if no model stood there, whenever weights may stand without their model. So it tells
+    the next run, if this one is killed, that the weights are ours to replace.
+    """
+    return path.with_name(f".{shortened(path.name)}.before.tmp")
+
+
+@contextlib.contextmanager
+def _earlier_pair(path: Path, data_path: Path) -> Iterator[Callable[[], None]]:
+    """Yield what moves an earlier model and its weights aside; they come back if the block raises, and else go."""
+    hidden = {path: _set_aside_path(path), data_path: path.with_name(f".{shortened(path.name)}.data.before.tmp")}
+    was_killed = not os.path.lexists(path) and hidden[path].exists()
+    stood: list[Path] = []
+    moved: list[Path] = []
+    began = False
+
+    def move_aside() -> None:
+        nonlocal began, stood
+        stood, began = [file for file in hidden if os.path.lexists(file)], True
+        if path not in stood:
+            hidden[path].touch()
+        for file in stood:
+            try:
+                with writing(file):
+                    file.replace(hidden[file])
+            finally:  # an interruption may come after the move
+                if not os.path.lexists(file):
+                    moved.append(file)
+
+    try:
+        yield move_aside
+    except BaseException:
+        if began:
+            for file in hidden:  # the model first
+                if file in moved or file not in stood:
+                    with writing(file):
+                        file.unlink(missing_ok=True)
+            for file in reversed(moved):
+                with writing(Path(f"{file}, and what stood there is now {hidden[file]}")):
+                    hidden[file].replace(file)
+            if path not in stood and not was_killed:
+                hidden[path].unlink(missing_ok=True)
+        raise
+    for file in hidden.values():
+        with contextlib.suppress(OSError):  # the new model is complete
+            file.unlink()
+
+
 def _check_free(
     source: TensorSource, path: Path, data_path: Path | None, settings_path: Path, settings: bytes | None
 ) -> None:
@@ -296,7 +349,7 @@ def _check_free(
     if data_path is not None and data_path.exists():
         if isinstance(source, OnnxFile) and any(data_path.samefile(file) for file in source.external_files()):
             raise OutputError(None, f"cannot write {data_path}: the source's weights are in it; give another name")
-        if not path.exists():
+        if not path.exists() and not _set_aside_path(path).exists():
             raise OutputError(None, f"cannot write {data_path}: it exists, and {path.name} does not; give another name")
     if settings is not None and settings_path.exists() and settings_path.read_bytes() != settings:
         raise OutputError(None, f"cannot write {settings_path}: it exists and holds other settings; give another name")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -346,27 +348,85 @@ def test_nothing_is_left_if_writing_fails(path: Path, tmp_path: Path, monkeypatc
     assert (tmp_path / "back.onnx.data").read_bytes() == b"old data"
 
 
-@pytest.mark.parametrize("fails", ["back.onnx.data", "back.onnx"])
-def test_no_model_stands_beside_the_weights_of_another(
-    fails: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if "back" in file.name}
+
+
+STEPS = [".back.onnx.before.tmp", ".back.onnx.data.before.tmp", "back.onnx.data", "back.onnx"]  # in this order
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("earlier", "step"), [*((True, step) for step in STEPS), *((False, step) for step in STEPS[2:])]
+)
+def test_what_stood_there_comes_back_if_a_file_cannot_take_its_name(
+    earlier: bool, step: str, when: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An earlier run left a pair of the same layout; the next one ends between the names of its two files."""
     source, back = outside(path), tmp_path / "back.onnx"
-    hhtld.convert(kept(source), back)
+    if earlier:
+        hhtld.convert(kept(source), back)
     other = tmp_path / "other.hhtld"
     hhtld.convert(source, other, profile="bits:2", min_ratio=0)
-    old, replace = (tmp_path / "back.onnx.data").read_bytes(), Path.replace
+    old, replace = contents(tmp_path), Path.replace
 
     def failing(self: Path, target: Any) -> Any:
-        if Path(target).name == fails:
-            raise OSError(5, "the disk is gone")
+        fails = Path(target).name == step and ".before." not in self.name  # what comes back may take its name
+        if fails and when == "before":
+            raise PermissionError(13, "in use")
+        done = replace(self, target)
+        if fails:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OutputError if when == "before" else KeyboardInterrupt):
+        hhtld.convert(other, back)
+    assert contents(tmp_path) == old
+    monkeypatch.setattr(Path, "replace", replace)
+    hhtld.convert(other, back)
+    assert sorted(contents(tmp_path)) == ["back.onnx", "back.onnx.data"]
+
+
+def test_it_is_told_where_a_model_is_that_cannot_come_back(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, back = kept(outside(path)), tmp_path / "back.onnx"
+    hhtld.convert(pack, back)
+    old, replace = contents(tmp_path), Path.replace
+
+    def failing(self: Path, target: Any) -> Any:
+        if Path(target).name in ("back.onnx.data", "back.onnx"):
+            raise PermissionError(13, "in use")
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(OutputError, match="the disk is gone"):
-        hhtld.convert(other, back)
+    with pytest.raises(OutputError, match=r"what stood there is now .*\.back\.onnx\.data\.before\.tmp: in use"):
+        hhtld.convert(pack, back)
+    assert contents(tmp_path) == {f".{name}.before.tmp": held for name, held in old.items()}
+
+
+@pytest.mark.parametrize(("earlier", "step"), [(True, STEPS[0]), (True, STEPS[2]), (False, STEPS[2])])
+def test_a_run_after_one_that_was_killed_goes_on(earlier: bool, step: str, path: Path, tmp_path: Path) -> None:
+    pack, back = kept(outside(path)), tmp_path / "back.onnx"
+    if earlier:
+        hhtld.convert(pack, back)
+    killed = (
+        "import os, sys; from pathlib import Path; import hhtld; replace = Path.replace\n"
+        "def kill(self, target):\n"
+        "    replace(self, target)\n"
+        f"    if Path(target).name == {step!r}: os._exit(9)\n"
+        "Path.replace = kill; hhtld.convert(*sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, str(pack), str(back)], check=False)
+    assert done.returncode == 9
     assert not back.exists()
-    assert ((tmp_path / "back.onnx.data").read_bytes() == old) == (fails == "back.onnx.data")
+    hhtld.convert(pack, back)
+    for got, want in zip(outputs(back), outputs(path), strict=True):
+        assert np.array_equal(got, want)
+    back.unlink()
+    with pytest.raises(OutputError, match=r"it exists, and back\.onnx does not"):
+        hhtld.convert(pack, back)  # nothing says any more that the weights are a killed run's
 
 
 def test_files_of_an_earlier_model_are_told(path: Path, tmp_path: Path) -> None:
