@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,13 +31,13 @@ from hhtld.slots.moments import Moments
 from hhtld.slots.row_rates import class_rates, classes_of_rows, row_rates
 from hhtld.slots.slot_t import MAX_RATE, MIN_RATE
 
-__all__ = ["FEW_POSITIONS", "FEW_TEXTS", "Calibration", "Costs", "Measurement", "column_scale"]
+__all__ = ["BITS_STEP", "FEW_POSITIONS", "FEW_TEXTS", "Calibration", "Costs", "Measurement", "column_scale"]
 
 FEW_TEXTS, FEW_POSITIONS = 8, 1000  # that were judged: what fewer tell is told with that warning
 _ROW_UNIT = 256  # of a bit: what rows ask for is whole numbers of it, the same on every processor
 _AROUND = _ROW_UNIT  # one bit, which rows may lie above or below their tensor's rate
 _LEAST_ROW = 1e-6  # of the mean: what a row costs at least
-_LEVEL_STEP, _BITS_STEP = 1 / 64, 1 / 1024  # bits, of levels for an agreement and for a size
+_LEVEL_STEP, BITS_STEP = 1 / 64, 1 / 1024  # bits, of levels for an agreement and for a size
 # The 19th of 20 of Student's t, from one degree of freedom on.
 _ONE_SIDED_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 _GAIN_NBYTES = 2  # a row
@@ -246,12 +246,17 @@ class Calibration:
         least = 1e-3 * sum(means[name] * cost.n_weights for name, cost in self.costs.items()) / max(1, total) + 1e-300
         return {name: math.log2(max(mean, least)) / 2 for name, mean in means.items()}
 
-    def nbytes(self, level: float) -> int:
-        """Return the bytes of what rates decide: codes, gains, column scales, classes of rows and codebooks."""
+    def nbytes(self, level: float, names: Collection[str] | None = None) -> int:
+        """Return the bytes of what rates decide: codes, gains, column scales, classes of rows and codebooks.
+
+        Of the tensors `names` only, if they are given: rules may decide for others.
+        """
         total = sum(2 * len(scale) for scale in self.column_scales.values())
         by_row: dict[PaletteGroupKey, list[NDArray[np.int32]]] = defaultdict(list)
         by_tensor: set[tuple[PaletteGroupKey, int]] = set()
         for name, bits in self.bits(level).items():
+            if names is not None and name not in names:
+                continue
             n_rows, n_cols = len(self.costs[name].rows), self.costs[name].n_cols
             key = group_key(name, (n_rows, n_cols))
             total += _GAIN_NBYTES * n_rows
@@ -269,16 +274,16 @@ class Calibration:
             total += sum(int(widths[classes_of_rows(rates, classes)].sum()) + len(rates) for rates in tensors)
         return total + CODEBOOK_NBYTES * n_codebooks
 
-    def level_for_nbytes(self, budget: int) -> float:
+    def level_for_nbytes(self, budget: int, names: Collection[str] | None = None) -> float:
         """Return the highest level, in 1024ths, at which what rates decide takes no more bytes; 1 if none does."""
-        lowest, highest = round(MIN_RATE / 16 / _BITS_STEP), round(MAX_RATE / 16 / _BITS_STEP)
+        lowest, highest = round(MIN_RATE / 16 / BITS_STEP), round(MAX_RATE / 16 / BITS_STEP)
         while lowest < highest:
             middle = (lowest + highest + 1) // 2
-            if self.nbytes(middle * _BITS_STEP) <= budget:
+            if self.nbytes(middle * BITS_STEP, names) <= budget:
                 lowest = middle
             else:
                 highest = middle - 1
-        return lowest * _BITS_STEP
+        return lowest * BITS_STEP
 
     # ---- agreement ----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import hhtld
-from hhtld.api.targets import level_for_bits
+from hhtld.api.targets import at_level, level_for_bits
 from hhtld.commands.main import main
 from hhtld.encoding.calibrated_rates import Calibration, Costs, Measurement
 from hhtld.encoding.fingerprint import weights_digest
 from hhtld.encoding.options import Encoding
+from hhtld.encoding.pack_size import most_nbytes
+from hhtld.encoding.plan import make_plan
 from hhtld.errors import FormatError
 from hhtld.evaluation.calibration_file import read_calibration, write_calibration
 from hhtld.formats import open_source
@@ -255,13 +258,33 @@ def test_a_pack_takes_the_bits_that_were_asked_for(
         assert "twigs" in pack.info("model.embed_tokens.weight").sections
 
 
+@pytest.mark.parametrize("rule", ["bits:6", "bits:3", "keep"])
+@pytest.mark.parametrize("possible", [1, 1.75, 4])
+def test_the_highest_level_that_fits_is_found_beside_rules(
+    possible: float, rule: str, model: Path, calibration: Calibration
+) -> None:
+    """The head's bytes do not follow the level, though a calibration of all tensors counts them."""
+    encoding = Encoding(rules=((HEAD, rule),))
+    with open_source(model) as source:
+        as_bf16 = 2 * sum(math.prod(info.shape) for info in source.infos().values())
+
+        def bits(level: float) -> float:
+            return 16 * most_nbytes(source, make_plan(source, at_level(encoding, calibration, level))) / as_bf16
+
+        asked = bits(possible) + 1e-9
+        level = level_for_bits(calibration, asked, source, encoding)
+        assert bits(level) <= asked
+        assert level >= possible
+        assert level == 6 or bits(level + 1 / 1024) > asked
+
+
 def test_bits_that_the_lowest_rates_pass_are_refused(
     model: Path, calibration: Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_calibration(calibration, tmp_path / "c.safetensors")
     args = ["convert", str(model), str(tmp_path / "m.hhtld"), "--calibrate", str(tmp_path / "c.safetensors")]
     assert main([*args, "--target-bits", "1"]) == 3
-    assert "1 bits a weight are fewer than all that is stored takes at the lowest rates, " in capsys.readouterr().err
+    assert "1 bits a weight may not hold all that is stored, which takes at most " in capsys.readouterr().err
     assert main([*args, "--target-bits", "-1"]) == 2
     assert main([*args, "--target-bits", "5", "--target-top1", "0.9"]) == 2
 
