@@ -292,7 +292,8 @@ class HhtldPack:
 
         A tensor that is kept as it came is searched block by block. So is a table of more than 64 MiB in a file that is
         not mapped (io="pread" or "direct"): every search reads it again, 4 MiB at a time, and needs the pack open. What
-        stays in memory is 4 bytes a row, and 12 bytes a row while the scorer is made.
+        stays in memory is 4 bytes a row, and 12 bytes a row while the scorer is made; about 2 more if rows have rates
+        of their own, because the pack remembers where they lie.
 
         Parameters
         ----------

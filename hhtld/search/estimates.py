@@ -142,15 +142,12 @@ class SearchRows:
         self._scored_as_decoded = terms is None
         self.terms = terms = SearchTerms() if terms is None else terms
         self.column_scale = None if terms.column_scale is None else terms.column_scale.astype(np.float64)
-        level_norms = self._level_norms(_kept_levels)
-        longest = self._longest(level_norms)
+        spreads, level_maxima = self._level_norms()
+        longest = self._longest(level_maxima)
         self.unit = 2.0 ** -math.frexp(longest)[1] if longest else 1.0
         self.longest = longest * self.unit
         self.centroids = None if terms.centroids is None else terms.centroids.astype(np.float64) * self.unit
         self._held = None if isinstance(tensor, RowsInFile) else self._summands(terms)
-        spreads = level_norms[0] if level_norms else np.zeros(self.n_rows)
-        for norms in level_norms[1:]:
-            spreads += norms
         spreads *= self.unit
         self.spreads = spreads.astype(np.float32)
         np.nextafter(self.spreads, np.float32(np.inf), out=self.spreads)
@@ -199,7 +196,7 @@ class SearchRows:
 
     # ---- lengths ----
 
-    def _longest(self, level_norms: list[Array64]) -> float:
+    def _longest(self, level_maxima: list[float]) -> float:
         """Return what no row is longer than, and refuse rows that do not decode to finite numbers."""
         lengths, terms = [np.zeros(1)], self.terms
         if terms.centroids is not None:
@@ -209,7 +206,7 @@ class SearchRows:
         if self._scored_as_decoded:
             lengths.append(self._lengths())
             self._refuse_nonfinite(lengths[-1])
-        longest = sum(float(part.max(initial=0.0)) for part in (*lengths, *level_norms))
+        longest = sum([*(float(part.max(initial=0.0)) for part in lengths), *level_maxima])
         if not self._scored_as_decoded and not self._surely_finite(longest):
             self._refuse_nonfinite(self._lengths())
         return longest
@@ -231,14 +228,24 @@ class SearchRows:
             row = int((~np.isfinite(lengths)).argmax())
             raise NonFiniteError(f"row {row} of tensor {shown(self.name)} holds a value that is not finite")
 
-    def _level_norms(self, levels_of: Callable[[SearchTerms], Sequence[TrellisLevel]]) -> list[Array64]:
-        """Return the length of every row's part in some levels, in the tensor's own unit."""
-        found = [np.empty(self.n_rows) for _ in levels_of(self.terms)]
-        for block, terms in self._terms_by_block() if found else ():
-            for norms, level in zip(found, levels_of(terms), strict=True):
-                norms[block] = np.sqrt(self._energies(level.matrices, block.stop - block.start))
-                norms[block] *= np.abs(gain_values(level.slot_v))
-        return found
+    def _level_norms(self) -> tuple[Array64, list[float]]:
+        """Return the sum of the lengths of every row's levels, and the longest of each level, in the tensor's unit.
+
+        The lengths of one level are held for a block of rows alone.
+        """
+        sums, maxima = np.zeros(self.n_rows), np.zeros(len(self.terms.levels))
+        for block, terms in self._terms_by_block() if self.terms.levels else ():
+            for number, level in enumerate(terms.levels):
+                norms = self._norms(level, block.stop - block.start)
+                sums[block] += norms
+                maxima[number] = np.maximum(maxima[number], norms.max(initial=0.0))  # NaN stays
+        return sums, maxima.tolist()
+
+    def _norms(self, level: TrellisLevel, n_rows: int) -> Array64:
+        """Return the length of every row of a level, in the tensor's own unit."""
+        norms: Array64 = np.sqrt(self._energies(level.matrices, n_rows))
+        norms *= np.abs(gain_values(level.slot_v))
+        return norms
 
     def _energies(self, matrices: Sequence[CodeMatrix], n_rows: int) -> NDArray[np.int32]:
         """Return the sum of squared levels of every row."""
@@ -277,10 +284,18 @@ class SearchRows:
     def sample_lengths(self) -> tuple[Array64, Array64, Array64 | None]:
         """Return lengths of the rows of `sample`: whole, what their error is measured by, and of an omitted level."""
         lengths = row_lengths(self.decoded(self.sample)) * self.unit
-        omitted = None
-        if self.terms.omitted is not None:
-            omitted = self._level_norms(_omitted_level)[0][self.sample] * self.unit
-        return lengths, self._noise_lengths()[self.sample], omitted
+        omitted = self._omitted_level(self.sample)
+        omitted_lengths = None if omitted is None else self._norms(omitted, len(self.sample)) * self.unit
+        return lengths, self._noise_lengths()[self.sample], omitted_lengths
+
+    def _omitted_level(self, rows: NDArray[np.intp]) -> TrellisLevel | None:
+        """Return the level that is left out, of some rows."""
+        if self.terms.omitted is None:
+            return None
+        if isinstance(self.tensor, RowsInFile):
+            terms = self.tensor.read(rows).search_terms(self._n_levels)
+            return None if terms is None else terms.omitted
+        return _level_of(self.terms.omitted, rows)
 
     # ---- rows ----
 
@@ -348,12 +363,13 @@ class SearchRows:
         return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _kept_levels(terms: SearchTerms) -> Sequence[TrellisLevel]:
-    return terms.levels
-
-
-def _omitted_level(terms: SearchTerms) -> Sequence[TrellisLevel]:
-    return [] if terms.omitted is None else [terms.omitted]
+def _level_of(level: TrellisLevel, rows: NDArray[np.intp]) -> TrellisLevel:
+    """Return a level of some rows, ascending numbers."""
+    matrices = []
+    for code, slot_t, own_rows in level.matrices:
+        ranks, places = (rows, None) if own_rows is None else _members(own_rows, rows)
+        matrices.append(CodeMatrix(code, slot_t[ranks], places))
+    return TrellisLevel(level.slot_v[rows], matrices)
 
 
 def _level_dots(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,51 @@ def test_a_damaged_table_is_refused_before_it_is_searched(tmp_path: Path, monkey
     path.write_bytes(content)
     with hhtld.open(path, io="pread") as pack, pytest.raises(hhtld.ChecksumError, match="slot_t"):
         pack.scorer("ngram.weight")
+
+
+def test_a_scorer_is_made_with_12_bytes_a_row_whatever_the_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, n_rows = tmp_path / "t.hhtld", 40_000
+    hhtld.save_file({"ngram.weight": table(n_rows, 16)}, path, profile="bits:1+1")
+    monkeypatch.setattr(hhtld.pack.pack, "_SEARCHED_NBYTES", 0)
+    monkeypatch.setattr(hhtld.search.estimates, "_READ_NBYTES", 20_000)
+    with hhtld.open(path, io="pread", io_threads=1) as first:
+        first.scorer("ngram.weight")  # imports, and what the process keeps
+    with hhtld.open(path, io="pread", io_threads=1) as pack:
+        tracemalloc.start()
+        try:
+            scorer = pack.scorer("ngram.weight")
+            held, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert scorer.nbytes == 4 * n_rows <= held < 5 * n_rows
+    assert most < 14 * n_rows
+
+
+def test_lengths_of_a_sample_read_no_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a level that is left out, too."""
+    path, n_rows = tmp_path / "t.hhtld", 5000
+    hhtld.save_file({"ngram.weight": table(n_rows, 48)}, path, profile="bits:2+2")
+    monkeypatch.setattr(hhtld.pack.pack, "_SEARCHED_NBYTES", 0)
+    with hhtld.open(path) as mapped, hhtld.open(path, io="pread") as pack:
+        rows, held = pack.scorer("ngram.weight", 1)._rows, mapped.scorer("ngram.weight", 1)._rows
+        assert isinstance(rows.tensor, RowsInFile)
+        read, counts = rows.tensor.read, []
+
+        def counted(wanted: Any) -> Any:
+            counts.append(len(np.arange(n_rows)[wanted]))
+            return read(wanted)
+
+        rows.tensor.read = counted
+        found, expected = rows.sample_lengths(), held.sample_lengths()
+        omitted = pack.get_rows("ngram.weight", rows.sample) - pack.get_rows("ngram.weight", rows.sample, levels=1)
+    for some, same in zip(found, expected, strict=True):
+        assert some is not None
+        np.testing.assert_array_equal(some, same)
+    assert found[2] is not None
+    np.testing.assert_allclose(found[2] / rows.unit, np.linalg.norm(omitted.astype(np.float64), axis=1), rtol=1e-4)
+    assert 0 < max(counts) <= len(rows.sample) < n_rows
 
 
 @pytest.mark.exhaustive
