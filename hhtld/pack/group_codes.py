@@ -48,6 +48,8 @@ class GroupCodes:
                 for owner in group.codecs:
                     self._codes.get((number, owner)) or self._read(number, owner)
             except HeaderError as error:
+                if str(error).startswith(self._place):  # what reads the file has named it already
+                    raise
                 raise HeaderError(f"{self._place}{error}") from error
 
     def afford(self, record: TensorRecord, n_rows: int, n_palettes: int = 1) -> None:

@@ -375,6 +375,8 @@ class HhtldPack:
         try:  # not `with`, whose cost is a tenth of what one row takes
             return self._assembled(record, rows, levels)
         except HeaderError as error:
+            if str(error).startswith(self._place):  # what reads the file has named it already
+                raise
             raise HeaderError(f"{self._place}{error}") from error
         except (FormatError, ClosedError):
             raise

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -86,6 +87,30 @@ def test_a_pack_written_over_while_it_is_unpacked_is_no_mixture(old: Path, tmp_p
         write_over(tmp_path / "in.hhtld", data)
         with pytest.raises(FormatError, match="was written to while it was open"):
             source.read_tensor("b.weight")
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda pack: pack.get_rows("a.weight", [1]),
+        lambda pack: pack.get_encoded("a.weight"),
+        lambda pack: pack.scorer("a.weight"),
+        lambda pack: pack.check_groups(),
+    ],
+    ids=["rows", "encoded", "scorer", "groups"],
+)
+def test_an_error_of_a_pack_written_over_names_it_once(
+    read: Callable[[hhtld.HhtldPack], object], io: Literal["mmap", "pread", "direct"], old: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.hhtld"
+    hhtld.convert(old, path, profile="gates")
+    with hhtld.open(path, io=io) as pack:
+        write_over(path, path.read_bytes())
+        with pytest.raises(HeaderError, match="was written to while it was open") as raised:
+            read(pack)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).count(str(path)) == 1
 
 
 def test_a_shard_replaced_before_it_is_read_is_noticed(tmp_path: Path) -> None:
