@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from hhtld.api.conversion_report import ConversionReport
+from hhtld.encoding.groups import judged_threshold, planned_groups
 from hhtld.encoding.plan import Plan
 from hhtld.errors import shown
 from hhtld.matrix import TensorInfo
+from hhtld.sources.name_patterns import some_of
 
-__all__ = ["GATES_NOTE", "kept_notes", "profile_notes", "ratio_advice"]
+__all__ = ["GATES_NOTE", "kept_notes", "profile_notes", "ratio_advice", "size_note"]
 
 GATES_NOTE = (
     "profile gates keeps the cosines of rows, not a model's answers; for a model that must keep working: "
@@ -62,6 +65,28 @@ def kept_notes(report: ConversionReport, plan: Plan) -> Iterator[str]:
 
 def _takes_rows(info: TensorInfo) -> bool:
     return info.has_rows and info.n_rows * info.n_cols > 0
+
+
+def size_note(report: ConversionReport, plan: Plan, bits: float, target_bits: float | None) -> str:
+    """How many bits a weight a pack takes, and if they are more than was asked for, which tensors took them."""
+    taken = f"the pack takes {bits:.3f} bits a weight, side files aside"
+    if target_bits is None or bits <= target_bits * (1 + 1e-9):
+        return taken
+    kept = list(map(shown, report.gates.out_of_range))
+    judged = [group.names for group in planned_groups(plan) if judged_threshold(plan, group) is not None]
+    if kept:
+        why = (
+            f"values near the end of float32's range, found while rows were coded, keep {some_of(kept)} byte for byte; "
+            f"rules (--rule NAME=keep) let the rates of others make up for that"
+        )
+    elif judged:
+        why = (
+            f"cosines measured while rows were coded decided for {some_of(map(shown, itertools.chain(*judged)))}; "
+            f"rules (--rule NAME=bits:B) fix such a rate"
+        )
+    else:
+        why = "more was stored than was counted before rows were coded"
+    return f"{taken}, more than the {target_bits:g} of target_bits (--target-bits): {why}"
 
 
 def ratio_advice(report: ConversionReport) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from hhtld.api.advice import kept_notes, profile_notes, ratio_advice
+from hhtld.api.advice import kept_notes, profile_notes, ratio_advice, size_note
 from hhtld.api.conversion_report import ConversionReport, tell_as_stored
 from hhtld.api.counting import count_files, count_pack, count_predicted, count_source, stored_bits
 from hhtld.api.executors import check_unchanged, crew, open_in_worker
@@ -159,7 +159,8 @@ def convert(
     target_top1 : float, optional
         Share of next tokens that shall stay the same, for profile "parity" with a calibration; 0.9 by default.
     target_bits : float, optional
-        Bits a weight that the pack may take, all of the file counted but side files, instead of `target_top1`.
+        Bits a weight that the pack may take, all of the file counted but side files, instead of `target_top1`. A note
+        names the tensors if it takes more, because they turned out to need it while their rows were coded.
     files : bool
         Whether the model's side files (config, tokenizer, ...; see `hhtld.storage.side_files`) come along into .hhtld
         files and folders. They count on both sides of the ratio.
@@ -379,7 +380,7 @@ def _encode(
     report.notes += [*plan.notes, *calibration_notes, *profile_notes(plan, encoding.calibrate is not None)]
     count_files(report, source if run.files else None)
     if encoding.calibrate is not None and not run.dry_run:
-        report.notes.append(f"the pack takes {stored_bits(report, target):.3f} bits a weight, side files aside")
+        report.notes.append(size_note(report, plan, stored_bits(report, target), encoding.target_bits))
     return plan
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import hhtld
+from hhtld.api.advice import size_note
 from hhtld.api.targets import at_level, level_for_bits
 from hhtld.commands.main import main
 from hhtld.encoding.calibrated_rates import Calibration, Costs, Measurement
@@ -276,6 +278,37 @@ def test_the_highest_level_that_fits_is_found_beside_rules(
         assert bits(level) <= asked
         assert level >= possible
         assert level == 6 or bits(level + 1 / 1024) > asked
+
+
+def test_a_pack_that_takes_more_than_was_asked_for_says_why(tmp_path: Path) -> None:
+    """What is found only while rows are coded: sampled rows do not show it."""
+    rng = np.random.default_rng(5)
+    tensors = {HEAD: rng.standard_normal((600, 64)), QUERY: rng.standard_normal((2048, 64))}
+    tensors[QUERY][1999] *= 2e38 / np.abs(tensors[QUERY][1999]).max()
+    path = tmp_path / "m.safetensors"
+    save_file({name: array.astype(np.float32) for name, array in tensors.items()}, path)
+    with open_source(path) as source:
+        facts = {"source": weights_digest(source)}
+    costs = {name: Costs(np.ones(len(array), np.float32), 64) for name, array in tensors.items()}
+    points = (Measurement(4.5, 0.8, 0.1, 1000, 20, 0.01), Measurement(5.25, 0.88, 0.04, 1000, 20))
+    told = Calibration({}, costs, points, {}, facts)
+    report = hhtld.convert(path, tmp_path / "m.hhtld", calibrate=told, target_bits=5, min_ratio=0)
+    assert re.fullmatch(
+        r"the pack takes \d\d\.\d+ bits a weight, side files aside, more than the 5 of target_bits \(--target-bits\): "
+        rf"values near the end of float32's range, .* keep '?{re.escape(QUERY)}'? byte for byte; .*=keep\).*",
+        report.notes[-1],
+    )
+
+
+def test_the_note_of_a_pack_names_tensors_whose_rates_rose(
+    model: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    report = hhtld.convert(model, tmp_path / "m.hhtld", calibrate=calibration, min_ratio=0, rules=((QUERY, "gates"),))
+    assert "more" not in report.notes[-1]
+    with open_source(model) as source:
+        plan = make_plan(source, Encoding(rules=((QUERY, "gates"),), rates={HEAD: 4}))
+    assert "more" not in size_note(report, plan, 5, 5)
+    assert f"cosines measured while rows were coded decided for {QUERY!r}; rules" in size_note(report, plan, 5.01, 5)
 
 
 def test_bits_that_the_lowest_rates_pass_are_refused(
