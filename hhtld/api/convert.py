@@ -379,7 +379,8 @@ def _encode(
         count_pack(report, plan, target)
     report.notes += [*plan.notes, *calibration_notes, *profile_notes(plan, encoding.calibrate is not None)]
     count_files(report, source if run.files else None)
-    if encoding.calibrate is not None and not run.dry_run:
+    holds_values = report.bf16_nbytes > report.files_nbytes
+    if encoding.calibrate is not None and not run.dry_run and holds_values:
         report.notes.append(size_note(report, plan, stored_bits(report, target), encoding.target_bits))
     return plan
 

@@ -80,7 +80,10 @@ def count_files(report: ConversionReport, source: TensorSource | None) -> None:
 
 
 def stored_bits(report: ConversionReport, target: Path) -> float:
-    """Return the bits a weight of a pack, all of it counted but side files: sixteenths of the model as bfloat16."""
+    """Return the bits a weight of a pack, all of it counted but side files: sixteenths of the model as bfloat16.
+
+    The tensors must hold at least one value.
+    """
     nbytes = (target / PACK_NAME).stat().st_size if target.is_dir() else target.stat().st_size - report.files_nbytes
     return 16 * nbytes / (report.bf16_nbytes - report.files_nbytes)
 

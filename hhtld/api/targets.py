@@ -55,13 +55,15 @@ def level_for_bits(
     Raises
     ------
     FormatError
-        If the lowest rates may take more.
+        If the lowest rates may take more, or the source holds no values.
     """
     if not 0 < bits < math.inf:
         raise ValueError(f"target_bits (--target-bits) must be a positive number of bits a weight, got {bits}")
     planned = make_plan(source, encoding)
     tensors = planned.tensors.values()
     as_bf16 = sum(as_bf16_nbytes(tensor.info) for tensor in tensors if tensor.alias_of is None)
+    if not as_bf16:
+        raise FormatError("the source holds no values, so target_bits (--target-bits) has no weights to count by")
     budget = int(bits / 16 * as_bf16)
     rated = {tensor.info.name for tensor in tensors if tensor.group is not None and tensor.profile == planned.profile}
     sizes: dict[tuple[Any, ...], GroupSize | WhyKept] = {}

@@ -311,6 +311,18 @@ def test_the_note_of_a_pack_names_tensors_whose_rates_rose(
     assert f"cosines measured while rows were coded decided for {QUERY!r}; rules" in size_note(report, plan, 5.01, 5)
 
 
+def test_a_source_without_values_has_no_bits_a_weight(calibration: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "e.safetensors"
+    save_file({"e": np.zeros((0, 4), np.float32)}, path)
+    with open_source(path) as source:
+        empty = replace(calibration, column_scales={}, costs={}, moments={}, facts={"source": weights_digest(source)})
+    with pytest.raises(FormatError, match="holds no values"):
+        hhtld.convert(path, tmp_path / "m.hhtld", calibrate=empty, target_bits=4, min_ratio=0)
+    report = hhtld.convert(path, tmp_path / "m.hhtld", calibrate=empty, target_top1=0.85, min_ratio=0)
+    assert not any("the pack takes" in note for note in report.notes)
+    assert hhtld.load_file(tmp_path / "m.hhtld")["e"].shape == (0, 4)
+
+
 def test_bits_that_the_lowest_rates_pass_are_refused(
     model: Path, calibration: Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
