@@ -24,7 +24,8 @@ DEFAULT_TOKENS = 6656
 _LEAST_TOKENS = 24  # of a text, if it has so many: the first of a text know nothing of it
 _FITTED = 8 / 13  # of the tokens that are read
 _MANY_TOKENS = 64  # of a text: more texts tell more than longer ones do
-_N_SENTENCES, _SENTENCE_TOKENS = 600, 128  # that an encoder is judged on
+_N_SENTENCES, _SENTENCE_TOKENS = 600, 128  # that an encoder is judged on: at most, and of each
+_LEAST_SENTENCES = 3  # two others, one of which is the nearest
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def text_digest(text: Prompts, n_tokens: int) -> str:
 def read_text(snapshot: Snapshot, text: Prompts, n_tokens: int) -> CalibrationText:
     """Return about `n_tokens` tokens of a text.
 
+    They bound what a text encoder is fitted to, 8/13 of them. It is judged on the beginnings of at most 600 sentences,
+    and on proportionally fewer below the default of 6656 tokens.
+
     Raises
     ------
     FormatError
@@ -86,11 +90,15 @@ def read_text(snapshot: Snapshot, text: Prompts, n_tokens: int) -> CalibrationTe
         judged = _beginnings(snapshot, tokenizer, texts[1::2], lengths[1::2], n_tokens - n_fitted)
     else:
         sentences = sentences_of(texts[1::2])
-        if len(sentences) < 3:  # no running text
+        if len(sentences) < _LEAST_SENTENCES:  # no running text
             sentences = texts[1::2]
-        taken = _spread(len(sentences), _N_SENTENCES)
+        taken = _spread(len(sentences), _most_sentences(n_tokens))
         judged = _tokenized(snapshot, tokenizer, [sentences[place] for place in taken], _SENTENCE_TOKENS)
     return CalibrationText(origin, fitted, judged, sum(lengths))
+
+
+def _most_sentences(n_tokens: int) -> int:
+    return max(_LEAST_SENTENCES, min(_N_SENTENCES, _N_SENTENCES * n_tokens // DEFAULT_TOKENS))
 
 
 def _texts(text: Prompts) -> tuple[str, list[Prompt]]:

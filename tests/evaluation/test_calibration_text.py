@@ -120,6 +120,12 @@ def test_an_encoder_is_judged_on_sentences_and_on_texts_if_there_are_none() -> N
     assert [ids[0] for _, ids in found.judged] == [100, 300, 500, 700]
 
 
+@pytest.mark.parametrize(("n_tokens", "n_judged"), [(1, 3), (665, 59), (3328, 300), (6656, 600), (50_000, 600)])
+def test_an_encoder_is_judged_on_fewer_sentences_if_fewer_tokens_are_asked_for(n_tokens: int, n_judged: int) -> None:
+    texts = [text_of("a", 20, 100 * i) for i in range(1400)]
+    assert len(read(texts, n_tokens, causal=False).judged) == n_judged
+
+
 def test_a_text_without_a_next_token_is_refused() -> None:
     with pytest.raises(FormatError, match=r"given: text .* is 1 token long"):
         read([text_of("a", n) for n in (5, 1, 5, 5)], 100)
