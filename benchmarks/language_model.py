@@ -192,10 +192,10 @@ def measured(what: str, folder: Path, n_threads: int, n_tokens: int, n_rounds: i
 
     The time of a run of two tokens, which is that of the prompt for the most part, is taken off.
     """
-    import torch  # noqa: F401  (before memory is looked at)
-    import transformers  # noqa: F401
+    import torch  # noqa: F401  (loaded before memory is looked at, so that its own is not counted)
+    import transformers  # noqa: F401  (the same)
 
-    import hhtld.integrations.transformers  # noqa: F401
+    import hhtld.integrations.transformers  # noqa: F401  (the same)
 
     before = resident_nbytes()
     generate = llama_steps(folder, n_threads) if what == "llama.cpp" else torch_steps(what, folder, n_threads)

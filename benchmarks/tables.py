@@ -26,6 +26,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -157,6 +158,9 @@ def readers(table: Path, begin: int, packed: Path, iq4: Path, shape: tuple[int, 
         fd, pool = open_direct(packed), Threads(threads)
         assert fd is not None
 
+        def read_span(runs: Runs, out: NDArray[np.uint8], span: tuple[int, int]) -> None:
+            read_runs(fd, runs.take(slice(*span)), out)
+
         def read(ids: NDArray[np.int64]) -> None:
             for part in parts:
                 width = part.nbytes // n_rows
@@ -165,7 +169,7 @@ def readers(table: Path, begin: int, packed: Path, iq4: Path, shape: tuple[int, 
                 out = np.frombuffer(mmap.mmap(-1, len(numbers) * BLOCK), np.uint8)
                 runs = Runs(numbers * BLOCK, np.full(len(numbers), BLOCK), np.arange(len(numbers)) * BLOCK)
                 cuts = [len(numbers) * i // threads for i in range(threads + 1)]
-                pool.each(lambda span: read_runs(fd, runs.take(slice(*span)), out), pairwise(cuts))  # noqa: B023
+                pool.each(partial(read_span, runs, out), pairwise(cuts))
 
         def close() -> None:
             pool.close()
