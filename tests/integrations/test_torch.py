@@ -380,6 +380,59 @@ def test_no_gradient_is_made_up(pack: HhtldPack) -> None:
         out.sum().backward()
 
 
+@pytest.mark.parametrize("scored_rows", [0, 32])
+def test_a_tangent_passes_through_the_layer(pack: HhtldPack, scored_rows: int) -> None:
+    forward_ad = torch.autograd.forward_ad
+    layer = HhtlLinear(pack, "lin.weight", "lin.bias", scored_rows=scored_rows)
+    unbiased = HhtlLinear.of_weight(layer.weight, scored_rows=scored_rows)
+    x, tangent, bias_tangent = (torch.from_numpy(matrix(*size)) for size in ((3, 96), (3, 96), (1, 200)))
+    expected = unbiased(tangent)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        assert torch.equal(forward_ad.unpack_dual(layer(dual)).tangent, expected)
+        out = forward_ad.unpack_dual(nn.functional.linear(dual, layer.weight))
+        assert torch.equal(out.tangent, nn.functional.linear(tangent, layer.weight))
+        assert forward_ad.unpack_dual(layer(x)).tangent is None
+        assert torch.equal(forward_ad.unpack_dual(layer(dual)).primal, layer(x))
+        bias = forward_ad.make_dual(layer.bias.detach(), bias_tangent[0])
+        out = forward_ad.unpack_dual(layer.weight.product(x, bias, scored_rows))
+        assert torch.equal(out.tangent, bias_tangent.expand(3, 200))
+    value, pushed = torch.func.jvp(layer, (x,), (tangent,))
+    assert torch.equal(value, layer(x))
+    assert torch.equal(pushed, expected)
+    if not scored_rows:
+        assert torch.equal(torch.func.jacfwd(layer)(x[0]), unbiased(torch.eye(96)).T)
+
+
+def test_what_would_lose_a_tangent_is_refused(pack: HhtldPack) -> None:
+    layer, x = HhtlLinear(pack, "lin.weight"), torch.ones(2, 96)
+    with pytest.raises(RuntimeError, match=r"no tangents of tangents on: make the model an ordinary one"):
+        torch.func.jvp(lambda y: torch.func.jvp(layer, (y,), (y,))[0], (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(RuntimeError, match=r"hhtld::linear passes no tangents on: differentiate the layer itself"):
+            torch.ops.hhtld.linear(dual, layer.weight.parts(), layer.weight.table, x.dtype, None, 32, False)
+
+
+def test_vmap_takes_the_batch_as_a_leading_axis(pack: HhtldPack) -> None:
+    layer, x = (
+        HhtlLinear(pack, "lin.weight", "lin.bias", scored_rows=0),
+        torch.from_numpy(matrix(12, 96)).view(4, 3, 96),
+    )
+    biases = torch.from_numpy(matrix(4, 200))
+    close = {"rtol": 1e-5, "atol": 1e-4}
+    torch.testing.assert_close(torch.vmap(layer)(x), layer(x), **close)
+    torch.testing.assert_close(torch.vmap(layer, in_dims=1, out_dims=1)(x), layer(x), **close)
+    one_each = torch.vmap(layer.weight.product, in_dims=(0, 0))(x, biases)
+    torch.testing.assert_close(one_each, layer.weight.product(x) + biases[:, None], rtol=0.02, atol=0.5)
+    one_input = torch.vmap(lambda bias: layer.weight.product(x[0], bias, 0))(biases)
+    torch.testing.assert_close(one_input, layer.weight.product(x[0], None, 0) + biases[:, None], **close)
+    ids = torch.tensor([[1, 2, 3], [299, 0, 1]])
+    embedding = HhtlEmbedding(pack, "emb.weight")
+    assert torch.equal(torch.vmap(embedding)(ids), embedding(ids))
+    assert torch.equal(torch.vmap(embedding, in_dims=1)(ids), embedding(ids.T))
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_modules_copy_and_pickle(pack: HhtldPack, how: str) -> None:
     weight = PackedWeight(pack, "emb.weight")

@@ -96,6 +96,19 @@ def test_errors_are_those_of_an_embedding(path: Path) -> None:
         module(torch.tensor([1]))
 
 
+def test_no_derivative_is_lost(path: Path) -> None:
+    forward_ad = torch.autograd.forward_ad
+    with hhtld.open(path) as pack:
+        weight = HhtlEmbedding(pack, "emb.weight", resident=False).weight
+        x = torch.ones(2, weight.shape[1])
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"in a file pass no tangents on: make"):
+            weight.product(forward_ad.make_dual(x, x))
+        with pytest.raises(RuntimeError, match=r"pass no gradients on"):
+            weight.product(x.requires_grad_())
+        with torch.no_grad():
+            assert weight.product(x).shape == (2, weight.shape[0])
+
+
 def test_a_path_stays_open_and_resident_is_a_choice(path: Path) -> None:
     module = HhtlEmbedding.from_pack(path, "emb.weight")
     assert isinstance(module.weight, FileRows)

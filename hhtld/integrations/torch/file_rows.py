@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hhtld.integrations.torch.ops import check_ids
+from hhtld.integrations.torch.ops import check_ids, refuse_derivatives
 from hhtld.integrations.torch.packed import PackedWeight
 from hhtld.integrations.torch.tensors import checked_dtype, torch_dtype
 from hhtld.pack.pack import HhtldPack
@@ -73,6 +73,7 @@ class FileRows(PackedWeight):
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None = None, scored_rows: int = 0) -> torch.Tensor:
         """Return ``x @ weight.T + bias``, (..., n_rows), the weight read a block at a time."""
+        refuse_derivatives(x)
         n_rows, n_cols = self.shape
         rows = x.detach().reshape(-1, n_cols).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
         out = torch.empty((len(rows), n_rows), dtype=rows.dtype)

@@ -6,13 +6,23 @@ All of these have stood in torch for years, and none is promised. They are named
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from hhtld.errors import MissingExtraError
 
-__all__ = ["RELEASES", "WeakTensorKeyDictionary", "persistent_buffers", "runs_plainly"]
+__all__ = [
+    "RELEASES",
+    "WeakTensorKeyDictionary",
+    "are_tangents_nested",
+    "may_carry_tangents",
+    "persistent_buffers",
+    "runs_plainly",
+    "without_tangents",
+]
 
 RELEASES = ">=2.13,<3"  # as in pyproject.toml
 # Methods of nn.Module that classes of hhtld override, and attributes that the functions below read.
@@ -28,8 +38,8 @@ def _unfit(what: str) -> MissingExtraError:
 
 
 try:
-    from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
-    from torch._C._functorch import peek_interpreter_stack
+    from torch._C import _is_fwd_grad_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
     from torch.autograd import _profiler_enabled
     from torch.utils.weak import WeakTensorKeyDictionary
 except ImportError as error:
@@ -37,6 +47,9 @@ except ImportError as error:
 for _name in _OVERRIDDEN + _READ:
     if not hasattr(nn.Module(), _name):
         raise _unfit(f"nn.Module.{_name}")
+for _name in ("_current_level", "_set_fwd_grad_enabled"):
+    if not hasattr(forward_ad, _name):
+        raise _unfit(f"torch.autograd.forward_ad.{_name}")
 
 
 def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -54,8 +67,25 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
+def may_carry_tangents() -> bool:
+    """Whether tensors may have tangents: forward-mode differentiation goes on, and nothing has switched it off."""
+    return forward_ad._current_level >= 0 and bool(_is_fwd_grad_enabled())
+
+
+def are_tangents_nested() -> bool:
+    """Whether a tangent may have a tangent: `torch.func.jvp` inside another one."""
+    transforms = get_interpreter_stack() or ()
+    return sum(transform.key() == TransformType.Jvp for transform in transforms) > 1
+
+
+def without_tangents() -> AbstractContextManager[object]:
+    """Switch forward-mode differentiation off."""
+    context: AbstractContextManager[object] = forward_ad._set_fwd_grad_enabled(False)
+    return context
+
+
 def runs_plainly(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether a product is seen by nobody: no compiler, tracer, profiler, mode, transform, other device or gradient.
+    """Whether a product is seen by nobody: no compiler, tracer, profiler, mode, transform, other device or derivative.
 
     Such a call may go past torch's dispatcher, which takes longer than the product of a small layer.
     """
@@ -63,6 +93,7 @@ def runs_plainly(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
         _is_plain(x)
         and (bias is None or _is_plain(bias))
         and not torch.compiler.is_compiling()  # which can trace none of the calls below
+        and forward_ad._current_level < 0
         and not torch.jit.is_tracing()
         and not _len_torch_dispatch_stack()
         and not _len_torch_function_stack()

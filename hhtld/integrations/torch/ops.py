@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score
-from hhtld.integrations.torch.internals import WeakTensorKeyDictionary
+from hhtld.integrations.torch.internals import (
+    WeakTensorKeyDictionary,
+    are_tangents_nested,
+    may_carry_tangents,
+    without_tangents,
+)
 from hhtld.pack.pack import HhtldPack
 from hhtld.pack.section_interfaces import RowSelection
 from hhtld.pack.table import PackTable, TensorRecord
@@ -29,7 +34,16 @@ from hhtld.search.linear_layers import RowProducts
 from hhtld.search.scorer import Scorer
 from hhtld.sources.rows import row_ranges
 
-__all__ = ["SCORED_ROWS", "Unfolded", "check_ids", "one_tensor_table", "product", "unfolded"]
+__all__ = [
+    "SCORED_ROWS",
+    "Unfolded",
+    "check_ids",
+    "one_tensor_table",
+    "product",
+    "refuse_derivatives",
+    "unfolded",
+    "with_tangent",
+]
 
 # Input rows up to which a product is scored. On one thread, scoring takes a quarter of the time of decoding and
 # multiplying at 1 row, and two thirds at 32. More threads speed up only the multiplication, so scoring stops there.
@@ -209,6 +223,11 @@ def linear(
     exact: bool,
 ) -> torch.Tensor:
     """As `product`, for a tensor of sections."""
+    if may_carry_tangents():  # those of its arguments do not get here
+        raise RuntimeError(
+            "the op hhtld::linear passes no tangents on: differentiate the layer itself, or the model that holds it, "
+            "and no compiled or exported form of it"
+        )
     return product(x, unfolded(parts, table), dtype, bias, scored_rows, exact)
 
 
@@ -277,15 +296,80 @@ def _(
     return x.new_empty((*x.shape[:-1], _shape(table)[0]), dtype=dtype)
 
 
-# ---- gradients ----
+# ---- batches ----
+
+
+@embedding.register_vmap
+def _(
+    _info: Any, in_dims: Any, ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtype: torch.dtype
+) -> tuple[torch.Tensor, int]:
+    return torch.ops.hhtld.embedding(ids.movedim(in_dims[0], 0), parts, table, dtype), 0
+
+
+@linear.register_vmap
+def _(
+    info: Any,
+    in_dims: Any,
+    x: torch.Tensor,
+    parts: Sequence[torch.Tensor],
+    table: str,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None,
+    scored_rows: int,
+    exact: bool,
+) -> tuple[torch.Tensor, int]:
+    """Take the batch as one more leading axis."""
+    x_axis, bias_axis = in_dims[0], in_dims[4]
+    x = x.unsqueeze(0) if x_axis is None else x.movedim(x_axis, 0)
+    if bias is None or bias_axis is None:
+        return torch.ops.hhtld.linear(x, parts, table, dtype, bias, scored_rows, exact), 0
+    out = torch.ops.hhtld.linear(x, parts, table, dtype, None, scored_rows, exact)
+    bias = bias.movedim(bias_axis, 0)
+    return out + bias.reshape(len(bias), *[1] * (out.ndim - 2), -1).to(dtype), 0
+
+
+# ---- derivatives ----
+
+_INSTEAD = (
+    "make the model an ordinary one first, with model.dequantize() (transformers) or "
+    "hhtld.integrations.torch.dequantize(model)"
+)
+
+
+def with_tangent(
+    layer: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor], x: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return a layer's output with its tangent: the layer on the tangent of its input, with that of its bias.
+
+    Raises
+    ------
+    RuntimeError
+        If tangents may have tangents.
+    """
+    if are_tangents_nested():
+        raise RuntimeError(f"packed weights pass no tangents of tangents on: {_INSTEAD}")
+    (x, x_tangent), bias_tangent = torch.autograd.forward_ad.unpack_dual(x), None
+    if bias is not None:
+        bias, bias_tangent = torch.autograd.forward_ad.unpack_dual(bias)
+    with without_tangents():
+        out = layer(x, bias)
+        tangent = None if x_tangent is None else layer(x_tangent, bias_tangent)
+    if x_tangent is None and bias_tangent is not None:
+        tangent = bias_tangent.to(out.dtype).expand_as(out)
+    return out if tangent is None else torch.autograd.forward_ad.make_dual(out, tangent)
+
+
+def refuse_derivatives(x: torch.Tensor) -> None:
+    """Raise RuntimeError if an input has a gradient or may have a tangent to pass on."""
+    if x.requires_grad and torch.is_grad_enabled():
+        _no_gradients()
+    if may_carry_tangents():
+        raise RuntimeError(f"weights that stay in a file pass no tangents on: {_INSTEAD}")
 
 
 def _no_gradients(*_: Any) -> Any:
     """Stop training, which would go wrong, and say what to do instead."""
-    raise RuntimeError(
-        "packed weights pass no gradients on: for training, adapters included, make the model an ordinary one first, "
-        "with model.dequantize() (transformers) or hhtld.integrations.torch.dequantize(model)"
-    )
+    raise RuntimeError(f"packed weights pass no gradients on: for training, adapters included, {_INSTEAD}")
 
 
 linear.register_autograd(_no_gradients)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hhtld.errors import shown
-from hhtld.integrations.torch.internals import runs_plainly
-from hhtld.integrations.torch.ops import SCORED_ROWS, Unfolded, one_tensor_table, product, unfolded
+from hhtld.integrations.torch.internals import may_carry_tangents, runs_plainly
+from hhtld.integrations.torch.ops import SCORED_ROWS, Unfolded, one_tensor_table, product, unfolded, with_tangent
 from hhtld.integrations.torch.tensors import checked_dtype, torch_dtype
 from hhtld.pack.pack import HhtldPack
 
@@ -153,10 +153,16 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
         """Return ``x @ weight.T + bias``, (..., n_rows), for floats (..., n_cols); see `HhtlLinear`."""
         if runs_plainly(x, bias):
             return product(x, self._unfolded(), self.dtype, bias, scored_rows, self.exact)
-        seen: torch.Tensor = torch.ops.hhtld.linear(
-            x, self.parts(), self.table, self.dtype, bias, scored_rows, self.exact
-        )
-        return seen
+
+        def seen(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            out: torch.Tensor = torch.ops.hhtld.linear(
+                x, self.parts(), self.table, self.dtype, bias, scored_rows, self.exact
+            )
+            return out
+
+        if not torch.compiler.is_compiling() and may_carry_tangents():
+            return with_tangent(seen, x, bias)
+        return seen(x, bias)
 
     def _unfolded(self) -> Unfolded:
         """Return what the op makes of the sections, which copies of this weight do not take along."""
