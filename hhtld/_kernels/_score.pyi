@@ -49,6 +49,8 @@ class TrellisProducts:
         n_rows: int,
         signs: NDArray[np.float32],
         column_scale: NDArray[np.float32] | None = ...,
+        centroids: NDArray[np.float32] | None = ...,
+        twigs: NDArray[np.uint8] | None = ...,
     ) -> None: ...
     # inputs (n_inputs, n_cols), out (n_inputs, n_rows)
     def write(

@@ -40,9 +40,11 @@ cdef extern from "product.h" nogil:
     void hh_product_inputs(int tier, const float *inputs, Py_ssize_t n_inputs, Py_ssize_t n_cols,
                            const float *column_scale, const float *signs, float *rotated)
     float hh_product_plane(float *rest, Py_ssize_t n_cols, int8_t *codes)
+    void hh_product_centroids(const float *rotated, const float *centroids, Py_ssize_t n_centroids, Py_ssize_t n_cols,
+                              float *products)
     void hh_product_add(const int32_t *sums, const float *scales, const float *gains, int n_planes,
-                        Py_ssize_t n_inputs, Py_ssize_t n_rows, const Py_ssize_t *rows, Py_ssize_t out_apart,
-                        float *out)
+                        Py_ssize_t n_inputs, Py_ssize_t n_rows, const Py_ssize_t *rows, const uint8_t *twigs,
+                        const float *products, Py_ssize_t n_centroids, Py_ssize_t out_apart, float *out)
 
 MAX_COLS = HH_SCORE_MAX_COLS
 cdef int _MIN_RATE = 16, _MAX_RATE = 96
@@ -176,20 +178,28 @@ cdef class TrellisProducts:
         Of the matrix.
     signs : float32 (2, n_cols)
     column_scale : float32 (n_cols,), optional
+    centroids : float32 (n_centroids, n_cols), optional
+        Rotated, as the rows are.
+    twigs : uint8 (n_rows,), optional
+        The centroid of every row; they come with `centroids`.
     """
     cdef list _held
     cdef _Rows *_rows
     cdef Py_ssize_t _n_matrices, _n_rows, _n_cols
     cdef const float[:, ::1] _signs
     cdef const float[::1] _column_scale
+    cdef const float[:, ::1] _centroids
+    cdef const uint8_t[::1] _twigs
 
     def __cinit__(self, matrices, Py_ssize_t n_rows, const float[:, ::1] signs not None,
-                  const float[::1] column_scale=None):
+                  const float[::1] column_scale=None, const float[:, ::1] centroids=None,
+                  const uint8_t[::1] twigs=None):
         cdef const uint8_t[:, ::1] codes
         cdef const int8_t[::1] levels
         cdef const float[::1] gains
         cdef const Py_ssize_t[::1] places
         cdef const uint8_t[::1] crossed
+        cdef uint8_t twig
         cdef _Rows *rows
         self._held = list(matrices)
         self._n_matrices, self._n_rows, self._n_cols = len(self._held), n_rows, signs.shape[1]
@@ -198,6 +208,18 @@ cdef class TrellisProducts:
             raise ValueError(f"signs must be (2, n_cols), got ({signs.shape[0]}, {signs.shape[1]})")
         if column_scale is not None and column_scale.shape[0] != self._n_cols:
             raise ValueError(f"column_scale must be ({self._n_cols},), got ({column_scale.shape[0]},)")
+        if (centroids is None) != (twigs is None):
+            raise ValueError("centroids and twigs come together or not at all")
+        self._centroids, self._twigs = centroids, twigs
+        if centroids is not None:
+            if centroids.shape[1] != self._n_cols or twigs.shape[0] != n_rows:
+                raise ValueError(f"centroids must be (n, {self._n_cols}) and twigs ({n_rows},), got "
+                                 f"({centroids.shape[0]}, {centroids.shape[1]}) and ({twigs.shape[0]},)")
+            for twig in twigs:
+                if twig >= centroids.shape[0]:
+                    raise ValueError(f"twigs must lie in 0..{centroids.shape[0] - 1}, got {twig}")
+            if centroids.shape[0] and self._n_cols:
+                require_aligned(&centroids[0, 0], 4, "centroids")
         self._rows = <_Rows *> malloc(max(1, self._n_matrices) * sizeof(_Rows))
         if not self._rows:
             raise MemoryError(f"cannot allocate {self._n_matrices} matrices")
@@ -238,12 +260,12 @@ cdef class TrellisProducts:
               Py_ssize_t share=0, Py_ssize_t n_shares=1, isa=None):
         """Write products of inputs (n_inputs, n_cols) to out (n_inputs, n_rows): those of a share of every code's rows.
 
-        Inputs are divided by the column scale, rotated, and taken as `n_planes` planes of int8. Returns whether all
-        were finite on their way; if not, out holds nothing of use.
+        Inputs are divided by the column scale, rotated, and taken as `n_planes` planes of int8; with centroids they are
+        multiplied as they are rotated. Returns whether all were finite on their way; if not, out holds nothing of use.
         """
         cdef int tier = resolve(isa), is_finite = 1
         cdef Py_ssize_t n_inputs = inputs.shape[0], n_cols = self._n_cols, n_queries = n_planes * n_inputs
-        cdef Py_ssize_t number, q, at, end, count, step, most = 0
+        cdef Py_ssize_t number, q, at, end, count, step, most = 0, n_centroids = 0
         cdef const float *scale = NULL
         cdef const uint8_t *codes
         cdef const _Rows *rows
@@ -252,6 +274,8 @@ cdef class TrellisProducts:
         cdef char *memory
         cdef float *rest
         cdef float *scales
+        cdef float *products
+        cdef const uint8_t *twigs = NULL
         cdef int32_t *sums
         cdef int8_t *queries
         cdef uint8_t *opened
@@ -271,6 +295,8 @@ cdef class TrellisProducts:
         require_aligned(&out[0, 0], 4, "out")
         if self._column_scale is not None:
             scale = &self._column_scale[0]
+        if self._twigs is not None:
+            twigs, n_centroids = &self._twigs[0], self._centroids.shape[0]
         for number in range(self._n_matrices):  # scratch for the largest
             if self._rows[number].rate > self._rows[most].rate:
                 most = number
@@ -280,17 +306,22 @@ cdef class TrellisProducts:
             count = hh_trellis_row_nbytes(n_cols, self._rows[most].rate, HH_MAX_STATE_BITS)
             step = max(1, min(step, _BLOCK_NBYTES // count))
         block = _allocate(&scratch, n_cols, _MAX_RATE, n_queries)
-        memory = <char *> malloc(4 * n_inputs * n_cols + n_queries * n_cols + 4 * n_queries * (step + 1) + step * count)
+        memory = <char *> malloc(4 * n_inputs * (n_cols + n_centroids) + n_queries * n_cols + 4 * n_queries * (step + 1)
+                                 + step * count)
         if not memory:
             free(block)
             raise MemoryError(f"cannot allocate the products of {n_inputs} inputs of {n_cols} columns")
         rest = <float *> memory
         sums = <int32_t *> (rest + n_inputs * n_cols)
         scales = <float *> (sums + n_queries * step)
-        queries = <int8_t *> (scales + n_queries)
+        products = scales + n_queries
+        queries = <int8_t *> (products + n_inputs * n_centroids)
         opened = <uint8_t *> (queries + n_queries * n_cols)
         with nogil:
             hh_product_inputs(tier, &inputs[0, 0], n_inputs, n_cols, scale, &self._signs[0, 0], rest)
+            for q in range(n_inputs if n_centroids else 0):
+                hh_product_centroids(rest + q * n_cols, &self._centroids[0, 0], n_centroids, n_cols,
+                                     products + q * n_centroids)
             for q in range(n_queries):  # plane after plane of all inputs
                 scales[q] = hh_product_plane(rest + q % n_inputs * n_cols, n_cols, queries + q * n_cols)
                 if scales[q] < 0:
@@ -308,8 +339,9 @@ cdef class TrellisProducts:
                     hh_trellis_dots(tier, codes, count, n_cols, rows.rate, rows.n_bits, rows.levels, rows.codebook,
                                     queries, n_queries, scratch, sums)
                     hh_product_add(sums, scales, rows.gains + at, n_planes, n_inputs, count,
-                                   rows.places + at if rows.places else NULL, self._n_rows,
-                                   &out[0, 0] + (0 if rows.places else at))
+                                   rows.places + at if rows.places else NULL,
+                                   twigs + (0 if rows.places else at) if twigs else NULL, products, n_centroids,
+                                   self._n_rows, &out[0, 0] + (0 if rows.places else at))
                     at += count
         free(memory)
         free(block)

@@ -66,9 +66,40 @@ HH_INLINE int hh_crossed_queries_(int use) { return use == HH_CROSSED_DOT ? 1 : 
 HH_TARGET_AVX2_BEGIN
 /* How the weights of a block lie in the bodies' registers: in 2 or 4 vectors of every second or fourth weight where
  * rates are 4 or 2 bits, in swapped pairs at other rates. Puts queries the same way, and their magnitudes. */
+HH_INLINE void hh_crossed_put_avx2_(int8_t *placed, int8_t *magnitude, __m256i query_i8x32) {
+    _mm256_storeu_si256((__m256i *)placed, query_i8x32);
+    _mm256_storeu_si256((__m256i *)magnitude, _mm256_abs_epi8(query_i8x32));
+}
+
+/* Every second byte of 64, from the first or the second on. */
+HH_INLINE __m256i hh_crossed_every_second_avx2_(__m256i a_i8x32, __m256i b_i8x32, int from) {
+    const __m256i low_i16x16 = _mm256_set1_epi16(255);
+    if (from) a_i8x32 = _mm256_srli_epi16(a_i8x32, 8), b_i8x32 = _mm256_srli_epi16(b_i8x32, 8);
+    else a_i8x32 = _mm256_and_si256(a_i8x32, low_i16x16), b_i8x32 = _mm256_and_si256(b_i8x32, low_i16x16);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(a_i8x32, b_i8x32), 0xD8);
+}
+
 HH_KERNEL void hh_crossed_query_avx2_(int rate, const int8_t *query, ptrdiff_t n_cols, int8_t *placed,
                                       int8_t *magnitude) {
-    for (ptrdiff_t t = 0; t < n_cols; t++) {
+    const __m256i swap_i8x32 =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    ptrdiff_t t = 0;
+#define HH_QUERY(k) _mm256_loadu_si256((const __m256i *)(query + t + 32 * (k)))
+    for (; rate == 64 && t + 64 <= n_cols; t += 64)
+        for (int from = 0; from < 2; from++)
+            hh_crossed_put_avx2_(placed + t + 32 * from, magnitude + t + 32 * from,
+                                 hh_crossed_every_second_avx2_(HH_QUERY(0), HH_QUERY(1), from));
+    for (; rate == 32 && t + 128 <= n_cols; t += 128)
+        for (int from = 0; from < 4; from++) {
+            const __m256i first_i8x32 = hh_crossed_every_second_avx2_(HH_QUERY(0), HH_QUERY(1), from % 2);
+            const __m256i last_i8x32 = hh_crossed_every_second_avx2_(HH_QUERY(2), HH_QUERY(3), from % 2);
+            hh_crossed_put_avx2_(placed + t + 32 * from, magnitude + t + 32 * from,
+                                 hh_crossed_every_second_avx2_(first_i8x32, last_i8x32, from / 2));
+        }
+    for (; rate != 64 && rate != 32 && t + 32 <= n_cols; t += 32)
+        hh_crossed_put_avx2_(placed + t, magnitude + t, _mm256_shuffle_epi8(HH_QUERY(0), swap_i8x32));
+#undef HH_QUERY
+    for (; t < n_cols; t++) {
         const ptrdiff_t in = t % HH_TRELLIS_BLOCK;
         const ptrdiff_t to = rate == 64   ? in / 64 * 64 + in % 2 * 32 + in % 64 / 2
                              : rate == 32 ? in % 4 * 32 + in / 4

@@ -1,6 +1,6 @@
 """Products of a few inputs with a tensor's rows, for layers of models: one call, and no bounds.
 
-`Scorer.scores` gives the same with its planes of integers; it also takes centroids, Slot L and a second level.
+`Scorer.scores` gives the same with its planes of integers; it also takes Slot L and a second level.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ _threads = functools.cache(Threads)
 
 
 class RowProducts:
-    """Products with rows that are nothing but one level of Slot T.
+    """Products with rows that are one level of Slot T and, if there are centroids, one of those.
 
     Parameters
     ----------
     terms : SearchTerms
         Of the tensor.
+
+    Attributes
+    ----------
+    has_centroids : bool
     """
 
     def __init__(self, terms: SearchTerms) -> None:
@@ -48,6 +52,11 @@ class RowProducts:
             for code, slot_t, rows in level.matrices
         ]
         self._column_scale = terms.column_scale
+        self._centroids, self._twigs = None, terms.twigs
+        if terms.centroids is not None:
+            self._centroids = np.array(terms.centroids, np.float32, order="C")
+            rotation.rotate(self._centroids)
+        self.has_centroids = self._centroids is not None
         self._n_rows = len(level.slot_v)
         self._products = _score.TrellisProducts(
             [
@@ -57,15 +66,15 @@ class RowProducts:
             self._n_rows,
             rotation.signs,
             self._column_scale,
+            self._centroids,
+            None if self._centroids is None else np.ascontiguousarray(self._twigs),
         )
 
     @classmethod
     def of(cls, tensor: EncodedTensor) -> Self | None:
-        """Return the products of a tensor, or None if its rows are more than one level of Slot T."""
+        """Return the products of a tensor, or None if its rows have Slot L, a second level or no Slot T."""
         terms = tensor.search_terms()
-        if terms is None or len(terms.levels) != 1:
-            return None
-        if terms.centroids is not None or terms.basis is not None:
+        if terms is None or len(terms.levels) != 1 or terms.basis is not None:
             return None
         return cls(terms)
 
@@ -118,4 +127,7 @@ class RowProducts:
                 if not len(buffer):
                     buffer = np.empty((part.stop, n_cols), np.float32)  # the first block is the largest
                 block = trellis.decode(slot_t[part], gains[part], n_cols, buffer[: part.stop - part.start])
-                yield part if rows is None else rows[part], block
+                places = part if rows is None else rows[part]
+                if self._centroids is not None and self._twigs is not None:
+                    block += self._centroids[self._twigs[places]]
+                yield places, block

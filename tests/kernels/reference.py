@@ -726,6 +726,8 @@ def trellis_products(
     n_planes: int,
     out: NDArray[np.float32],
     column_scale: NDArray[np.float32] | None = None,
+    centroids: NDArray[np.float32] | None = None,
+    twigs: NDArray[np.uint8] | None = None,
 ) -> bool:
     """Write to out (n_inputs, n_rows) the products of inputs with rows, by planes of int8; whether all was finite."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -733,6 +735,7 @@ def trellis_products(
         rotate(rest, signs)
         if not np.isfinite(rest).all():
             return False
+        rotated = rest.copy()
         for plane in range(n_planes):
             scales = np.abs(rest).max(axis=1) / np.float32(127)
             steps = np.where(scales > 0, scales, np.float32(1))[:, None]
@@ -743,7 +746,22 @@ def trellis_products(
             part = scales[:, None] * sums.astype(np.float32)
             out[...] = part if plane == 0 else out + part
         out *= gains
+        if centroids is not None and twigs is not None:
+            out += _centroid_products(rotated, centroids)[:, twigs]
     return True
+
+
+def _centroid_products(rotated: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the products (n_inputs, n_centroids), each the sum of 16 sums of every sixteenth column."""
+    n_inputs, n_cols = rotated.shape
+    padded = np.zeros((n_inputs, len(centroids), (n_cols + 15) // 16 * 16), np.float32)
+    padded[:, :, :n_cols] = rotated[:, None] * centroids
+    sums = np.zeros((n_inputs, len(centroids), 16), np.float32)
+    for t in range(0, n_cols, 16):
+        sums += padded[:, :, t : t + 16]
+    for half in (8, 4, 2, 1):
+        sums[:, :, :half] += sums[:, :, half : 2 * half]
+    return sums[:, :, 0]
 
 
 def _levels(codes: NDArray[np.uint8], levels: NDArray[np.int8], rate: int, n_cols: int) -> NDArray[np.int64]:

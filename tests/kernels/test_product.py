@@ -44,6 +44,30 @@ def test_products_are_the_twins(n_cols: int, n_planes: int, isa: str, fenced: Fe
             np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("n_centroids", [1, 5, 256])
+@pytest.mark.parametrize("n_cols", WIDTHS)
+def test_rows_may_have_centroids(n_cols: int, n_centroids: int, isa: str, fenced: Fence) -> None:
+    rng, n_rows = np.random.default_rng(n_cols), 61
+    code, codes, gains, signs, inputs = case(n_rows, n_cols, 3)
+    centroids = rng.standard_normal((n_centroids, n_cols)).astype(np.float32)
+    twigs = rng.integers(0, n_centroids, n_rows).astype(np.uint8)
+    out, expected = fenced(np.zeros((3, n_rows), np.float32)), np.zeros((3, n_rows), np.float32)
+    reference.trellis_products(codes, code.levels, code.rate, gains, signs, inputs, 2, expected, None, centroids, twigs)
+    tables = (fenced(signs), None, fenced(centroids), fenced(twigs))
+    whole = [(codes, code.levels, code.rate, gains, None, code.crossed, False)]
+    places = rng.permutation(n_rows)
+    in_parts = [
+        (codes[part], code.levels, code.rate, gains[part], np.ascontiguousarray(part), code.crossed, False)
+        for part in (places[:20], places[20:])
+    ]
+    for matrices in (whole, in_parts):
+        held = _score.TrellisProducts(matrices, n_rows, *tables)
+        for share in range(3):
+            assert held.write(fenced(inputs), 2, out, share=share, n_shares=3, isa=isa)
+        np.testing.assert_array_equal(out, expected)
+        out[:] = np.nan
+
+
 def test_planes_come_near_the_decoded_product() -> None:
     code, codes, gains, signs, inputs = case(200, 576, 4, 64)
     rows = np.empty((200, 576), np.float32)
@@ -128,6 +152,15 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             _score.TrellisProducts([matrix], 3, wrong, scale)
+    centroids, twigs = np.ones((2, 64), np.float32), np.array([0, 1, 1], np.uint8)
+    for some, twigs_given, message in (
+        (centroids, None, "centroids and twigs come together"),
+        (centroids[:, 1:].copy(), twigs, r"centroids must be \(n, 64\) and twigs \(3,\), got \(2, 63\) and \(3,\)"),
+        (centroids, twigs[:2], r"twigs \(3,\), got \(2, 64\) and \(2,\)"),
+        (centroids, twigs + np.uint8(1), r"twigs must lie in 0\.\.1, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _score.TrellisProducts([matrix], 3, signs, None, some, twigs_given)
     held, out = _score.TrellisProducts([matrix], 3, signs), np.zeros((2, 3), np.float32)
     for given, options, message in (
         ((inputs, 1, out[:1]), {}, r"out \(2, 3\)"),

@@ -41,3 +41,23 @@ def test_threads_share_rows_and_change_nothing(
     assert np.linalg.norm(alone - exact) < (2e-2 if n_planes == 1 else 1e-4) * np.linalg.norm(exact)
     inputs[0, 3] = np.inf
     assert not found.write(inputs, together, n_planes, 3)
+
+
+def test_centroids_come_with_the_rows() -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((7, 96), np.float32)[rng.integers(0, 7, 2000)] * 3
+    rows += rng.standard_normal((2000, 96), np.float32)
+    tensor = hhtld.encode({"w": rows}, profile="bits:2").get_encoded("w")
+    products = RowProducts.of(tensor)
+    assert products is not None
+    assert products.has_centroids
+    inputs = rng.standard_normal((2, 96)).astype(np.float32)
+    decoded = tensor.reconstruct_rows(slice(0, 2000)).astype(np.float64)
+    expected, out = inputs.astype(np.float64) @ decoded.T, np.empty((2, 2000), np.float32)
+    assert products.write(inputs, out, 2)
+    assert np.linalg.norm(out - expected) < 1e-4 * np.linalg.norm(expected)
+    rotated, found = products.rotated(inputs), np.empty((2, 2000), np.float32)
+    assert rotated is not None
+    for places, block in products.rotated_blocks():
+        found[:, places] = rotated @ block.T
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)

@@ -236,8 +236,9 @@ def product(
 ) -> torch.Tensor:
     """Return ``x @ weight.T + bias``, (*x.shape[:-1], n_rows) of `dtype`, summed in float32 (float64 for float64 x).
 
-    At most `scored_rows` rows of finite inputs are scored on the slots, as one plane of int8 or, if `exact` or if there
-    are more columns than rows, as two; more are multiplied with the weight as it decodes, block by block.
+    At most `scored_rows` rows of finite inputs are scored on the slots, as one plane of int8 or, if `exact`, if there
+    are more columns than rows, or if rows have centroids, as two; more are multiplied with the weight as it decodes,
+    block by block.
     """
     _check_input(x, weight.table)
     n_rows, n_cols = weight.n_rows, weight.n_cols
@@ -245,9 +246,7 @@ def product(
     if rows.dtype != torch.float64:
         rows = rows.float()
     can_score = 0 < rows.shape[0] <= scored_rows and rows.dtype == torch.float32 and n_cols <= _score.MAX_COLS
-    # Inputs that are wider than outputs lose most (docs/decisions/one-plane.md).
-    n_planes = 2 if exact or n_cols > n_rows else 1
-    out = _scored(rows.contiguous(), weight, n_planes) if can_score else None
+    out = _scored(rows.contiguous(), weight, exact) if can_score else None
     if out is None:
         out = _multiplied(rows, weight)
     if bias is not None:
@@ -255,9 +254,13 @@ def product(
     return out.to(dtype).view(*x.shape[:-1], n_rows)
 
 
-def _scored(rows: torch.Tensor, weight: Unfolded, n_planes: int) -> torch.Tensor | None:
+def _scored(rows: torch.Tensor, weight: Unfolded, exact: bool) -> torch.Tensor | None:
     """Return the products on the slots, or None: infinities and NaN must spread as they do in nn.Linear."""
     if weight.products is not None:
+        # Inputs that are wider than outputs lose most, and heads, which have centroids, say the next token
+        # (docs/decisions/one-plane.md).
+        has_two = exact or weight.n_cols > weight.n_rows or weight.products.has_centroids
+        n_planes = 2 if has_two else 1
         out, n_threads = torch.empty((rows.shape[0], weight.n_rows)), torch.get_num_threads()
         return out if weight.products.write(rows.numpy(), out.numpy(), n_planes, n_threads) else None
     return torch.from_numpy(weight.scorer.scores(rows.numpy())) if bool(torch.isfinite(rows).all()) else None
