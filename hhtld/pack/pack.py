@@ -365,7 +365,10 @@ class HhtldPack:
         is_whole = isinstance(rows, slice) and rows == slice(None)
         if is_whole or record.info.row_nbytes == 0:
             whole = self.sections.whole(index)
-            return whole if is_whole else whole.reshape(record.info.n_rows, record.info.row_nbytes)[rows]
+            if not record.info.has_rows:
+                return whole
+            by_row = whole.reshape(record.info.n_rows, record.info.row_nbytes)
+            return by_row if is_whole else by_row[rows]
         self.sections.check_unchanged()
         return self.sections.rows(index, record.info.row_nbytes, rows)
 

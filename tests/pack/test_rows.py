@@ -98,6 +98,24 @@ def test_rows_are_those_of_the_whole_tensor(path: Path, decoded: dict[str, NDArr
             np.testing.assert_array_equal(pack.get_rows(name, slice(60, 3, -2)), whole[60:3:-2])
 
 
+@pytest.mark.parametrize("n_cols", [256, 362, 512, 300_000])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "int8", "float64"])
+def test_all_rows_of_a_kept_tensor_are_its_bytes_whatever_their_number(kind: str, n_cols: int, tmp_path: Path) -> None:
+    """Of F32 with 256 columns and of I8 with 512, a block's number of rows is the number of a row's elements."""
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    rows = np.random.default_rng(0).integers(-99, 99, (max(4, 600_000 // n_cols), n_cols)).astype(dtype)
+    save_file({"table": rows, "few": rows[:2]}, tmp_path / "kept.safetensors")
+    hhtld.convert(tmp_path / "kept.safetensors", tmp_path / "kept.hhtld", rules=[("*", "keep")], min_ratio=0)
+    with hhtld.open(tmp_path / "kept.hhtld") as pack:
+        for name, expected in (("table", rows), ("few", rows[:2])):
+            for every in (None, slice(None)):
+                assert pack.get_rows(name, every, dtype="source").tobytes() == expected.tobytes()
+                out = np.zeros_like(expected)
+                assert pack.get_rows(name, every, out, dtype="source").tobytes() == expected.tobytes()
+                np.testing.assert_array_equal(pack.get_rows(name, every), expected.astype(pack.get_tensor(name).dtype))
+            np.testing.assert_array_equal(pack.get_slice(name)[:], pack.get_tensor(name))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "source"])
 def test_types_and_arrays_to_fill(path: Path, decoded: dict[str, NDArray[Any]], dtype: str) -> None:
     kinds = {"bfloat16": DTYPES["BF16"], "float16": DTYPES["F16"], "float32": DTYPES["F32"]}
