@@ -49,9 +49,13 @@ cdef _narrow(narrow_fn narrow, const float[::1] values, uint16_t[::1] out, objec
         narrow(tier, &values[0], &out[0], values.shape[0])
 
 
-def widen_bf16(const uint16_t[::1] values not None, float[::1] out not None, *, isa=None):
-    """Widen bfloat16 bits to float32; exact."""
+def widen_bf16(const uint16_t[::1] values not None, float[::1] out not None, *, float factor=1, isa=None):
+    """Widen bfloat16 bits to float32, exact, and multiply them by a factor."""
+    cdef Py_ssize_t i
     _widen(hh_widen_bf16, values, out, isa)
+    if factor != 1:
+        for i in range(out.shape[0]):
+            out[i] *= factor
 
 
 def widen_f16(const uint16_t[::1] values not None, float[::1] out not None, *, isa=None):

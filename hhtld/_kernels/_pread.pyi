@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+def is_same(fd: int, nbytes: int, modified_ns: int, changed_ns: int) -> bool: ...
+
 # runs: offsets, nbytes and places (n_runs,); out (nbytes,)
 def read_runs(
     fd: int,

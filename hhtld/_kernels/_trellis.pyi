@@ -44,5 +44,25 @@ def decode(
     isa: str | None = ...,
 ) -> None: ...
 
+class RowDecoder:
+    # table, rate and crossed as in decode; signs (2, n_cols)
+    def __init__(
+        self,
+        table: NDArray[np.int8],
+        rate: int,
+        crossed: NDArray[np.uint8] | None,
+        signs: NDArray[np.float32],
+        gain_unit: float,
+    ) -> None: ...
+    # codes (n_rows, row_nbytes), gains (n_rows,), out (n_rows, n_cols)
+    def decode(
+        self,
+        codes: NDArray[np.uint8],
+        gains: NDArray[np.uint16],
+        out: NDArray[np.float32],
+        *,
+        isa: str | None = ...,
+    ) -> None: ...
+
 # crossed codebook (72,), levels (4096,)
 def crossed_levels(crossed: NDArray[np.uint8], levels: NDArray[np.int8]) -> None: ...

@@ -13,6 +13,9 @@
  * (O_DIRECT). `bounce` is `room` bytes, whole blocks, two at least. Runs that begin at most `gap` bytes behind the blocks
  * of the one before are read with it, since a device answers one long question sooner than two short ones. What was read
  * only on the way may fail without harm: each run is then asked for alone.
+ *
+ * hh_file_is_same says whether an open file still has its size and the times of its last changes, in nanoseconds; 0 where
+ * the system cannot be asked. Python's own fstat takes four times as long, and a look-up of one row asks twice.
  */
 #ifndef HHTLD_PREAD_H
 #define HHTLD_PREAD_H
@@ -46,11 +49,31 @@ static ptrdiff_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *
     return hh_pread_runs(fd, offsets, nbytes, places, n_runs, out, error);
 }
 
+static int hh_file_is_same(int fd, int64_t nbytes, int64_t modified_ns, int64_t changed_ns) {
+    (void)fd, (void)nbytes, (void)modified_ns, (void)changed_ns;
+    return 0;
+}
+
 #else
 
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+static int64_t hh_nanoseconds(struct timespec time) { return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec; }
+
+static int hh_file_is_same(int fd, int64_t nbytes, int64_t modified_ns, int64_t changed_ns) {
+    struct stat now;
+    if (fstat(fd, &now)) return 0;
+#ifdef __APPLE__
+    const struct timespec modified = now.st_mtimespec, changed = now.st_ctimespec;
+#else
+    const struct timespec modified = now.st_mtim, changed = now.st_ctim;
+#endif
+    return (int64_t)now.st_size == nbytes && hh_nanoseconds(modified) == modified_ns &&
+           hh_nanoseconds(changed) == changed_ns;
+}
 
 static ptrdiff_t hh_pread_runs(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
                                ptrdiff_t n_runs, uint8_t *out, int *error) {

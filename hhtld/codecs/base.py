@@ -160,6 +160,8 @@ def selected_rows(n_rows: int, rows: RowIndex) -> NDArray[np.intp] | slice:
         return slice(None)
     if isinstance(rows, slice):
         return rows
+    if type(rows) is list and len(rows) == 1 and type(rows[0]) is int and 0 <= rows[0] < n_rows:
+        return slice(rows[0], rows[0] + 1)  # what most lookups are, without an array
     index = np.asarray(rows)
     if index.size == 0:
         return np.zeros(0, np.intp)
@@ -187,6 +189,8 @@ def check_budget(
     """
     if budget is None:
         return
+    if isinstance(index, slice) and n_rows * row_nbytes + shared <= budget:
+        return  # any slice is of these rows
     count = len(range(*index.indices(n_rows))) if isinstance(index, slice) else len(index)
     needed = count * row_nbytes + shared
     if needed > budget:

@@ -399,6 +399,8 @@ class HhtlTTensor(EncodedTensor):
     row_class: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
+        trellises = self.shared.classes or (self.shared.trellis,)
+        self._codes = slots.LevelCodes(trellises, self.original_shape[1], self.slot_t, self.row_class)  # of level 1
         _check_first_level(self)
         _check_optional(self)
         _check_numbers(self)
@@ -413,12 +415,6 @@ class HhtlTTensor(EncodedTensor):
     def _scale(self) -> NDArray[np.float32]:
         assert self.column_scale is not None
         return bf16_values(self.column_scale)
-
-    @cached_property
-    def _codes(self) -> slots.LevelCodes:
-        """The codes of the first level."""
-        trellises = self.shared.classes or (self.shared.trellis,)
-        return slots.LevelCodes(trellises, self.original_shape[1], self.slot_t, self.row_class)
 
     @classmethod
     def encode(
@@ -524,11 +520,14 @@ class HhtlTTensor(EncodedTensor):
             raise ValueError(f"levels must be 1 or 2, got {levels}")
         picked = selected_rows(self.original_shape[0], rows)
         check_budget(self.original_shape[0], picked, 4 * self.original_shape[1], 0, self.budget)
-        out = self._codes.decode(picked, slots.gain_values(self.slot_v[picked]), out)
         second, rotation = self.shared.second if levels == 2 else None, self.shared.rotation
+        slot_v = self.slot_v if rows is None else self.slot_v[picked]
         if second is None and self.twigs is None and self.slot_l is None and self.column_scale is None:
-            rotation.unrotate(out)
-            return out  # what most packs hold, without numpy's own guard of arithmetic
+            coded = self._codes.of_one_code(picked)
+            if coded is not None:  # what most packs hold
+                number, codes = coded
+                return self.shared.decoders[number].decode(codes, slot_v, out)
+        out = self._codes.decode(picked, slots.gain_values(slot_v), out)
         with np.errstate(over="ignore", invalid="ignore"):
             if second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
                 codes_2, gains_2 = np.ascontiguousarray(self.slot_t_2[picked]), slots.gain_values(self.slot_v_2[picked])
@@ -626,6 +625,11 @@ class HhtlTTensor(EncodedTensor):
         """Bytes as bfloat16 over `total_byte_size()`."""
         size = self.total_byte_size()
         return 2 * self.original_shape[0] * self.original_shape[1] / size if size else 0.0
+
+
+def _gains(slot_v: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    gains = slot_v.view(_U16)
+    return gains if gains.flags.aligned else gains.copy()
 
 
 def _check_first_level(tensor: HhtlTTensor) -> None:
@@ -854,16 +858,13 @@ class TrellisGroup(GroupCode):
 
         row_class, codes = part.by_class("slot_t", shared.class_widths) if shared.classes else (None, None)
 
-        def level(suffix: str, width: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-            gains = part(f"slot_v{suffix}", 2).view(_U16)
-            gains = gains if gains.flags.aligned else gains.copy()
-            if codes is not None:
-                return gains, codes
-            return gains, part(f"slot_t{suffix}", width).reshape(len(gains), width)
-
-        slot_v, slot_t = level("", shared.row_nbytes)
-        second = shared.second
-        slot_v_2, slot_t_2 = (None, None) if second is None else level("_2", second.row_nbytes(n_cols))
+        slot_v, second = _gains(part("slot_v", 2)), shared.second
+        slot_t = part("slot_t", shared.row_nbytes).reshape(len(slot_v), shared.row_nbytes) if codes is None else codes
+        slot_v_2 = slot_t_2 = None
+        if second is not None:
+            slot_v_2 = _gains(part("slot_v_2", 2))
+            width_2 = second.row_nbytes(n_cols)
+            slot_t_2 = part("slot_t_2", width_2).reshape(len(slot_v), width_2)
         twigs = part("twigs", 1) if "twigs" in kinds else None
         column_scale = None
         if "column_scale" in kinds:

@@ -54,6 +54,8 @@ def decode_blocks(
     out : ndarray, optional
     """
     step = max(1, BLOCK_NBYTES // (4 * record.info.n_cols or 1))
+    if out is None and count <= step and dtype == "float32" and isinstance(held, EncodedTensor):
+        return held.reconstruct_rows(picks)  # what most lookups are
     shape = _shape(record, count)
     if out is None and count <= step:
         return typed(record, _decoded(held, picks), dtype).reshape(shape)

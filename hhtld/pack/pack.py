@@ -222,10 +222,11 @@ class HhtldPack:
             raise ValueError(f"dtype must be one of {known}, got {dtype!r}")
         request = pack.row_request.RowRequest.of(selected_rows(info.n_rows, rows), info.n_rows)
         self._groups.afford(record, request.n_rows)
-        held, places = self._read_ahead(record, request, levels) or (self._held(record, request.rows, levels), None)
-        rows_of = partial(pack.decoded_rows.decode_blocks, record, dtype, lambda: self._threads)
+        ahead = None if self._ahead is None else self._read_ahead(record, request, levels)
+        held, places = ahead or (self._held(record, request.rows, levels), None)
+        decode_blocks, threads = pack.decoded_rows.decode_blocks, lambda: self._threads
         if request.repeats and not isinstance(request.rows, slice):
-            distinct = rows_of(held, places, len(request.rows))
+            distinct = decode_blocks(record, dtype, threads, held, places, len(request.rows))
             if out is None:
                 decoded = distinct[request.picks]
             else:
@@ -233,7 +234,7 @@ class HhtldPack:
                 decoded[:] = distinct[request.picks]
         else:
             picks = request.picks if places is None else places if request.picks is None else places[request.picks]
-            decoded = rows_of(held, picks, request.n_rows, out)
+            decoded = decode_blocks(record, dtype, threads, held, picks, request.n_rows, out)
         self.sections.check_unchanged()
         return decoded if decoded.flags.writeable else decoded.copy()
 

@@ -46,8 +46,7 @@ class RowParts:
         index = self._record.sections[kind]
         if self._rows is None or width == 0:
             return self._sections.whole(index)
-        row_bytes = self._sections.rows(index, width, self._rows)
-        return (row_bytes if row_bytes.flags.c_contiguous else np.ascontiguousarray(row_bytes)).reshape(-1)
+        return self._sections.rows(index, width, self._rows).ravel()  # without gaps, which `reshape` may leave
 
     def by_class(self, kind: str, widths: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         index, record, rows = self._record.sections[kind], self._record, self._rows

@@ -31,7 +31,8 @@ class RowRequest(NamedTuple):
     def of(cls, index: NDArray[np.intp] | slice, n_rows: int) -> RowRequest:
         """Return the request for an index of a tensor of `n_rows` rows."""
         if isinstance(index, slice):
-            return cls(index, None, len(range(*index.indices(n_rows))))
+            start, stop, step = index.indices(n_rows)
+            return cls(index, None, max(0, stop - start) if step == 1 else len(range(start, stop, step)))
         count = len(index)
         if count < 2 or bool((index[1:] > index[:-1]).all()):
             return cls(index, None, count)

@@ -81,10 +81,12 @@ class FileSections:
 
             self.cache = RowCache(row_cache)
         self._map: mmap.mmap | None = None
+        self._mapped: NDArray[np.uint8] | None = None  # the same as an array
         self._mapped_file: RegularFile | None = None
         self._read_at_random: set[int] = set()  # sections whose mapping is advised so
         if mapped and isinstance(file, RegularFile):  # nothing else can be mapped
             self._map, self._mapped_file = file.map(), file
+            self._mapped = np.frombuffer(self._map, np.uint8)
         self.io = "mmap" if self._map is not None else "direct" if isinstance(file, DirectFile) else "pread"
 
     @property
@@ -141,9 +143,8 @@ class FileSections:
             if step != 1 or (self.cache is not None and stop == start + 1):
                 rows = np.arange(start, stop, step)  # a row that is looked up, too; ranges would push others out
             else:
-                stop = max(start, stop)
-                begin = self.records[index].offset + offset + start * width
-                return self._given(begin, (stop - start) * width).reshape(-1, width)
+                begin, count = self.records[index].offset + offset + start * width, max(0, stop - start)
+                return self._given(begin, count * width).reshape(count, width)
         if self.cache is not None:
             self._check_open()  # what the cache has needs no file
             return self.cache.rows((index, offset), width, rows, partial(self._picked, index, width, offset, nbytes))
@@ -205,7 +206,7 @@ class FileSections:
 
     def close(self) -> None:
         self._file.close()
-        self._map = None  # arrays given out keep the mapping alive
+        self._map = self._mapped = None  # arrays given out keep the mapping alive
 
     def _read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         self.check_unchanged()  # a mapped page that the file no longer has would end the process
@@ -213,9 +214,9 @@ class FileSections:
 
     def _given(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return a run of the file; of a mapped one a view, whose pages are not looked at yet."""
-        mapped = self._map  # held here: another thread may close the pack meanwhile
+        mapped = self._mapped  # held here: another thread may close the pack meanwhile
         if mapped is not None and not self._file.closed:
-            return np.frombuffer(mapped, np.uint8, nbytes, offset) if nbytes else np.empty(0, np.uint8)
+            return mapped[offset : offset + nbytes]
         out = np.empty(nbytes, np.uint8)
         self._fill(out, offset)
         return out

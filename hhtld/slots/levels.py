@@ -75,15 +75,22 @@ class LevelCodes:
             ranks[matrix.rows] = np.arange(len(matrix.slot_t))
         return ranks
 
+    def of_one_code(self, picked: NDArray[np.intp] | slice) -> tuple[int, NDArray[np.uint8]] | None:
+        """Return the class of picked rows and their codes (n, row_nbytes) if all rows are of one class, else None."""
+        if self._row_class is None:
+            return 0, np.ascontiguousarray(self._slot_t[picked])
+        if len(self._row_class) == 1:  # what a lookup of one row asks for
+            return int(self._row_class[0]), np.ascontiguousarray(self._slot_t.reshape(1, -1)[picked])
+        return None
+
     def decode(
         self, picked: NDArray[np.intp] | slice, gains: NDArray[np.float32], out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Return picked rows (n, n_cols), rotated, of gains (n,); in `out` if it is given."""
-        if self._row_class is None:
-            return self._trellises[0].decode(np.ascontiguousarray(self._slot_t[picked]), gains, self._n_cols, out)
-        if len(self._row_class) == 1:  # what a lookup of one row asks for
-            trellis = self._trellises[int(self._row_class[0])]
-            return trellis.decode(np.ascontiguousarray(self._slot_t.reshape(1, -1)[picked]), gains, self._n_cols, out)
+        coded = self.of_one_code(picked)
+        if coded is not None:
+            return self._trellises[coded[0]].decode(coded[1], gains, self._n_cols, out)
+        assert self._row_class is not None
         out = np.empty((len(gains), self._n_cols), np.float32) if out is None else out
         classes, ranks = self._row_class[picked], self._ranks[picked]
         for number in np.unique(classes):

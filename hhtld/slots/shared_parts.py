@@ -17,7 +17,7 @@ from hhtld.registry import later
 from hhtld.slots.class_layout import class_starts
 from hhtld.slots.rotation import Rotation
 from hhtld.slots.slot_l import SvdBasis, leaf_coefficients
-from hhtld.slots.slot_t import Trellis
+from hhtld.slots.slot_t import RowDecoder, Trellis
 
 if TYPE_CHECKING:
     from hhtld.sources.rows import Rows
@@ -76,6 +76,11 @@ class TrellisShared:
     def class_widths(self) -> list[int]:
         """Bytes that the codes of a row of each class take."""
         return [trellis.row_nbytes(self.n_cols) for trellis in self.classes]
+
+    @cached_property
+    def decoders(self) -> tuple[RowDecoder, ...]:
+        """What decodes rows that are of the first level alone, one for each class, or one for all rows."""
+        return tuple(RowDecoder(trellis, self.rotation) for trellis in self.classes or (self.trellis,))
 
     def codebook(self) -> NDArray[Any]:
         """Return what a file holds of the codebook of all rows, or of those of the classes, one after another."""

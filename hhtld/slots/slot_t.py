@@ -42,10 +42,12 @@ from numpy.typing import NDArray
 
 from hhtld._kernels import _cast, _trellis
 from hhtld.identity import CODEBOOK_BITS, CODEBOOK_NBYTES, MAX_RATE, MIN_RATE, state_bits
+from hhtld.slots.rotation import Rotation
 
 __all__ = [
     "MAX_RATE",
     "MIN_RATE",
+    "RowDecoder",
     "Trellis",
     "gain_bits",
     "gain_values",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 _RING_COLS = (64, 256)  # fewer lose more than they save; to more, what is saved is little
+_GAIN_UNIT = 1 / 64
 _TRAINED = range(MIN_RATE, MAX_RATE + 1, 2)
 
 
@@ -173,6 +176,30 @@ class Trellis:
         return out
 
 
+class RowDecoder:
+    """Decodes rows that are nothing but a code's, a gain and a rotation, in one call of a kernel.
+
+    Parameters
+    ----------
+    trellis : Trellis
+    rotation : Rotation
+    """
+
+    def __init__(self, trellis: Trellis, rotation: Rotation) -> None:
+        self._trellis, self._n_cols = trellis, rotation.n_cols
+        code = (trellis.levels, trellis.rate, trellis.crossed)
+        self._decode = _trellis.RowDecoder(*code, rotation.signs, _GAIN_UNIT).decode
+
+    def decode(
+        self, codes: NDArray[np.uint8], slot_v: NDArray[np.uint16], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return rows (n, n_cols) of codes (n, row_nbytes) and Slot V (n,), in `out` if it is given."""
+        if out is None:
+            out = np.empty((len(codes), self._n_cols), np.float32)
+        self._decode(self._trellis.opened(codes, self._n_cols), np.ascontiguousarray(slot_v), out)
+        return out
+
+
 @functools.lru_cache(256)
 def _levels(codebook: bytes) -> NDArray[np.int8]:
     levels = np.empty(1 << CODEBOOK_BITS, np.int8)
@@ -206,5 +233,5 @@ def gain_bits(gains: NDArray[np.float32]) -> NDArray[np.uint16]:
 def gain_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return the gains that Slot V holds."""
     gains = np.empty(bits.shape, np.float32)
-    _cast.widen_bf16(np.ascontiguousarray(bits), gains)
-    return gains / np.float32(64)  # exact, for the smallest bfloat16 too
+    _cast.widen_bf16(np.ascontiguousarray(bits), gains, factor=_GAIN_UNIT)  # exact, for the smallest bfloat16 too
+    return gains

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hhtld import storage
+from hhtld import _kernels, storage
 from hhtld.errors import BadMagicError, ClosedError, HeaderError, TruncatedError
 from hhtld.registry import later
 from hhtld.storage import descriptors
@@ -174,8 +174,9 @@ class RegularFile(PositionalFile):
         self._held: _Descriptor | None = _Descriptor(fd)
         self._path = path
         self.n_threads = n_threads
-        self._status = os.fstat(fd)
-        self.identity = FileIdentity.of(self._status)
+        status = os.fstat(fd)
+        self._size_and_times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        self.identity = FileIdentity.of(status)
         self.size = self.identity.nbytes
         self.closed = False
 
@@ -231,13 +232,14 @@ class RegularFile(PositionalFile):
 
     def check_unchanged(self) -> None:
         """Raise HeaderError if the file was written to, or cut, since it was opened; every read looks, too."""
-        self._check_unchanged(self._held or self._descriptor())
+        descriptor = self._held or self._descriptor()
+        if not _kernels._pread.is_same(descriptor.fd, *self._size_and_times):
+            self._check_unchanged(descriptor)
 
     def _check_unchanged(self, descriptor: _Descriptor) -> None:
-        now, then = os.fstat(descriptor.fd), self._status
-        if now.st_ctime_ns == then.st_ctime_ns and now.st_mtime_ns == then.st_mtime_ns and now.st_size == then.st_size:
+        if _kernels._pread.is_same(descriptor.fd, *self._size_and_times):
             return  # the same file, whose descriptor this is
-        if not self.identity.is_still(FileIdentity.of(now)):
+        if not self.identity.is_still(FileIdentity.of(os.fstat(descriptor.fd))):
             raise HeaderError(
                 f"{self._path}: the file was written to while it was open, so its rows may be of two states"
             )

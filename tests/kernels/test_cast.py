@@ -52,6 +52,14 @@ def test_widen_bf16_every_value(isa: str) -> None:
     assert (out[is_nan].view(np.uint32) & 0x00400000).all(), "a NaN must come out quiet"
 
 
+def test_widen_bf16_by_a_factor(isa: str) -> None:
+    finite = EVERY_U16[(EVERY_U16 & 0x7F80) != 0x7F80]
+    out = np.empty(len(finite), np.float32)
+    _cast.widen_bf16(finite, out, factor=1 / 64, isa=isa)
+    expected = (finite.astype(np.uint32) << 16).view(np.float32) / np.float32(64)
+    np.testing.assert_array_equal(out.view(np.uint32), expected.view(np.uint32))
+
+
 def test_widen_f16_every_value(isa: str) -> None:
     out = np.empty(1 << 16, np.float32)
     _cast.widen_f16(EVERY_U16, out, isa=isa)

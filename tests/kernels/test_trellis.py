@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _isa, _trellis
+from hhtld._kernels import _isa, _rotate, _trellis
 from hhtld.slots.rotation import Rotation
 from hhtld.slots.slot_t import Trellis
 from tests.kernels import reference
@@ -192,6 +192,35 @@ def test_decoding_any_codes(n_bits: int, isa: str, fenced: Fence) -> None:
             out = fenced(np.zeros((3, n_cols), np.float32))
             _trellis.decode(fenced(codes), fenced(table), rate, fenced(gains), out, isa=isa)
             same_bits(out, gains[:, None] * table[windows(codes, n_cols, rate, n_bits)].astype(np.float32))
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 3])
+@pytest.mark.parametrize(("rate", "n_cols"), [(16, 1), (37, 131), (64, 576), (96, 200)])
+def test_rows_are_decoded_and_rotated_back_in_one_call(
+    n_rows: int, rate: int, n_cols: int, isa: str, fenced: Fence
+) -> None:
+    rng, signs = np.random.default_rng(rate), Rotation(n_cols, 5).signs
+    trained = Trellis.trained(rate)
+    for levels, crossed in ((trained.levels, trained.crossed), (random_table(8), None)):
+        n_bits = len(levels).bit_length() - 1
+        codes = rng.integers(0, 256, (n_rows, _trellis.row_nbytes(n_cols, rate, n_bits)), dtype=np.uint8)
+        slot_v = rng.integers(0, 0x7F80, n_rows).astype(np.uint16)  # every size of a bfloat16
+        expected, out = np.empty((n_rows, n_cols), np.float32), np.empty((n_rows, n_cols), np.float32)
+        gains = (slot_v.astype(np.uint32) << 16).view(np.float32) / np.float32(64)
+        _trellis.decode(codes, levels, rate, gains, expected, crossed=crossed, isa=isa)
+        _rotate.unrotate(expected, signs, isa=isa)
+        decoder = _trellis.RowDecoder(levels, rate, crossed, signs, 1 / 64)
+        decoder.decode(fenced(codes), fenced(slot_v), out, isa=isa)
+        same_bits(out, expected)
+        for wrong in (
+            (codes[:, :-1].copy(), slot_v, out),
+            (codes, np.zeros(n_rows + 1, np.uint16), out),
+            (codes, slot_v, np.zeros((n_rows, n_cols + 1), np.float32)),
+        ):
+            with pytest.raises(ValueError, match="codes must be"):
+                decoder.decode(*wrong)
+        with pytest.raises(ValueError, match="signs must be"):
+            _trellis.RowDecoder(levels, rate, crossed, signs[:1], 1)
 
 
 def test_decoding_a_long_row(isa: str) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -520,6 +521,20 @@ def test_a_file_system_that_refuses_direct_reads_is_read_otherwise(
     monkeypatch.setattr(os, "open", refusing)
     with pytest.warns(UserWarning, match="it is read as with io='pread'"), hhtld.open(path, io="direct") as pack:
         np.testing.assert_array_equal(pack.get_rows(NAMES[0], [9, 2]), decoded[NAMES[0]][[9, 2]])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system cannot be asked there, and Python is")
+def test_a_file_is_the_same_while_its_size_and_times_are(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(100))
+    fd = os.open(path, os.O_RDONLY)
+    then = os.fstat(fd)
+    assert _pread.is_same(fd, then.st_size, then.st_mtime_ns, then.st_ctime_ns)
+    for wrong in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        facts = (then.st_size, then.st_mtime_ns, then.st_ctime_ns)
+        assert not _pread.is_same(fd, *(fact + by for fact, by in zip(facts, wrong, strict=True)))
+    os.close(fd)
+    assert not _pread.is_same(-1, then.st_size, then.st_mtime_ns, then.st_ctime_ns)
 
 
 def test_runs_that_no_file_has_are_refused(tmp_path: Path) -> None:
