@@ -63,3 +63,17 @@ class TrellisProducts:
         n_shares: int = ...,
         isa: str | None = ...,
     ) -> bool: ...
+    # addresses of contiguous arrays, and "F32", "BF16" or "F16"
+    def write_at(
+        self,
+        inputs: int,
+        inputs_type: str,
+        n_inputs: int,
+        n_planes: int,
+        out: int,
+        out_type: str,
+        *,
+        share: int = ...,
+        n_shares: int = ...,
+        isa: str | None = ...,
+    ) -> bool: ...

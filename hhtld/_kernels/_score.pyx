@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from hhtld._kernels._isa cimport require_aligned, resolve
 
@@ -37,14 +38,17 @@ cdef extern from "score.h" nogil:
                              int32_t *out)
 
 cdef extern from "product.h" nogil:
-    void hh_product_inputs(int tier, const float *inputs, Py_ssize_t n_inputs, Py_ssize_t n_cols,
+    enum: HH_PRODUCT_F32
+    enum: HH_PRODUCT_BF16
+    enum: HH_PRODUCT_F16
+    void hh_product_inputs(int tier, const void *inputs, int type, Py_ssize_t n_inputs, Py_ssize_t n_cols,
                            const float *column_scale, const float *signs, float *rotated)
     float hh_product_plane(float *rest, Py_ssize_t n_cols, int8_t *codes)
     void hh_product_centroids(const float *rotated, const float *centroids, Py_ssize_t n_centroids, Py_ssize_t n_cols,
                               float *products)
-    void hh_product_add(const int32_t *sums, const float *scales, const float *gains, int n_planes,
+    void hh_product_add(int type, const int32_t *sums, const float *scales, const float *gains, int n_planes,
                         Py_ssize_t n_inputs, Py_ssize_t n_rows, const Py_ssize_t *rows, const uint8_t *twigs,
-                        const float *products, Py_ssize_t n_centroids, Py_ssize_t out_apart, float *out)
+                        const float *products, Py_ssize_t n_centroids, Py_ssize_t out_apart, void *out)
 
 MAX_COLS = HH_SCORE_MAX_COLS
 cdef int _MIN_RATE = 16, _MAX_RATE = 96
@@ -166,6 +170,16 @@ cdef struct _Rows:  # of one code
     bint is_ring
 
 
+cdef int _product_type(str name) except -1:
+    if name == "F32":
+        return HH_PRODUCT_F32
+    if name == "BF16":
+        return HH_PRODUCT_BF16
+    if name == "F16":
+        return HH_PRODUCT_F16
+    raise ValueError(f"a type must be F32, BF16 or F16, got {name}")
+
+
 cdef class TrellisProducts:
     """Products of inputs with a matrix whose rows may have several codes.
 
@@ -263,8 +277,32 @@ cdef class TrellisProducts:
         Inputs are divided by the column scale, rotated, and taken as `n_planes` planes of int8; with centroids they are
         multiplied as they are rotated. Returns whether all were finite on their way; if not, out holds nothing of use.
         """
-        cdef int tier = resolve(isa), is_finite = 1
-        cdef Py_ssize_t n_inputs = inputs.shape[0], n_cols = self._n_cols, n_queries = n_planes * n_inputs
+        cdef Py_ssize_t n_inputs = inputs.shape[0]
+        cdef const void *from_inputs = NULL
+        cdef void *to_out = NULL
+        if inputs.shape[1] != self._n_cols or out.shape[0] != n_inputs or out.shape[1] != self._n_rows:
+            raise ValueError(f"inputs must be ({n_inputs}, {self._n_cols}) and out ({n_inputs}, {self._n_rows}), got "
+                             f"({n_inputs}, {inputs.shape[1]}) and ({out.shape[0]}, {out.shape[1]})")
+        if n_inputs and self._n_rows:
+            to_out = &out[0, 0]
+            if self._n_cols:
+                from_inputs = &inputs[0, 0]
+        return self._write(from_inputs, HH_PRODUCT_F32, n_inputs, n_planes, to_out, HH_PRODUCT_F32, share, n_shares,
+                           resolve(isa))
+
+    def write_at(self, size_t inputs, str inputs_type, Py_ssize_t n_inputs, int n_planes, size_t out, str out_type, *,
+                 Py_ssize_t share=0, Py_ssize_t n_shares=1, isa=None):
+        """As `write`, for the addresses of contiguous arrays (n_inputs, n_cols) and (n_inputs, n_rows).
+
+        Their types are "F32", "BF16" or "F16"; products are rounded to nearest, ties to even.
+        """
+        return self._write(<const void *> inputs, _product_type(inputs_type), n_inputs, n_planes, <void *> out,
+                           _product_type(out_type), share, n_shares, resolve(isa))
+
+    cdef bint _write(self, const void *inputs, int inputs_type, Py_ssize_t n_inputs, int n_planes, void *out,
+                     int out_type, Py_ssize_t share, Py_ssize_t n_shares, int tier) except? False:
+        cdef int is_finite = 1
+        cdef Py_ssize_t n_cols = self._n_cols, n_queries = n_planes * n_inputs, out_nbytes
         cdef Py_ssize_t number, q, at, end, count, step, most = 0, n_centroids = 0
         cdef const float *scale = NULL
         cdef const uint8_t *codes
@@ -279,20 +317,18 @@ cdef class TrellisProducts:
         cdef int32_t *sums
         cdef int8_t *queries
         cdef uint8_t *opened
-        if inputs.shape[1] != n_cols or out.shape[0] != n_inputs or out.shape[1] != self._n_rows:
-            raise ValueError(f"inputs must be ({n_inputs}, {n_cols}) and out ({n_inputs}, {self._n_rows}), got "
-                             f"({n_inputs}, {inputs.shape[1]}) and ({out.shape[0]}, {out.shape[1]})")
         if n_planes not in (1, 2):
             raise ValueError(f"n_planes must be 1 or 2, got {n_planes}")
         if not 0 <= share < n_shares:
             raise ValueError(f"share must lie in 0..{n_shares - 1}, got {share}")
         if self._n_rows == 0 or n_inputs == 0:
             return True
+        out_nbytes = 4 if out_type == HH_PRODUCT_F32 else 2
+        require_aligned(out, out_nbytes, "out")
         if n_cols == 0:
-            out[:, :] = 0
+            memset(out, 0, n_inputs * self._n_rows * out_nbytes)
             return True
-        require_aligned(&inputs[0, 0], 4, "inputs")
-        require_aligned(&out[0, 0], 4, "out")
+        require_aligned(inputs, 4 if inputs_type == HH_PRODUCT_F32 else 2, "inputs")
         if self._column_scale is not None:
             scale = &self._column_scale[0]
         if self._twigs is not None:
@@ -318,7 +354,7 @@ cdef class TrellisProducts:
         queries = <int8_t *> (products + n_inputs * n_centroids)
         opened = <uint8_t *> (queries + n_queries * n_cols)
         with nogil:
-            hh_product_inputs(tier, &inputs[0, 0], n_inputs, n_cols, scale, &self._signs[0, 0], rest)
+            hh_product_inputs(tier, inputs, inputs_type, n_inputs, n_cols, scale, &self._signs[0, 0], rest)
             for q in range(n_inputs if n_centroids else 0):
                 hh_product_centroids(rest + q * n_cols, &self._centroids[0, 0], n_centroids, n_cols,
                                      products + q * n_centroids)
@@ -338,10 +374,10 @@ cdef class TrellisProducts:
                         codes = opened
                     hh_trellis_dots(tier, codes, count, n_cols, rows.rate, rows.n_bits, rows.levels, rows.codebook,
                                     queries, n_queries, scratch, sums)
-                    hh_product_add(sums, scales, rows.gains + at, n_planes, n_inputs, count,
+                    hh_product_add(out_type, sums, scales, rows.gains + at, n_planes, n_inputs, count,
                                    rows.places + at if rows.places else NULL,
                                    twigs + (0 if rows.places else at) if twigs else NULL, products, n_centroids,
-                                   self._n_rows, &out[0, 0] + (0 if rows.places else at))
+                                   self._n_rows, <char *> out + (0 if rows.places else at * out_nbytes))
                     at += count
         free(memory)
         free(block)

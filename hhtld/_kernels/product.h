@@ -13,12 +13,18 @@
 #include "rotate.h"
 #include "score.h"
 
+/* What inputs and products are held as. */
+enum { HH_PRODUCT_F32, HH_PRODUCT_BF16, HH_PRODUCT_F16 };
+
 /* Inputs (n_inputs, n_cols) to rotated ones. */
-HH_KERNEL void hh_product_inputs(int tier, const float *inputs, ptrdiff_t n_inputs, ptrdiff_t n_cols,
+HH_KERNEL void hh_product_inputs(int tier, const void *inputs, int type, ptrdiff_t n_inputs, ptrdiff_t n_cols,
                                  const float *column_scale, const float *signs, float *rotated) {
-    for (ptrdiff_t q = 0; q < n_inputs; q++)
-        for (ptrdiff_t t = 0; t < n_cols; t++)
-            rotated[q * n_cols + t] = column_scale ? inputs[q * n_cols + t] / column_scale[t] : inputs[q * n_cols + t];
+    const ptrdiff_t count = n_inputs * n_cols;
+    if (type == HH_PRODUCT_BF16) hh_widen_bf16(tier, (const uint16_t *)inputs, rotated, count);
+    else if (type == HH_PRODUCT_F16) hh_widen_f16(tier, (const uint16_t *)inputs, rotated, count);
+    else memcpy(rotated, inputs, (size_t)count * sizeof(float));
+    for (ptrdiff_t q = 0; column_scale && q < n_inputs; q++)
+        for (ptrdiff_t t = 0; t < n_cols; t++) rotated[q * n_cols + t] /= column_scale[t];
     hh_rotate_f32(tier, rotated, n_inputs, n_cols, signs);
 }
 
@@ -60,22 +66,39 @@ HH_KERNEL void hh_product_centroids(const float *rotated, const float *centroids
 
 /* The products of the sums of all planes, [n_planes][n_inputs][n_rows]. Row r goes to out[rows[r]], or to out[r] if there
  * are no `rows`; the next input's lie `out_apart` on. If there are `twigs`, row out[i] adds the product of centroid twigs[i],
- * of `n_centroids` an input. */
-HH_KERNEL void hh_product_add(const int32_t *sums, const float *scales, const float *gains, int n_planes,
-                              ptrdiff_t n_inputs, ptrdiff_t n_rows, const ptrdiff_t *rows, const uint8_t *twigs,
-                              const float *products, ptrdiff_t n_centroids, ptrdiff_t out_apart, float *out) {
+ * of `n_centroids` an input. `type` is constant where this is inlined. */
+HH_INLINE void hh_product_add_(int type, const int32_t *sums, const float *scales, const float *gains, int n_planes,
+                               ptrdiff_t n_inputs, ptrdiff_t n_rows, const ptrdiff_t *rows, const uint8_t *twigs,
+                               const float *products, ptrdiff_t n_centroids, ptrdiff_t out_apart, void *out) {
     const ptrdiff_t plane = n_inputs * n_rows;
-    for (ptrdiff_t q = 0; q < n_inputs; q++, sums += n_rows, out += out_apart, products += n_centroids)
+    for (ptrdiff_t q = 0; q < n_inputs; q++, sums += n_rows, products += n_centroids)
         for (ptrdiff_t r = 0; r < n_rows; r++) {
+            const ptrdiff_t place = rows ? rows[r] : r;
             float all = scales[q] * (float)sums[r];
             if (n_planes == 2) {
                 const float part = scales[n_inputs + q] * (float)sums[plane + r];
                 all = all + part;
             }
-            const ptrdiff_t place = rows ? rows[r] : r;
             all = all * gains[r];
-            out[place] = twigs ? all + products[twigs[place]] : all;
+            if (twigs) all = all + products[twigs[place]];
+            if (type == HH_PRODUCT_F32) ((float *)out)[q * out_apart + place] = all;
+            else
+                ((uint16_t *)out)[q * out_apart + place] = type == HH_PRODUCT_BF16
+                                                               ? hh_narrow_bf16_one(hh_bits_f32(all))
+                                                               : hh_narrow_f16_one(hh_bits_f32(all));
         }
+}
+
+HH_KERNEL void hh_product_add(int type, const int32_t *sums, const float *scales, const float *gains, int n_planes,
+                              ptrdiff_t n_inputs, ptrdiff_t n_rows, const ptrdiff_t *rows, const uint8_t *twigs,
+                              const float *products, ptrdiff_t n_centroids, ptrdiff_t out_apart, void *out) {
+#define HH_ADD(type)                                                                                           \
+    hh_product_add_(type, sums, scales, gains, n_planes, n_inputs, n_rows, rows, twigs, products, n_centroids, \
+                    out_apart, out)
+    if (type == HH_PRODUCT_BF16) HH_ADD(HH_PRODUCT_BF16);
+    else if (type == HH_PRODUCT_F16) HH_ADD(HH_PRODUCT_F16);
+    else HH_ADD(HH_PRODUCT_F32);
+#undef HH_ADD
 }
 
 #endif

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -57,13 +57,14 @@ class RowProducts:
             self._centroids = np.array(terms.centroids, np.float32, order="C")
             rotation.rotate(self._centroids)
         self.has_centroids = self._centroids is not None
-        self._n_rows = len(level.slot_v)
+        n_rows = len(level.slot_v)
+        self._most_shares = n_rows * rotation.n_cols // _THREAD_WEIGHTS
         self._products = _score.TrellisProducts(
             [
                 (codes, code.levels, code.rate, own_gains, rows, code.crossed, code.is_ring)
                 for code, codes, rows, own_gains in self._matrices
             ],
-            self._n_rows,
+            n_rows,
             rotation.signs,
             self._column_scale,
             self._centroids,
@@ -94,14 +95,29 @@ class RowProducts:
         bool
             False if a number is not finite on its way; `out` then holds nothing of use.
         """
-        n_shares = max(1, min(n_threads, self._n_rows * self._rotation.n_cols // _THREAD_WEIGHTS))
-        if n_shares == 1:
-            return self._products.write(inputs, n_planes, out)
+        return self._shared(functools.partial(self._products.write, inputs, n_planes, out), n_threads)
 
-        def write_share(share: int) -> bool:
-            return self._products.write(inputs, n_planes, out, share=share, n_shares=n_shares)
+    def write_at(
+        self,
+        inputs: int,
+        inputs_type: str,
+        n_inputs: int,
+        out: int,
+        out_type: str,
+        n_planes: int,
+        n_threads: int,
+    ) -> bool:
+        """As `write`, for the addresses of contiguous arrays of "F32", "BF16" or "F16"."""
+        products = self._products.write_at
+        return self._shared(
+            functools.partial(products, inputs, inputs_type, n_inputs, n_planes, out, out_type), n_threads
+        )
 
-        return all(_threads(n_shares).each(write_share, range(n_shares)))
+    def _shared(self, write: Callable[..., bool], n_threads: int) -> bool:
+        n_shares = min(n_threads, self._most_shares)
+        if n_shares <= 1:
+            return write()
+        return all(_threads(n_shares).each(lambda share: write(share=share, n_shares=n_shares), range(n_shares)))
 
     def _parts(self, n_rows: int) -> Iterator[slice]:
         """Yield blocks of rows."""

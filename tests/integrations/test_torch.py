@@ -380,6 +380,23 @@ def test_no_gradient_is_made_up(pack: HhtldPack) -> None:
         out.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_inputs_may_lie_in_memory_as_they_like(pack: HhtldPack, dtype: Any) -> None:
+    layer = HhtlLinear(pack, "lin.weight", dtype=dtype)
+    x = torch.from_numpy(matrix(4, 96)).to(dtype)
+    expected = layer(x.float()).to(dtype)
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(layer(x.t().contiguous().t()), expected)
+    assert torch.equal(layer(torch.stack([x, -x], 2)[:, :, 0]), expected)
+    assert torch.equal(layer(torch._neg_view(-x)), expected)
+    assert torch.equal(layer(x.to_sparse()), expected)
+    assert torch.equal(layer(torch._efficientzerotensor((4, 96), dtype=dtype)), torch.zeros(4, 200, dtype=dtype))
+    assert torch.equal(layer(x[0]), expected[0])
+    assert layer(x[:0]).shape == (0, 200)
+    assert layer(x.view(2, 2, 96)).shape == (2, 2, 200)
+    assert not torch.isfinite(layer(torch.full_like(x, torch.inf))).any()
+
+
 @pytest.mark.parametrize("scored_rows", [0, 32])
 def test_a_tangent_passes_through_the_layer(pack: HhtldPack, scored_rows: int) -> None:
     forward_ad = torch.autograd.forward_ad

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hhtld._kernels import _score, _trellis
+from hhtld._kernels import _cast, _score, _trellis
 from hhtld.slots.rotation import Rotation
 from hhtld.slots.slot_t import Trellis
 from tests.kernels import reference
@@ -66,6 +66,33 @@ def test_rows_may_have_centroids(n_cols: int, n_centroids: int, isa: str, fenced
             assert held.write(fenced(inputs), 2, out, share=share, n_shares=3, isa=isa)
         np.testing.assert_array_equal(out, expected)
         out[:] = np.nan
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16"])
+def test_16_bit_inputs_and_products_are_rounded_once(kind: str, isa: str, fenced: Fence) -> None:
+    narrow, widen = (getattr(_cast, name + kind.lower()) for name in ("narrow_f32_", "widen_"))
+    for n_rows, n_cols, n_inputs in ((1, 1, 1), (37, 96, 1), (50, 160, 3)):
+        code, codes, gains, signs, inputs = case(n_rows, n_cols, n_inputs)
+        held = _score.TrellisProducts(
+            [(codes, code.levels, code.rate, gains, None, code.crossed, False)], n_rows, signs
+        )
+        inputs[-1, 0] = 1e-7  # a subnormal half
+        halves = fenced(np.empty(inputs.shape, np.uint16))
+        narrow(inputs.reshape(-1), halves.reshape(-1))
+        rounded = np.empty(inputs.shape, np.float32)
+        widen(halves.reshape(-1), rounded.reshape(-1))
+        products = np.empty((n_inputs, n_rows), np.float32)
+        assert held.write(rounded, 2, products, isa=isa)
+        expected, out = np.empty(products.shape, np.uint16), fenced(np.zeros(products.shape, np.uint16))
+        narrow(products.reshape(-1), expected.reshape(-1))
+        for share in range(2):
+            assert held.write_at(
+                halves.ctypes.data, kind, n_inputs, 2, out.ctypes.data, kind, share=share, n_shares=2, isa=isa
+            )
+        np.testing.assert_array_equal(out, expected)
+        wide = np.empty(products.shape, np.float32)
+        assert held.write_at(halves.ctypes.data, kind, n_inputs, 2, wide.ctypes.data, "F32", isa=isa)
+        np.testing.assert_array_equal(wide, products)
 
 
 def test_planes_come_near_the_decoded_product() -> None:
@@ -170,5 +197,15 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             held.write(*given, **options)
+    at, to = inputs.ctypes.data, out.ctypes.data
+    for given, message in (
+        ((at, "F64", 2, 1, to, "F32"), "a type must be F32, BF16 or F16, got F64"),
+        ((at, "F32", 2, 1, to, "I8"), "a type must be F32, BF16 or F16, got I8"),
+        ((at + 2, "F32", 2, 1, to, "F32"), "inputs is not aligned to 4 bytes"),
+        ((at, "F32", 2, 1, to + 1, "BF16"), "out is not aligned to 2 bytes"),
+        ((at, "F32", 2, 3, to, "F32"), "n_planes must be 1 or 2, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            held.write_at(*given)
     assert held.write(inputs[:0], 1, out[:0])
     assert _score.TrellisProducts([], 0, signs).write(inputs, 1, np.zeros((2, 0), np.float32))

@@ -197,8 +197,7 @@ def _(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtype: torch
 # ---- products with rows ----
 
 
-def _check_input(x: torch.Tensor, table: str) -> None:
-    n_rows, n_cols = _shape(table)
+def _check_input(x: torch.Tensor, n_rows: int, n_cols: int) -> None:
     if not x.is_floating_point():
         raise TypeError(f"inputs must be floating-point numbers, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] != n_cols:
@@ -240,30 +239,57 @@ def product(
     are more columns than rows, or if rows have centroids, as two; more are multiplied with the weight as it decodes,
     block by block.
     """
-    _check_input(x, weight.table)
     n_rows, n_cols = weight.n_rows, weight.n_cols
+    _check_input(x, n_rows, n_cols)
+    if x.dtype != torch.float64 and 0 < x.numel() <= scored_rows * n_cols and n_cols <= _score.MAX_COLS:
+        scored = _scored(x, weight, dtype, bias, exact)
+        if scored is not None:
+            return scored
     rows = x.detach().reshape(-1, n_cols)
-    if rows.dtype != torch.float64:
-        rows = rows.float()
-    can_score = 0 < rows.shape[0] <= scored_rows and rows.dtype == torch.float32 and n_cols <= _score.MAX_COLS
-    out = _scored(rows.contiguous(), weight, exact) if can_score else None
-    if out is None:
-        out = _multiplied(rows, weight)
+    out = _multiplied(rows if rows.dtype == torch.float64 else rows.float(), weight)
     if bias is not None:
         out += bias.detach()
     return out.to(dtype).view(*x.shape[:-1], n_rows)
 
 
-def _scored(rows: torch.Tensor, weight: Unfolded, exact: bool) -> torch.Tensor | None:
+# What the kernel reads and writes.
+_KERNEL_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def _scored(
+    x: torch.Tensor, weight: Unfolded, dtype: torch.dtype, bias: torch.Tensor | None, exact: bool
+) -> torch.Tensor | None:
     """Return the products on the slots, or None: infinities and NaN must spread as they do in nn.Linear."""
-    if weight.products is not None:
+    shape, products = (*x.shape[:-1], weight.n_rows), weight.products
+    if products is None:
+        rows = x.detach().reshape(-1, weight.n_cols).float()
+        if not bool(torch.isfinite(rows).all()):
+            return None
+        out = torch.from_numpy(weight.scorer.scores(rows.numpy())).view(shape)
+    else:
+        if x.dtype not in _KERNEL_TYPES or x.is_neg() or x.layout is not torch.strided:
+            x = x.detach().to_dense().resolve_neg().float()
+        x = x.contiguous()
+        if not x.data_ptr():  # zeros that torch holds no memory for, as a tangent may be
+            x = x.clone()
         # Inputs that are wider than outputs lose most, and heads, which have centroids, say the next token
         # (docs/decisions/one-plane.md).
-        has_two = exact or weight.n_cols > weight.n_rows or weight.products.has_centroids
-        n_planes = 2 if has_two else 1
-        out, n_threads = torch.empty((rows.shape[0], weight.n_rows)), torch.get_num_threads()
-        return out if weight.products.write(rows.numpy(), out.numpy(), n_planes, n_threads) else None
-    return torch.from_numpy(weight.scorer.scores(rows.numpy())) if bool(torch.isfinite(rows).all()) else None
+        n_planes = 2 if exact or weight.n_cols > weight.n_rows or products.has_centroids else 1
+        # A bias is added before anything is rounded.
+        out = torch.empty(shape, dtype=dtype if bias is None and dtype in _KERNEL_TYPES else torch.float32)
+        if not products.write_at(
+            x.data_ptr(),
+            _KERNEL_TYPES[x.dtype],
+            x.numel() // weight.n_cols,
+            out.data_ptr(),
+            _KERNEL_TYPES[out.dtype],
+            n_planes,
+            torch.get_num_threads(),
+        ):
+            return None
+    if bias is not None:
+        out += bias.detach()
+    return out.to(dtype)
 
 
 def _multiplied(rows: torch.Tensor, weight: Unfolded) -> torch.Tensor:
@@ -295,7 +321,7 @@ def _(
     scored_rows: int,
     exact: bool,
 ) -> torch.Tensor:
-    _check_input(x, table)
+    _check_input(x, *_shape(table))
     return x.new_empty((*x.shape[:-1], _shape(table)[0]), dtype=dtype)
 
 
