@@ -27,7 +27,7 @@ from hhtld.slots.row_rates import mean_rate, row_rates
 from hhtld.sources.contract import ADDS, SourceRows, TensorSource
 from hhtld.sources.integers import holds_integers
 from hhtld.sources.name_patterns import some_of
-from hhtld.sources.quantized import quantized_tensors, refusal
+from hhtld.sources.quantized import likely_scales, quantized_tensors, refusal
 from hhtld.sources.regimes import RegimeChoice, choose_regimes
 from hhtld.sources.rows import row_ranges
 
@@ -298,7 +298,10 @@ def check_quantized(source: TensorSource, rules: Sequence[tuple[str, str]] = ())
 def _quantized(
     source: TensorSource, ruled: Mapping[str, Profile | None], keep: bool
 ) -> tuple[set[str], tuple[str, ...]]:
-    """Return the names that belong to quantized weights, which no profile encodes, and notes about them."""
+    """Return the names that belong to quantized weights, which no profile encodes, and notes about them.
+
+    What may belong to such weights is encoded if a rule says so.
+    """
     infos, declared, in_graph = source.infos(), source.declared_quantization, source.quantized()
     used = in_graph or {}
     schemes = quantized_tensors(infos, declared) if in_graph is None else {}
@@ -313,7 +316,16 @@ def _quantized(
         notes.append(
             f"the model is said to be quantized ({declared}), but no tensor here is: the floats are coded as they are"
         )
-    return {*schemes, *used}, tuple(notes)
+    unknown = {} if in_graph is not None else likely_scales(infos)
+    unknown = {name: codes for name, codes in unknown.items() if name not in schemes and ruled.get(name) is None}
+    if unknown:
+        name, codes = min(unknown.items())
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        notes.append(
+            f"{shown(name, 60)} beside the integers {shown(codes, 60)}{more} may be scales of a quantization that "
+            "hhtld does not know, and are kept byte for byte; --rule 'GLOB=parity' encodes what is a weight"
+        )
+    return {*schemes, *used, *unknown}, tuple(notes)
 
 
 def _keeps(profile: Profile | None) -> bool:

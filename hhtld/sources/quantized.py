@@ -5,12 +5,14 @@ The floats look like small weights, and coding them would ruin all the weights t
 packed tensor and its companions tell a scheme, in a folder, a shard or a lone file alike. A model of plain floats has
 no packed tensor, whatever its tensors are called.
 
-`SCHEMES` is the whole of what is known. A new scheme is a new line there.
+`SCHEMES` is the whole of what is known. A new scheme is a new line there. `likely_scales` finds what looks like the
+scales of a scheme that nobody has told us of.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from hhtld.errors import shown
 from hhtld.matrix import TensorInfo
 
-__all__ = ["SCHEMES", "Scheme", "packed_tensors", "quantized_tensors", "refusal"]
+__all__ = ["SCHEMES", "Scheme", "likely_scales", "packed_tensors", "quantized_tensors", "refusal"]
 
 _BYTES = frozenset({"U8", "I8"})
 _INTEGERS = _BYTES | {"I16", "U16", "I32", "U32"}
@@ -171,6 +173,29 @@ def quantized_tensors(infos: Mapping[str, TensorInfo], declared: str | None = No
                 schemes.setdefault(name, modules[module])
                 break
     return {name: schemes[name] for name in infos if name in schemes}
+
+
+def likely_scales(infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Return floats that lie in a module beside integers of more elements, and the largest of these.
+
+    Scales, minima and tables of values are smaller than the codes that they belong to. A weight is not: neither its
+    mask nor the numbers of the entries that were pruned from it have more elements.
+    """
+    codes: dict[str, TensorInfo] = {}
+    for info in infos.values():
+        module = info.name.rpartition(".")[0]
+        if module and info.dtype.name in _INTEGERS and len(info.shape) >= 2:
+            codes[module] = max(codes.get(module, info), info, key=_n_elements)
+    scales: dict[str, str] = {}
+    for info in infos.values():
+        beside = codes.get(info.name.rpartition(".")[0])
+        if beside and info.dtype.is_weight and info.has_rows and _n_elements(info) < _n_elements(beside):
+            scales[info.name] = beside.name
+    return scales
+
+
+def _n_elements(info: TensorInfo) -> int:
+    return math.prod(info.shape)
 
 
 def refusal(found: Mapping[str, Scheme], infos: Mapping[str, TensorInfo], declared: str | None = None) -> str:

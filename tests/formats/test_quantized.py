@@ -358,6 +358,30 @@ def test_innocent_names_are_not_refused(tmp_path: Path) -> None:
     assert report.notes == []
 
 
+UNKNOWN: dict[str, Tensors] = {
+    "scales of another name": {M + "codes8": ints("i1", 512, 64), M + "step": floats(512, 8)},
+    "minima and maxima": {M + "nibbles": ints("i4", 512, 8), M + "low": floats(256, 8), M + "high": floats(256, 8)},
+    "a table of values a row": {M + "picks": ints("u1", 512, 64), M + "values": floats(512, 16)},
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_may_be_scales_of_an_unknown_scheme_is_kept_and_told(case: str, tmp_path: Path) -> None:
+    tensors = UNKNOWN[case]
+    path = file(tmp_path / "m.safetensors", tensors | PLAIN)
+    report = hhtld.convert(path, tmp_path / "x.hhtld", profile="bits:4")
+    suspects = [name for name, values in tensors.items() if values.dtype.kind == "f"]
+    note = next(note for note in report.notes if "may be scales of a quantization that hhtld does not know" in note)
+    assert note.startswith(f"{min(suspects)!r} beside the integers ")
+    assert (" and 1 more " in note) == (len(suspects) > 1)
+    back = hhtld.load_file(tmp_path / "x.hhtld")
+    assert all(back[name].tobytes() == values.tobytes() for name, values in tensors.items())
+    rules = [(name, "bits:4") for name in suspects]
+    report = hhtld.convert(path, tmp_path / "x.hhtld", profile="bits:4", rules=rules)
+    assert not any("may be scales" in note for note in report.notes)
+    assert hhtld.load_file(tmp_path / "x.hhtld")[suspects[0]].tobytes() != tensors[suspects[0]].tobytes()
+
+
 def test_a_rule_that_keeps_the_floats_beside_is_enough(tmp_path: Path) -> None:
     path = file(tmp_path / "m.safetensors", GIVEN["MLX"][1] | PLAIN)
     refused(lambda: hhtld.convert(path, tmp_path / "x.hhtld", rules=[("*.scales", "keep")]), "MLX")
