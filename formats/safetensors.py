@@ -32,6 +32,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -88,6 +89,7 @@ METADATA = "__metadata__"
 NAMES_KEY = "hhtld.names"  # in the metadata of a packed folder's file, see hhtld.formats.hf
 FIELDS = ("dtype", "shape", "data_offsets")
 SPACE = b" \t\r\n"
+_SHARD = re.compile(r"-(\d{1,9})-of-(\d{1,9})\.safetensors$", re.ASCII | re.IGNORECASE)
 
 
 def _refusal(kind: type[FormatError], message: str, head: bytes) -> FormatError:
@@ -261,6 +263,14 @@ class SafetensorsFile(TensorSource):
     def declared_quantization(self) -> str | None:
         return self.declared.other
 
+    @property
+    def notes(self) -> list[str]:
+        """That it is one shard of several, if its name says so."""
+        number, count = _place_among_shards(self._path.name)
+        if count < 2:
+            return []
+        return [f"{shown(self._path.name)} is shard {number} of {count}: the tensors of the others are not here"]
+
     def infos(self) -> Mapping[str, TensorInfo]:
         return MappingProxyType(self._infos)
 
@@ -393,12 +403,22 @@ def _entrance(folder: Location) -> tuple[Location, bool]:
     if len(indexes) == 1 and set(names) <= set(_weight_map(followed(folder, indexes[0])).values()):
         return folder / indexes[0], True
     if len(names) == 1:
+        number, count = _place_among_shards(names[0])
+        if count > 1:
+            problem = f"holds {shown(names[0])}, shard {number} of {count}, and no index that names the others"
+            raise HeaderError(f"{folder}: {problem}; fetch the model again, or give the path of the file to convert it")
         return folder / names[0], False
     if not names:
         raise BadMagicError(f"{folder}: the folder holds no {SUFFIX} file")
     listed = ", ".join(shown(name, 60) for name in names[:8]) + (", ..." if len(names) > 8 else "")
     problem = f"holds {len(names)} {SUFFIX} files ({listed}) and no {STEMS[0]}{INDEX_SUFFIX}"
     raise HeaderError(f"{folder}: {problem}; give the path of the file or index you mean")
+
+
+def _place_among_shards(name: str) -> tuple[int, int]:
+    """Return the number of a shard and how many there are, as the name of the file says; 1 of 1 if it says nothing."""
+    said = _SHARD.search(name)
+    return (int(said[1]), int(said[2])) if said else (1, 1)
 
 
 class ShardedSnapshot(TensorSource):

@@ -963,6 +963,24 @@ def test_folder_of_one_file(tmp_path: Path, name: str) -> None:
         assert found.read_tensor("b")[0, 0] == ord("b")
 
 
+@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "weights-3-of-3.SAFETENSORS"])
+def test_one_shard_of_several_is_no_model(tmp_path: Path, name: str) -> None:
+    shard(tmp_path / name, "a")
+    with pytest.raises(HeaderError, match=rf"holds '{name}', shard [13] of 3, and no index that names the others"):
+        ShardedSnapshot(tmp_path)
+    with SafetensorsFile(tmp_path / name) as found:
+        assert re.fullmatch(rf"'{name}' is shard [13] of 3: the tensors of the others are not here", *found.notes)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "one-of-2.safetensors", "a-1-of-x.safetensors"])
+def test_names_that_say_nothing_of_other_shards(tmp_path: Path, name: str) -> None:
+    shard(tmp_path / name, "a")
+    with ShardedSnapshot(tmp_path) as found:
+        assert list(found.infos()) == ["a"]
+    with SafetensorsFile(tmp_path / name) as file:
+        assert file.notes == []
+
+
 def test_model_safetensors_stands_for_a_folder_of_several(tmp_path: Path) -> None:
     shard(tmp_path / "model.safetensors", "a")
     shard(tmp_path / "adapter.safetensors", "b")
