@@ -111,7 +111,8 @@ HH_KERNEL void hh_crossed_query_avx2_(int rate, const int8_t *query, ptrdiff_t n
 
 /* Tables, and what is constant. */
 typedef struct {
-    __m256i across_i8x32, back_i8x32, back_b_i8x32, level_a_i8x32, level_b_i8x32, level_c_i8x32, nibble_i8x32;
+    __m256i across_i8x32, back_i8x32, back_a_i8x32, back_b_i8x32, level_a_i8x32, level_b_i8x32, level_c_i8x32;
+    __m256i nibble_i8x32;
 } hh_crossed_avx2;
 
 HH_INLINE hh_crossed_avx2 hh_crossed_open_avx2_(const hh_crossed *tables, int added) {
@@ -125,56 +126,88 @@ HH_INLINE hh_crossed_avx2 hh_crossed_open_avx2_(const hh_crossed *tables, int ad
     open.level_c_i8x32 = _mm256_add_epi8(HH_TABLE(tables->level_c), _mm256_set1_epi8((char)added));
 #undef HH_TABLE
     open.nibble_i8x32 = _mm256_set1_epi8(15);
+    open.back_a_i8x32 = _mm256_and_si256(open.back_i8x32, open.nibble_i8x32);
     return open;
 }
 
+HH_INLINE __m256i hh_lower_nibble_avx2_(__m256i byte_i8x32) {
+    return _mm256_and_si256(byte_i8x32, _mm256_set1_epi8(15));
+}
+
 HH_INLINE __m256i hh_upper_nibble_avx2_(__m256i byte_i8x32) {
-    return _mm256_and_si256(_mm256_srli_epi16(byte_i8x32, 4), _mm256_set1_epi8(15));
+    return hh_lower_nibble_avx2_(_mm256_srli_epi16(byte_i8x32, 4));
 }
 
 /* Levels of nibbles that lie apart. */
 HH_INLINE __m256i hh_crossed_apart_avx2_(const hh_crossed_avx2 *open, __m256i a_i8x32, __m256i b_i8x32,
                                          __m256i c_i8x32) {
     c_i8x32 = _mm256_xor_si256(c_i8x32, _mm256_shuffle_epi8(open->across_i8x32, a_i8x32));
-    a_i8x32 =
-        _mm256_xor_si256(a_i8x32, _mm256_and_si256(_mm256_shuffle_epi8(open->back_i8x32, c_i8x32), open->nibble_i8x32));
+    a_i8x32 = _mm256_xor_si256(a_i8x32, _mm256_shuffle_epi8(open->back_a_i8x32, c_i8x32));
     b_i8x32 = _mm256_xor_si256(b_i8x32, _mm256_shuffle_epi8(open->back_b_i8x32, c_i8x32));
     return _mm256_add_epi8(_mm256_add_epi8(_mm256_shuffle_epi8(open->level_a_i8x32, a_i8x32),
                                            _mm256_shuffle_epi8(open->level_b_i8x32, b_i8x32)),
                            _mm256_shuffle_epi8(open->level_c_i8x32, c_i8x32));
 }
 
-/* Levels of windows: a and b of `low`, c the lower nibble of `high`. */
-HH_INLINE __m256i hh_crossed_planes_avx2_(const hh_crossed_avx2 *open, __m256i low_i8x32, __m256i high_i8x32) {
-    const __m256i c_i8x32 =
-        _mm256_xor_si256(_mm256_and_si256(high_i8x32, open->nibble_i8x32),
-                         _mm256_shuffle_epi8(open->across_i8x32, _mm256_and_si256(low_i8x32, open->nibble_i8x32)));
-    low_i8x32 = _mm256_xor_si256(low_i8x32, _mm256_shuffle_epi8(open->back_i8x32, c_i8x32));
-    return _mm256_add_epi8(
-        _mm256_add_epi8(_mm256_shuffle_epi8(open->level_a_i8x32, _mm256_and_si256(low_i8x32, open->nibble_i8x32)),
-                        _mm256_shuffle_epi8(open->level_b_i8x32, hh_upper_nibble_avx2_(low_i8x32))),
-        _mm256_shuffle_epi8(open->level_c_i8x32, c_i8x32));
+/* Levels of the weights of a byte's first and second nibble; `next` is the byte behind. */
+HH_INLINE void hh_crossed_nibbles_avx2_(const hh_crossed_avx2 *open, __m256i byte_i8x32, __m256i next_i8x32,
+                                        __m256i *first_i8x32, __m256i *second_i8x32) {
+    const __m256i n0_i8x32 = hh_lower_nibble_avx2_(byte_i8x32), n1_i8x32 = hh_upper_nibble_avx2_(byte_i8x32);
+    const __m256i n2_i8x32 = hh_lower_nibble_avx2_(next_i8x32), n3_i8x32 = hh_upper_nibble_avx2_(next_i8x32);
+    *first_i8x32 = hh_crossed_apart_avx2_(open, n0_i8x32, n1_i8x32, n2_i8x32);
+    *second_i8x32 = hh_crossed_apart_avx2_(open, n1_i8x32, n2_i8x32, n3_i8x32);
 }
 
-/* Any rate: shuffles that bring each 16-bit lane two bytes, and factors that push the window of an even weight to the
- * upper byte of its lane and that of an odd weight to the lower one. Two groups of 16 weights make a pair. */
+/* 4 bits: a byte holds the oldest nibbles of two weights. */
+HH_INLINE void hh_crossed_four_avx2_(const hh_crossed_avx2 *open, const uint8_t *codes, __m256i *level_i8x32) {
+    const __m256i byte_i8x32 = _mm256_loadu_si256((const __m256i *)codes);
+    const __m256i next_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 1));
+    hh_crossed_nibbles_avx2_(open, byte_i8x32, next_i8x32, level_i8x32, level_i8x32 + 1);
+}
+
+/* Bytes two bits on. */
+HH_INLINE __m256i hh_on2_avx2_(__m256i byte_i8x32, __m256i next_i8x32) {
+    const __m256i rest_i8x32 = _mm256_set1_epi8(0x3F);
+    return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(byte_i8x32, 2), rest_i8x32),
+                           _mm256_andnot_si256(rest_i8x32, _mm256_slli_epi16(next_i8x32, 6)));
+}
+
+/* 2 bits: a byte holds the oldest bits of four weights. */
+HH_INLINE void hh_crossed_two_avx2_(const hh_crossed_avx2 *open, const uint8_t *codes, __m256i *level_i8x32) {
+    const __m256i byte_i8x32 = _mm256_loadu_si256((const __m256i *)codes);
+    const __m256i next_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 1));
+    const __m256i third_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 2));
+    hh_crossed_nibbles_avx2_(open, byte_i8x32, next_i8x32, level_i8x32, level_i8x32 + 2);
+    hh_crossed_nibbles_avx2_(open, hh_on2_avx2_(byte_i8x32, next_i8x32), hh_on2_avx2_(next_i8x32, third_i8x32),
+                             level_i8x32 + 1, level_i8x32 + 3);
+}
+
+/* Any rate: shuffles that bring each 16-bit lane two bytes, and factors that push the 8 bits of a and b, or of c and
+ * what follows, to the upper byte of its lane if its weight is even, and to the lower one if it is odd. Two groups of 16
+ * weights make a pair; 16 bytes hold a group, c too. */
 typedef struct {
     __m256i even_i8x32[4], odd_i8x32[4], even_factor_i16x16[4], odd_factor_i16x16[4];
+    __m256i even_c_i8x32[4], odd_c_i8x32[4], odd_c_factor_i16x16[4];
     int first[8]; /* byte of each group */
+    int is_shared; /* two bytes hold c of an even weight and of the next, as they do up to 5 bits */
 } hh_crossed_plan_avx2;
 
 HH_KERNEL void hh_crossed_plan_avx2_(int rate, hh_crossed_plan_avx2 *plan) {
+    plan->is_shared = 1;
     for (int pair = 0; pair < 4; pair++) {
         uint8_t even[32], odd[32];
-        uint16_t even_factor[16], odd_factor[16];
+        uint16_t even_factor[16], odd_factor[16], odd_c_factor[16];
         for (int i = 0; i < 32; i++) {
             const int group = 2 * pair + i / 16, first = group * rate / 8, lane = i / 2;
             const int bit = (int)hh_bit_offset(32 * pair + i, rate) - 8 * first;
             plan->first[group] = first;
             if (i & 1) {
                 const int byte = (bit - 1) >> 3; /* an odd weight's bit is at least 1: shifts are 1 to 8 */
+                const int on = bit - 8 * even[2 * lane]; /* from the even weight's byte */
                 odd[2 * lane] = (uint8_t)byte, odd[2 * lane + 1] = (uint8_t)(byte + 1);
                 odd_factor[lane] = (uint16_t)(1 << (16 - (bit - 8 * byte)));
+                odd_c_factor[lane] = (uint16_t)(1 << (16 - on)); /* on is 1 to 13 */
+                if (on > 12) plan->is_shared = 0;
             } else {
                 even[2 * lane] = (uint8_t)(bit >> 3), even[2 * lane + 1] = (uint8_t)((bit >> 3) + 1);
                 even_factor[lane] = (uint16_t)(256 >> (bit & 7));
@@ -184,67 +217,69 @@ HH_KERNEL void hh_crossed_plan_avx2_(int rate, hh_crossed_plan_avx2 *plan) {
         plan->odd_i8x32[pair] = _mm256_loadu_si256((const __m256i *)odd);
         plan->even_factor_i16x16[pair] = _mm256_loadu_si256((const __m256i *)even_factor);
         plan->odd_factor_i16x16[pair] = _mm256_loadu_si256((const __m256i *)odd_factor);
+        plan->even_c_i8x32[pair] = _mm256_add_epi8(plan->even_i8x32[pair], _mm256_set1_epi8(1));
+        plan->odd_c_i8x32[pair] = _mm256_add_epi8(plan->odd_i8x32[pair], _mm256_set1_epi8(1));
+        plan->odd_c_factor_i16x16[pair] = _mm256_loadu_si256((const __m256i *)odd_c_factor);
     }
 }
 
-/* Bytes of the windows of a pair, odd weights first, `ahead` bytes on. */
-HH_INLINE __m256i hh_crossed_window_avx2_(const hh_crossed_plan_avx2 *plan, const uint8_t *codes, int pair, int ahead) {
-    const __m256i bytes_i8x32 = _mm256_inserti128_si256(
-        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair] + ahead))),
-        _mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair + 1] + ahead)), 1);
-    return _mm256_blendv_epi8(
-        _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes_i8x32, plan->even_i8x32[pair]), plan->even_factor_i16x16[pair]),
-        _mm256_mulhi_epu16(_mm256_shuffle_epi8(bytes_i8x32, plan->odd_i8x32[pair]), plan->odd_factor_i16x16[pair]),
-        _mm256_set1_epi16(0xFF));
+/* The bytes of a pair, a group each lane. */
+HH_INLINE __m256i hh_crossed_bytes_avx2_(const hh_crossed_plan_avx2 *plan, const uint8_t *codes, int pair) {
+    const __m128i first_i8x16 = _mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair]));
+    const __m128i second_i8x16 = _mm_loadu_si128((const __m128i *)(codes + plan->first[2 * pair + 1]));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(first_i8x16), second_i8x16, 1);
 }
 
-/* Levels of a block, in the bodies' order: 4 vectors. */
-HH_INLINE void hh_crossed_any_avx2_(const hh_crossed_avx2 *open, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
-                                    int pair, __m256i *level_i8x32) {
-    *level_i8x32 = hh_crossed_planes_avx2_(open, hh_crossed_window_avx2_(plan, codes, pair, 0),
-                                           hh_crossed_window_avx2_(plan, codes, pair, 1));
+/* Levels of a pair of `n` rows, 1 or 2 and constant, odd weights first. Rows take every step together, so that no step
+ * waits for the one before it. */
+HH_INLINE void hh_crossed_any_avx2_(int n, int is_shared, const hh_crossed_avx2 *open, const hh_crossed_plan_avx2 *plan,
+                                    const uint8_t *const *codes, int pair, __m256i *level_i8x32) {
+    const __m256i even_i8x32 = plan->even_i8x32[pair], even_factor_i16x16 = plan->even_factor_i16x16[pair];
+    const __m256i odd_i8x32 = plan->odd_i8x32[pair], odd_factor_i16x16 = plan->odd_factor_i16x16[pair];
+    const __m256i even_c_i8x32 = plan->even_c_i8x32[pair], odd_c_i8x32 = plan->odd_c_i8x32[pair];
+    const __m256i odd_c_factor_i16x16 = is_shared ? plan->odd_c_factor_i16x16[pair] : odd_factor_i16x16;
+    const __m256i lower_i8x32 = _mm256_set1_epi16(0xFF);
+    __m256i bytes_i8x32[2], upper_i16x16[2], lower_i16x16[2], a_i8x32[2], b_i8x32[2], ab_i8x32[2], c_i8x32[2];
+#define HH_EACH for (int i = 0; i < n; i++)
+    HH_EACH bytes_i8x32[i] = hh_crossed_bytes_avx2_(plan, codes[i], pair);
+    HH_EACH upper_i16x16[i] = _mm256_shuffle_epi8(bytes_i8x32[i], even_i8x32);
+    HH_EACH lower_i16x16[i] = _mm256_shuffle_epi8(bytes_i8x32[i], odd_i8x32);
+    HH_EACH upper_i16x16[i] = _mm256_mullo_epi16(upper_i16x16[i], even_factor_i16x16);
+    HH_EACH lower_i16x16[i] = _mm256_mulhi_epu16(lower_i16x16[i], odd_factor_i16x16);
+    HH_EACH ab_i8x32[i] = _mm256_blendv_epi8(upper_i16x16[i], lower_i16x16[i], lower_i8x32);
+    HH_EACH upper_i16x16[i] = _mm256_shuffle_epi8(bytes_i8x32[i], even_c_i8x32);
+    HH_EACH lower_i16x16[i] = is_shared ? upper_i16x16[i] : _mm256_shuffle_epi8(bytes_i8x32[i], odd_c_i8x32);
+    HH_EACH lower_i16x16[i] = _mm256_mulhi_epu16(lower_i16x16[i], odd_c_factor_i16x16);
+    HH_EACH upper_i16x16[i] = _mm256_mullo_epi16(upper_i16x16[i], even_factor_i16x16);
+    HH_EACH c_i8x32[i] = hh_lower_nibble_avx2_(_mm256_blendv_epi8(upper_i16x16[i], lower_i16x16[i], lower_i8x32));
+    HH_EACH a_i8x32[i] = _mm256_shuffle_epi8(open->across_i8x32, hh_lower_nibble_avx2_(ab_i8x32[i]));
+    HH_EACH c_i8x32[i] = _mm256_xor_si256(c_i8x32[i], a_i8x32[i]);
+    HH_EACH ab_i8x32[i] = _mm256_xor_si256(ab_i8x32[i], _mm256_shuffle_epi8(open->back_i8x32, c_i8x32[i]));
+    HH_EACH level_i8x32[i] = _mm256_shuffle_epi8(open->level_c_i8x32, c_i8x32[i]);
+    HH_EACH b_i8x32[i] = hh_upper_nibble_avx2_(ab_i8x32[i]);
+    HH_EACH a_i8x32[i] = _mm256_shuffle_epi8(open->level_a_i8x32, hh_lower_nibble_avx2_(ab_i8x32[i]));
+    HH_EACH b_i8x32[i] = _mm256_shuffle_epi8(open->level_b_i8x32, b_i8x32[i]);
+    HH_EACH level_i8x32[i] = _mm256_add_epi8(level_i8x32[i], a_i8x32[i]);
+    HH_EACH level_i8x32[i] = _mm256_add_epi8(level_i8x32[i], b_i8x32[i]);
+#undef HH_EACH
 }
 
-/* 4 bits: a byte holds the oldest nibbles of two weights. */
-HH_INLINE void hh_crossed_four_avx2_(const hh_crossed_avx2 *open, const uint8_t *codes, int half,
-                                     __m256i *level_i8x32) {
-    const __m256i first_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 32 * half));
-    const __m256i next_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 32 * half + 1));
-    const __m256i n1_i8x32 = hh_upper_nibble_avx2_(first_i8x32);
-    const __m256i n2_i8x32 = _mm256_and_si256(next_i8x32, open->nibble_i8x32);
-    level_i8x32[0] = hh_crossed_planes_avx2_(open, first_i8x32, n2_i8x32);
-    level_i8x32[1] = hh_crossed_apart_avx2_(open, n1_i8x32, n2_i8x32, hh_upper_nibble_avx2_(next_i8x32));
-}
+/* How the levels of a block are found; constant where bodies are inlined. */
+enum { HH_CROSSED_ANY, HH_CROSSED_SHARED, HH_CROSSED_TWO_BITS, HH_CROSSED_FOUR_BITS };
 
-/* 2 bits: a byte holds the oldest bits of four weights. */
-HH_INLINE void hh_crossed_two_avx2_(const hh_crossed_avx2 *open, const uint8_t *codes, __m256i *level_i8x32) {
-    const __m256i first_i8x32 = _mm256_loadu_si256((const __m256i *)codes);
-    const __m256i next_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 1));
-    const __m256i third_i8x32 = _mm256_loadu_si256((const __m256i *)(codes + 2));
-    const __m256i upper_i8x32 = _mm256_set1_epi8(0x3F);
-#define HH_ON2(low, high)                                                     \
-    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 2), upper_i8x32), \
-                    _mm256_andnot_si256(upper_i8x32, _mm256_slli_epi16(high, 6)))
-    const __m256i on2_i8x32 = HH_ON2(first_i8x32, next_i8x32), next2_i8x32 = HH_ON2(next_i8x32, third_i8x32);
-#undef HH_ON2
-    level_i8x32[0] = hh_crossed_planes_avx2_(open, first_i8x32, next_i8x32);
-    level_i8x32[1] = hh_crossed_planes_avx2_(open, on2_i8x32, next2_i8x32);
-    level_i8x32[2] =
-        hh_crossed_apart_avx2_(open, hh_upper_nibble_avx2_(first_i8x32),
-                               _mm256_and_si256(next_i8x32, open->nibble_i8x32), hh_upper_nibble_avx2_(next_i8x32));
-    level_i8x32[3] =
-        hh_crossed_apart_avx2_(open, hh_upper_nibble_avx2_(on2_i8x32),
-                               _mm256_and_si256(next2_i8x32, open->nibble_i8x32), hh_upper_nibble_avx2_(next2_i8x32));
+/* Vectors that come at once. */
+HH_INLINE int hh_crossed_count_(int body) {
+    return body == HH_CROSSED_FOUR_BITS ? 2 : body == HH_CROSSED_TWO_BITS ? 4 : 1;
 }
 
 /* Vectors in the order of their weights. */
-HH_INLINE void hh_crossed_order_avx2_(int rate, int count, __m256i *level_i8x32) {
-    if (rate == 64) { /* two: even and odd weights of 64 */
+HH_INLINE void hh_crossed_order_avx2_(int body, __m256i *level_i8x32) {
+    if (body == HH_CROSSED_FOUR_BITS) { /* two: even and odd weights of 64 */
         const __m256i low_i8x32 = _mm256_unpacklo_epi8(level_i8x32[0], level_i8x32[1]);
         const __m256i high_i8x32 = _mm256_unpackhi_epi8(level_i8x32[0], level_i8x32[1]);
         level_i8x32[0] = _mm256_permute2x128_si256(low_i8x32, high_i8x32, 0x20);
         level_i8x32[1] = _mm256_permute2x128_si256(low_i8x32, high_i8x32, 0x31);
-    } else if (rate == 32) { /* four: every fourth weight of 128 */
+    } else if (body == HH_CROSSED_TWO_BITS) { /* four: every fourth weight of 128 */
         const __m256i even0_i8x32 = _mm256_unpacklo_epi8(level_i8x32[0], level_i8x32[1]);
         const __m256i even1_i8x32 = _mm256_unpackhi_epi8(level_i8x32[0], level_i8x32[1]);
         const __m256i odd0_i8x32 = _mm256_unpacklo_epi8(level_i8x32[2], level_i8x32[3]);
@@ -260,95 +295,107 @@ HH_INLINE void hh_crossed_order_avx2_(int rate, int count, __m256i *level_i8x32)
     } else {
         const __m256i swap_i8x32 =
             _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-        for (int v = 0; v < count; v++) level_i8x32[v] = _mm256_shuffle_epi8(level_i8x32[v], swap_i8x32);
+        *level_i8x32 = _mm256_shuffle_epi8(*level_i8x32, swap_i8x32);
     }
 }
 
-/* Rows: products, levels plus 128 `apart` bytes from each other, or floats. `use` is constant where this is inlined,
- * and so is `rate`, 0 for any. */
-HH_INLINE void hh_crossed_read_avx2_(int use, int rate, const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan,
+/* Adds the products of 32 levels with a query. The levels take the query's signs, so one factor is unsigned and two
+ * products fit an int16. */
+HH_INLINE __m256i hh_crossed_dot_avx2_(__m256i sum_i32x8, __m256i level_i8x32, const int8_t *query,
+                                       const int8_t *magnitude) {
+    level_i8x32 = _mm256_sign_epi8(level_i8x32, _mm256_loadu_si256((const __m256i *)query));
+    level_i8x32 = _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)magnitude), level_i8x32);
+    return _mm256_add_epi32(sum_i32x8, _mm256_madd_epi16(level_i8x32, _mm256_set1_epi16(1)));
+}
+
+HH_INLINE int32_t hh_crossed_total_avx2_(__m256i sum_i32x8) {
+    __m128i sum_i32x4 = _mm_add_epi32(_mm256_castsi256_si128(sum_i32x8), _mm256_extracti128_si256(sum_i32x8, 1));
+    sum_i32x4 = _mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0xB1)));
+}
+
+/* Rows: products, levels plus 128 `apart` bytes from each other, or floats. `use` and `body` are constant where this is
+ * inlined. Two rows at once meet one query: they share what is loaded of it and of the plan. */
+HH_INLINE void hh_crossed_read_avx2_(int use, int body, const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan,
                                      const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols,
                                      int32_t *sums, uint8_t *levels, ptrdiff_t apart, const float *gains, float *out) {
     const hh_crossed_avx2 open = hh_crossed_open_avx2_(with->tables, use == HH_CROSSED_KEEP ? 128 : 0);
-    const int count = rate == 64 ? 2 : rate == 32 ? 4 : 1; /* vectors that come at once */
-    const int n_queries = hh_crossed_queries_(use);
-    const __m256i one_i16x16 = _mm256_set1_epi16(1);
+    const int count = hh_crossed_count_(body), n_queries = hh_crossed_queries_(use);
+    const int n = n_queries == 1 ? 2 : 1; /* rows at once */
     const ptrdiff_t block_nbytes = with->rate;
-    for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes) {
-        const uint8_t *block = codes;
-        __m256i sum_i32x8[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-        for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK, block += block_nbytes) {
+    for (ptrdiff_t r = 0; r < n_rows; r += n) {
+        const ptrdiff_t last = r + n <= n_rows ? r + n - 1 : r; /* an odd last row is read twice */
+        const uint8_t *block[2] = {codes + r * row_nbytes, codes + last * row_nbytes};
+        __m256i sum_i32x8[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}; /* of rows, or of queries */
+        for (ptrdiff_t t = 0; t < n_cols; t += HH_TRELLIS_BLOCK) {
             float rest[HH_TRELLIS_BLOCK];
             float *const to = use != HH_CROSSED_DECODE         ? NULL
                               : t + HH_TRELLIS_BLOCK <= n_cols ? out + r * n_cols + t
                                                                : rest;
-            if (n_queries) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0); /* for rows that no cache holds */
+            for (int i = 0; i < n && n_queries; i++) /* for rows that no cache holds */
+                _mm_prefetch((const char *)(block[i] + 4096), _MM_HINT_T0);
             for (int first = 0; first < 4; first += count) {
-                __m256i level_i8x32[4];
-                if (rate == 64) hh_crossed_four_avx2_(&open, block, first / 2, level_i8x32);
-                else if (rate == 32) hh_crossed_two_avx2_(&open, block, level_i8x32);
-                else hh_crossed_any_avx2_(&open, plan, block, first, level_i8x32);
-                if (!n_queries) hh_crossed_order_avx2_(rate, count, level_i8x32);
-                for (int v = 0; v < count; v++) {
-                    const int at = 32 * (first + v);
-                    if (use == HH_CROSSED_KEEP) {
-                        _mm256_storeu_si256((__m256i *)(levels + r * apart + t + at), level_i8x32[v]);
-                    } else if (use == HH_CROSSED_DECODE) {
-                        hh_widen32_avx2_(to + at, _mm256_xor_si256(level_i8x32[v], _mm256_set1_epi8(-128)),
-                                         _mm256_set1_ps(gains[r]));
-                    }
-                    for (int q = 0; q < n_queries; q++) {
-                        const __m256i query_i8x32 = _mm256_loadu_si256((const __m256i *)(with->query[q] + t + at));
-                        /* The levels take the query's signs, so one factor is unsigned and two products fit an int16. */
-                        const __m256i pair_i16x16 =
-                            _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(with->magnitude[q] + t + at)),
-                                                 _mm256_sign_epi8(level_i8x32[v], query_i8x32));
-                        __m256i *const sum = sum_i32x8 + (n_queries == 2 ? q : v & 1);
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair_i16x16, one_i16x16));
+                __m256i level_i8x32[2][4], any_i8x32[2];
+                if (body == HH_CROSSED_ANY || body == HH_CROSSED_SHARED)
+                    hh_crossed_any_avx2_(n, body == HH_CROSSED_SHARED, &open, plan, block, first, any_i8x32);
+                for (int i = 0; i < n; i++) {
+                    if (body == HH_CROSSED_FOUR_BITS)
+                        hh_crossed_four_avx2_(&open, block[i] + 16 * first, level_i8x32[i]);
+                    else if (body == HH_CROSSED_TWO_BITS) hh_crossed_two_avx2_(&open, block[i], level_i8x32[i]);
+                    else level_i8x32[i][0] = any_i8x32[i];
+                    if (!n_queries) hh_crossed_order_avx2_(body, level_i8x32[i]);
+                    for (int v = 0; v < count; v++) {
+                        const ptrdiff_t at = 32 * (first + v);
+                        if (use == HH_CROSSED_KEEP) {
+                            _mm256_storeu_si256((__m256i *)(levels + r * apart + t + at), level_i8x32[i][v]);
+                        } else if (use == HH_CROSSED_DECODE) {
+                            hh_widen32_avx2_(to + at, _mm256_xor_si256(level_i8x32[i][v], _mm256_set1_epi8(-128)),
+                                             _mm256_set1_ps(gains[r]));
+                        }
+                        for (int q = 0; q < n_queries; q++)
+                            sum_i32x8[i + q] =
+                                hh_crossed_dot_avx2_(sum_i32x8[i + q], level_i8x32[i][v], with->query[q] + t + at,
+                                                     with->magnitude[q] + t + at);
                     }
                 }
             }
             if (use == HH_CROSSED_DECODE && to == rest)
                 memcpy(out + r * n_cols + t, rest, (size_t)(n_cols - t) * sizeof(float));
+            for (int i = 0; i < n; i++) block[i] += block_nbytes;
         }
-        if (n_queries == 1) sum_i32x8[0] = _mm256_add_epi32(sum_i32x8[0], sum_i32x8[1]);
-        for (int q = 0; q < n_queries; q++) {
-            __m128i sum_i32x4 =
-                _mm_add_epi32(_mm256_castsi256_si128(sum_i32x8[q]), _mm256_extracti128_si256(sum_i32x8[q], 1));
-            sum_i32x4 = _mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0x4E));
-            sums[r + q * with->sums_apart] =
-                _mm_cvtsi128_si32(_mm_add_epi32(sum_i32x4, _mm_shuffle_epi32(sum_i32x4, 0xB1)));
-        }
+        for (int q = 0; q < n_queries; q++) sums[r + q * with->sums_apart] = hh_crossed_total_avx2_(sum_i32x8[q]);
+        if (n == 2) sums[last] = hh_crossed_total_avx2_(sum_i32x8[1]);
     }
 }
 
-#define HH_CROSSED_RATES(use, ...)                                                          \
-    do {                                                                                    \
-        if (with->rate == 64) hh_crossed_read_avx2_(use, 64, with, plan, __VA_ARGS__);      \
-        else if (with->rate == 32) hh_crossed_read_avx2_(use, 32, with, plan, __VA_ARGS__); \
-        else hh_crossed_read_avx2_(use, 0, with, plan, __VA_ARGS__);                        \
+#define HH_CROSSED_BODIES(use, ...)                                                                          \
+    do {                                                                                                     \
+        if (with->rate == 64) hh_crossed_read_avx2_(use, HH_CROSSED_FOUR_BITS, with, plan, __VA_ARGS__);     \
+        else if (with->rate == 32) hh_crossed_read_avx2_(use, HH_CROSSED_TWO_BITS, with, plan, __VA_ARGS__); \
+        else if (plan->is_shared) hh_crossed_read_avx2_(use, HH_CROSSED_SHARED, with, plan, __VA_ARGS__);    \
+        else hh_crossed_read_avx2_(use, HH_CROSSED_ANY, with, plan, __VA_ARGS__);                            \
     } while (0)
 
 HH_KERNEL void hh_crossed_dots_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
                                     ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols, ptrdiff_t n_queries,
                                     int32_t *out) {
     if (n_queries == 2)
-        HH_CROSSED_RATES(HH_CROSSED_DOT_TWO, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
-    else HH_CROSSED_RATES(HH_CROSSED_DOT, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
+        HH_CROSSED_BODIES(HH_CROSSED_DOT_TWO, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
+    else HH_CROSSED_BODIES(HH_CROSSED_DOT, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL);
 }
 
 HH_KERNEL void hh_crossed_keep_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan, const uint8_t *codes,
                                     ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols, uint8_t *levels,
                                     ptrdiff_t apart) {
-    HH_CROSSED_RATES(HH_CROSSED_KEEP, codes, row_nbytes, n_rows, n_cols, NULL, levels, apart, NULL, NULL);
+    HH_CROSSED_BODIES(HH_CROSSED_KEEP, codes, row_nbytes, n_rows, n_cols, NULL, levels, apart, NULL, NULL);
 }
 
 HH_KERNEL void hh_crossed_decode_avx2(const hh_crossed_use *with, const hh_crossed_plan_avx2 *plan,
                                       const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols,
                                       const float *gains, float *out) {
-    HH_CROSSED_RATES(HH_CROSSED_DECODE, codes, row_nbytes, n_rows, n_cols, NULL, NULL, 0, gains, out);
+    HH_CROSSED_BODIES(HH_CROSSED_DECODE, codes, row_nbytes, n_rows, n_cols, NULL, NULL, 0, gains, out);
 }
-#undef HH_CROSSED_RATES
+#undef HH_CROSSED_BODIES
 HH_TARGET_END
 
 HH_TARGET_AVX512VNNI_BEGIN
