@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 from hhtld.encoding.resources import DEFAULT_MEMORY
 from hhtld.progress import Progress, silent
@@ -31,6 +31,12 @@ class Run:
     files: bool = True
     dry_run: bool = False
     progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        for name, value in (("jobs", self.jobs), ("memory", self.memory), ("budget", self.budget)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
+                what = "threads" if name == "jobs" else "bytes"
+                raise TypeError(f"{name} (--{name}) must be a whole number of {what}, got {value!r}")
 
     @property
     def memory_limit(self) -> int:

@@ -239,7 +239,7 @@ class ArraySource(TensorSource):
             array = tensors[name]
             if isinstance(array, np.ma.MaskedArray):
                 raise TypeError(f"tensor {shown(name)} is a masked array; fill it first")
-            self._arrays[name] = np.asarray(array)
+            self._arrays[name] = _as_array(name, array)
             if self._arrays[name].ndim > MAX_DIMENSIONS:  # numpy 2 has up to 64
                 raise ValueError(
                     f"tensor {shown(name)} has {self._arrays[name].ndim} axes, and files hold at most {MAX_DIMENSIONS}"
@@ -254,7 +254,7 @@ class ArraySource(TensorSource):
         self._metadata = dict(metadata or {})
         self._files = {checked_file_name(name): bytes(data) for name, data in sorted((files or {}).items())}
         check_together(self._files)
-        self._infos = {n: TensorInfo(n, dtype_of(a), a.shape) for n, a in self._arrays.items()}
+        self._infos = {name: _info(name, array) for name, array in self._arrays.items()}
 
     @property
     def is_stored(self) -> bool:
@@ -284,3 +284,21 @@ class ArraySource(TensorSource):
         # Contiguous and little-endian here, once: a buffer handed on raw would be wrong in silence.
         plain = np.ascontiguousarray(rows, dtype=info.dtype.numpy)
         return plain.reshape(-1).view(np.uint8).reshape(stop - start, info.row_nbytes)
+
+
+def _as_array(name: str, values: Any) -> NDArray[Any]:
+    """Return what numpy makes of a value; what it cannot take, as torch's bfloat16, is refused by name."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"tensor {shown(name)}, {type(values).__name__}, is no array to numpy: {error}; of torch's tensors, write "
+            "a file with safetensors.torch.save_file and convert that"
+        ) from error
+
+
+def _info(name: str, array: NDArray[Any]) -> TensorInfo:
+    try:
+        return TensorInfo(name, dtype_of(array), array.shape)
+    except TypeError as error:
+        raise TypeError(f"tensor {shown(name)}: {error}") from None

@@ -38,6 +38,10 @@ def model(tmp_path: Path) -> Path:
         ({"rules": "w=keep"}, "rules are pairs of a glob and a profile, got 'w=keep'"),
         ({"rules": ["w=keep"]}, "rules are pairs of a glob and a profile, got ['w=keep']"),
         ({"gates": ("index", 0.9)}, "gates must map regimes to thresholds, got tuple"),
+        ({"memory": "1GiB"}, "memory (--memory) must be a whole number of bytes, got '1GiB'"),
+        ({"memory": 1e9}, "memory (--memory) must be a whole number of bytes, got 1000000000.0"),
+        ({"budget": "64GiB"}, "budget (--budget) must be a whole number of bytes, got '64GiB'"),
+        ({"jobs": "2"}, "jobs (--jobs) must be a whole number of threads, got '2'"),
         ({"executor": 5}, "an executor is a name or has submit(), got int"),
     ],
 )

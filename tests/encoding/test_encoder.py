@@ -173,10 +173,19 @@ def test_float64_beyond_float32_is_kept_and_infinity_refused(rng: np.random.Gene
         encode({"q_proj": rows}, profile="gates")
 
 
+class _NoArray:
+    """As a tensor of torch's bfloat16, which has no type in numpy."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> object:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
 @pytest.mark.parametrize(
     ("tensors", "error", "message"),
     [
-        ({"a": np.array(["x"])}, TypeError, "cannot be stored"),
+        ({"a": np.array(["x"])}, TypeError, "tensor 'a': arrays of dtype <U1 cannot be stored"),
+        ({"a": [[1.0], [1.0, 2.0]]}, TypeError, "tensor 'a', list, is no array to numpy: setting an array element"),
+        ({"a": _NoArray()}, TypeError, "tensor 'a', _NoArray, is no array to numpy: Got unsupported ScalarType"),
         ({"a": np.zeros(3, np.complex128)}, TypeError, "cannot be stored"),
         ({"a": np.array([None])}, TypeError, "cannot be stored"),
         ({3: np.zeros(3)}, TypeError, "names must be str"),
