@@ -2,14 +2,15 @@
 
     pip install -e '.[bench,transformers]'
     python benchmarks/llama_types.py MODEL CALIBRATION [--bits 2 3 4 5 6] [--types Q4_K Q5_K] [--targets .85 .9]
-        [--target-bits 4.85] [--prompts builtin FILE]
+        [--target-bits 4.85] [--prompts builtin benchmarks/second_text.txt]
 
 MODEL is a snapshot folder, CALIBRATION what `hhtld convert MODEL x.hhtld --profile parity --calibrate builtin` kept
 beside its output. All weight matrices are coded, embedding and head included, with one type each; llama.cpp's through
 ggml_quantize_chunk, four rows joined to one where a row is no multiple of 256, with every weight of the same
 importance and with the mean squares that the calibration holds as importance ("+ imatrix"). Agreement is measured on
-the built-in prompts of gate-parity, none of which the calibration has seen. Bytes are those
-of all sections but side files.
+the built-in prompts of gate-parity, none of which the calibration has seen, and on the texts of each file that
+--prompts names. Behind a target stands, in brackets, the agreement that the calibration expects. Bytes are those of all
+sections but side files.
 """
 
 from __future__ import annotations
@@ -119,7 +120,10 @@ def main() -> None:
 
         for bits in args.bits:
             ours(f"bits:{bits}", hhtld.encode(source, f"bits:{bits}"))
-        levels = {f"parity {target:g}": calibration.level_for(target) for target in args.targets}
+        levels = {}
+        for target in args.targets:
+            level = calibration.level_for(target)
+            levels[f"parity {target:g} ({calibration.expected_top1(level):.3f})"] = level
         levels |= {
             f"parity {bits:g} b": level_for_bits(calibration, bits, source, Encoding()) for bits in args.target_bits
         }

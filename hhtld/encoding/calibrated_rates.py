@@ -290,7 +290,8 @@ class Calibration:
     def level_for(self, top1: float) -> float:
         """Return the lowest level, in 64ths, at which the share `top1` of next tokens should agree on other text.
 
-        `margin` is added to what is asked.
+        `margin` is added to what is asked. Levels below the lowest that was measured are not returned: the model may
+        break there, and nothing above tells.
 
         Raises
         ------
@@ -319,7 +320,7 @@ class Calibration:
                 f"{self.most_top1():g} is the most that can be had with target_top1 (--target-top1), and rules "
                 f"(--rule GLOB=keep) can keep the most sensitive tensors as they are"
             )
-        return max(MIN_RATE / 16, level)
+        return max(points[0][0], level)
 
     def most_top1(self) -> float:
         """Return the highest agreement, in thousandths, that the highest rates keep on other text."""

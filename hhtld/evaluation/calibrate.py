@@ -8,7 +8,8 @@
 The texts are halved. On the first half the model runs forwards and backwards, once (`hhtld.evaluation.gradients`): this
 gives column scales, what errors in every row cost, and the moments of inputs for feedback. Nothing is fitted to the
 second half: on it the whole model is measured with noise as large as the errors of coding
-(`hhtld.evaluation.coding_noise`), at three levels of rates. The module needs the extra ``transformers``.
+(`hhtld.evaluation.coding_noise`), at three levels of rates, and at a fourth if it still agrees at the lowest. The
+module needs the extra ``transformers``.
 
 Memory holds the model in float32 and at most `PRODUCTS_NBYTES` of sums: a larger model runs more than once over the
 first half, for as many of its matrices at a time as fit. Logits wait in a temporary file, as they do for gate-parity.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -51,7 +52,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LEVELS", "calibrate"]
 
-LEVELS = (3.25, 4.25, 5.25)
+LEVELS = (5.25, 4.25, 3.25)
+_LOWEST_LEVEL = 2.25  # errors of codes below 2 bits are not alike enough to normal noise
+_MUCH = 0.75  # agreement at the last of `LEVELS`, above which the lowest is measured too
 PRODUCTS_NBYTES = 1 << 30
 _RANK_SHARE = 8  # a factor of moments takes a byte a column: about a twelfth of a square matrix as bfloat16
 
@@ -253,15 +256,26 @@ class _Run:
         is_index = {name: matrix.is_index for name, matrix in self._matrices.items()}
         noise = CodingNoise(self._source, calibration.column_scales, calibration.moments, is_index)
         judge = _Answers(self._model, texts) if self._snapshot.causal else _Neighbours(self._model, texts)
-        measurements = []
+        measurements: list[Measurement] = []
         with judge:
-            for level in LEVELS:
+            for level in _levels(measurements):
                 for name, bits in calibration.bits(level).items():
                     matrix = self._matrices[name]
                     noise.put(name, matrix.parameter.data.view(matrix.shape), bits)
                 measurements.append(judge.measured(level))
-                self._progress("calibrate", f"level {level:g}", self._n_bytes // (2 * len(LEVELS)))
-        return replace(calibration, measurements=tuple(measurements))
+                n_bytes = self._n_bytes // (2 * len(LEVELS)) if level in LEVELS else 0  # those that come on top
+                self._progress("calibrate", f"level {level:g}", n_bytes)
+        return replace(calibration, measurements=tuple(sorted(measurements, key=lambda measured: measured.level)))
+
+
+def _levels(measurements: Sequence[Measurement]) -> Iterator[float]:
+    """Yield the levels to measure, while `measurements` grow by what was asked for.
+
+    Where a model breaks cannot be told from levels at which it agrees, so a lower one is measured if it still agrees.
+    """
+    yield from LEVELS
+    if measurements[-1].top1 > _MUCH:
+        yield _LOWEST_LEVEL
 
 
 class _Answers:

@@ -1,7 +1,11 @@
 """Which tokens of a text a model is calibrated on: a bounded number, spread over all of its kinds and texts.
 
 Texts of each kind are dealt in turn to two halves: one is fitted to, on the other the model is judged. If a half has
-more tokens than are read, every so many-th of its texts is taken, and of each its beginning.
+more tokens than are read, some of its texts are taken, and of each its beginning.
+
+To fit to, little of many texts tells most. To judge on, more is read of each text, because a model agrees less or more
+far from a text's beginning, and texts are taken from the kinds in turn: of which kind other text will be is not known,
+so kinds count alike, and one of which there are many texts does not decide for all.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hhtld.encoding.calibrated_rates import FEW_TEXTS
 from hhtld.errors import FormatError, shown
 from hhtld.evaluation.parity.prompts import Prompt, Prompts, chosen_prompts, sentences_of
 
@@ -23,7 +28,7 @@ LEAST_TEXTS = 4  # two in each half: one alone says nothing of how texts differ
 DEFAULT_TOKENS = 6656
 _LEAST_TOKENS = 24  # of a text, if it has so many: the first of a text know nothing of it
 _FITTED = 8 / 13  # of the tokens that are read
-_MANY_TOKENS = 64  # of a text: more texts tell more than longer ones do
+_MANY_FITTED, _MANY_JUDGED = 64, 128  # tokens of a text
 _N_SENTENCES, _SENTENCE_TOKENS = 600, 128  # that an encoder is judged on: at most, and of each
 _LEAST_SENTENCES = 3  # two others, one of which is the nearest
 
@@ -85,9 +90,14 @@ def read_text(snapshot: Snapshot, text: Prompts, n_tokens: int) -> CalibrationTe
                 f"{origin}: text {shown(prompt.text, 40)} is {length} token long, so it has no next token"
             )
     n_fitted = round(_FITTED * n_tokens)
-    fitted = _beginnings(snapshot, tokenizer, texts[::2], lengths[::2], n_fitted)
+    taken = _spread(len(lengths[::2]), _n_texts(lengths[::2], n_fitted, _MANY_FITTED))
+    fitted = _beginnings(snapshot, tokenizer, [texts[2 * place] for place in taken], n_fitted)
     if snapshot.causal:
-        judged = _beginnings(snapshot, tokenizer, texts[1::2], lengths[1::2], n_tokens - n_fitted)
+        n_judged = n_tokens - n_fitted
+        kinds = [text.kind for text in texts[1::2]]
+        several = min(max(FEW_TEXTS, len(set(kinds))), n_judged // _MANY_FITTED)
+        taken = _spread_over_kinds(kinds, max(several, _n_texts(lengths[1::2], n_judged, _MANY_JUDGED)))
+        judged = _beginnings(snapshot, tokenizer, [texts[2 * place + 1] for place in taken], n_judged)
     else:
         sentences = sentences_of(texts[1::2])
         if len(sentences) < _LEAST_SENTENCES:  # no running text
@@ -105,21 +115,37 @@ def _texts(text: Prompts) -> tuple[str, list[Prompt]]:
     return chosen_prompts(text, "calibration.txt")
 
 
+def _n_texts(lengths: Sequence[int], n_tokens: int, many: int) -> int:
+    """Return of how many texts to take at most `many` tokens each, about `n_tokens` in all."""
+    return max(LEAST_TEXTS // 2, n_tokens // max(1, min(many, sum(lengths) // len(lengths))))
+
+
 def _beginnings(
-    snapshot: Snapshot, tokenizer: Any, texts: Sequence[Prompt], lengths: Sequence[int], n_tokens: int
+    snapshot: Snapshot, tokenizer: Any, texts: Sequence[Prompt], n_tokens: int
 ) -> list[tuple[str, list[int]]]:
     """Return the tokens of texts, about `n_tokens` in all: what short ones leave, long ones take."""
-    many = max(1, min(_MANY_TOKENS, sum(lengths) // len(lengths)))
-    most = max(LEAST_TEXTS // 2, n_tokens // many)
-    taken = _spread(len(texts), most)
-    longest = _longest([lengths[place] for place in taken], n_tokens)
-    return _tokenized(snapshot, tokenizer, [texts[place] for place in taken], longest)
+    lengths = [len(ids) for ids in tokenizer([text.text for text in texts], verbose=False)["input_ids"]]
+    return _tokenized(snapshot, tokenizer, texts, _longest(lengths, n_tokens))
 
 
 def _spread(n_items: int, most: int) -> list[int]:
     """Return the places of at most so many items, spread evenly over all."""
     n_taken = min(n_items, most)
     return [place * n_items // n_taken for place in range(n_taken)]
+
+
+def _spread_over_kinds(kinds: Sequence[str], most: int) -> list[int]:
+    """Return the places of at most so many items, of each kind as many as of any other, or all that there are."""
+    places: dict[str, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    n_taken, left = dict.fromkeys(places, 0), min(len(kinds), most)
+    while left:
+        more = [kind for kind in places if n_taken[kind] < len(places[kind])]
+        for number in _spread(len(more), left):
+            n_taken[more[number]] += 1
+            left -= 1
+    return sorted(of[i] for kind, of in places.items() if n_taken[kind] for i in _spread(len(of), n_taken[kind]))
 
 
 def _tokenized(

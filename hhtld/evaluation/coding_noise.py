@@ -1,8 +1,9 @@
 """What coding does to a model's weights, without coding them: noise of the size and shape that Slot T's errors have.
 
 An error of a code is as good as normal noise: alike in all coded coordinates, and as large as the code's own on normal
-numbers. Feedback turns it as it turns errors, and rotation and column scale lead it back to the weights. A model takes
-some seconds at each level of rates, where coding it takes minutes.
+numbers. Gains of least squares make what is decoded smaller by the error's share. Feedback turns the noise as it turns
+errors, and rotation and column scale lead it back to the weights. A model takes some seconds at each level of rates,
+where coding it takes minutes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class CodingNoise:
         is_index: Mapping[str, bool],
     ) -> None:
         self._source, self._column_scales, self._moments, self._is_index = source, column_scales, moments, is_index
-        self._sizes: dict[str, NDArray[np.float32]] = {}
+        self._shares: dict[str, NDArray[np.float32]] = {}  # of the rows, that the errors of the last bits are
         self._turned: tuple[str, torch.Tensor | None] = "", None  # feedback of the matrix that was set last
 
     def put(self, name: str, matrix: torch.Tensor, bits: float | NDArray[np.float64]) -> None:
@@ -67,18 +68,20 @@ class CodingNoise:
         stays, and only its size changes.
         """
         rates, which = np.unique(np.rint(np.asarray(bits) * 16).astype(int), return_inverse=True)
-        sizes = np.sqrt([distortion(rate) for rate in rates.tolist()])[which.ravel()].astype(np.float32)
-        sizes = np.broadcast_to(sizes, len(matrix))
-        before = self._sizes.get(name)
+        shares = np.array([distortion(rate) for rate in rates.tolist()])[which.ravel()].astype(np.float32)
+        shares = np.broadcast_to(shares, len(matrix))
+        before = self._shares.get(name)
         for start, stop in row_ranges(len(matrix), 4 * matrix.shape[1]):
             block = matrix[start:stop]
             weights = torch.from_numpy(SourceRows(self._source, name).read(start, stop))
             if before is None:
-                noise, factors = torch.from_numpy(self._unit_noise(name, start, weights.numpy())), sizes[start:stop]
+                noise = torch.from_numpy(self._unit_noise(name, start, weights.numpy()))
             else:
-                noise, factors = block - weights, sizes[start:stop] / before[start:stop]
-            block.copy_(weights + torch.from_numpy(factors.copy())[:, None] * noise)
-        self._sizes[name] = sizes
+                kept, size = _kept_and_size(before[start:stop])
+                noise = (block - kept * weights) / size
+            kept, size = _kept_and_size(shares[start:stop])
+            block.copy_(kept * weights + size * noise)
+        self._shares[name] = shares
 
     def _unit_noise(self, name: str, start: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return noise for rows, as large as what is coded of them."""
@@ -102,3 +105,11 @@ class CodingNoise:
                 feedback = torch.from_numpy(slots.feedback_matrix(moments, rotation, scale, self._is_index[name]))
             self._turned = name, feedback
         return self._turned[1]
+
+
+def _kept_and_size(shares: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how much of a row is decoded and how large the noise upon it is, for errors of shares (n_rows,).
+
+    What gains of least squares decode is orthogonal to its error: of w it keeps (1 - d) w, and both errors make d.
+    """
+    return torch.from_numpy(1 - shares)[:, None], torch.from_numpy(np.sqrt(shares * (1 - shares)))[:, None]

@@ -134,7 +134,14 @@ def test_lines_bend_at_measured_levels() -> None:
     assert found.expected_top1(3.5) == pytest.approx(1 - 0.08**0.5)
     assert found.expected_top1(6) == pytest.approx(1 - 0.2 * 0.4**2)
     assert found.level_for(0.6) == 3
-    assert found.level_for(found.expected_top1(2.5) - 1e-6) == 2.5
+    assert found.level_for(0.61) == 3.046875
+
+
+def test_no_level_lies_below_those_that_were_measured() -> None:
+    """A model that hardly differs at 3 bits may say nothing at 1."""
+    found = Calibration({}, THREE, measured((3, 0.98), (4, 0.99), (5, 0.995)))
+    assert found.level_for(0.7) == 3
+    assert found.level_for(0.99) == 4
 
 
 def test_other_text_falls_short_by_more_if_fewer_texts_were_judged() -> None:
@@ -183,7 +190,7 @@ def test_measurements_that_say_nothing_are_refused() -> None:
 
 
 def test_a_model_that_never_differs_has_a_level() -> None:
-    assert Calibration({}, THREE, measured((4, 0.99), (5, 1.0))).level_for(0.9) < 4
+    assert Calibration({}, THREE, measured((4, 0.99), (5, 1.0))).level_for(0.9) == 4
 
 
 def test_bytes_of_what_rates_decide_are_reached_and_not_passed() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from hhtld.api.convert import convert
 from hhtld.commands.main import main
+from hhtld.encoding.calibrated_rates import Measurement
 from hhtld.errors import FormatError, GateError
 from hhtld.evaluation.parity import gate_parity
 from hhtld.formats import open_source
@@ -199,11 +200,30 @@ def test_a_model_whose_matrices_are_too_wide_for_feedback_has_costs(
     from hhtld.evaluation import calibrate as module
 
     monkeypatch.setattr(module, "MAX_FEEDBACK_COLS", 16)
-    monkeypatch.setattr(module, "LEVELS", (4.0, 5.0))
+    monkeypatch.setattr(module, "LEVELS", (5.0, 4.0))
     found = module.calibrate(llama, text, n_tokens=200)
     assert not found.moments
     assert len(found.costs) == 15
     assert all(cost.mean > 0 for cost in found.costs.values())
+
+
+def test_a_lower_level_is_measured_if_a_model_still_agrees(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small model keeps nearly all of its answers at 3.25 bits, and nearly none at 1: nothing between is a guess."""
+    from hhtld.evaluation import calibrate as module
+
+    agreement = {5.25: 0.99, 4.25: 0.98, 3.25: 0.96, 2.25: 0.9}
+
+    def measured(_: object, level: float) -> Measurement:
+        return Measurement(level, agreement[level], 0.1, 1000, 20)
+
+    monkeypatch.setattr(module._Answers, "measured", measured)
+    found = module.calibrate(llama, text, n_tokens=200)
+    assert {m.level: m.top1 for m in found.measurements} == agreement
+    assert [m.level for m in found.measurements] == sorted(agreement)
+    agreement[3.25] = 0.74
+    assert [m.level for m in module.calibrate(llama, text, n_tokens=200).measurements] == [3.25, 4.25, 5.25]
 
 
 def test_inputs_that_are_all_zeros_have_no_moments_to_speak_of() -> None:

@@ -77,10 +77,10 @@ def test_a_bounded_number_of_tokens_is_spread_over_all_kinds() -> None:
     assert 2400 <= found.n_read <= 2600
     for half, n_tokens in ((found.fitted, 1600), (found.judged, 1000)):
         assert 0.9 * n_tokens <= sum(len(ids) for _, ids in half) <= n_tokens
-        share = Counter(kind for kind, _ in half)
-        assert share["a"] / len(half) == pytest.approx(0.5, abs=0.06)
-        assert share["b"] / len(half) == pytest.approx(0.25, abs=0.06)
         assert len({len(ids) for _, ids in half}) == 1
+    share = Counter(kind for kind, _ in found.fitted)
+    assert share["a"] / len(found.fitted) == pytest.approx(0.5, abs=0.06)
+    assert share["b"] / len(found.fitted) == pytest.approx(0.25, abs=0.06)
     begun = [ids[0] for _, ids in (*found.fitted, *found.judged)]
     assert len(set(begun)) == len(begun), "no text is in both halves"
     assert all(ids == list(range(ids[0], ids[0] + len(ids))) for _, ids in found.fitted), "beginnings"
@@ -92,6 +92,18 @@ def test_a_kind_whose_texts_alternate_with_others_is_in_both_halves() -> None:
     texts = [text_of("ab"[i % 2], 40, 100 * i) for i in range(20)]
     found = read(texts, 10_000)
     assert Counter(kind for kind, _ in found.fitted) == Counter(kind for kind, _ in found.judged) == {"a": 5, "b": 5}
+
+
+def test_a_kind_of_many_texts_does_not_decide_for_others() -> None:
+    texts = [text_of(kind, 300, 1000 * i) for i, kind in enumerate("a" * 60 + "bb" * 2 + "cc" * 10 + "dddd")]
+    found = read(texts, 6656)
+    assert Counter(kind for kind, _ in found.judged) == {"a": 8, "b": 2, "c": 8, "d": 2}
+    assert {len(ids) for _, ids in found.judged} == {128}
+    places = [ids[0] // 1000 for kind, ids in found.judged if kind == "a"]
+    assert max(places) > 45, "of a kind they are spread over all"
+    many = [text_of(f"kind{i // 2}", 300, 1000 * i) for i in range(60)]
+    assert len({kind for kind, _ in read(many, 6656).judged}) == 30, "every kind is judged on, if on less of each"
+    assert len(read(many, 650).judged) == 3, "but not on words that know nothing of their text"
 
 
 def test_a_short_text_is_read_whole_and_long_ones_take_what_short_ones_leave() -> None:

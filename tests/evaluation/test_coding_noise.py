@@ -23,12 +23,16 @@ def test_noise_is_as_large_as_errors_of_codes_and_shaped_like_them() -> None:
     source, moments = ArraySource({NAME: weights}), Moments.of(inputs.T @ inputs / 800, 24)
     noise = CodingNoise(source, {NAME: scale}, {NAME: moments}, {NAME: False})
     noisy = torch.from_numpy(weights.copy())
-    for rate in (48, 72, 60):
+    for rate in (48, 72, 60, 32):
         noise.put(NAME, noisy, rate / 16)
         asked = {NAME: rate / 16}
         pack = hhtld.encode(source, "parity", rates=asked, column_scales={NAME: scale}, moments={NAME: moments})
         errors = pack.get_tensor(NAME) - weights
         stood_for = noisy.numpy() - weights
+        kept, simulated_kept = ((1 + (e * weights).sum() / np.square(weights).sum()) for e in (errors, stood_for))
+        assert 1 - simulated_kept == pytest.approx(1 - kept, rel=0.1, abs=0.0025), (
+            "gains of least squares make rows smaller"
+        )
         for directions in (np.eye(192), inputs.T):  # errors of weights, and of what the layer gives
             coded, simulated = (np.square(e @ directions).sum() for e in (errors, stood_for))
             assert simulated == pytest.approx(coded, rel=0.12)
@@ -69,5 +73,6 @@ def test_noise_is_what_its_formula_says() -> None:
     unrotated = np.eye(96, dtype=np.float32)
     rotation.unrotate(unrotated)
     coded = size * drawn - (size * drawn) @ fed_back.T
-    expected = weights + np.sqrt(distortion(68)) * (coded @ unrotated.astype(np.float64)) / scale
+    share = distortion(68)
+    expected = (1 - share) * weights + np.sqrt(share * (1 - share)) * (coded @ unrotated.astype(np.float64)) / scale
     np.testing.assert_allclose(noisy.numpy(), expected, rtol=1e-4, atol=1e-5)
