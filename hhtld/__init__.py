@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     __version__: str
     from hhtld.api.conversion_report import ConversionReport as ConversionReport
     from hhtld.api.convert import convert as convert
+    from hhtld.api.encode import encode as encode
     from hhtld.api.files import load_file as load_file
     from hhtld.api.files import save as save
     from hhtld.api.files import save_file as save_file
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hhtld.codecs.lookup import build_group_with_leaf as build_group_with_leaf
     from hhtld.codecs.palette import HhtlF32Tensor as HhtlF32Tensor
     from hhtld.codecs.trellis import HhtlTTensor as HhtlTTensor
-    from hhtld.encoding.encoder import encode as encode
     from hhtld.errors import BudgetError as BudgetError
     from hhtld.errors import ChecksumError as ChecksumError
     from hhtld.errors import ClosedError as ClosedError
@@ -96,7 +96,7 @@ _HOMES = {
     "classify_role": "identity",
     "convert": "api.convert",
     "effective_shape": "identity",
-    "encode": "encoding.encoder",
+    "encode": "api.encode",
     "is_encodable": "identity",
     "load_file": "api.files",
     "open": "pack.opening:open_pack",

@@ -1,1 +1,1 @@
-"""What `import hhtld` gives: convert, open, save, load_file, save_file."""
+"""What `import hhtld` gives: convert, encode, open, save, load_file, save_file."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hhtld.encoding.encoder import encode
+from hhtld.api.encode import encode
 from hhtld.encoding.options import DEFAULT_PROFILE
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import save_pack

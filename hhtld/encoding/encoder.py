@@ -9,14 +9,8 @@ runs.
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any
-
-from numpy.typing import ArrayLike
 
 from hhtld.codecs import KEEP
 from hhtld.codecs.base import GroupCode
@@ -24,24 +18,17 @@ from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.group_attempt import Attempt, ReservedTensor, begin, resume
 from hhtld.encoding.groups import GroupFinder, PlannedGroup, WhyKept, judged_threshold, planned_groups
 from hhtld.encoding.memory import TaskMemory
-from hhtld.encoding.options import DEFAULT_PROFILE, Encoding
-from hhtld.encoding.plan import Plan, make_plan
+from hhtld.encoding.plan import Plan
 from hhtld.encoding.resources import Work
 from hhtld.encoding.row_dispatch import RowCoder
 from hhtld.errors import RangeError
 from hhtld.gates import Unreached
-from hhtld.pack.memory_sections import MemorySections
-from hhtld.pack.pack import HhtldPack
 from hhtld.pack.section_interfaces import SectionSink, as_bytes
 from hhtld.pack.table import GroupRecord, PackTable, TensorRecord
-from hhtld.slots.moments import Moments
-from hhtld.sources.contract import ArraySource, TensorSource
-from hhtld.sources.crew import Crew
+from hhtld.sources.contract import TensorSource
 from hhtld.sources.rows import row_ranges
 
-__all__ = ["encode", "encode_source"]
-
-_NO_LIMIT = 1 << 62  # what is encoded in memory stays there
+__all__ = ["encode_source"]
 
 
 class _Encoder:
@@ -208,45 +195,3 @@ def encode_source(
     records = dict(sorted(encoder.records.items()))
     table = PackTable(plan.profile.text, tuple(encoder.groups), records, source.metadata, source.description, files)
     return table.with_gates(report.tensors)
-
-
-def encode(
-    tensors: TensorSource | Mapping[str, Any],
-    profile: str = DEFAULT_PROFILE,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    nonfinite: str = "refuse",
-    quantized: str = "refuse",
-    column_scales: Mapping[str, ArrayLike] | None = None,
-    rates: Mapping[str, ArrayLike] | None = None,
-    moments: Mapping[str, ArrayLike | Moments] | None = None,
-    executor: Executor | None = None,
-) -> HhtldPack:
-    """Encode arrays, or any source, into a pack in memory.
-
-    Parameters
-    ----------
-    tensors : mapping of str to array, or TensorSource
-    profile : str
-        "parity" (the default), "gates", "bits:B", "lookup" or "f32".
-    metadata : mapping of str to str, optional
-        Stored in the pack. A source brings its own.
-    nonfinite, quantized : {"refuse", "keep"}
-    column_scales, rates, moments : mappings, optional
-        See `hhtld.encoding.options.Encoding`.
-    executor : concurrent.futures.Executor, optional
-        Threads to spread blocks of rows over.
-    """
-    source = tensors if isinstance(tensors, TensorSource) else ArraySource(tensors, metadata)
-    encoding = Encoding(
-        profile=profile,
-        nonfinite=nonfinite,
-        quantized=quantized,
-        column_scales=column_scales,
-        rates=rates,
-        moments=moments,
-    )
-    sections = MemorySections()
-    crew = Crew(executor, os.cpu_count() or 1) if executor is not None else Crew()
-    table = encode_source(source, make_plan(source, encoding), sections, work=Work(crew, memory=_NO_LIMIT))
-    return HhtldPack(table, sections.reader())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 import hhtld
+from hhtld.api.encode import encode
 from hhtld.cosines import judged_cosines, row_cosines, summarize
-from hhtld.encoding.encoder import encode
 from hhtld.encoding.gate_measurement import measure
 from hhtld.encoding.gate_report import GateReport, GroupCosines
 from hhtld.encoding.options import Encoding
@@ -194,7 +197,7 @@ class _NoArray:
         ({"x" * 70000: np.zeros(3)}, ValueError, "70000 bytes long"),
         ({"a": np.ma.masked_array([1.0], [True])}, TypeError, "masked"),
         ([("a", np.zeros(3))], TypeError, "expected a mapping"),
-        ("model.safetensors", TypeError, "expected a mapping"),
+        (5, TypeError, "expected a mapping"),
     ],
 )
 def test_bad_arrays_are_refused(tensors: object, error: type[Exception], message: str) -> None:
@@ -420,3 +423,17 @@ def test_slots_of_chosen_rows_are_those_of_all(profile: str) -> None:
         part = pack.get_encoded("embed.weight", rows)
         assert part.original_shape == whole[index].shape
         np.testing.assert_array_equal(part.reconstruct_rows(), whole[index])
+
+
+def test_a_file_is_encoded_as_its_arrays_are(tmp_path: Path, rng: np.random.Generator) -> None:
+    arrays = {"embed.weight": rng.standard_normal((90, 64)).astype(np.float32), "ids": np.arange(7)}
+    save_file(arrays, tmp_path / "m.safetensors")
+    packs = []
+    for given in (arrays, tmp_path / "m.safetensors", str(tmp_path / "m.safetensors")):
+        with encode(given, "bits:3") as pack:
+            packs.append({name: pack.get_tensor(name).tobytes() for name in pack})
+    assert packs[0] == packs[1] == packs[2]
+    with pytest.raises(ValueError, match="metadata is for arrays; a source brings its own"):
+        encode(tmp_path / "m.safetensors", metadata={"a": "b"})
+    with pytest.raises(FileNotFoundError):
+        encode(tmp_path / "absent.safetensors")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
+from hhtld.api.encode import encode
 from hhtld.commands.main import main
 from hhtld.dtypes import DTYPES
-from hhtld.encoding.encoder import encode
 from hhtld.encoding.fingerprint import plan_facts
 from hhtld.encoding.options import Encoding
 from hhtld.encoding.plan import make_plan

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from hhtld.api.encode import encode
 from hhtld.codecs import parse_profile
 from hhtld.codecs.tensor_view import TensorView
 from hhtld.commands.probe.report import CascadeProbe, NotEncodable, SearchResult
-from hhtld.encoding.encoder import encode
 from hhtld.identity import BASE17_NBYTES, ENTRY_NBYTES, MIN_NBYTES, MIN_ROWS, SLOT_L_LANES
 from hhtld.pack.pack import HhtldPack
 from hhtld.search.scorer import Scorer
