@@ -19,6 +19,21 @@ def trellis_dots(
     isa: str | None = ...,
 ) -> None: ...
 
+# as trellis_dots; gains (n_rows,), scales (n_queries,)
+def trellis_scores(
+    codes: NDArray[np.uint8],
+    levels: NDArray[np.int8],
+    rate: int,
+    queries: NDArray[np.int8],
+    gains: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    out: NDArray[np.float32],
+    *,
+    more: bool,
+    crossed: NDArray[np.uint8] | None = ...,
+    isa: str | None = ...,
+) -> None: ...
+
 # out (n_rows,)
 def trellis_energies(
     codes: NDArray[np.uint8],

@@ -33,6 +33,15 @@ cdef extern from "score.h" nogil:
     void hh_trellis_dots(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
                          const int8_t *table, const uint8_t *codebook, const int8_t *queries,
                          Py_ssize_t n_queries, hh_score_scratch scratch, int32_t *out)
+    ctypedef struct hh_score_gains:
+        const float *gains
+        const float *scales
+        int more
+        float *scores
+    Py_ssize_t hh_score_sums(int tier, Py_ssize_t n_rows, Py_ssize_t n_queries)
+    void hh_trellis_scores(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate, int n_bits,
+                           const int8_t *table, const uint8_t *codebook, const int8_t *queries, Py_ssize_t n_queries,
+                           const hh_score_gains *gains, hh_score_scratch scratch, int32_t *sums)
     void hh_trellis_energies(int tier, const uint8_t *codes, Py_ssize_t n_rows, Py_ssize_t n_cols, int rate,
                              int n_bits, const int8_t *table, const uint8_t *codebook, hh_score_scratch scratch,
                              int32_t *out)
@@ -134,6 +143,47 @@ def trellis_dots(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels 
     with nogil:
         hh_trellis_dots(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, &queries[0, 0],
                         n_queries, scratch, &out[0, 0])
+    free(block)
+
+
+def trellis_scores(const uint8_t[:, ::1] codes not None, const int8_t[::1] levels not None, int rate,
+                   const int8_t[:, ::1] queries not None, const float[::1] gains not None,
+                   const float[::1] scales not None, float[:, ::1] out not None, *, bint more,
+                   const uint8_t[::1] crossed=None, isa=None):
+    """Write to out (n_queries, n_rows), or add if `more`, gains (n_rows,) times scales (n_queries,) times the sums of
+    `trellis_dots`; what `_screen.add_dots` makes of them, without a matrix of sums.
+    """
+    cdef int tier = resolve(isa)
+    cdef Py_ssize_t n_rows = codes.shape[0], n_queries = queries.shape[0], n_cols = queries.shape[1]
+    cdef int n_bits = _state_bits(codes, levels.shape[0], rate, n_cols)
+    cdef const uint8_t *codebook = _codebook(crossed, n_bits)
+    cdef hh_score_scratch scratch
+    cdef hh_score_gains with_gains
+    cdef void *block
+    cdef int32_t *sums
+    if (out.shape[0] != n_queries or out.shape[1] != n_rows or gains.shape[0] != n_rows
+            or scales.shape[0] != n_queries):
+        raise ValueError(f"out must be ({n_queries}, {n_rows}), gains ({n_rows},) and scales ({n_queries},), got "
+                         f"({out.shape[0]}, {out.shape[1]}), ({gains.shape[0]},) and ({scales.shape[0]},)")
+    if n_rows == 0 or n_queries == 0:
+        return
+    require_aligned(&gains[0], 4, "gains")
+    require_aligned(&scales[0], 4, "scales")
+    require_aligned(&out[0, 0], 4, "out")
+    if n_cols == 0:
+        if not more:
+            out[:, :] = 0
+        return
+    block = _allocate(&scratch, n_cols, rate, n_queries)
+    sums = <int32_t *> malloc(hh_score_sums(tier, n_rows, n_queries) * sizeof(int32_t))
+    if not sums:
+        free(block)
+        raise MemoryError(f"cannot allocate the sums of {n_queries} queries and {n_rows} rows")
+    with_gains.gains, with_gains.scales, with_gains.more, with_gains.scores = &gains[0], &scales[0], more, &out[0, 0]
+    with nogil:
+        hh_trellis_scores(tier, &codes[0, 0], n_rows, n_cols, rate, n_bits, &levels[0], codebook, &queries[0, 0],
+                          n_queries, &with_gains, scratch, sums)
+    free(sums)
     free(block)
 
 

@@ -10,21 +10,22 @@
  * One query: a row's levels go from the tables straight into the product. Several: HH_SCORE_TILE rows are decoded
  * once, HH_SCORE_COLS columns at a time, into panels of 16 rows that hold 4 columns of each row in a 32-bit lane, so
  * that a sum has a lane of its own and a query's 4 columns are one broadcast; a panel meets a group of queries with all
- * the sums in registers. Panels stay in the first cache, HH_SCORE_QUERIES queries and the scores of
- * HH_SCORE_ROWS rows in the second.
+ * the sums in registers. Panels stay in the first cache, HH_SCORE_QUERIES queries and the sums of
+ * HH_SCORE_ROWS rows in the second, where hh_trellis_scores makes them scores.
  */
 #ifndef HHTLD_SCORE_H
 #define HHTLD_SCORE_H
 
 #include "crossed.h"
 #include "isa.h"
+#include "screen.h"
 #include "trellis.h"
 
 enum {
     HH_SCORE_MAX_COLS = 65536,
     HH_SCORE_PANEL = 16,                   /* rows */
     HH_SCORE_TILE = 3 * HH_SCORE_PANEL,    /* 48 rows of 640 levels are 30 KB */
-    HH_SCORE_ROWS = 10 * HH_SCORE_TILE,    /* that share a visit of the queries where columns come in parts */
+    HH_SCORE_ROWS = 10 * HH_SCORE_TILE,    /* that share a visit of the queries, and whose sums are made scores */
     HH_SCORE_COLS = 5 * HH_TRELLIS_BLOCK,
     HH_SCORE_QUERIES = 256,
 };
@@ -42,6 +43,23 @@ typedef struct {
     int32_t *bias;   /* [n_queries] */
     int32_t *rest;   /* [n_queries][HH_SCORE_TILE] */
 } hh_score_scratch;
+
+/* What scores are: gains[r] * scales[q] times a sum, added to scores[q][r] where `more` is set. */
+typedef struct {
+    const float *gains, *scales;
+    int more;
+    float *scores;
+} hh_score_gains;
+
+/* Scores of rows [from, end) of n_rows and queries [first, first + count), whose sums lie `apart`. */
+HH_KERNEL void hh_score_add_(int tier, const int32_t *sums, ptrdiff_t apart, const hh_score_gains *gains,
+                             ptrdiff_t first, ptrdiff_t count, ptrdiff_t from, ptrdiff_t end, ptrdiff_t n_rows) {
+    for (ptrdiff_t q = first; q < first + count; q++, sums += apart) {
+        float *const scores = gains->scores + q * n_rows + from;
+        if (!gains->more) memset(scores, 0, (size_t)(end - from) * sizeof(float));
+        hh_screen_add_dots(tier, sums, gains->gains + from, gains->scales + q, 1, end - from, scores);
+    }
+}
 
 /* ---- scalar ---- */
 
@@ -510,21 +528,42 @@ HH_KERNEL void hh_score_tile_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff
         for (ptrdiff_t q = 0; q < n_queries; q++) memcpy(out + q * stride, sums + q * apart, nbytes);
 }
 
+/* Sums of rows [from, end) with `count` queries, `stride` apart in out. Where columns come in one part, `part` is n_cols
+ * or more and the queries are in scratch already. */
+HH_KERNEL void hh_score_visit_(const hh_score_rows *rows, ptrdiff_t from, ptrdiff_t end, ptrdiff_t n_rows,
+                               ptrdiff_t n_cols, ptrdiff_t part, const int8_t *queries, ptrdiff_t count,
+                               ptrdiff_t stride, int32_t *out) {
+    for (ptrdiff_t t = 0; t < n_cols; t += part) {
+        const ptrdiff_t width = hh_least_(part, n_cols - t), last = part < n_cols ? end : n_rows;
+        if (part < n_cols)
+            hh_score_queries_(rows, queries + t, count, n_cols, width, (width + 3) / 4 * 4, HH_SCORE_COLS, 4);
+        for (ptrdiff_t r = from; r < end; r += HH_SCORE_TILE)
+            hh_score_tile_(rows, r, last - r, t, width, count, stride, out + r - from);
+    }
+}
+
+/* Into out the sums, or, where there are gains, into scores what they add. Sums are then few enough for the second cache
+ * and lie in `sums`: HH_SCORE_ROWS of up to HH_SCORE_QUERIES queries. */
 HH_KERNEL void hh_trellis_dots_many_(const hh_score_rows *rows, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                                     const int8_t *queries, ptrdiff_t n_queries, int32_t *out) {
+                                     const int8_t *queries, ptrdiff_t n_queries, const hh_score_gains *gains,
+                                     int32_t *out) {
     const ptrdiff_t n_parts = (n_cols + HH_SCORE_COLS - 1) / HH_SCORE_COLS;
     const ptrdiff_t part = hh_trellis_blocks((n_cols + n_parts - 1) / n_parts) * HH_TRELLIS_BLOCK;
-    const ptrdiff_t visit = n_parts == 1 ? n_rows : HH_SCORE_ROWS; /* queries stay in scratch where there is one part */
-    for (ptrdiff_t q = 0; q < n_queries; q += HH_SCORE_QUERIES)
-        for (ptrdiff_t from = 0; from < n_rows; from += visit)
-            for (ptrdiff_t t = 0; t < n_cols; t += part) {
-                const ptrdiff_t end = hh_least_(from + visit, n_rows), width = hh_least_(part, n_cols - t);
-                const ptrdiff_t count = hh_least_(HH_SCORE_QUERIES, n_queries - q);
-                hh_score_queries_(rows, queries + q * n_cols + t, count, n_cols, width, (width + 3) / 4 * 4,
-                                  HH_SCORE_COLS, 4);
-                for (ptrdiff_t r = from; r < end; r += HH_SCORE_TILE)
-                    hh_score_tile_(rows, r, end - r, t, width, count, n_rows, out + q * n_rows + r);
+    const ptrdiff_t visit = n_parts == 1 && !gains ? n_rows : HH_SCORE_ROWS;
+    for (ptrdiff_t q = 0; q < n_queries; q += HH_SCORE_QUERIES) {
+        const ptrdiff_t count = hh_least_(HH_SCORE_QUERIES, n_queries - q);
+        const int8_t *const own = queries + q * n_cols;
+        if (n_parts == 1) hh_score_queries_(rows, own, count, n_cols, n_cols, (n_cols + 3) / 4 * 4, HH_SCORE_COLS, 4);
+        for (ptrdiff_t from = 0; from < n_rows; from += visit) {
+            const ptrdiff_t end = hh_least_(from + visit, n_rows);
+            if (!gains)
+                hh_score_visit_(rows, from, end, n_rows, n_cols, part, own, count, n_rows, out + q * n_rows + from);
+            else {
+                hh_score_visit_(rows, from, end, n_rows, n_cols, part, own, count, HH_SCORE_ROWS, out);
+                hh_score_add_(rows->tier, out, HH_SCORE_ROWS, gains, q, count, from, end, n_rows);
             }
+        }
+    }
 }
 #endif
 
@@ -635,7 +674,7 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
         hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, scratch);
         if (n_queries == 1 || (n_queries == 2 && rows.is_crossed))
             hh_trellis_dots_few_(&rows, n_rows, n_cols, queries, n_queries, out);
-        else hh_trellis_dots_many_(&rows, n_rows, n_cols, queries, n_queries, out);
+        else hh_trellis_dots_many_(&rows, n_rows, n_cols, queries, n_queries, NULL, out);
         return;
     }
 #elif HH_NEON
@@ -651,6 +690,33 @@ HH_KERNEL void hh_trellis_dots(int tier, const uint8_t *codes, ptrdiff_t n_rows,
         for (ptrdiff_t r = 0; r < n_rows; r++)
             out[q * n_rows + r] =
                 hh_trellis_dot_scalar(codes + r * row_nbytes, n_cols, rate, n_bits, table, queries + q * n_cols);
+}
+
+/* How many sums hh_trellis_scores wants room for. */
+HH_KERNEL ptrdiff_t hh_score_sums(int tier, ptrdiff_t n_rows, ptrdiff_t n_queries) {
+#if HH_X86
+    if (tier >= HH_TIER_AVX2 && n_queries > 2)
+        return (n_queries < HH_SCORE_QUERIES ? n_queries : HH_SCORE_QUERIES) * HH_SCORE_ROWS;
+#endif
+    (void)tier;
+    return n_rows * n_queries;
+}
+
+/* The sums of hh_trellis_dots made scores. */
+HH_KERNEL void hh_trellis_scores(int tier, const uint8_t *codes, ptrdiff_t n_rows, ptrdiff_t n_cols, int rate,
+                                 int n_bits, const int8_t *table, const uint8_t *codebook, const int8_t *queries,
+                                 ptrdiff_t n_queries, const hh_score_gains *gains, hh_score_scratch scratch,
+                                 int32_t *sums) {
+#if HH_X86
+    if (tier >= HH_TIER_AVX2 && n_queries > 2) {
+        hh_score_rows rows;
+        hh_score_open_(&rows, tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, scratch);
+        hh_trellis_dots_many_(&rows, n_rows, n_cols, queries, n_queries, gains, sums);
+        return;
+    }
+#endif
+    hh_trellis_dots(tier, codes, n_rows, n_cols, rate, n_bits, table, codebook, queries, n_queries, scratch, sums);
+    hh_score_add_(tier, sums, n_rows, gains, 0, n_queries, 0, n_rows, n_rows);
 }
 
 /* Squared lengths of rows, in levels. */

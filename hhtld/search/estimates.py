@@ -345,13 +345,16 @@ class SearchRows:
         summands, places = self._summands_of(rows)
         twigs = None if summands.twigs is None else summands.twigs[places]
         slot_l = None if summands.slot_l is None else np.ascontiguousarray(summands.slot_l[places])
-        _screen.estimate(twigs, queries.tables, slot_l, queries.lanes, estimates)
-        if summands.levels:
-            dots = np.empty(estimates.shape, np.int32)
-            for level in summands.levels:
-                for codes, scales in queries.planes:
-                    _level_dots(level.matrices, places, codes, dots)
-                    _screen.add_dots(dots, level.gains[places], scales * np.float32(trellis_factor), estimates)
+        is_begun = twigs is not None or slot_l is not None or not summands.levels
+        if is_begun:
+            _screen.estimate(twigs, queries.tables, slot_l, queries.lanes, estimates)
+        for level in summands.levels:
+            for codes, scales in queries.planes:
+                gains = level.gains[places]
+                _add_scores(
+                    level.matrices, places, codes, gains, scales * np.float32(trellis_factor), estimates, is_begun
+                )
+                is_begun = True
         return estimates
 
     def _decoded_estimates(self, queries: Queries, rows: NDArray[np.intp]) -> Array32:
@@ -372,22 +375,31 @@ def _level_of(level: TrellisLevel, rows: NDArray[np.intp]) -> TrellisLevel:
     return TrellisLevel(level.slot_v[rows], matrices)
 
 
-def _level_dots(
-    matrices: Sequence[CodeMatrix], rows: slice | NDArray[np.intp], codes: NDArray[np.int8], out: NDArray[np.int32]
+def _add_scores(
+    matrices: Sequence[CodeMatrix],
+    rows: slice | NDArray[np.intp],
+    codes: NDArray[np.int8],
+    gains: Array32,
+    scales: Array32,
+    scores: Array32,
+    more: bool,
 ) -> None:
-    """Fill `out` (n_queries, n) with the products of int8 queries and the levels of rows, whatever their class."""
+    """Fill `scores` (n_queries, n), or add to them, with the products of int8 queries and a level of rows.
+
+    Rows may be of any classes; `gains` (n,) and `scales` (n_queries,) are what a product is multiplied by.
+    """
     n_cols = codes.shape[1]
     for code, slot_t, own_rows in matrices:
-        if own_rows is None:
-            opened = code.opened(slot_t[rows], n_cols)
-            _score.trellis_dots(opened, code.levels, code.rate, codes, out, crossed=code.crossed)
-            continue
-        ranks, places = _members(own_rows, rows)
-        dots = np.empty((len(codes), len(places)), np.int32)
-        _score.trellis_dots(
-            code.opened(slot_t[ranks], n_cols), code.levels, code.rate, codes, dots, crossed=code.crossed
+        ranks, own_gains, own = rows, gains, scores
+        if own_rows is not None:
+            ranks, places = _members(own_rows, rows)
+            own_gains, own = gains[places], scores.take(places, axis=1)
+        opened = code.opened(slot_t[ranks], n_cols)
+        _score.trellis_scores(
+            opened, code.levels, code.rate, codes, own_gains, scales, own, more=more, crossed=code.crossed
         )
-        out[:, places] = dots
+        if own_rows is not None:
+            scores[:, places] = own
 
 
 def _members(

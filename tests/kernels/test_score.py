@@ -92,6 +92,24 @@ def test_rows_and_columns_in_parts(n_queries: int, isa: str, fenced: Fence) -> N
         check((n_rows, 643, 33, 10, n_queries), isa, fenced, alone=False)
 
 
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("n_queries", [1, 2, 3, 8, 65, 257])
+def test_scores_are_the_sums_by_gains_and_scales(n_queries: int, more: bool, isa: str, fenced: Fence) -> None:
+    for n_rows, n_cols in ((1, 20), (47, 130), (481, 7), (970, 90), (530, 643)):
+        codes, levels, queries = random_case(n_rows, n_cols, 35, 9, n_queries)
+        dots = np.empty((n_queries, n_rows), np.int32)
+        _score.trellis_dots(codes, levels, 35, queries, dots, isa=isa)
+        rng = np.random.default_rng(n_rows)
+        gains, scales = (rng.standard_normal(n).astype(np.float32) for n in (n_rows, n_queries))
+        scores = rng.standard_normal((n_queries, n_rows)).astype(np.float32)
+        expected = scores.copy() if more else np.zeros_like(scores)
+        reference.add_dots(dots, gains, scales, expected)
+        out = fenced(scores)
+        given = (fenced(codes), fenced(levels), 35, fenced(queries), fenced(gains), fenced(scales), out)
+        _score.trellis_scores(*given, more=more, isa=isa)
+        np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize("level", [-128, -127, 127])
 @pytest.mark.parametrize("factor", [-128, -127, 0, 127])
 @pytest.mark.parametrize("n_bits", [8, 12])
@@ -128,6 +146,15 @@ def test_nothing_to_score(isa: str) -> None:
     out = np.ones((2, 3), np.int32)
     _score.trellis_dots(codes[:, :0], levels, 32, queries[:, :0], out, isa=isa)
     assert not out.any()
+    gains, scales, scores = np.ones(3, np.float32), np.ones(2, np.float32), np.ones((2, 3), np.float32)
+    _score.trellis_scores(codes, levels, 32, queries[:0], gains, scales[:0], scores[:0], more=True, isa=isa)
+    _score.trellis_scores(codes[:, :0], levels, 32, queries[:, :0], gains, scales, scores, more=True, isa=isa)
+    assert scores.all()
+    _score.trellis_scores(codes[:, :0], levels, 32, queries[:, :0], gains, scales, scores, more=False, isa=isa)
+    assert not scores.any()
+    for wrong in ((gains[1:], scales, scores), (gains, scales[1:], scores), (gains, scales, scores[1:])):
+        with pytest.raises(ValueError, match="out must be"):
+            _score.trellis_scores(codes, levels, 32, queries, *wrong, more=True, isa=isa)
     energies = np.ones(3, np.int32)
     _score.trellis_energies(codes[:, :0], levels, 32, 0, energies, isa=isa)
     assert not energies.any()

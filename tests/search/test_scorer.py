@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import hhtld
+from hhtld import slots
 from hhtld._kernels import _dot, _isa
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.codecs.trellis import HhtlTTensor
@@ -121,12 +122,11 @@ def _isa_only(patch: pytest.MonkeyPatch, isa: str) -> None:
 
     class Score:
         MAX_COLS = _score.MAX_COLS
-        trellis_dots = staticmethod(functools.partial(_score.trellis_dots, isa=isa))
+        trellis_scores = staticmethod(functools.partial(_score.trellis_scores, isa=isa))
         trellis_energies = staticmethod(functools.partial(_score.trellis_energies, isa=isa))
 
     class Screen:
         estimate = staticmethod(functools.partial(_screen.estimate, isa=isa))
-        add_dots = staticmethod(functools.partial(_screen.add_dots, isa=isa))
         collect = staticmethod(functools.partial(_screen.collect, isa=isa))
 
     patch.setattr(estimates, "_score", Score)
@@ -401,3 +401,15 @@ def test_many_threads_search_one_scorer() -> None:
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda q: scorer.topk(q, 3, rescore=rows).rows, queries))
     np.testing.assert_array_equal(np.stack(found), expected)
+
+
+def test_a_batch_searches_rows_of_classes() -> None:
+    rng = np.random.default_rng(0)
+    rows, queries = rng.standard_normal((2000, 96)).astype(np.float32), rng.standard_normal((70, 96)).astype(np.float32)
+    classes = (slots.Trellis.trained(32), slots.Trellis.trained(48))
+    shared = slots.TrellisShared(classes[0], slots.Rotation(96, 3), classes=classes)
+    tensor = HhtlTTensor.encode("x", ArrayRows(rows), shared, row_class=rng.integers(0, 2, 2000).astype(np.uint8))
+    scores = queries.astype(np.float64) @ tensor.reconstruct_rows().T.astype(np.float64)
+    found = Scorer(tensor).topk(queries, 3)
+    np.testing.assert_array_equal(found.rows, np.argsort(-scores, axis=1, kind="stable")[:, :3])
+    np.testing.assert_allclose(Scorer(tensor).scores(queries), scores, atol=0.01)
