@@ -50,12 +50,15 @@ HH_KERNEL void hh_crossed_levels(const uint8_t *codebook, int8_t *levels) {
 /* What a body does with levels; constant where bodies are inlined. */
 enum { HH_CROSSED_DOT, HH_CROSSED_DOT_TWO, HH_CROSSED_KEEP, HH_CROSSED_DECODE };
 
+/* How the levels of a block are found; constant where bodies are inlined. */
+enum { HH_CROSSED_ANY, HH_CROSSED_SHARED, HH_CROSSED_TWO_BITS, HH_CROSSED_FOUR_BITS };
+
 /* What a body reads and writes: one query, or two for HH_CROSSED_DOT_TWO, which meet the same levels. They lie as
- * hh_crossed_query_avx2_ puts them. */
+ * hh_crossed_query_avx2_ or hh_crossed_query_avx512vnni_ puts them. */
 typedef struct {
     const hh_crossed *tables;
     int rate;
-    const int8_t *query[2], *magnitude[2]; /* [n_cols up to whole blocks]; of 512 bits the queries alone, as they are */
+    const int8_t *query[2], *magnitude[2]; /* [n_cols up to whole blocks]; of 512 bits the queries alone */
     int32_t bias[2]; /* of 512 bits: comes off every sum */
     ptrdiff_t sums_apart; /* of the second query from those of the first */
 } hh_crossed_use;
@@ -230,17 +233,19 @@ HH_INLINE __m256i hh_crossed_bytes_avx2_(const hh_crossed_plan_avx2 *plan, const
     return _mm256_inserti128_si256(_mm256_castsi128_si256(first_i8x16), second_i8x16, 1);
 }
 
-/* Levels of a pair of `n` rows, 1 or 2 and constant, odd weights first. Rows take every step together, so that no step
- * waits for the one before it. */
-HH_INLINE void hh_crossed_any_avx2_(int n, int is_shared, const hh_crossed_avx2 *open, const hh_crossed_plan_avx2 *plan,
-                                    const uint8_t *const *codes, int pair, __m256i *level_i8x32) {
+/* What follows takes the vectors of `n` rows, 1 or 2 and constant, a step of both rows before the next step, so that a
+ * step need not wait for the one before it. */
+#define HH_EACH for (int i = 0; i < n; i++)
+
+/* Windows of a pair, odd weights first: a and b as a byte, and c. */
+HH_INLINE void hh_crossed_windows_avx2_(int n, int is_shared, const hh_crossed_plan_avx2 *plan,
+                                        const uint8_t *const *codes, int pair, __m256i *ab_i8x32, __m256i *c_i8x32) {
     const __m256i even_i8x32 = plan->even_i8x32[pair], even_factor_i16x16 = plan->even_factor_i16x16[pair];
     const __m256i odd_i8x32 = plan->odd_i8x32[pair], odd_factor_i16x16 = plan->odd_factor_i16x16[pair];
     const __m256i even_c_i8x32 = plan->even_c_i8x32[pair], odd_c_i8x32 = plan->odd_c_i8x32[pair];
     const __m256i odd_c_factor_i16x16 = is_shared ? plan->odd_c_factor_i16x16[pair] : odd_factor_i16x16;
     const __m256i lower_i8x32 = _mm256_set1_epi16(0xFF);
-    __m256i bytes_i8x32[2], upper_i16x16[2], lower_i16x16[2], a_i8x32[2], b_i8x32[2], ab_i8x32[2], c_i8x32[2];
-#define HH_EACH for (int i = 0; i < n; i++)
+    __m256i bytes_i8x32[2], upper_i16x16[2], lower_i16x16[2];
     HH_EACH bytes_i8x32[i] = hh_crossed_bytes_avx2_(plan, codes[i], pair);
     HH_EACH upper_i16x16[i] = _mm256_shuffle_epi8(bytes_i8x32[i], even_i8x32);
     HH_EACH lower_i16x16[i] = _mm256_shuffle_epi8(bytes_i8x32[i], odd_i8x32);
@@ -252,20 +257,23 @@ HH_INLINE void hh_crossed_any_avx2_(int n, int is_shared, const hh_crossed_avx2 
     HH_EACH lower_i16x16[i] = _mm256_mulhi_epu16(lower_i16x16[i], odd_c_factor_i16x16);
     HH_EACH upper_i16x16[i] = _mm256_mullo_epi16(upper_i16x16[i], even_factor_i16x16);
     HH_EACH c_i8x32[i] = hh_lower_nibble_avx2_(_mm256_blendv_epi8(upper_i16x16[i], lower_i16x16[i], lower_i8x32));
-    HH_EACH a_i8x32[i] = _mm256_shuffle_epi8(open->across_i8x32, hh_lower_nibble_avx2_(ab_i8x32[i]));
-    HH_EACH c_i8x32[i] = _mm256_xor_si256(c_i8x32[i], a_i8x32[i]);
-    HH_EACH ab_i8x32[i] = _mm256_xor_si256(ab_i8x32[i], _mm256_shuffle_epi8(open->back_i8x32, c_i8x32[i]));
+}
+
+/* Levels of windows. */
+HH_INLINE void hh_crossed_planes_avx2_(int n, const hh_crossed_avx2 *open, const __m256i *window_ab_i8x32,
+                                       const __m256i *window_c_i8x32, __m256i *level_i8x32) {
+    __m256i a_i8x32[2], b_i8x32[2], ab_i8x32[2], c_i8x32[2];
+    HH_EACH a_i8x32[i] = hh_lower_nibble_avx2_(window_ab_i8x32[i]);
+    HH_EACH c_i8x32[i] = _mm256_xor_si256(window_c_i8x32[i], _mm256_shuffle_epi8(open->across_i8x32, a_i8x32[i]));
+    HH_EACH ab_i8x32[i] = _mm256_xor_si256(window_ab_i8x32[i], _mm256_shuffle_epi8(open->back_i8x32, c_i8x32[i]));
     HH_EACH level_i8x32[i] = _mm256_shuffle_epi8(open->level_c_i8x32, c_i8x32[i]);
     HH_EACH b_i8x32[i] = hh_upper_nibble_avx2_(ab_i8x32[i]);
     HH_EACH a_i8x32[i] = _mm256_shuffle_epi8(open->level_a_i8x32, hh_lower_nibble_avx2_(ab_i8x32[i]));
     HH_EACH b_i8x32[i] = _mm256_shuffle_epi8(open->level_b_i8x32, b_i8x32[i]);
     HH_EACH level_i8x32[i] = _mm256_add_epi8(level_i8x32[i], a_i8x32[i]);
     HH_EACH level_i8x32[i] = _mm256_add_epi8(level_i8x32[i], b_i8x32[i]);
-#undef HH_EACH
 }
-
-/* How the levels of a block are found; constant where bodies are inlined. */
-enum { HH_CROSSED_ANY, HH_CROSSED_SHARED, HH_CROSSED_TWO_BITS, HH_CROSSED_FOUR_BITS };
+#undef HH_EACH
 
 /* Vectors that come at once. */
 HH_INLINE int hh_crossed_count_(int body) {
@@ -335,9 +343,11 @@ HH_INLINE void hh_crossed_read_avx2_(int use, int body, const hh_crossed_use *wi
             for (int i = 0; i < n && n_queries; i++) /* for rows that no cache holds */
                 _mm_prefetch((const char *)(block[i] + 4096), _MM_HINT_T0);
             for (int first = 0; first < 4; first += count) {
-                __m256i level_i8x32[2][4], any_i8x32[2];
-                if (body == HH_CROSSED_ANY || body == HH_CROSSED_SHARED)
-                    hh_crossed_any_avx2_(n, body == HH_CROSSED_SHARED, &open, plan, block, first, any_i8x32);
+                __m256i level_i8x32[2][4], ab_i8x32[2], c_i8x32[2], any_i8x32[2]; /* of each row */
+                if (body == HH_CROSSED_ANY || body == HH_CROSSED_SHARED) {
+                    hh_crossed_windows_avx2_(n, body == HH_CROSSED_SHARED, plan, block, first, ab_i8x32, c_i8x32);
+                    hh_crossed_planes_avx2_(n, &open, ab_i8x32, c_i8x32, any_i8x32);
+                }
                 for (int i = 0; i < n; i++) {
                     if (body == HH_CROSSED_FOUR_BITS)
                         hh_crossed_four_avx2_(&open, block[i] + 16 * first, level_i8x32[i]);
@@ -414,13 +424,9 @@ HH_INLINE hh_crossed_avx512vnni hh_crossed_open_avx512vnni_(const hh_crossed *ta
     return open;
 }
 
-/* The levels of half a block. */
-HH_INLINE __m512i hh_crossed64_avx512vnni_(const hh_crossed_avx512vnni *open, const uint8_t *codes,
-                                           __m512i spread_i8x64, __m512i shift_i8x64, __m512i above_i8x64) {
-    const __m512i bytes_i8x64 = _mm512_permutexvar_epi8(spread_i8x64, _mm512_loadu_si512(codes));
-    __m512i low_i8x64 = _mm512_multishift_epi64_epi8(shift_i8x64, bytes_i8x64);
-    const __m512i c_i8x64 = _mm512_xor_si512(_mm512_multishift_epi64_epi8(above_i8x64, bytes_i8x64),
-                                             _mm512_permutexvar_epi8(low_i8x64, open->across_i8x64));
+/* Levels of windows: a and b of `low`, and the lower nibble of `c`. */
+HH_INLINE __m512i hh_crossed_planes_avx512vnni_(const hh_crossed_avx512vnni *open, __m512i low_i8x64, __m512i c_i8x64) {
+    c_i8x64 = _mm512_xor_si512(c_i8x64, _mm512_permutexvar_epi8(low_i8x64, open->across_i8x64));
     low_i8x64 = _mm512_xor_si512(low_i8x64, _mm512_permutexvar_epi8(c_i8x64, open->back_i8x64));
     return _mm512_add_epi8(
         _mm512_add_epi8(_mm512_permutexvar_epi8(low_i8x64, open->level_a_i8x64),
@@ -428,10 +434,40 @@ HH_INLINE __m512i hh_crossed64_avx512vnni_(const hh_crossed_avx512vnni *open, co
         _mm512_permutexvar_epi8(c_i8x64, open->level_c_i8x64));
 }
 
-HH_INLINE void hh_crossed_read_avx512vnni_(int use, const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
-                                           const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
-                                           ptrdiff_t n_cols, int32_t *sums, uint8_t *levels, ptrdiff_t apart,
-                                           const float *gains, float *out) {
+/* The levels of half a block. */
+HH_INLINE __m512i hh_crossed_any_avx512vnni_(const hh_crossed_avx512vnni *open, const hh_block_plan_avx512vnni *plan,
+                                             const uint8_t *block, int half) {
+    const __m512i bytes_i8x64 =
+        _mm512_permutexvar_epi8(plan->spread_i8x64[half], _mm512_loadu_si512(block + half * plan->second));
+    return hh_crossed_planes_avx512vnni_(open, _mm512_multishift_epi64_epi8(plan->shift_i8x64[half], bytes_i8x64),
+                                         _mm512_multishift_epi64_epi8(plan->above_i8x64[half], bytes_i8x64));
+}
+
+/* 4 bits: the levels of the even or of the odd weights of a block. */
+HH_INLINE __m512i hh_crossed_four_avx512vnni_(const hh_crossed_avx512vnni *open, const uint8_t *block, int odd) {
+    const __m512i byte_i8x64 = _mm512_loadu_si512(block), next_i8x64 = _mm512_loadu_si512(block + 1);
+    if (!odd) return hh_crossed_planes_avx512vnni_(open, byte_i8x64, next_i8x64);
+    const __m512i next_up_i8x64 = _mm512_slli_epi16(next_i8x64, 4);
+    /* (the byte down) where the mask is set, else the next one up */
+    const __m512i low_i8x64 =
+        _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), _mm512_srli_epi16(byte_i8x64, 4), next_up_i8x64, 0xCA);
+    return hh_crossed_planes_avx512vnni_(open, low_i8x64, _mm512_srli_epi16(next_i8x64, 4));
+}
+
+/* Puts a query, up to whole blocks, as these levels lie. */
+HH_KERNEL void hh_crossed_query_avx512vnni_(int8_t *query, ptrdiff_t n_padded) {
+    for (int8_t *block = query; block < query + n_padded; block += HH_TRELLIS_BLOCK) {
+        int8_t placed[HH_TRELLIS_BLOCK];
+        for (int in = 0; in < HH_TRELLIS_BLOCK; in++) placed[in % 2 * 64 + in / 2] = block[in];
+        memcpy(block, placed, sizeof placed);
+    }
+}
+
+/* As hh_crossed_read_avx2_; `body` is HH_CROSSED_FOUR_BITS for queries in that order, else HH_CROSSED_ANY. */
+HH_INLINE void hh_crossed_read_avx512vnni_(int use, int body, const hh_crossed_use *with,
+                                           const hh_block_plan_avx512vnni *plan, const uint8_t *codes,
+                                           ptrdiff_t row_nbytes, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *sums,
+                                           uint8_t *levels, ptrdiff_t apart, const float *gains, float *out) {
     const hh_crossed_avx512vnni open = hh_crossed_open_avx512vnni_(with->tables, 128);
     const int rate = with->rate, n_queries = hh_crossed_queries_(use);
     for (ptrdiff_t r = 0; r < n_rows; r++, codes += row_nbytes) {
@@ -444,10 +480,10 @@ HH_INLINE void hh_crossed_read_avx512vnni_(int use, const hh_crossed_use *with, 
                                                                : rest;
             if (n_queries) _mm_prefetch((const char *)(block + 4096), _MM_HINT_T0);
             for (int half = 0; half < 2; half++) {
-                if (half && t + 64 >= n_cols) break; /* no second half */
-                const __m512i level_i8x64 =
-                    hh_crossed64_avx512vnni_(&open, block + half * plan->second, plan->spread_i8x64[half],
-                                             plan->shift_i8x64[half], plan->above_i8x64[half]);
+                if (half && body == HH_CROSSED_ANY && t + 64 >= n_cols) break; /* no second half */
+                const __m512i level_i8x64 = body == HH_CROSSED_FOUR_BITS
+                                                ? hh_crossed_four_avx512vnni_(&open, block, half)
+                                                : hh_crossed_any_avx512vnni_(&open, plan, block, half);
                 if (use == HH_CROSSED_KEEP) _mm512_storeu_si512(levels + r * apart + t + 64 * half, level_i8x64);
                 else if (use == HH_CROSSED_DECODE)
                     hh_widen64_avx512vnni_(to + 64 * half, level_i8x64, _mm512_set1_ps(gains[r]));
@@ -469,26 +505,27 @@ HH_INLINE void hh_crossed_read_avx512vnni_(int use, const hh_crossed_use *with, 
 HH_KERNEL void hh_crossed_dots_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
                                           const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
                                           ptrdiff_t n_cols, ptrdiff_t n_queries, int32_t *out) {
-    if (n_queries == 2)
-        hh_crossed_read_avx512vnni_(HH_CROSSED_DOT_TWO, with, plan, codes, row_nbytes, n_rows, n_cols, out, NULL, 0,
-                                    NULL, NULL);
-    else
-        hh_crossed_read_avx512vnni_(HH_CROSSED_DOT, with, plan, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL,
-                                    NULL);
+#define HH_CROSSED_DOTS(use, body) \
+    hh_crossed_read_avx512vnni_(use, body, with, plan, codes, row_nbytes, n_rows, n_cols, out, NULL, 0, NULL, NULL)
+    if (n_queries == 2 && with->rate == 64) HH_CROSSED_DOTS(HH_CROSSED_DOT_TWO, HH_CROSSED_FOUR_BITS);
+    else if (n_queries == 2) HH_CROSSED_DOTS(HH_CROSSED_DOT_TWO, HH_CROSSED_ANY);
+    else if (with->rate == 64) HH_CROSSED_DOTS(HH_CROSSED_DOT, HH_CROSSED_FOUR_BITS);
+    else HH_CROSSED_DOTS(HH_CROSSED_DOT, HH_CROSSED_ANY);
+#undef HH_CROSSED_DOTS
 }
 
 HH_KERNEL void hh_crossed_keep_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
                                           const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
                                           ptrdiff_t n_cols, uint8_t *levels, ptrdiff_t apart) {
-    hh_crossed_read_avx512vnni_(HH_CROSSED_KEEP, with, plan, codes, row_nbytes, n_rows, n_cols, NULL, levels, apart,
-                                NULL, NULL);
+    hh_crossed_read_avx512vnni_(HH_CROSSED_KEEP, HH_CROSSED_ANY, with, plan, codes, row_nbytes, n_rows, n_cols, NULL,
+                                levels, apart, NULL, NULL);
 }
 
 HH_KERNEL void hh_crossed_decode_avx512vnni(const hh_crossed_use *with, const hh_block_plan_avx512vnni *plan,
                                             const uint8_t *codes, ptrdiff_t row_nbytes, ptrdiff_t n_rows,
                                             ptrdiff_t n_cols, const float *gains, float *out) {
-    hh_crossed_read_avx512vnni_(HH_CROSSED_DECODE, with, plan, codes, row_nbytes, n_rows, n_cols, NULL, NULL, 0, gains,
-                                out);
+    hh_crossed_read_avx512vnni_(HH_CROSSED_DECODE, HH_CROSSED_ANY, with, plan, codes, row_nbytes, n_rows, n_cols, NULL,
+                                NULL, 0, gains, out);
 }
 HH_TARGET_END
 #endif

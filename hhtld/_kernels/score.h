@@ -490,6 +490,8 @@ HH_KERNEL void hh_trellis_dots_few_(const hh_score_rows *rows, ptrdiff_t n_rows,
             hh_crossed_query_avx2_(rows->rate, queries + q * n_cols, n_cols, rows->scratch.query + q * n_padded,
                                    (int8_t *)rows->scratch.halves + q * n_padded);
     } else hh_score_queries_(rows, queries, n_queries, n_cols, n_cols, n_padded, n_padded, 32);
+    if (rows->is_crossed && rows->tier >= HH_TIER_AVX512VNNI && rows->rate == 64)
+        hh_crossed_query_avx512vnni_(rows->scratch.query, n_queries * n_padded);
     for (ptrdiff_t r = 0, some; r < n_rows; r += some) {
         const uint8_t *codes;
         some = hh_score_some_(rows, r, n_rows - r, &codes);
