@@ -1,4 +1,4 @@
-"""Quality and speed of Slot T, beside llama.cpp's quantisers and a dense float32 product.
+"""Quality and speed of Slot T, beside llama.cpp's quantizers and a dense float32 product.
 
     pip install -e '.[bench]' && python benchmarks/slot_t.py [quality | rings | speed | search]
 

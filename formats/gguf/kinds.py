@@ -14,16 +14,16 @@ from hhtld.errors import MissingExtraError, shown
 
 __all__ = [
     "Kind",
-    "can_quantise",
-    "dequantised",
+    "can_quantize",
+    "dequantized",
     "kind_named",
     "kind_numbered",
     "package",
     "package_version",
-    "quantised",
+    "quantized",
 ]
 
-PIECE_ELEMENTS = 1 << 18  # dequantised at once: fastest as measured, and little beside the rows themselves
+PIECE_ELEMENTS = 1 << 18  # dequantized at once: fastest as measured, and little beside the rows themselves
 _PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 
 
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
     block: int
     nbytes: int
     dtype: DType
-    quantised: Any = None  # the package's own type of a quantised one
+    quantized: Any = None  # the package's own type of a quantized one
 
 
 @functools.cache
@@ -57,15 +57,15 @@ def kind_numbered(number: int) -> Kind | str:
     names = package()
     version = package_version()
     try:
-        quantised = names.GGMLQuantizationType(number)
+        quantized = names.GGMLQuantizationType(number)
     except ValueError:
         return f"has the unknown type {number}; gguf {version} does not name it"
-    block, nbytes = map(int, names.GGML_QUANT_SIZES[quantised])
+    block, nbytes = map(int, names.GGML_QUANT_SIZES[quantized])
     try:  # the only question about it that the package's public names answer
-        names.quants.dequantize(np.zeros((1, nbytes), np.uint8), quantised)
-    except NotImplementedError:  # the package's own: it names more types than it dequantises
-        return f"has the type {quantised.name}, which gguf {version} does not dequantise"
-    return Kind(number, str(quantised.name), block, nbytes, DTYPES["F32"], quantised)
+        names.quants.dequantize(np.zeros((1, nbytes), np.uint8), quantized)
+    except NotImplementedError:  # the package's own: it names more types than it dequantizes
+        return f"has the type {quantized.name}, which gguf {version} does not dequantize"
+    return Kind(number, str(quantized.name), block, nbytes, DTYPES["F32"], quantized)
 
 
 def kind_named(name: str) -> Kind:
@@ -84,12 +84,12 @@ def kind_named(name: str) -> Kind:
 
 
 @functools.cache
-def can_quantise(kind: Kind) -> bool:
+def can_quantize(kind: Kind) -> bool:
     """Whether the package writes a type, and does not only read it."""
-    if kind.quantised is None:
+    if kind.quantized is None:
         return True
     try:  # the only question about it that the package's public names answer
-        package().quants.quantize(np.zeros((1, kind.block), np.float32), kind.quantised)
+        package().quants.quantize(np.zeros((1, kind.block), np.float32), kind.quantized)
     except NotImplementedError:  # the package's own
         return False
     return True
@@ -105,19 +105,19 @@ def package_version() -> str:
         return "as installed"
 
 
-def dequantised(blocks: NDArray[np.uint8], kind: Kind, out: NDArray[np.float32]) -> None:
+def dequantized(blocks: NDArray[np.uint8], kind: Kind, out: NDArray[np.float32]) -> None:
     """Fill `out` (n, kind.block) from blocks (n, kind.nbytes), a piece at a time."""
     dequantize, step = package().quants.dequantize, max(1, PIECE_ELEMENTS // kind.block)
     with np.errstate(all="ignore"):  # a scale that is not finite is for the encoder to refuse, by row and column
         for start in range(0, len(blocks), step):
             piece = blocks[start : start + step]
             # As one long row: the package splits what it is given into groups of 16 rows, however short.
-            out[start : start + step] = dequantize(piece.reshape(1, -1), kind.quantised).reshape(-1, kind.block)
+            out[start : start + step] = dequantize(piece.reshape(1, -1), kind.quantized).reshape(-1, kind.block)
 
 
-def quantised(values: NDArray[np.float32], kind: Kind) -> NDArray[np.uint8]:
+def quantized(values: NDArray[np.float32], kind: Kind) -> NDArray[np.uint8]:
     """Return the flat bytes of the blocks (n, kind.nbytes) that stand for values, n times `kind.block` of them."""
     quantize, step = package().quants.quantize, PIECE_ELEMENTS // kind.block * kind.block
     flat = values.reshape(1, -1)
-    pieces = [quantize(flat[:, start : start + step], kind.quantised) for start in range(0, flat.size, step)]
+    pieces = [quantize(flat[:, start : start + step], kind.quantized) for start in range(0, flat.size, step)]
     return np.concatenate(pieces, axis=None).view(np.uint8)

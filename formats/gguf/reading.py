@@ -1,4 +1,4 @@
-"""GGUF files, the format of llama.cpp, read strictly; quantised tensors are dequantised row by row.
+"""GGUF files, the format of llama.cpp, read strictly; quantized tensors are dequantized row by row.
 
 Layout, all of it little-endian
 -------------------------------
@@ -17,15 +17,15 @@ to the end             the data: each tensor begins at the alignment, none leave
 The header is read here and not by the package `gguf`, because its reader believes every number: a file of 43
 bytes that claims an array of 2^63 elements keeps it busy until memory ends, and slices past the end of the file come
 back shorter without a word. Here each count and length is held against the bytes that are left before anything is
-allocated or repeated. What only the package knows is taken from it: the names and block sizes of the quantised types,
+allocated or repeated. What only the package knows is taken from it: the names and block sizes of the quantized types,
 and `gguf.quants.dequantize`, its numpy reference of each of them.
 
-A quantised tensor appears as F32, its size is told as stored, and a note says that coding it quantizes it a second
-time. Its blocks run along the innermost axis, so rows are cut out and dequantised on
+A quantized tensor appears as F32, its size is told as stored, and a note says that coding it quantizes it a second
+time. Its blocks run along the innermost axis, so rows are cut out and dequantized on
 their own and have the bits that they have in the whole tensor. F32, F16, BF16, F64 and the integers come as they are.
 
 Refused, each with its reason: version 1 and big-endian files, one part of a split model, types that the package does
-not dequantise, arrays of arrays, keys and names that are empty, not UTF-8 or given twice, names that hold NUL, axes of
+not dequantize, arrays of arrays, keys and names that are empty, not UTF-8 or given twice, names that hold NUL, axes of
 size 0, more than four of them, offsets other than those a writer gives, bytes after the last tensor. Values that are
 not UTF-8 are kept: tokenizers hold such tokens.
 
@@ -52,7 +52,7 @@ from hhtld.errors import (
     UnsupportedVersionError,
     shown,
 )
-from hhtld.formats.gguf.kinds import Kind, dequantised, kind_numbered, package
+from hhtld.formats.gguf.kinds import Kind, dequantized, kind_numbered, package
 from hhtld.matrix import TensorInfo, checked_name
 from hhtld.sizes import align_up, checked_shape, tensor_nbytes
 from hhtld.sources.contract import TensorSource, requested_tensor
@@ -377,7 +377,7 @@ def _placed(entries: dict[str, _Entry], end: int, alignment: int, size: int, pat
 
 
 class GgufFile(TensorSource):
-    """One GGUF file, checked completely when opened, rows read by position and dequantised.
+    """One GGUF file, checked completely when opened, rows read by position and dequantized.
 
     Parameters
     ----------
@@ -428,27 +428,27 @@ class GgufFile(TensorSource):
 
         "order" and "key_order" tell the names if they are not sorted; "quantised" the types of those tensors that are.
 
-        "stored_nbytes" are those of all tensors, where some are quantised.
+        "stored_nbytes" are those of all tensors, where some are quantized.
 
         Values can be written back: strings that are not UTF-8 are {"hex": their bytes}, floats that are not
         finite "nan", "inf" or "-inf".
         """
         header = self._header
-        quantised = {n: e.kind.name for n, e in header.entries.items() if e.kind.quantised is not None}
+        quantized = {n: e.kind.name for n, e in header.entries.items() if e.kind.quantized is not None}
         facts: dict[str, Any] = {"version": header.version, "alignment": header.alignment}
         facts["fields"] = dict(header.fields)
         # A pack sorts both.
         orders = (("order", header.entries), ("key_order", header.fields))
         facts |= {key: list(names) for key, names in orders if list(names) != sorted(names)}
-        if not quantised:
+        if not quantized:
             return {"gguf": facts}
         nbytes = sum(entry.nbytes for entry in header.entries.values())
-        return {"gguf": facts | {"quantised": quantised}, "stored_nbytes": nbytes}
+        return {"gguf": facts | {"quantised": quantized}, "stored_nbytes": nbytes}
 
     @property
     def notes(self) -> list[str]:
-        """That coding what is quantised here quantises it again."""
-        kinds = Counter(e.kind.name for e in self._header.entries.values() if e.kind.quantised is not None)
+        """That coding what is quantized here quantizes it again."""
+        kinds = Counter(e.kind.name for e in self._header.entries.values() if e.kind.quantized is not None)
         if not kinds:
             return []
         listed = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
@@ -471,10 +471,10 @@ class GgufFile(TensorSource):
         stored = np.empty((stop - start, entry.nbytes // info.n_rows), np.uint8)
         if stored.size:
             self._file.fill(stored.reshape(-1).data, entry.offset + start * stored.shape[1])
-        if entry.kind.quantised is None:
+        if entry.kind.quantized is None:
             return stored
         out = np.empty((stop - start, info.n_cols), "<f4")
-        dequantised(stored.reshape(-1, entry.kind.nbytes), entry.kind, out.reshape(-1, entry.kind.block))
+        dequantized(stored.reshape(-1, entry.kind.nbytes), entry.kind, out.reshape(-1, entry.kind.block))
         return out.view(np.uint8)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from hhtld.dtypes import narrow, widen
 from hhtld.errors import HeaderError, shown
-from hhtld.formats.gguf.kinds import Kind, can_quantise, kind_named, package, package_version, quantised
+from hhtld.formats.gguf.kinds import Kind, can_quantize, kind_named, package, package_version, quantized
 from hhtld.formats.gguf.reading import (
     ALIGNMENTS,
     ARRAY,
@@ -140,7 +140,7 @@ def planned_layout(source: TensorSource, type: str = SOURCE) -> Layout:
     header = b"".join(_header(int(version), fields, tensors))
     if len(header) > HEADER_LIMIT:
         raise HeaderError(f"the header takes {len(header)} bytes, and readers stop at {HEADER_LIMIT}")
-    requantized = Counter(kind.name for kind in kinds.values() if kind.quantised is not None)
+    requantized = Counter(kind.name for kind in kinds.values() if kind.quantized is not None)
     return Layout(header.ljust(align_up(len(header), alignment), b"\0"), tensors, alignment, dict(requantized))
 
 
@@ -197,7 +197,7 @@ def _kinds(infos: list[TensorInfo], facts: Mapping[str, Any], type: str) -> dict
         plain = all(kind.name == "F32" or not kind.dtype.is_weight for kind in kinds.values())
         chosen = kind_named(type)
         kinds |= {i.name: chosen for i in infos if _changes(i, kinds[i.name], plain)}
-    unwritten = Counter(kind.name for kind in kinds.values() if not can_quantise(kind))
+    unwritten = Counter(kind.name for kind in kinds.values() if not can_quantize(kind))
     if unwritten:
         listed = ", ".join(f"{count} {name}" for name, count in unwritten.most_common())
         others = ", ".join(name for name in TYPES if name != SOURCE)
@@ -243,7 +243,7 @@ def _retyped(fields: Mapping[str, Any], type: str, kinds: Mapping[str, Kind]) ->
     if type == SOURCE:
         return dict(fields)
     retyped = dict(fields) | {"general.file_type": {"type": "UINT32", "value": _FILE_TYPES[type]}}
-    if any(kind.quantised is not None for kind in kinds.values()):
+    if any(kind.quantized is not None for kind in kinds.values()):
         retyped.setdefault("general.quantization_version", {"type": "UINT32", "value": _QUANTIZATION_VERSION})
     return retyped
 
@@ -395,15 +395,15 @@ def _beyond_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:
 def _conversion(tensor: _Placed) -> Callable[[NDArray[np.float32]], NDArray[np.uint8]] | None:
     """Return what turns values into a tensor's type, or None if the source gives that type."""
     info, kind = tensor.info, tensor.kind
-    if kind.quantised is None:
+    if kind.quantized is None:
         return None if kind.dtype == info.dtype else lambda values: narrow(values, kind.dtype)
 
-    def quantise(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def quantize(values: NDArray[np.float32]) -> NDArray[np.uint8]:
         if not np.isfinite(values).all() or _beyond_half(values).any():
             raise ValueError(
                 f"tensor {shown(info.name)}: holds values that are not finite or beyond {_LARGEST_HALF:g}, which "
                 f"{kind.name} has no scales for; write it with --type BF16 or F32"
             )
-        return quantised(values, kind)
+        return quantized(values, kind)
 
-    return quantise
+    return quantize

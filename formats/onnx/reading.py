@@ -29,7 +29,7 @@ What operators do with a weight tells whether its rows are looked up (`hhtld.for
 Refused, each by name: values outside their type, data whose length is not the shape's, names that are missing, not
 UTF-8 or given twice within a body. The location of external data must be a plain relative path below the model's
 folder; a link there is followed where `hhtld.storage.links` says.
-Optimiser states (`training_info`) are not weights and are not read; checksums of external files are not compared.
+Optimizer states (`training_info`) are not weights and are not read; checksums of external files are not compared.
 
 Memory: the data inside the message is held while the source is open, and twice that while it is opened; rows are views
 of it. Data in external files is read by position. protobuf ends at 2 GiB.

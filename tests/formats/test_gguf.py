@@ -186,7 +186,7 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "larger than the file": (one("a", (2**40,)), TruncatedError, "takes 4398046511104 bytes from byte"),
     "unknown type": (one("a", (4,), 99), HeaderError, "'a': has the unknown type 99; gguf"),
     "a type that was removed": (one("a", (32,), 4), HeaderError, "'a': has the unknown type 4"),
-    "a type that nobody dequantises": (one("a", (256,), 15), HeaderError, "the type Q8_K, which gguf .* does not"),
+    "a type that nobody dequantizes": (one("a", (256,), 15), HeaderError, "the type Q8_K, which gguf .* does not"),
     "rows that are no blocks": (
         one("a", (33, 32), 8),
         HeaderError,
@@ -216,7 +216,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def written(path: Path, *arrays: tuple[str, NDArray[Any], Any], **texts: str) -> Path:
-    """A file by the package's own writer, of arrays with the type of quantised ones or None."""
+    """A file by the package's own writer, of arrays with the type of quantized ones or None."""
     writer = gguf.GGUFWriter(path, "tiny")
     for key, text in texts.items():
         writer.add_string(key, text)
@@ -372,7 +372,7 @@ def test_missing_package_is_named(
 # --- types and rows ---------------------------------------------------------------------------
 
 
-def dequantised_types() -> list[Any]:
+def dequantized_types() -> list[Any]:
     found = []
     for kind in Type:
         try:
@@ -385,8 +385,8 @@ def dequantised_types() -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the package's own, where a scale is not finite
-@pytest.mark.parametrize("kind", dequantised_types(), ids=lambda kind: kind.name)
-def test_rows_of_every_quantised_type_are_those_of_the_package(path: Path, rng: np.random.Generator, kind: Any) -> None:
+@pytest.mark.parametrize("kind", dequantized_types(), ids=lambda kind: kind.name)
+def test_rows_of_every_quantized_type_are_those_of_the_package(path: Path, rng: np.random.Generator, kind: Any) -> None:
     block, nbytes = gguf.GGML_QUANT_SIZES[kind]
     stored = {
         "matrix": rng.integers(0, 256, (37, 3 * nbytes), dtype=np.uint8),
@@ -406,9 +406,9 @@ def test_rows_of_every_quantised_type_are_those_of_the_package(path: Path, rng: 
             assert np.concatenate(pieces).tobytes() == whole.tobytes()
 
 
-def quantisable_types() -> list[Any]:
+def quantizable_types() -> list[Any]:
     found = []
-    for kind in dequantised_types():
+    for kind in dequantized_types():
         try:
             gguf.quants.quantize(np.ones((1, gguf.GGML_QUANT_SIZES[kind][0]), np.float32), kind)
         except NotImplementedError:  # the package's own: it names more types than it can do
@@ -417,8 +417,8 @@ def quantisable_types() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", quantisable_types(), ids=lambda kind: kind.name)
-def test_quantised_weights_come_back_as_near_as_their_type_allows(path: Path, kind: Any) -> None:
+@pytest.mark.parametrize("kind", quantizable_types(), ids=lambda kind: kind.name)
+def test_quantized_weights_come_back_as_near_as_their_type_allows(path: Path, kind: Any) -> None:
     weights = low_rank(64, 512)
     stored = gguf.quants.quantize(weights, kind)
     with GgufFile(written(path, ("w", stored, kind))) as source:
@@ -573,7 +573,7 @@ def test_key_values_come_back_from_hhtld(path: Path) -> None:
 # --- commands ---------------------------------------------------------------------------------
 
 
-def test_quantised_files_are_told_as_stored_and_as_quantized_twice(
+def test_quantized_files_are_told_as_stored_and_as_quantized_twice(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = low_rank(256, 256)
@@ -602,7 +602,7 @@ def test_quantised_files_are_told_as_stored_and_as_quantized_twice(
     assert json.loads((tmp_path / "page.json").read_text())["source_nbytes"] == nbytes
 
 
-def test_a_pack_that_is_larger_than_the_quantised_source_says_so(path: Path, tmp_path: Path) -> None:
+def test_a_pack_that_is_larger_than_the_quantized_source_says_so(path: Path, tmp_path: Path) -> None:
     written(path, ("w", gguf.quants.quantize(low_rank(512, 512), Type.Q4_0), Type.Q4_0))
     told = "this takes .* bytes, more than the 147,456 of the source, whose tensors are stored as Q4_0"
     larger = hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:6")
@@ -613,7 +613,7 @@ def test_a_pack_that_is_larger_than_the_quantised_source_says_so(path: Path, tmp
     assert re.search(told, "\n".join(plain.notes))
 
 
-def test_a_file_that_is_not_quantised_has_no_note(path: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_quantized_has_no_note(path: Path, tmp_path: Path) -> None:
     written(path, ("blk.0.ffn_up.weight", low_rank(256, 256), None))
     assert hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4").notes == []
     with GgufFile(path) as source:
