@@ -448,7 +448,7 @@ HH_INLINE __m512i hh_crossed_four_avx512vnni_(const hh_crossed_avx512vnni *open,
     const __m512i byte_i8x64 = _mm512_loadu_si512(block), next_i8x64 = _mm512_loadu_si512(block + 1);
     if (!odd) return hh_crossed_planes_avx512vnni_(open, byte_i8x64, next_i8x64);
     const __m512i next_up_i8x64 = _mm512_slli_epi16(next_i8x64, 4);
-    /* (the byte down) where the mask is set, else the next one up */
+    /* the lower nibble from the byte's upper one, the upper nibble from the next byte's lower one */
     const __m512i low_i8x64 =
         _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), _mm512_srli_epi16(byte_i8x64, 4), next_up_i8x64, 0xCA);
     return hh_crossed_planes_avx512vnni_(open, low_i8x64, _mm512_srli_epi16(next_i8x64, 4));
@@ -456,10 +456,13 @@ HH_INLINE __m512i hh_crossed_four_avx512vnni_(const hh_crossed_avx512vnni *open,
 
 /* Puts a query, up to whole blocks, as these levels lie. */
 HH_KERNEL void hh_crossed_query_avx512vnni_(int8_t *query, ptrdiff_t n_padded) {
+    uint8_t even[64];
+    for (int i = 0; i < 64; i++) even[i] = (uint8_t)(2 * i);
+    const __m512i even_i8x64 = _mm512_loadu_si512(even), odd_i8x64 = _mm512_add_epi8(even_i8x64, _mm512_set1_epi8(1));
     for (int8_t *block = query; block < query + n_padded; block += HH_TRELLIS_BLOCK) {
-        int8_t placed[HH_TRELLIS_BLOCK];
-        for (int in = 0; in < HH_TRELLIS_BLOCK; in++) placed[in % 2 * 64 + in / 2] = block[in];
-        memcpy(block, placed, sizeof placed);
+        const __m512i first_i8x64 = _mm512_loadu_si512(block), second_i8x64 = _mm512_loadu_si512(block + 64);
+        _mm512_storeu_si512(block, _mm512_permutex2var_epi8(first_i8x64, even_i8x64, second_i8x64));
+        _mm512_storeu_si512(block + 64, _mm512_permutex2var_epi8(first_i8x64, odd_i8x64, second_i8x64));
     }
 }
 
