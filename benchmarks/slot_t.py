@@ -32,6 +32,7 @@ QUALITY_RATES = (16, 24, 32, 40, 48, 64, 80, 96)
 RING_COLS, RING_RATES, RING_ROWS = (32, 64, 160, 256, 512), (16, 32, 48, 64, 96), 2048
 TWO_LEVELS = ((32, 16), (32, 32))
 SPEED_RATES = (32, 48, 50, 64)
+DOT_RATES = (32, 48, 50, 64, 80, 88)
 ENCODE_ROWS = 512
 DECODE_ROWS = 4096
 DOT_ROWS = 16384
@@ -139,9 +140,9 @@ def speed_lines(
     times: Mapping[str, list[float]], n_weights: int, unit: float, name: str, beside: Mapping[str, str]
 ) -> None:
     for part in times:
-        each = median(times[part])
+        each, fastest = (n_weights / took(times[part]) / 1e3 / unit for took in (median, min))
         against = "".join(f"   {ratio(times, other, part):.2f} x {title}" for other, title in beside.items())
-        print(f"  {part:34} {n_weights / each / 1e3 / unit:8.2f} {name}{against if part not in beside else ''}")
+        print(f"  {part:34} {each:8.2f} {name}, at best {fastest:.2f}{against if part not in beside else ''}")
 
 
 def encode_speed(ggml: Ggml, rows: Rows) -> None:
@@ -237,7 +238,7 @@ def dot_speed(ggml: Ggml) -> None:
         )
         parts[name] = ggml.products(name, blocks, vector)
     scores = np.empty((1, DOT_ROWS), np.int32)
-    for rate in SPEED_RATES:
+    for rate in DOT_RATES:
         code = Trellis.trained(rate)
         codes = rng.integers(0, 256, (DOT_ROWS, code.row_nbytes(N_COLS)), np.uint8)
         for tier in vector_tiers():
