@@ -53,13 +53,15 @@ class RowDecoder:
         crossed: NDArray[np.uint8] | None,
         signs: NDArray[np.float32],
         gain_unit: float,
+        centroids: NDArray[np.float32] | None = ...,
     ) -> None: ...
-    # codes (n_rows, row_nbytes), gains (n_rows,), out (n_rows, n_cols)
+    # codes (n_rows, row_nbytes), gains (n_rows,), out (n_rows, n_cols), twigs (n_rows,)
     def decode(
         self,
         codes: NDArray[np.uint8],
         gains: NDArray[np.uint16],
         out: NDArray[np.float32],
+        twigs: NDArray[np.uint8] | None = ...,
         *,
         isa: str | None = ...,
     ) -> None: ...

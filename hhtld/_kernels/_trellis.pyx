@@ -247,15 +247,18 @@ cdef class RowDecoder:
     signs : float32 (2, n_cols)
     gain_unit : float
         What gains are multiplied by.
+    centroids : float32 (k, n_cols), optional
+        What is added to rows that are rotated back.
     """
     cdef const int8_t[::1] _table
     cdef const uint8_t[::1] _crossed
     cdef const float[:, ::1] _signs
+    cdef const float[:, ::1] _centroids
     cdef int _rate, _n_bits
     cdef float _gain_unit
 
     def __cinit__(self, const int8_t[::1] table not None, int rate, const uint8_t[::1] crossed,
-                  const float[:, ::1] signs not None, float gain_unit):
+                  const float[:, ::1] signs not None, float gain_unit, const float[:, ::1] centroids=None):
         self._n_bits = _state_bits(table, rate)
         if crossed is not None:
             _require_crossed(crossed, table.shape[0])
@@ -263,14 +266,25 @@ cdef class RowDecoder:
             raise ValueError(f"signs must be (2, n_cols), got ({signs.shape[0]}, {signs.shape[1]})")
         if signs.shape[1]:
             require_aligned(&signs[0, 0], 4, "signs")
-        self._table, self._crossed, self._signs = table, crossed, signs
+        if centroids is not None:
+            if centroids.shape[1] != signs.shape[1]:
+                raise ValueError(f"centroids must be (k, {signs.shape[1]}), got ({centroids.shape[0]}, "
+                                 f"{centroids.shape[1]})")
+            if centroids.shape[0] and centroids.shape[1]:
+                require_aligned(&centroids[0, 0], 4, "centroids")
+        self._table, self._crossed, self._signs, self._centroids = table, crossed, signs, centroids
         self._rate, self._gain_unit = rate, gain_unit
 
     def decode(self, const uint8_t[:, ::1] codes not None, const uint16_t[::1] gains not None,
-               float[:, ::1] out not None, *, isa=None):
-        """Write the rows (n_rows, n_cols) of codes (n_rows, row_nbytes) and gains (n_rows,), bits of bfloat16."""
+               float[:, ::1] out not None, const uint8_t[::1] twigs=None, *, isa=None):
+        """Write the rows (n_rows, n_cols) of codes (n_rows, row_nbytes) and gains (n_rows,), bits of bfloat16.
+
+        `twigs` (n_rows,) are the numbers of the centroids that are added.
+        """
         cdef int tier = resolve(isa)
-        cdef Py_ssize_t n_rows = out.shape[0], n_cols = self._signs.shape[1], i
+        cdef Py_ssize_t n_rows = out.shape[0], n_cols = self._signs.shape[1], i, t
+        cdef float *row
+        cdef const float *centroid
         cdef Py_ssize_t nbytes = hh_trellis_row_nbytes(n_cols, self._rate, self._n_bits)
         cdef float one
         cdef float *values = &one
@@ -279,6 +293,14 @@ cdef class RowDecoder:
             raise ValueError(f"codes must be ({n_rows}, {nbytes}), gains ({n_rows},) and out ({n_rows}, {n_cols}), got "
                              f"({codes.shape[0]}, {codes.shape[1]}), ({gains.shape[0]},) and ({n_rows}, "
                              f"{out.shape[1]})")
+        if (twigs is None) != (self._centroids is None):
+            raise ValueError("twigs and centroids come together")
+        if twigs is not None:
+            if twigs.shape[0] != n_rows:
+                raise ValueError(f"twigs must be ({n_rows},), got ({twigs.shape[0]},)")
+            for i in range(n_rows):
+                if twigs[i] >= self._centroids.shape[0]:
+                    raise ValueError(f"a twig is not below {self._centroids.shape[0]}")
         if n_rows == 0 or n_cols == 0:
             return
         require_aligned(&gains[0], 2, "gains")
@@ -298,6 +320,11 @@ cdef class RowDecoder:
                     &out[0, 0])
             with nogil:
                 hh_unrotate_f32(tier, &out[0, 0], n_rows, n_cols, &self._signs[0, 0])
+                if twigs is not None:
+                    for i in range(n_rows):
+                        row, centroid = &out[i, 0], &self._centroids[twigs[i], 0]
+                        for t in range(n_cols):
+                            row[t] += centroid[t]
         finally:
             if n_rows > 1:
                 free(values)

@@ -522,11 +522,12 @@ class HhtlTTensor(EncodedTensor):
         check_budget(self.original_shape[0], picked, 4 * self.original_shape[1], 0, self.budget)
         second, rotation = self.shared.second if levels == 2 else None, self.shared.rotation
         slot_v = self.slot_v if rows is None else self.slot_v[picked]
-        if second is None and self.twigs is None and self.slot_l is None and self.column_scale is None:
+        if second is None and self.slot_l is None and self.column_scale is None:
             coded = self._codes.of_one_code(picked)
             if coded is not None:  # what most packs hold
                 number, codes = coded
-                return self.shared.decoders[number].decode(codes, slot_v, out)
+                twigs = self.twigs if self.twigs is None or rows is None else self.twigs[picked]
+                return self.shared.decoders[number].decode(codes, slot_v, twigs, out)
         out = self._codes.decode(picked, slots.gain_values(slot_v), out)
         with np.errstate(over="ignore", invalid="ignore"):
             if second is not None and self.slot_t_2 is not None and self.slot_v_2 is not None:
@@ -627,6 +628,10 @@ class HhtlTTensor(EncodedTensor):
         return 2 * self.original_shape[0] * self.original_shape[1] / size if size else 0.0
 
 
+def _largest(twigs: NDArray[np.uint8]) -> int:
+    return int(twigs[0] if len(twigs) == 1 else twigs.max())  # of one row without numpy's reduction
+
+
 def _gains(slot_v: NDArray[np.uint8]) -> NDArray[np.uint16]:
     gains = slot_v.view(_U16)
     return gains if gains.flags.aligned else gains.copy()
@@ -657,7 +662,7 @@ def _check_optional(tensor: HhtlTTensor) -> None:
         raise ValueError("twigs and centroids come together or not at all")
     if tensor.twigs is not None:
         k = len(tensor.shared.centroids)
-        if tensor.twigs.shape != (n_rows,) or (n_rows and int(tensor.twigs.max()) >= k):
+        if tensor.twigs.shape != (n_rows,) or (n_rows and _largest(tensor.twigs) >= k):
             raise ValueError(f"twigs must be {n_rows} numbers below {k}")
     if not (tensor.slot_l is None) == (tensor.slot_l_scale is None) == (tensor.shared.basis is None):
         raise ValueError("slot_l, slot_l_scale and the group's basis come together or not at all")

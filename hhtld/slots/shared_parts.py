@@ -79,8 +79,9 @@ class TrellisShared:
 
     @cached_property
     def decoders(self) -> tuple[RowDecoder, ...]:
-        """What decodes rows that are of the first level alone, one for each class, or one for all rows."""
-        return tuple(RowDecoder(trellis, self.rotation) for trellis in self.classes or (self.trellis,))
+        """What decodes rows of the first level and centroids alone, one for each class, or one for all rows."""
+        centroids = None if self.centroid_bits is None else self.centroids
+        return tuple(RowDecoder(trellis, self.rotation, centroids) for trellis in self.classes or (self.trellis,))
 
     def codebook(self) -> NDArray[Any]:
         """Return what a file holds of the codebook of all rows, or of those of the classes, one after another."""

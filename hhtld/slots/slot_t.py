@@ -177,26 +177,33 @@ class Trellis:
 
 
 class RowDecoder:
-    """Decodes rows that are nothing but a code's, a gain and a rotation, in one call of a kernel.
+    """Decodes rows that are a code's, a gain, a rotation and perhaps a centroid, in one call of a kernel.
 
     Parameters
     ----------
     trellis : Trellis
     rotation : Rotation
+    centroids : ndarray of float32, shape (k, n_cols), or None
     """
 
-    def __init__(self, trellis: Trellis, rotation: Rotation) -> None:
+    def __init__(self, trellis: Trellis, rotation: Rotation, centroids: NDArray[np.float32] | None = None) -> None:
         self._trellis, self._n_cols = trellis, rotation.n_cols
         code = (trellis.levels, trellis.rate, trellis.crossed)
-        self._decode = _trellis.RowDecoder(*code, rotation.signs, _GAIN_UNIT).decode
+        self._decode = _trellis.RowDecoder(*code, rotation.signs, _GAIN_UNIT, centroids).decode
 
     def decode(
-        self, codes: NDArray[np.uint8], slot_v: NDArray[np.uint16], out: NDArray[np.float32] | None = None
+        self,
+        codes: NDArray[np.uint8],
+        slot_v: NDArray[np.uint16],
+        twigs: NDArray[np.uint8] | None,
+        out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return rows (n, n_cols) of codes (n, row_nbytes) and Slot V (n,), in `out` if it is given."""
+        """Return rows (n, n_cols) of codes (n, row_nbytes), Slot V (n,) and twigs (n,), in `out` if it is given."""
         if out is None:
             out = np.empty((len(codes), self._n_cols), np.float32)
-        self._decode(self._trellis.opened(codes, self._n_cols), np.ascontiguousarray(slot_v), out)
+        if twigs is not None:
+            twigs = np.ascontiguousarray(twigs)
+        self._decode(self._trellis.opened(codes, self._n_cols), np.ascontiguousarray(slot_v), out, twigs)
         return out
 
 

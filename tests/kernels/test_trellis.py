@@ -212,6 +212,20 @@ def test_rows_are_decoded_and_rotated_back_in_one_call(
         decoder = _trellis.RowDecoder(levels, rate, crossed, signs, 1 / 64)
         decoder.decode(fenced(codes), fenced(slot_v), out, isa=isa)
         same_bits(out, expected)
+        centroids = rng.standard_normal((5, n_cols)).astype(np.float32)
+        twigs = rng.integers(0, 5, n_rows).astype(np.uint8)
+        with_centroids = _trellis.RowDecoder(levels, rate, crossed, signs, 1 / 64, centroids)
+        with_centroids.decode(codes, slot_v, out, fenced(twigs), isa=isa)
+        same_bits(out, expected + centroids[twigs])
+        with pytest.raises(ValueError, match="come together"):
+            with_centroids.decode(codes, slot_v, out)
+        with pytest.raises(ValueError, match="twigs must be"):
+            with_centroids.decode(codes, slot_v, out, np.zeros(n_rows + 1, np.uint8))
+        if n_rows:
+            with pytest.raises(ValueError, match="not below 5"):
+                with_centroids.decode(codes, slot_v, out, np.full(n_rows, 5, np.uint8))
+        with pytest.raises(ValueError, match="centroids must be"):
+            _trellis.RowDecoder(levels, rate, crossed, signs, 1 / 64, np.zeros((5, n_cols + 1), np.float32))
         for wrong in (
             (codes[:, :-1].copy(), slot_v, out),
             (codes, np.zeros(n_rows + 1, np.uint16), out),
