@@ -28,6 +28,7 @@ except ImportError as error:
 __all__ = ["dask_crew"]
 
 _TIMEOUT = "30s"  # to reach a scheduler
+_WITHOUT_PORT = ("inproc://", "ucx://")  # addresses of dask that have none, or another form of it
 _CONFIG = {
     # A palette of wide rows is large for a task, but it is sent only once.
     "distributed.admin.large-graph-warning-threshold": "1GiB",
@@ -89,10 +90,14 @@ def dask_crew(where: str, jobs: int) -> Iterator[Crew]:
 
     Raises
     ------
+    ValueError
+        If that is no address.
     HhtldError
         If no scheduler answers, or workers are lost again and again.
     """
     is_local = where == "local"
+    if not is_local:
+        _check_address(where)
     with dask.config.set(_CONFIG):
         cluster = _local_cluster(jobs) if is_local else None
         try:
@@ -111,6 +116,18 @@ def dask_crew(where: str, jobs: int) -> Iterator[Crew]:
             client.close()
             if cluster is not None:
                 cluster.close()
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no address: dask's client does so when it is half made, and then waits for ever to be closed."""
+    if address.startswith(_WITHOUT_PORT):
+        return
+    try:
+        distributed.comm.get_address_host_port(address)
+    except ValueError as error:
+        raise ValueError(
+            f"an executor of dask is dask:local or dask:ADDRESS, as dask:tcp://HOST:8786; got {address!r}: {error}"
+        ) from None
 
 
 def _local_cluster(jobs: int) -> Any:

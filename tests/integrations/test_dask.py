@@ -76,6 +76,19 @@ def test_any_workers_give_the_same_bytes(tmp_path: Path) -> None:
             assert (tmp_path / f"{name}.hhtld").read_bytes() == (tmp_path / "here.hhtld").read_bytes(), name
 
 
+@pytest.mark.skipif(find_spec("distributed") is None, reason="the extra 'dask' is not installed")
+@pytest.mark.parametrize("address", ["nope", "smoke://host:1"])
+def test_what_is_no_address_is_refused_and_the_process_ends(address: str, tmp_path: Path) -> None:
+    save_file({"w": np.ones((600, 64), np.float32)}, tmp_path / "m.safetensors")
+    words = ["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "x.hhtld"), "--executor", f"dask:{address}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hhtld.formats", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "an executor of dask is dask:local or dask:ADDRESS, as dask:tcp://HOST:8786; got" in done.stderr
+    assert not (tmp_path / "x.hhtld").exists()
+
+
 def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "hhtld.integrations.dask", raising=False)
     monkeypatch.setitem(sys.modules, "distributed", None)
