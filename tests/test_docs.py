@@ -300,7 +300,7 @@ def test_the_plot_is_drawn_from_the_table(tmp_path: Path) -> None:
     names: dict[str, Any] = {"__name__": "agreement", "__file__": str(ROOT / "docs" / "plots" / "agreement.py")}
     exec(compile(Path(names["__file__"]).read_text(encoding="utf-8"), names["__file__"], "exec"), names)
     rows = names["table"]()
-    assert len(rows) == 17
+    assert len(rows) == 19
     assert all(sum(belongs(name) for _, _, _, belongs in names["FAMILIES"]) == 1 for name, _, _ in rows)
     names["draw"](tmp_path / "drawn.svg")
     assert (tmp_path / "drawn.svg").stat().st_size > 10_000
