@@ -33,10 +33,13 @@ class Run:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
-        for name, value in (("jobs", self.jobs), ("memory", self.memory), ("budget", self.budget)):
+        for option, what, value in (
+            ("jobs (--jobs)", "threads", self.jobs),
+            ("memory (--memory)", "bytes", self.memory),
+            ("budget (--budget)", "bytes", self.budget),
+        ):
             if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
-                what = "threads" if name == "jobs" else "bytes"
-                raise TypeError(f"{name} (--{name}) must be a whole number of {what}, got {value!r}")
+                raise TypeError(f"{option} must be a whole number of {what}, got {value!r}")
 
     @property
     def memory_limit(self) -> int:

@@ -43,6 +43,7 @@ __all__ = [
     "search_cols",
     "trellis_dots",
     "trellis_energies",
+    "trellis_scores",
     "truncate_f32_bf16",
     "unrotate",
     "widen_bf16",
@@ -61,11 +62,13 @@ _MAGNITUDE_F32 = 0x7FFFFFFF
 # ---- cast ----
 
 
-def widen_bf16(values: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
-    """Widen bfloat16 bits (n,) to float32 (n,); a signalling NaN comes out quiet."""
+def widen_bf16(values: NDArray[np.uint16], out: NDArray[np.float32], factor: float = 1) -> None:
+    """Widen bfloat16 bits (n,) to float32 (n,), times a factor; a signalling NaN comes out quiet."""
     bits = values.astype(np.uint32) << 16
     is_nan = (bits & _MAGNITUDE_F32) > _INFINITY_F32
     out[:] = np.where(is_nan, bits | 0x00400000, bits).astype(np.uint32).view(np.float32)
+    if factor != 1:
+        out *= np.float32(factor)
 
 
 def widen_f16(values: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
@@ -707,6 +710,24 @@ def trellis_dots(
 ) -> None:
     """Write to out (n_queries, n_rows) the sums of level times query (n_queries, n_cols) of codes."""
     out[...] = queries.astype(np.int64) @ _levels(codes, levels, rate, queries.shape[1]).T
+
+
+def trellis_scores(
+    codes: NDArray[np.uint8],
+    levels: NDArray[np.int8],
+    rate: int,
+    queries: NDArray[np.int8],
+    gains: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    out: NDArray[np.float32],
+    more: bool,
+) -> None:
+    """Write to out (n_queries, n_rows), or add if `more`, gains (n_rows,) times scales (n_queries,) times the sums."""
+    dots = np.empty(out.shape, np.int32)
+    trellis_dots(codes, levels, rate, queries, dots)
+    if not more:
+        out[...] = 0
+    add_dots(dots, gains, scales, out)
 
 
 def trellis_energies(

@@ -69,7 +69,8 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def may_carry_tangents() -> bool:
     """Whether tensors may have tangents: forward-mode differentiation goes on, and nothing has switched it off."""
-    return forward_ad._current_level >= 0 and bool(_is_fwd_grad_enabled())
+    level: int = forward_ad._current_level
+    return level >= 0 and bool(_is_fwd_grad_enabled())
 
 
 def are_tangents_nested() -> bool:
