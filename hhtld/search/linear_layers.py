@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,12 +106,17 @@ class RowProducts:
         out_type: str,
         n_planes: int,
         n_threads: int,
+        held: object,
     ) -> bool:
-        """As `write`, for the addresses of contiguous arrays of "F32", "BF16" or "F16"."""
-        products = self._products.write_at
-        return self._shared(
-            functools.partial(products, inputs, inputs_type, n_inputs, n_planes, out, out_type), n_threads
-        )
+        """As `write`, for the addresses of contiguous arrays of "F32", "BF16" or "F16".
+
+        `held` keeps the arrays alive as long as a thread may write to them: an interrupt does not wait for threads.
+        """
+
+        def write(held: object = held, **share: Any) -> bool:
+            return self._products.write_at(inputs, inputs_type, n_inputs, n_planes, out, out_type, **share)
+
+        return self._shared(write, n_threads)
 
     def _shared(self, write: Callable[..., bool], n_threads: int) -> bool:
         n_shares = min(n_threads, self._most_shares)

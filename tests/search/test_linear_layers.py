@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,11 @@ def test_threads_share_rows_and_change_nothing(
 ) -> None:
     tensor = encoded(101, 192, bits)
     inputs = np.random.default_rng(1).standard_normal((n_inputs, 192)).astype(np.float32)
+    monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
     found = RowProducts.of(tensor)
     assert found is not None
     alone, together = np.empty((2, n_inputs, 101), np.float32)
     assert found.write(inputs, alone, n_planes)
-    monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
     monkeypatch.setattr(linear_layers, "_BLOCK_NBYTES", 4 * 192 * 7)
     for n_threads in (2, 3, 200):
         together[:] = np.nan
@@ -61,3 +63,27 @@ def test_centroids_come_with_the_rows() -> None:
     for places, block in products.rotated_blocks():
         found[:, places] = rotated @ block.T
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_share_that_is_still_running_keeps_the_arrays_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held: ...
+
+    monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
+    found, held, shares = RowProducts.of(encoded(101, 192, "bits:4")), Held(), list[Any]()
+    assert found is not None
+
+    class Interrupted:
+        def each(self, work: Any, numbers: Any) -> Any:
+            shares.append(work)  # as a thread does whose caller is interrupted
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(linear_layers, "_threads", lambda n: Interrupted())
+    inputs, out, alive = np.zeros((1, 192), np.float32), np.empty((1, 101), np.float32), weakref.ref(held)
+    with pytest.raises(KeyboardInterrupt):
+        found.write_at(inputs.ctypes.data, "F32", 1, out.ctypes.data, "F32", 1, 2, held)
+    del held
+    gc.collect()
+    assert alive() is not None
+    shares.clear()
+    gc.collect()
+    assert alive() is None
