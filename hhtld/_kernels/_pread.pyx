@@ -1,6 +1,6 @@
 """Door to pread.h: many short reads of one open file in one call."""
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
 cdef extern from "pread.h" nogil:
@@ -11,11 +11,13 @@ cdef extern from "pread.h" nogil:
     Py_ssize_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *nbytes, const int64_t *places,
                                Py_ssize_t n_runs, int64_t block, int64_t gap, uint8_t *bounce, int64_t room,
                                uint8_t *out, int *error)
-    int hh_file_is_same(int fd, int64_t nbytes, int64_t modified_ns, int64_t changed_ns)
+    int hh_file_is_same(int fd, int64_t nbytes, uint64_t modified_ns, uint64_t changed_ns)
 
 
-def is_same(int fd, int64_t nbytes, int64_t modified_ns, int64_t changed_ns):
-    """Return whether an open file has this size and these times of its last changes; False if nobody can say."""
+def is_same(int fd, int64_t nbytes, uint64_t modified_ns, uint64_t changed_ns):
+    """Return whether an open file has this size and these times of its last changes, in ns modulo 2**64; False if
+    nobody can say.
+    """
     return hh_file_is_same(fd, nbytes, modified_ns, changed_ns) != 0
 
 

@@ -61,9 +61,12 @@ static int hh_file_is_same(int fd, int64_t nbytes, int64_t modified_ns, int64_t 
 #include <sys/uio.h>
 #include <unistd.h>
 
-static int64_t hh_nanoseconds(struct timespec time) { return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec; }
+/* Modulo 2**64: a date before 1677 or after 2262 has no place in 64 bits. */
+static uint64_t hh_nanoseconds(struct timespec time) {
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
 
-static int hh_file_is_same(int fd, int64_t nbytes, int64_t modified_ns, int64_t changed_ns) {
+static int hh_file_is_same(int fd, int64_t nbytes, uint64_t modified_ns, uint64_t changed_ns) {
     struct stat now;
     if (fstat(fd, &now)) return 0;
 #ifdef __APPLE__

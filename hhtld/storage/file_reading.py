@@ -43,6 +43,7 @@ __all__ = [
     "open_regular",
 ]
 
+_64_BITS = (1 << 64) - 1  # a time in ns may need more: years before 1677 and after 2262
 _PIECE = 1 << 20  # of a long read past the page cache
 Location: TypeAlias = Path | Url
 # Two letters at least before the colon: "C:/model" is a path of Windows. Links as in "zip://x::s3://y" come apart.
@@ -175,7 +176,7 @@ class RegularFile(PositionalFile):
         self._path = path
         self.n_threads = n_threads
         status = os.fstat(fd)
-        self._size_and_times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        self._size_and_times = (status.st_size, status.st_mtime_ns & _64_BITS, status.st_ctime_ns & _64_BITS)
         self.identity = FileIdentity.of(status)
         self.size = self.identity.nbytes
         self.closed = False

@@ -189,3 +189,16 @@ def test_a_name_more_or_less_is_no_change(old: Path, tmp_path: Path) -> None:
     with open_regular(old) as file:
         old.unlink()
         assert file.read(0, 64) == first
+
+
+@pytest.mark.parametrize("seconds", [10_413_792_000, -62_135_596_800])
+@pytest.mark.parametrize("mmap", [True, False])
+def test_files_of_any_date_are_read(old: Path, tmp_path: Path, seconds: int, mmap: bool) -> None:
+    path = tmp_path / "far.hhtld"
+    hhtld.convert(old, path, profile="bits:4", jobs=1)
+    try:  # the years 2300 and 1, whose times in ns take more than 64 bits; an archive may bring such dates
+        os.utime(path, ns=(seconds * 10**9, seconds * 10**9))
+    except (OSError, OverflowError):
+        pytest.skip("this file system or system has no such date")
+    with hhtld.open(path, mmap=mmap) as pack:
+        assert pack.get_rows("a.weight", [3]).shape == (1, 64)
