@@ -431,6 +431,13 @@ def test_what_would_lose_a_tangent_is_refused(pack: HhtldPack) -> None:
             torch.ops.hhtld.linear(dual, layer.weight.parts(), layer.weight.table, x.dtype, None, 32, False)
 
 
+def test_a_compiler_is_refused_tangents_which_it_would_lose(pack: HhtldPack) -> None:
+    layer, x = HhtlLinear(pack, "lin.weight"), torch.ones(2, 96)
+    compiled = torch.compile(lambda y: torch.func.jvp(layer, (y,), (y,))[1], backend="eager")
+    with pytest.raises(Exception, match=r"hhtld::linear passes no tangents on: differentiate the layer itself"):
+        compiled(x)
+
+
 def test_vmap_takes_the_batch_as_a_leading_axis(pack: HhtldPack) -> None:
     layer, x = (
         HhtlLinear(pack, "lin.weight", "lin.bias", scored_rows=0),

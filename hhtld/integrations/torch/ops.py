@@ -206,6 +206,15 @@ def _check_input(x: torch.Tensor, n_rows: int, n_cols: int) -> None:
         )
 
 
+def _refuse_tangents() -> None:
+    """Raise RuntimeError if there may be tangents: those of an op's arguments do not get into it."""
+    if may_carry_tangents():
+        raise RuntimeError(
+            "the op hhtld::linear passes no tangents on: differentiate the layer itself, or the model that holds it, "
+            "and no compiled or exported form of it"
+        )
+
+
 @torch.library.custom_op(
     "hhtld::linear",
     mutates_args=(),
@@ -222,11 +231,7 @@ def linear(
     exact: bool,
 ) -> torch.Tensor:
     """As `product`, for a tensor of sections."""
-    if may_carry_tangents():  # those of its arguments do not get here
-        raise RuntimeError(
-            "the op hhtld::linear passes no tangents on: differentiate the layer itself, or the model that holds it, "
-            "and no compiled or exported form of it"
-        )
+    _refuse_tangents()
     return product(x, unfolded(parts, table), dtype, bias, scored_rows, exact)
 
 
@@ -285,6 +290,7 @@ def _scored(
             _KERNEL_TYPES[out.dtype],
             n_planes,
             torch.get_num_threads(),
+            held=(x, out),
         ):
             return None
     if bias is not None:
@@ -326,6 +332,7 @@ def _(
     scored_rows: int,
     exact: bool,
 ) -> torch.Tensor:
+    _refuse_tangents()  # a compiler asks this; what it makes would go on with tangents of zero
     _check_input(x, *_shape(table))
     return x.new_empty((*x.shape[:-1], _shape(table)[0]), dtype=dtype)
 
@@ -357,9 +364,10 @@ def _(
     x = x.unsqueeze(0) if x_axis is None else x.movedim(x_axis, 0)
     if bias is None or bias_axis is None:
         return torch.ops.hhtld.linear(x, parts, table, dtype, bias, scored_rows, exact), 0
-    out = torch.ops.hhtld.linear(x, parts, table, dtype, None, scored_rows, exact)
+    # A bias is added before anything is rounded.
+    out = torch.ops.hhtld.linear(x, parts, table, torch.float32, None, scored_rows, exact)
     bias = bias.movedim(bias_axis, 0)
-    return out + bias.reshape(len(bias), *[1] * (out.ndim - 2), -1).to(dtype), 0
+    return (out + bias.reshape(len(bias), *[1] * (out.ndim - 2), -1)).to(dtype), 0
 
 
 # ---- derivatives ----
