@@ -89,7 +89,7 @@ METADATA = "__metadata__"
 NAMES_KEY = "hhtld.names"  # in the metadata of a packed folder's file, see hhtld.formats.hf
 FIELDS = ("dtype", "shape", "data_offsets")
 SPACE = b" \t\r\n"
-_SHARD = re.compile(r"-(\d{1,9})-of-(\d{1,9})\.safetensors$", re.ASCII | re.IGNORECASE)
+_SHARD = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?:\.[\w-]+)?\.safetensors$", re.ASCII | re.IGNORECASE)
 
 
 def _refusal(kind: type[FormatError], message: str, head: bytes) -> FormatError:

@@ -354,6 +354,12 @@ class Calibration:
 
     def promise(self, level: float) -> str:
         """Return what is expected at a level, in words, and how far it can be trusted."""
+        lowest = self._points()[0][0]
+        if level < lowest:
+            return (
+                f"no agreement is expected, because nothing was measured below {lowest:.2f} bits and the model may "
+                f"break there; hhtld gate-parity measures it"
+            )
         few = [m for m in self.measurements if m.n_texts < FEW_TEXTS or m.n_positions < FEW_POSITIONS]
         n_texts = min(measured.n_texts for measured in self.measurements)
         n_positions = min(measured.n_positions for measured in self.measurements)

@@ -156,6 +156,12 @@ def test_other_text_falls_short_by_more_if_fewer_texts_were_judged() -> None:
     assert "too few" not in many.promise(4.5)
 
 
+def test_nothing_is_promised_below_what_was_measured() -> None:
+    found = Calibration({}, THREE, measured((4, 0.8), (5, 0.9), error=0.01, n_texts=30))
+    assert found.promise(3.99).startswith("no agreement is expected, because nothing was measured below 4.00 bits")
+    assert found.promise(4).startswith("an agreement of 0.800 is expected")
+
+
 def test_a_text_that_is_too_short_for_a_target_is_refused() -> None:
     found = Calibration({}, THREE, measured((4, 0.8), (5, 0.9), error=0.03, n_texts=3))
     with pytest.raises(FormatError, match=r"too short for a top-1 agreement of 0\.9: judged on 3 texts"):

@@ -963,7 +963,9 @@ def test_folder_of_one_file(tmp_path: Path, name: str) -> None:
         assert found.read_tensor("b")[0, 0] == ord("b")
 
 
-@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "weights-3-of-3.SAFETENSORS"])
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00003.safetensors", "weights-3-of-3.SAFETENSORS", "m-1-of-3.fp16.safetensors"]
+)
 def test_one_shard_of_several_is_no_model(tmp_path: Path, name: str) -> None:
     shard(tmp_path / name, "a")
     with pytest.raises(HeaderError, match=rf"holds '{name}', shard [13] of 3, and no index that names the others"):
