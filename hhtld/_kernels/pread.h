@@ -49,7 +49,7 @@ static ptrdiff_t hh_pread_blocks(int fd, const int64_t *offsets, const int64_t *
     return hh_pread_runs(fd, offsets, nbytes, places, n_runs, out, error);
 }
 
-static int hh_file_is_same(int fd, int64_t nbytes, int64_t modified_ns, int64_t changed_ns) {
+static int hh_file_is_same(int fd, int64_t nbytes, uint64_t modified_ns, uint64_t changed_ns) {
     (void)fd, (void)nbytes, (void)modified_ns, (void)changed_ns;
     return 0;
 }
