@@ -397,6 +397,14 @@ def test_inputs_may_lie_in_memory_as_they_like(pack: HhtldPack, dtype: Any) -> N
     assert not torch.isfinite(layer(torch.full_like(x, torch.inf))).any()
 
 
+def test_many_inputs_may_be_negated_or_sparse_too(pack: HhtldPack) -> None:
+    layer, x = HhtlLinear(pack, "lin.weight", scored_rows=0), torch.from_numpy(matrix(4, 96))
+    assert torch.equal(layer(torch._neg_view(-x)), layer(x))
+    assert torch.equal(layer(x.to_sparse()), layer(x))
+    endless = torch.full_like(x, torch.inf)
+    assert not torch.isfinite(HhtlLinear(pack, "lin.weight")(torch._neg_view(endless))).any()
+
+
 @pytest.mark.parametrize("scored_rows", [0, 32])
 def test_a_tangent_passes_through_the_layer(pack: HhtldPack, scored_rows: int) -> None:
     forward_ad = torch.autograd.forward_ad

@@ -246,6 +246,8 @@ def product(
     """
     n_rows, n_cols = weight.n_rows, weight.n_cols
     _check_input(x, n_rows, n_cols)
+    if x.is_neg() or x.layout is not torch.strided:
+        x = x.detach().to_dense().resolve_neg()
     if x.dtype != torch.float64 and 0 < x.numel() <= scored_rows * n_cols and n_cols <= _score.MAX_COLS:
         scored = _scored(x, weight, dtype, bias, exact)
         if scored is not None:
@@ -272,8 +274,8 @@ def _scored(
             return None
         out = torch.from_numpy(weight.scorer.scores(rows.numpy())).view(shape)
     else:
-        if x.dtype not in _KERNEL_TYPES or x.is_neg() or x.layout is not torch.strided:
-            x = x.detach().to_dense().resolve_neg().float()
+        if x.dtype not in _KERNEL_TYPES:
+            x = x.detach().float()
         x = x.contiguous()
         if not x.data_ptr():  # zeros that torch holds no memory for, as a tangent may be
             x = x.clone()
