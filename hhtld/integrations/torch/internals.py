@@ -76,7 +76,7 @@ def may_carry_tangents() -> bool:
 def are_tangents_nested() -> bool:
     """Whether a tangent may have a tangent: `torch.func.jvp` inside another one."""
     transforms = get_interpreter_stack() or ()
-    return sum(transform.key() == TransformType.Jvp for transform in transforms) > 1
+    return [transform.key() for transform in transforms].count(TransformType.Jvp) > 1
 
 
 def without_tangents() -> AbstractContextManager[object]:
