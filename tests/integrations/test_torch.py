@@ -457,6 +457,9 @@ def test_vmap_takes_the_batch_as_a_leading_axis(pack: HhtldPack) -> None:
     torch.testing.assert_close(torch.vmap(layer, in_dims=1, out_dims=1)(x), layer(x), **close)
     one_each = torch.vmap(layer.weight.product, in_dims=(0, 0))(x, biases)
     torch.testing.assert_close(one_each, layer.weight.product(x) + biases[:, None], rtol=0.02, atol=0.5)
+    wide = HhtlLinear(pack, "lin.weight", dtype=torch.float64).weight.product
+    one_each = torch.vmap(wide, in_dims=(0, 0))(x.double(), biases.double())
+    torch.testing.assert_close(one_each, wide(x.double()) + biases.double()[:, None], rtol=1e-12, atol=1e-11)
     one_input = torch.vmap(lambda bias: layer.weight.product(x[0], bias, 0))(biases)
     torch.testing.assert_close(one_input, layer.weight.product(x[0], None, 0) + biases[:, None], **close)
     ids = torch.tensor([[1, 2, 3], [299, 0, 1]])

@@ -367,7 +367,8 @@ def _(
     if bias is None or bias_axis is None:
         return torch.ops.hhtld.linear(x, parts, table, dtype, bias, scored_rows, exact), 0
     # A bias is added before anything is rounded.
-    out = torch.ops.hhtld.linear(x, parts, table, torch.float32, None, scored_rows, exact)
+    summed_in = torch.float64 if x.dtype == torch.float64 else torch.float32
+    out = torch.ops.hhtld.linear(x, parts, table, summed_in, None, scored_rows, exact)
     bias = bias.movedim(bias_axis, 0)
     return (out + bias.reshape(len(bias), *[1] * (out.ndim - 2), -1)).to(dtype), 0
 
