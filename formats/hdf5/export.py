@@ -104,7 +104,7 @@ def export_pack(
     return chosen.notes
 
 
-def _image(export: _Export) -> memoryview:
+def _image(export: _Export) -> bytes:
     """The file, built in memory: HDF5 2.0 crashes the process when a write to a full disk fails.
 
     It is built by a thread of its own: Ctrl-C reaches the main one only, and inside h5py it would be lost.
@@ -122,7 +122,7 @@ def _image(export: _Export) -> memoryview:
         except KeyboardInterrupt:
             export.stop = True
             raise
-    return image.getbuffer()
+    return image.getvalue()  # no copy; a view that a traceback holds crashes Python 3.12.1 at its end
 
 
 class _StoppedError(Exception):
