@@ -147,6 +147,7 @@ setup(
         "hhtld.commands.inspect",
         "hhtld.commands.probe",
         "hhtld.display",
+        "hhtld.display.templates",
         "hhtld.encoding",
         "hhtld.evaluation",
         "hhtld.evaluation.parity",
