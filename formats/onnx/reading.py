@@ -12,14 +12,16 @@ What is read, and its name:
   anything of two or more. Exporters put small arguments there too, axes and scales; those belong to the program and
   stay in the graph. How many these are is in `description`;
 - both in the bodies of If, Loop and Scan as ``node/attribute/name``, and of functions as ``function/name``: names are
-  unique only within a body. Nodes need no names of their own: the second node of a name goes by ``node~2``.
+  unique only within a body. Nodes need no names of their own: the second node of a name goes by ``node~2``, and so does
+  a tensor whose name another body's tensor already has.
 
 Types that no array has are kept as what they are made of: integers of 4 and 2 bits, 4-bit floats that fill no whole
 bytes and complex128 as their packed bytes, sparse tensors as ``name/values`` and ``name/indices``. `description` tells
 their types and shapes. Strings stay in the graph, which a note says.
 
 The graph without the data of these tensors is the side file `GRAPH_FILE`; with it, `hhtld.formats.onnx.writing` makes a
-model again. The settings of a Piper voice, which lie beside it as ``NAME.onnx.json``, are the side file
+model again. If a file holds a tensor that is no weight, the graph stays behind, and a note says so. The settings of a
+Piper voice, which lie beside it as ``NAME.onnx.json``, are the side file
 `SETTINGS_FILE`.
 
 What operators do with a weight tells whether its rows are looked up (`hhtld.formats.onnx.uses`,
@@ -71,7 +73,7 @@ from hhtld.storage.links import leads_out
 from hhtld.storage.side_files import SIDE_FILE_LIMIT
 from hhtld.storage.signatures import lookalike
 
-__all__ = ["OnnxFile", "TensorWalk", "package", "tensor_info"]
+__all__ = ["OnnxFile", "TensorWalk", "external_tensors", "package", "tensor_info"]
 
 SIZE_LIMIT = 2**31 - 1  # of a protobuf message
 PREFIX_LIMIT = 1024  # characters; real ones are names of a few nodes
@@ -106,6 +108,7 @@ _DATA_TYPES = {
 STRING, _COMPLEX128 = 8, 15
 # Types that come as their packed bytes, and the bits of their elements.
 _PACKED_BITS = {_COMPLEX128: 128, 21: 4, 22: 4, 25: 2, 26: 2}
+_SPARSE_PARTS = ("/values", "/indices")
 # Where a type's elements lie when not in raw_data, and the integers that stand for them there: narrow types
 # travel as their bits in int32, packed ones as bytes there.
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
@@ -241,6 +244,7 @@ class TensorWalk:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._prefixes: set[str] = set()
+        self._names: set[str] = set()
         self.left_out = 0
         self.sparse: dict[str, list[int]] = {}
         self.scopes: list[Scope] = []
@@ -255,11 +259,10 @@ class TensorWalk:
     def _graph(self, graph: Any, prefix: str, outer: ChainMap[str, str]) -> Iterator[_Found]:
         names = outer.new_child()
         for number, tensor in enumerate(graph.initializer):
-            name = self._name(tensor.name, f"initializer {number}", prefix)
-            names[name[len(prefix) :]] = name
+            name = self._name(tensor.name, f"initializer {number}", prefix, names)
             yield _Found(name, tensor)
         for number, tensor in enumerate(graph.sparse_initializer):
-            name = self._name(tensor.values.name, f"sparse initializer {number}", prefix)
+            name = self._name(tensor.values.name, f"sparse initializer {number}", prefix, names, _SPARSE_PARTS)
             yield from self._sparse(name, tensor)
         yield from self._nodes(graph.node, prefix, names)
 
@@ -271,11 +274,11 @@ class TensorWalk:
                 if attribute.HasField("g") or attribute.graphs:
                     yield from self._bodies(node, attribute, number, prefix, names)
                 elif is_constant and attribute.HasField("sparse_tensor"):
-                    yield from self._sparse(self._output(node, number, prefix), attribute.sparse_tensor)
+                    yield from self._sparse(
+                        self._output(node, number, prefix, names, _SPARSE_PARTS), attribute.sparse_tensor
+                    )
                 elif is_constant and attribute.HasField("t") and _is_weight(attribute.t):
-                    name = self._output(node, number, prefix)
-                    names[name[len(prefix) :]] = name
-                    yield _Found(name, attribute.t)
+                    yield _Found(self._output(node, number, prefix, names), attribute.t)
                 elif is_constant:
                     self.left_out += 1
 
@@ -291,8 +294,8 @@ class TensorWalk:
 
     def _sparse(self, name: str, tensor: Any) -> Iterator[_Found]:
         self.sparse[name] = [int(size) for size in tensor.dims]
-        yield _Found(f"{name}/values", tensor.values)
-        yield _Found(f"{name}/indices", tensor.indices)
+        for part, values in zip(_SPARSE_PARTS, (tensor.values, tensor.indices), strict=True):
+            yield _Found(f"{name}{part}", values)
 
     def _own_prefix(self, outer: str, label: str | bytes, *rest: str | bytes) -> str:
         """Return a prefix that no other body has; a second node of the same name is ``name~2``."""
@@ -314,18 +317,35 @@ class TensorWalk:
             )
         return prefix
 
-    def _output(self, node: Any, number: int, prefix: str) -> str:
-        return self._name(node.output[0] if node.output else "", f"Constant of node {number}", prefix)
+    def _output(
+        self, node: Any, number: int, prefix: str, names: ChainMap[str, str], parts: tuple[str, ...] = ("",)
+    ) -> str:
+        return self._name(node.output[0] if node.output else "", f"Constant of node {number}", prefix, names, parts)
 
-    def _name(self, name: str | bytes, what: str, prefix: str) -> str:
+    def _name(
+        self, name: str | bytes, what: str, prefix: str, names: ChainMap[str, str], parts: tuple[str, ...] = ("",)
+    ) -> str:
+        """Return the name of a tensor, or of its parts' beginning, that no other has; note it among its body's names.
+
+        One body's prefix and name may together be another's name; the later of the two is ``name~2``.
+        """
         where = f"{self._path}: {what}" + (f" in {shown(prefix)}" if prefix else "")
         if not name:
             raise HeaderError(f"{where} has no name")
-        text = prefix + _text(name, f"{where}: its name")
+        local = _text(name, f"{where}: its name")
+        unique, count = prefix + local, 1
+        if local in names.maps[0]:
+            raise HeaderError(f"{self._path}: tensor {shown(unique)} is given twice")
+        while not self._names.isdisjoint(unique + part for part in parts):
+            count += 1
+            unique = f"{prefix}{local}~{count}"
         try:
-            return checked_name(text)
+            checked_name(unique)
         except ValueError as error:
             raise HeaderError(f"{where}: {error}") from None
+        self._names.update(unique + part for part in parts)
+        names[local] = unique
+        return unique
 
 
 def _is_weight(constant: Any) -> bool:
@@ -445,7 +465,7 @@ def _place(tensor: Any, info: TensorInfo, path: Path, where: str) -> _Place:
             size, identity = file.size, file.identity
     except FileNotFoundError:
         raise HeaderError(f"{where}: its external file {shown(location)} is missing") from None
-    length = _decimal(facts["length"], "length", where) if "length" in facts else max(0, size - offset)
+    length = _decimal(facts["length"], "length", where) if "length" in facts else info.nbytes
     if length != info.nbytes:
         raise HeaderError(
             f"{where}: {info.dtype.name} of shape {list(info.shape)} takes {info.nbytes} bytes, "
@@ -536,7 +556,7 @@ class OnnxFile(TensorSource):
         self._quantized = {name: use for name, use in (named | used).items() if name in self._infos}
         if walk.left_out:
             self._facts["constants_left_out"] = walk.left_out
-        self._graph = _without_data(model, self._path)
+        self._graph, self._not_followed = _without_data(model, self._path)
         self._settings = _settings_beside(self._path)
         odd = {"sparse": walk.sparse, "packed": self._packed, "left_out": self._left_out}
         self._facts |= {key: facts for key, facts in odd.items() if facts}
@@ -544,8 +564,6 @@ class OnnxFile(TensorSource):
     def _take(self, name: str, tensor: Any) -> None:
         """Take a tensor's bytes out of the message, which then can go."""
         where = f"{self._path}: tensor {shown(name)}"
-        if name in self._infos or name in self._left_out:
-            raise HeaderError(f"{where} is given twice")
         if tensor.data_type == STRING:
             self._left_out[name] = _type_and_shape(tensor)
             return
@@ -596,7 +614,7 @@ class OnnxFile(TensorSource):
         return MappingProxyType(self._infos)
 
     def files(self) -> Mapping[str, int]:
-        contents = {GRAPH_FILE: self._graph, SETTINGS_FILE: self._settings}
+        contents = {GRAPH_FILE: self._graph if self._not_followed is None else None, SETTINGS_FILE: self._settings}
         return {name: len(data) for name, data in contents.items() if data is not None and len(data) <= SIDE_FILE_LIMIT}
 
     def read_file(self, name: str) -> bytes:
@@ -609,6 +627,12 @@ class OnnxFile(TensorSource):
     @property
     def file_notes(self) -> list[str]:
         """That the graph comes along, or why it stays behind."""
+        if self._not_followed is not None:
+            return [
+                f"the graph stays behind: its tensor {shown(self._not_followed)} lies in a file and is none of its "
+                f"weights, but an argument of an operator, text or a state of training; these are not followed, and "
+                f"the pack cannot become an .onnx again"
+            ]
         if GRAPH_FILE not in self.files():
             return [
                 f"the graph without its weights takes {len(self._graph):,} bytes, more than the "
@@ -633,13 +657,36 @@ class OnnxFile(TensorSource):
         self._data.clear()
 
 
-def _without_data(model: Any, path: Path) -> bytes:
-    """Take the data of its weights out of a message, and return what is left of it, serialized."""
-    for _, tensor in TensorWalk(path).model(model):
-        if tensor.data_type != STRING:
-            for field in (*DATA_FIELDS, "external_data"):
-                tensor.ClearField(field)
-    return bytes(model.SerializeToString(deterministic=True))
+def _without_data(model: Any, path: Path) -> tuple[bytes, str | None]:
+    """Take the data of its weights out of a message.
+
+    Return what is left of it, serialized, and the name of a tensor in there that a file holds.
+    """
+    weights = [tensor for _, tensor in TensorWalk(path).model(model) if tensor.data_type != STRING]
+    for tensor in weights:
+        for field in (*DATA_FIELDS, "external_data"):
+            tensor.ClearField(field)
+    graph = bytes(model.SerializeToString(deterministic=True))
+    left = next(external_tensors(model, graph, set(map(id, weights))), None)
+    return graph, None if left is None else str(left.name)
+
+
+def external_tensors(model: Any, serialized: bytes, weights: set[int]) -> Iterator[Any]:
+    """Yield every tensor of a model that names a file and is none of the weights, which their ids tell."""
+    if b"location" in serialized:  # the key that every name of a file has
+        for tensor in _tensors(model):
+            if id(tensor) not in weights and (tensor.external_data or tensor.data_location == EXTERNAL):
+                yield tensor
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every TensorProto in a message, at any depth."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(part)
 
 
 def _settings_beside(path: Path) -> bytes | None:

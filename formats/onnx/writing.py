@@ -32,6 +32,7 @@ from hhtld.formats.onnx.reading import (
     STRING,
     OnnxFile,
     TensorWalk,
+    external_tensors,
     package,
     tensor_info,
 )
@@ -82,8 +83,8 @@ def checked_graph(source: TensorSource) -> _Graph:
     if GRAPH_FILE not in source.files():
         raise HeaderError(
             f"the source came from an ONNX model and lacks its graph, the side file {GRAPH_FILE!r}: it was made with "
-            f"--no-files or by an earlier release, or the graph was too large to come along; nothing is written. "
-            f"Convert the .onnx anew"
+            f"--no-files or by an earlier release, or the graph stayed behind with a note: it was too large, or "
+            f"named files of its own; nothing is written. Convert the .onnx anew"
         )
     model = _parsed(source.read_file(GRAPH_FILE))
     infos, tensors = source.infos(), {}
@@ -91,8 +92,6 @@ def checked_graph(source: TensorSource) -> _Graph:
         if tensor.data_type == STRING:
             continue
         where = f"{GRAPH_FILE}: tensor {shown(name)}"
-        if name in tensors:
-            raise HeaderError(f"{where} is given twice")
         if name not in infos:
             raise HeaderError(f"{where} is not among the source's tensors")
         if any(getattr(tensor, field) for field in DATA_FIELDS) or tensor.external_data:
@@ -126,23 +125,8 @@ def _parsed(data: bytes) -> Any:
 
 def _refuse_files(model: Any, known: set[int]) -> None:
     """Refuse a graph in which anything but the source's own tensors names a file."""
-    if b"location" not in model.SerializeToString():  # the key that every name of a file has
-        return
-    for tensor in _tensors(model):
-        if id(tensor) not in known and (tensor.external_data or tensor.data_location == EXTERNAL):
-            raise HeaderError(
-                f"{GRAPH_FILE}: a tensor that is none of the source's names a file, which is not followed"
-            )
-
-
-def _tensors(message: Any) -> Iterator[Any]:
-    """Every TensorProto in a message, at any depth."""
-    if message.DESCRIPTOR.name == "TensorProto":
-        yield message
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in [value] if hasattr(value, "ListFields") else value:
-                yield from _tensors(part)
+    for _ in external_tensors(model, model.SerializeToString(), known):
+        raise HeaderError(f"{GRAPH_FILE}: a tensor that is none of the source's names a file, which is not followed")
 
 
 # --- where the data goes ------------------------------------------------------------------------

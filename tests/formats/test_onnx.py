@@ -276,7 +276,7 @@ MALFORMED: dict[str, tuple[bytes, type[FormatError], str]] = {
     "offset of 10^18": (of(external(offset="1" + "0" * 18, length="48")), TruncatedError, "ends at byte 64"),
     "length short": (of(external(length="47")), HeaderError, "takes 48 bytes, external_data gives 47"),
     "length of 10^18": (of(external(length="1" + "0" * 18)), HeaderError, "takes 48 bytes"),
-    "the rest is too long": (of(external()), HeaderError, "takes 48 bytes, external_data gives 64"),
+    "the rest is too short": (of(external(offset="17")), TruncatedError, "takes 48 bytes from byte 17"),
     "offset twice": (of(external(offset="0", again="offset")), HeaderError, "key 'offset' is given twice"),
     "inside and outside": (
         of(w(data_location=TensorProto.EXTERNAL)),

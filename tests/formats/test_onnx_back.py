@@ -248,6 +248,68 @@ def test_strings_arguments_sparse_tensors_functions_and_unknown_fields_stay(tmp_
     assert (tmp_path / "back.onnx").read_bytes() == path.read_bytes()
 
 
+def test_names_that_two_bodies_share_with_others_come_back(path: Path, tmp_path: Path) -> None:
+    """A body's prefix and a name in it may together be the name of another tensor; readers of ONNX see no clash."""
+    made = network()
+    rare = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.ones(2, np.float32), "table"),
+        numpy_helper.from_array(np.array([1, 5]), "at"),
+        [2, 4],
+    )
+    (then,) = [attribute.g for attribute in made.graph.node[-1].attribute if attribute.name == "then_branch"]
+    then.sparse_initializer.append(rare)
+    for name in ("branch/then_branch/then_w", "branch/then_branch/table/indices"):
+        made.graph.initializer.append(numpy_helper.from_array(np.zeros((4, 4), np.float32), name))
+    onnx.save(made, path)
+    with OnnxFile(path) as source:
+        assert source.infos()["branch/then_branch/then_w"].shape == (4, 4)
+        assert source.infos()["branch/then_branch/then_w~2"].shape == (HIDDEN, 32)
+        assert source.infos()["branch/then_branch/table~2/values"].shape == (2,)
+    hhtld.convert(kept(path), tmp_path / "back.onnx")
+    assert (tmp_path / "back.onnx").read_bytes() == path.read_bytes()
+
+
+def test_external_weights_need_no_length(path: Path, tmp_path: Path) -> None:
+    """The specification calls it optional, and other tensors may follow in the file."""
+    made = network()
+    (tmp_path / "w.bin").write_bytes(b"".join(tensor.raw_data for tensor in made.graph.initializer))
+    offset = 0
+    for tensor in made.graph.initializer:
+        tensor.external_data.add(key="location", value="w.bin")
+        tensor.external_data.add(key="offset", value=str(offset))
+        offset += len(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+    path.write_bytes(made.SerializeToString())
+    hhtld.convert(kept(path), tmp_path / "back.onnx")
+    held = weights()
+    with OnnxFile(tmp_path / "back.onnx") as source:
+        for name in ("table", "up", "kernel"):
+            assert source.read_rows(name, 0, len(held[name])).tobytes() == held[name].tobytes()
+
+
+@pytest.mark.parametrize("place", ["argument", "text", "state of training"])
+def test_a_graph_that_names_a_file_of_its_own_says_that_it_stays_behind(path: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(64))
+    other = TensorProto(name="elsewhere", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL)
+    other.external_data.add(key="location", value="w.bin")
+    made = network()
+    if place == "argument":
+        made.graph.node.append(helper.make_node("Odd", ["table"], ["odd"], domain="mine", table=other))
+    elif place == "text":
+        other.data_type = TensorProto.STRING
+        made.graph.initializer.append(other)
+    else:
+        made.training_info.add().algorithm.initializer.append(other)
+    path.write_bytes(made.SerializeToString())
+    report = hhtld.convert(path, tmp_path / "m.hhtld", profile="bits:4", min_ratio=0, jobs=1)
+    (note,) = [note for note in report.notes if note.startswith("the graph")]
+    assert "stays behind: its tensor 'elsewhere' lies in a file" in note
+    assert "cannot become an .onnx again" in note
+    with pytest.raises(HeaderError, match="named files of its own; nothing is written"):
+        hhtld.convert(tmp_path / "m.hhtld", tmp_path / "back.onnx")
+
+
 def test_settings_of_a_voice_lie_beside_it_again(path: Path, tmp_path: Path) -> None:
     settings = b'{"audio": {"sample_rate": 22050}}'
     path.with_name("net.onnx.json").write_bytes(settings)
