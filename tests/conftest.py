@@ -14,7 +14,8 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-# Few examples of every property every day, more with --hypothesis-profile exhaustive, as .ci/run asks.
+# Few examples of every property every day, and with --hypothesis-profile other numbers of them, as .ci/run asks.
+settings.register_profile("few", max_examples=5, deadline=None)
 settings.register_profile("everyday", max_examples=25, deadline=None)
 settings.register_profile("exhaustive", max_examples=250, deadline=None)
 settings.load_profile("everyday")

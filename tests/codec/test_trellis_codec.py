@@ -224,8 +224,8 @@ def test_zero_rows_come_back_zero_and_cost_the_others_nothing(kind: str, n_zero:
     assert found.rate == expected.rate
     assert (shared.basis is None) == (alone.basis is None)
     assert (shared.centroid_bits is None) == (alone.centroid_bits is None)
-    tensor = HhtlTTensor.encode("", ArrayRows(rows), shared)
-    assert not tensor.reconstruct_rows(np.flatnonzero(~rows.any(axis=1))).any()
+    few = np.concatenate([live[:200], rows[~rows.any(axis=1)][:50]])  # to encode all would only take longer
+    assert not HhtlTTensor.encode("", ArrayRows(few), shared).reconstruct_rows(slice(200, None)).any()
     if shared.centroid_bits is not None and alone.centroid_bits is not None:
         assert len(shared.centroid_bits) == min(256, len(alone.centroid_bits) + 1)
         assert not shared.centroids[-1].any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -84,6 +85,14 @@ def text_of(path: Path, name: str | None = None, width: int = 160) -> str:
 def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "hhtld.formats", "inspect", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, env={**os.environ, **env}, check=False)
+
+
+def facts_of(*arguments: object) -> dict[str, Any]:
+    """Return what `hhtld inspect --json` prints, in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["inspect", *map(str, arguments), "--json"]) == 0
+    facts: dict[str, Any] = json.loads(printed.getvalue())
+    return facts
 
 
 # ---- numbers ----
@@ -283,7 +292,7 @@ def test_totals_and_regimes(model: Model, files: dict[str, Path], profile: str) 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_json_holds_what_the_text_prints(files: dict[str, Path], profile: str) -> None:
     path = files[profile]
-    whole = json.loads(run(path, "--json").stdout)
+    whole = facts_of(path)
     assert whole["schema"] == "hhtld.inspect/1"
     assert whole == json.loads(json.dumps(described(path), allow_nan=False))
     text = text_of(path)
@@ -312,7 +321,7 @@ def test_json_holds_what_the_text_prints(files: dict[str, Path], profile: str) -
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_card_prints_what_json_holds(files: dict[str, Path], profile: str) -> None:
     for name in (EMBED, UP):
-        card = json.loads(run(files[profile], "--tensor", name, "--json").stdout)
+        card = facts_of(files[profile], "--tensor", name)
         assert card["tensor"] == name
         tensor, text = card["tensors"][0], text_of(files[profile], name)
         quantiles, slots = tensor["gates"]["quantiles"], tensor["slots"]
@@ -339,7 +348,7 @@ def test_plain_sources(model: Model, tmp_path: Path) -> None:
 
     path = tmp_path / "m.safetensors"
     save_file(model, path, {"format": "pt"})
-    facts = json.loads(run(path, "--json").stdout)
+    facts = facts_of(path)
     assert facts["metadata"] == {"format": "pt"}
     assert facts["totals"]["nbytes"] == sum(array.nbytes for array in model.values())
     assert facts["dtypes"]["BF16"] == {"count": 1, "nbytes": 60}
@@ -386,12 +395,13 @@ ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTH
 def test_terminals_that_do_not_speak_unicode(tmp_path: Path, model: Model, env: dict[str, str]) -> None:
     name = "mod\u00e8le.embed.\u91cd.weight"
     hhtld.save_file({name: model[EMBED], "w": model[EMBED]}, tmp_path / "m.hhtld", {"\u00e9": "\u2581"}, "lookup")
-    for arguments in ((), ("--tensor", "w"), ("--tensor", "w", "--json")):
+    card = ""
+    for arguments in ((), ("--tensor", "w", "--json"), ("--tensor", "w")):
         done = run(tmp_path / "m.hhtld", *arguments, **env)
         assert done.returncode == 0, done.stderr
         assert done.stdout.isascii()
         assert b"\\xe8le.embed.\\u91cd" in done.stdout or "--json" in arguments
-    card = run(tmp_path / "m.hhtld", "--tensor", "w", **env).stdout.decode()
+        card = done.stdout.decode()
     assert re.search(r"^  \d\.\d{4} [ .:=+*#@-]{21} \d\.\d{4}$", card, re.MULTILINE)
 
 

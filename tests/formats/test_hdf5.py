@@ -64,10 +64,11 @@ def pack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield opened
 
 
-@pytest.fixture
-def export(pack: HhtldPack, tmp_path: Path) -> Iterator[h5py.File]:
-    export_pack(pack, tmp_path / "m.h5", original=ArraySource(arrays()), codes=True)
-    with h5py.File(tmp_path / "m.h5") as file:
+@pytest.fixture(scope="module")
+def export(pack: HhtldPack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5py.File]:
+    path = tmp_path_factory.mktemp("export") / "m.h5"
+    export_pack(pack, path, original=ArraySource(arrays()), codes=True)
+    with h5py.File(path) as file:
         yield file
 
 
@@ -428,10 +429,17 @@ def test_a_damaged_section_is_refused(kind: str, tmp_path: Path) -> None:
     assert not (tmp_path / "m.h5").exists()
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.01, 0.05, 0.1, 0.2])
-def test_an_interrupt_stops_an_export(delay: float, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pack_of_many_rows() -> HhtldPack:
     rows = np.random.default_rng(0).standard_normal((20_000, 64)).astype(np.float32)
-    hhtld.save(hhtld.encode({"a.embed": rows}, profile="bits:1"), tmp_path / "m.hhtld")
+    return hhtld.encode({"a.embed": rows}, profile="bits:1")
+
+
+@pytest.mark.parametrize(
+    "delay", [0.0, 0.05, 0.2, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (0.01, 0.1))]
+)
+def test_an_interrupt_stops_an_export(delay: float, pack_of_many_rows: HhtldPack, tmp_path: Path) -> None:
+    hhtld.save(pack_of_many_rows, tmp_path / "m.hhtld")
     code = (
         "import hhtld, os, signal, threading\n"
         "hhtld.convert('m.hhtld', 'm.h5')\n"

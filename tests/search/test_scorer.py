@@ -75,7 +75,7 @@ def test_a_basis_may_have_fewer_vectors_than_lanes() -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("shape", [(1500, 96), (700, 17), (4300, 48)])
+@pytest.mark.parametrize("shape", [(1500, 96), (700, 17), (4300, 48)], ids=["1500x96", "700x17", "4300x48"])
 def test_the_best_are_those_of_the_decoded_matrix(profile: str, shape: tuple[int, int]) -> None:
     rows = low_rank(*shape)
     pack = made(rows, profile)
@@ -336,10 +336,10 @@ def test_a_kept_tensor_is_searched_too(dtype: Any) -> None:
 
 
 def test_rows_too_wide_for_integers_are_searched_as_they_decode() -> None:
-    rows = low_rank(8, 66_000)
+    rows = low_rank(3, 66_000)
     pack = made(rows, "bits:1")
     assert pack.info(NAME).codec == "hhtl_t"
-    check_best(pack, perturbed(rows, 4), 5)
+    check_best(pack, perturbed(rows, 4), 2)
 
 
 def test_the_cascade_counts_every_row_once() -> None:

@@ -2,9 +2,10 @@
 
 usage: python -m tests.trust [bad | bits | faults | fuzz | machines] ... [--seconds N]
 
-Without words all of them run. `bits` flips every bit of every golden pack (half a minute), `faults` every fault of
-every call of a conversion (a minute), `fuzz` searches N seconds a reader (10), `machines` decodes and encodes the
-golden packs on emulated processors. The exit code is 1 when anything was found.
+Without words all of them run, but for those whose program is missing (strace, qemu); one that is named and lacks its
+program is a finding. `bits` flips every bit of every golden pack (half a minute), `faults` every fault of every call of
+a conversion (a minute), `fuzz` searches N seconds a reader (10), `machines` decodes and encodes the golden packs on
+emulated processors. The exit code is 1 when anything was found.
 """
 
 from __future__ import annotations
@@ -61,9 +62,6 @@ def bits(folder: Path) -> Iterator[str]:
 
 def every_fault(folder: Path) -> Iterator[str]:
     """Every fault of every call."""
-    if not faults.can_inject():
-        print("faults: none, strace is missing or may not trace")
-        return
     count, source = 0, faults.source(folder)
     for count, fault in enumerate(faults.every_fault(), 1):  # noqa: B007 - its last value is printed
         yield from faults.injected(fault, source, folder / "out" / "m.hhtld")
@@ -85,9 +83,6 @@ def processors() -> Iterator[str]:
 
     own = list(machines.lines())
     print(f"tiers: {', '.join(_isa.available_tiers())}; here {own[0]}")
-    if not machines.can_emulate():
-        print("machines: qemu-user is not installed")
-        return
     # One processor of each tier: those of one tier run the same kernels, and tests try which tier each chooses.
     for tier, processor in {tier: processor for processor, tier in reversed(machines.PROCESSORS.items())}.items():
         found = machines.emulated(processor)
@@ -111,8 +106,17 @@ def main() -> int:
     }
     if not set(args.what) <= set(parts):
         parser.error(f"WHAT is one of {', '.join(parts)}")
+    lacking = {}
+    if not faults.can_inject():
+        lacking["faults"] = "strace is missing or may not trace"
+    if not machines.can_emulate():
+        lacking["machines"] = "qemu-user is not installed"
     wrong = 0
     for name in args.what or parts:
+        if name in lacking:
+            wrong += bool(args.what)
+            print(f"{'FOUND' if args.what else 'left out'} {name}: {lacking[name]}")
+            continue
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             for problem in parts[name](Path(folder)):

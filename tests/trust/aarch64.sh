@@ -35,14 +35,14 @@ rm -rf "$work"/tree/hhtld/_kernels/*.so "$work/tree/tests/viewers"
 cd "$work/tree"
 headers=$work/root/usr/include
 shared=_memoryviews # what Cython writes for typed memoryviews stands in one module, as in setup.py
-"$python" -m cython -X freethreading_compatible=True --generate-shared="$PWD/$shared.c"
-for source in hhtld/_kernels/_*.pyx "$shared.c"; do
-    module=$(basename "${source%.*}")
-    test "$module" = $shared || "$python" -m cython -3 -X boundscheck=False -X wraparound=False -X cdivision=True \
-        -X initializedcheck=False -X binding=True --shared="hhtld._kernels.$shared" "$source" -o "$module.c"
+"$python" -m cython -X freethreading_compatible=True --generate-shared="$PWD/hhtld/_kernels/$shared.c"
+"$python" -m cython -3 -X boundscheck=False -X wraparound=False -X cdivision=True \
+    -X initializedcheck=False -X binding=True --shared="hhtld._kernels.$shared" hhtld/_kernels/_*.pyx
+for source in hhtld/_kernels/_*.c; do
+    module=$(basename "$source" .c)
     aarch64-linux-gnu-gcc -O3 -std=c11 -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Werror \
         -Wno-error=unused-function -shared -fPIC -I"$headers/python3.$minor" -I"$headers" -Ihhtld/_kernels \
-        "$module.c" -o "hhtld/_kernels/$module.cpython-3$minor-aarch64-linux-gnu.so"
+        "$source" -o "hhtld/_kernels/$module.cpython-3$minor-aarch64-linux-gnu.so"
 done
 
 # What the compiler made of the hot loops: vectors, and how many instructions for each weight.
@@ -59,7 +59,9 @@ for emulates in "cortex-a72 neon" "cortex-a76 neondotprod"; do
     tail -n +2 "$work/lines" | diff "$work/expected" -
 done
 # The container, packs encoded and decoded anew, and kernels on all three tiers against their numpy twins.
-emulated -m pytest -q -p no:cacheprovider tests/formats/test_golden.py tests/formats/test_hhtld.py
+# What refuses bad files is Python alone, the same on every processor: the everyday tests try it.
+emulated -m pytest -q -p no:cacheprovider tests/formats/test_golden.py tests/formats/test_hhtld.py \
+    -k "not malformed and not flipped_bit"
 if [ "${2:-}" = quick ]; then
     emulated -m pytest -q -p no:cacheprovider tests/kernels/test_cast.py tests/kernels/test_rotate.py
     emulated -m pytest -q -p no:cacheprovider tests/kernels/test_crossed.py -k "129 or 576"
