@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 import pickle
@@ -437,6 +438,20 @@ def test_what_would_lose_a_tangent_is_refused(pack: HhtldPack) -> None:
         dual = torch.autograd.forward_ad.make_dual(x, x)
         with pytest.raises(RuntimeError, match=r"hhtld::linear passes no tangents on: differentiate the layer itself"):
             torch.ops.hhtld.linear(dual, layer.weight.parts(), layer.weight.table, x.dtype, None, 32, False)
+
+
+def test_transforms_that_do_not_work_are_refused_by_name(pack: HhtldPack) -> None:
+    layer, x = HhtlLinear(pack, "lin.weight", "lin.bias"), torch.ones(4, 2, 96)
+    with pytest.raises(RuntimeError, match=r"no tangents of a torch\.vmap on: take torch\.vmap of what calls"):
+        torch.func.jvp(torch.vmap(layer), (x,), (x,))
+    pushed = torch.vmap(lambda y: torch.func.jvp(layer, (y,), (y,))[1])(x)
+    assert torch.equal(pushed[0], torch.func.jvp(layer, (x[0],), (x[0],))[1])
+    embedding, ids = HhtlEmbedding(pack, "emb.weight"), torch.tensor([1, 2])
+    for module, given in ((layer, x), (embedding, ids)):
+        stacked = torch.func.stack_module_state([module, copy.deepcopy(module)])
+        call = functools.partial(torch.func.functional_call, module)
+        with pytest.raises(RuntimeError, match=r"cannot be stacked for torch\.vmap: call one model after the other"):
+            torch.vmap(functools.partial(call, args=(given,)))(stacked)
 
 
 def test_a_compiler_is_refused_tangents_which_it_would_lose(pack: HhtldPack) -> None:

@@ -99,14 +99,29 @@ def test_errors_are_those_of_an_embedding(path: Path) -> None:
 def test_no_derivative_is_lost(path: Path) -> None:
     forward_ad = torch.autograd.forward_ad
     with hhtld.open(path) as pack:
-        weight = HhtlEmbedding(pack, "emb.weight", resident=False).weight
+        weight = HhtlEmbedding(pack, "emb.weight", resident=False, dtype="float32").weight
         x = torch.ones(2, weight.shape[1])
         with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"in a file pass no tangents on: make"):
             weight.product(forward_ad.make_dual(x, x))
         with pytest.raises(RuntimeError, match=r"pass no gradients on"):
-            weight.product(x.requires_grad_())
+            weight.product(x.clone().requires_grad_())
+        bias = torch.ones(weight.shape[0], requires_grad=True)
+        with pytest.raises(RuntimeError, match=r"pass no gradients on"):
+            weight.product(x, bias)
         with torch.no_grad():
-            assert weight.product(x).shape == (2, weight.shape[0])
+            assert torch.equal(weight.product(x, bias), weight.product(x) + 1)
+
+
+def test_batches_of_vmap_are_refused_by_name(path: Path) -> None:
+    with hhtld.open(path) as pack:
+        module = HhtlEmbedding(pack, "emb.weight", resident=False)
+        ids, x = torch.tensor([[1, 2], [3, 4]]), torch.ones(2, 3, N_COLS)
+        with pytest.raises(RuntimeError, match=r"in a file take no batches of torch\.vmap: hold them in memory"):
+            torch.vmap(module)(ids)
+        with pytest.raises(RuntimeError, match=r"take no batches of torch\.vmap"):
+            torch.vmap(module.weight.product)(x)
+        one = torch.vmap(lambda y: y + module(ids[0]))(torch.zeros(3, 2, N_COLS))
+        assert torch.equal(one[0], module(ids[0]).float())
 
 
 def test_a_path_stays_open_and_resident_is_a_choice(path: Path) -> None:

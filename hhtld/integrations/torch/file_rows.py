@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hhtld.integrations.torch.ops import check_ids, refuse_derivatives
+from hhtld.integrations.torch.ops import check_ids, refuse_batches, refuse_derivatives
 from hhtld.integrations.torch.packed import PackedWeight
 from hhtld.integrations.torch.tensors import checked_dtype, torch_dtype
 from hhtld.pack.pack import HhtldPack
@@ -55,6 +55,7 @@ class FileRows(PackedWeight):
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the rows of ids of any shape, int64 or int32, as (*ids.shape, n_cols)."""
         check_ids(ids)
+        refuse_batches(ids)
         flat = ids.detach().reshape(-1).numpy()
         n_rows, n_cols = self.shape
         if flat.size and (flat.min() < 0 or flat.max() >= n_rows):  # as nn.Embedding, which does not count from the end
@@ -69,11 +70,19 @@ class FileRows(PackedWeight):
     def prefetch(self, ids: torch.Tensor) -> None:
         """Begin to read the rows of ids, and return at once; see `HhtldPack.prefetch`."""
         check_ids(ids)
+        refuse_batches(ids)
         self._pack.prefetch(self.name, ids.detach().reshape(-1).numpy())
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None = None, scored_rows: int = 0) -> torch.Tensor:
-        """Return ``x @ weight.T + bias``, (..., n_rows), the weight read a block at a time."""
-        refuse_derivatives(x)
+        """Return ``x @ weight.T + bias``, (..., n_rows), the weight read a block at a time.
+
+        Raises
+        ------
+        RuntimeError
+            If an input or the bias has a gradient or a tangent to pass on, or is a batch of `torch.vmap`.
+        """
+        refuse_derivatives(x, bias)
+        refuse_batches(x, bias)
         n_rows, n_cols = self.shape
         rows = x.detach().reshape(-1, n_cols).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
         out = torch.empty((len(rows), n_rows), dtype=rows.dtype)

@@ -18,6 +18,8 @@ __all__ = [
     "RELEASES",
     "WeakTensorKeyDictionary",
     "are_tangents_nested",
+    "is_batch_innermost",
+    "is_batched",
     "may_carry_tangents",
     "persistent_buffers",
     "runs_plainly",
@@ -39,7 +41,12 @@ def _unfit(what: str) -> MissingExtraError:
 
 try:
     from torch._C import _is_fwd_grad_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
-    from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
+    from torch._C._functorch import (
+        TransformType,
+        get_interpreter_stack,
+        is_batchedtensor,
+        peek_interpreter_stack,
+    )
     from torch.autograd import _profiler_enabled
     from torch.utils.weak import WeakTensorKeyDictionary
 except ImportError as error:
@@ -77,6 +84,17 @@ def are_tangents_nested() -> bool:
     """Whether a tangent may have a tangent: `torch.func.jvp` inside another one."""
     transforms = get_interpreter_stack() or ()
     return [transform.key() for transform in transforms].count(TransformType.Jvp) > 1
+
+
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of many to the innermost `torch.vmap`."""
+    return bool(is_batchedtensor(tensor))
+
+
+def is_batch_innermost() -> bool:
+    """Whether the innermost transform is `torch.vmap`."""
+    transforms = get_interpreter_stack() or ()
+    return [transform.key() for transform in transforms][-1:] == [TransformType.Vmap]
 
 
 def without_tangents() -> AbstractContextManager[object]:

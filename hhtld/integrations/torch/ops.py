@@ -23,6 +23,8 @@ from hhtld._kernels import _score
 from hhtld.integrations.torch.internals import (
     WeakTensorKeyDictionary,
     are_tangents_nested,
+    is_batch_innermost,
+    is_batched,
     may_carry_tangents,
     without_tangents,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "check_ids",
     "one_tensor_table",
     "product",
+    "refuse_batches",
     "refuse_derivatives",
     "unfolded",
     "with_tangent",
@@ -342,10 +345,25 @@ def _(
 # ---- batches ----
 
 
+def refuse_batches(*tensors: torch.Tensor | None) -> None:
+    """Raise RuntimeError if one of the arguments is many, of `torch.vmap`."""
+    if any(tensor is not None and is_batched(tensor) for tensor in tensors):
+        raise RuntimeError(
+            "weights that stay in a file take no batches of torch.vmap: hold them in memory, HhtlEmbedding(..., "
+            "resident=True), or call the module with the whole batch"
+        )
+
+
+def _refuse_batches_of_weights(part_axes: Sequence[int | None]) -> None:
+    if any(axis is not None for axis in part_axes):
+        raise RuntimeError("packed weights cannot be stacked for torch.vmap: call one model after the other")
+
+
 @embedding.register_vmap
 def _(
     _info: Any, in_dims: Any, ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, int]:
+    _refuse_batches_of_weights(in_dims[1])
     return torch.ops.hhtld.embedding(ids.movedim(in_dims[0], 0), parts, table, dtype), 0
 
 
@@ -362,6 +380,7 @@ def _(
     exact: bool,
 ) -> tuple[torch.Tensor, int]:
     """Take the batch as one more leading axis."""
+    _refuse_batches_of_weights(in_dims[1])
     x_axis, bias_axis = in_dims[0], in_dims[4]
     x = x.unsqueeze(0) if x_axis is None else x.movedim(x_axis, 0)
     if bias is None or bias_axis is None:
@@ -389,8 +408,13 @@ def with_tangent(
     Raises
     ------
     RuntimeError
-        If tangents may have tangents.
+        If tangents may have tangents, or if a batch of `torch.vmap` has them.
     """
+    if is_batch_innermost():
+        raise RuntimeError(
+            "packed weights pass no tangents of a torch.vmap on: take torch.vmap of what calls torch.func.jvp, or call "
+            "the layer with the whole batch"
+        )
     if are_tangents_nested():
         raise RuntimeError(f"packed weights pass no tangents of tangents on: {_INSTEAD}")
     (x, x_tangent), bias_tangent = torch.autograd.forward_ad.unpack_dual(x), None
@@ -404,9 +428,9 @@ def with_tangent(
     return out if tangent is None else torch.autograd.forward_ad.make_dual(out, tangent)
 
 
-def refuse_derivatives(x: torch.Tensor) -> None:
-    """Raise RuntimeError if an input has a gradient or may have a tangent to pass on."""
-    if x.requires_grad and torch.is_grad_enabled():
+def refuse_derivatives(x: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Raise RuntimeError if an input or a bias has a gradient, or may have a tangent, to pass on."""
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         _no_gradients()
     if may_carry_tangents():
         raise RuntimeError(f"weights that stay in a file pass no tangents on: {_INSTEAD}")
