@@ -1,4 +1,4 @@
-"""Door to leaf.h: Slot L projection, quantisation and reconstruction."""
+"""Door to leaf.h: Slot L projection, quantization and reconstruction."""
 
 from libc.stdint cimport int8_t, uint8_t
 
@@ -53,7 +53,7 @@ def project(const float[:, ::1] rows not None, const float[:, ::1] entries not N
 
 
 def quantize_i8(const float[::1] coefficients not None, float scale, int8_t[::1] codes not None, *, isa=None):
-    """Quantise finite coefficients to -127..127 by a positive scale, half away from zero."""
+    """Quantize finite coefficients to -127..127 by a positive scale, half away from zero."""
     resolve(isa)
     if codes.shape[0] != coefficients.shape[0]:
         raise ValueError(f"{codes.shape[0]} codes for {coefficients.shape[0]} coefficients")

@@ -1,10 +1,10 @@
-/* Slot L: project residuals onto the shared basis, quantise, and reconstruct rows.
+/* Slot L: project residuals onto the shared basis, quantize, and reconstruct rows.
  *
  * project:     c[i] = float32(sum_j (double)(row[j] - entry[j]) * (double)basis[j][i]), the residual
  *              rounded to float32, the sum in ascending column order. A float32 times a bfloat16
  *              is exact in float64, so a body may fuse multiply and add. `basis` is column-major,
  *              [n_cols][8], float64 holding bfloat16 values.
- * quantise:    byte = clamp(round(c / scale), -127, 127) in float32, half away from zero.
+ * quantize:    byte = clamp(round(c / scale), -127, 127) in float32, half away from zero.
  * reconstruct: row[j] = entry[j], then += (byte[i] * scale) * basis[i][j] for i = 0..7 in float32,
  *              every product rounded before it is added. `basis` is [8][n_cols] float32.
  * The entry of row r is entries[twigs[r]], or entries[r] where twigs is NULL.
@@ -187,7 +187,7 @@ HH_KERNEL void hh_project(int tier, const float *rows, ptrdiff_t n_rows, ptrdiff
     hh_project_scalar(rows, n_rows, n_cols, entries, twigs, basis, coefficients);
 }
 
-/* ---- quantise: 8 values a row, cheap enough for one body ---- */
+/* ---- quantize: 8 values a row, cheap enough for one body ---- */
 
 HH_KERNEL void hh_quantize_i8(const float *coefficients, ptrdiff_t count, float scale, int8_t *codes) {
     for (ptrdiff_t i = 0; i < count; i++) {

@@ -12,7 +12,7 @@ from hhtld.api.encode import encode
 from hhtld.encoding.options import DEFAULT_PROFILE
 from hhtld.formats import open_source
 from hhtld.formats.hhtld import save_pack
-from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack
+from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack, check_budget_option
 from hhtld.pack.source import PackSource
 from hhtld.storage.locations import output_path
 
@@ -44,7 +44,15 @@ def load_file(path: PathLike, *, budget: int = DEFAULT_BUDGET) -> dict[str, NDAr
     budget : int
         Bytes that all tensors of a `.hhtld` file may take together, 64 GiB by default: a small one can declare
         more than any machine holds. Other formats hold what they declare.
+
+    Raises
+    ------
+    FormatError, OSError
+        If the file cannot be read, or holds more than the budget.
+    TypeError, ValueError
+        For a budget that is no number of bytes.
     """
+    check_budget_option(budget)
     with open_source(path) as source:
         if isinstance(source, PackSource):
             source.check_budget(budget, "hhtld.load_file(path, budget=...)")

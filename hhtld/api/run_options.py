@@ -40,6 +40,15 @@ class Run:
         ):
             if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
                 raise TypeError(f"{option} must be a whole number of {what}, got {value!r}")
+        for option, flag in (
+            ("resume (--resume)", self.resume),
+            ("files (--no-files)", self.files),
+            ("dry_run (--dry-run)", self.dry_run),
+        ):
+            if type(flag) is not bool:
+                raise TypeError(f"{option} must be True or False, got {flag!r}")
+        if not callable(self.progress):
+            raise TypeError(f"progress must be a function of a stage, a name and bytes, got {self.progress!r}")
 
     @property
     def memory_limit(self) -> int:

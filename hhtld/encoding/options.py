@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, SupportsIndex
 
 from numpy.typing import ArrayLike
@@ -114,7 +115,8 @@ class Encoding:
         return {key: value for key, value in options.items() if value is not None}
 
     def check_values(self) -> None:
-        """Raise `ValueError` for a value that is none of its option, before anything is opened."""
+        """Raise `TypeError` or `ValueError` for a value that is none of its option, before anything is opened."""
+        self._check_types()
         parse_profile(self.profile_text)
         checked_thresholds(self.gates)
         if self.min_ratio is not None and not 0 <= self.min_ratio < math.inf:
@@ -127,6 +129,30 @@ class Encoding:
         seed: object = 0 if self.seed is None else self.seed
         if type(seed) is bool or not isinstance(seed, SupportsIndex) or not 0 <= operator.index(seed) < 2**64:
             raise ValueError(f"seed (--seed) must be an integer from 0 to 2^64 - 1, got {self.seed!r}")
+
+    def _check_types(self) -> None:
+        for option, number in (
+            ("min_ratio (--min-ratio)", self.min_ratio),
+            ("target_top1 (--target-top1)", self.target_top1),
+            ("target_bits (--target-bits)", self.target_bits),
+        ):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, Real)):
+                raise TypeError(f"{option} must be a number, got {number!r}")
+        for option, pairs in (("rules (--rule)", self.rules), ("roles (--role)", self.roles)):
+            if not isinstance(pairs, Collection):  # which can be gone through twice
+                raise TypeError(f"{option} must be a sequence of pairs, got {type(pairs).__name__}")
+        for option, by_name in (
+            ("column_scales", self.column_scales),
+            ("rates", self.rates),
+            ("moments", self.moments),
+        ):
+            if by_name is not None and not isinstance(by_name, Mapping):
+                raise TypeError(f"{option} must map names of tensors to values, got {type(by_name).__name__}")
+        if type(self.allow_keep) is not bool:
+            raise TypeError(f"allow_keep (--allow-keep) must be True or False, got {self.allow_keep!r}")
+        if self.calibrate is not None and not isinstance(self.calibrate, Calibration | str | os.PathLike):
+            given = type(self.calibrate).__name__
+            raise TypeError(f"calibrate (--calibrate) must be 'builtin', a path or a Calibration, got {given}")
 
     def check_calibration(self) -> None:
         """Raise `ValueError` if a calibration does not fit the other options."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hhtld.errors import FormatError, HeaderError
 from hhtld.pack.container import ContainerReader
-from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack
+from hhtld.pack.pack import DEFAULT_BUDGET, HhtldPack, check_budget_option
 from hhtld.pack.table_checks import read_table
 from hhtld.registry import later
 from hhtld.storage.file_reading import Location, open_location
@@ -84,7 +84,10 @@ def open_pack(
     ------
     FormatError
         For every malformation.
+    TypeError, ValueError
+        For options that cannot be meant, before the file is opened.
     """
+    check_budget_option(budget)
     place = locate(path)
     if is_packed_folder(place):
         place = place / PACK_NAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from types import TracebackType
@@ -39,6 +40,14 @@ __all__ = [
 
 DEFAULT_BUDGET = 64 << 30
 _SEARCHED_NBYTES = 64 << 20  # of a tensor that a search may hold if it has to read it
+
+
+def check_budget_option(budget: object) -> None:
+    """Raise `TypeError` or `ValueError` for what is no number of bytes."""
+    if isinstance(budget, bool) or not isinstance(budget, SupportsIndex):
+        raise TypeError(f"budget must be a whole number of bytes, got {budget!r}")
+    if operator.index(budget) < 0:
+        raise ValueError(f"budget must be a number of bytes, 0 or more, got {budget!r}")
 
 
 class HhtldPack:

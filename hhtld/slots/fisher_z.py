@@ -38,7 +38,7 @@ __all__ = ["FisherZTable"]
 
 @dataclass(frozen=True, eq=False)
 class FisherZTable:
-    """Quantised cosines between the representatives of a palette's entries.
+    """Quantized cosines between the representatives of a palette's entries.
 
     Attributes
     ----------

@@ -291,9 +291,12 @@ def _as_array(name: str, values: Any) -> NDArray[Any]:
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
+        if type(values).__module__.partition(".")[0] == "torch":
+            advice = "write a file with safetensors.torch.save_file and convert that"
+        else:
+            advice = "give an array, or lists of equal length"
         raise TypeError(
-            f"tensor {shown(name)}, {type(values).__name__}, is no array to numpy: {error}; of torch's tensors, write "
-            "a file with safetensors.torch.save_file and convert that"
+            f"numpy makes no array of tensor {shown(name)}, {type(values).__name__}: {error}; {advice}"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from hhtld.matrix import TensorInfo
@@ -37,7 +37,8 @@ def select_tensors(source: TensorSource, only: Sequence[str], skip: Sequence[str
         If a glob matches no tensor, or no tensor is left.
     """
     for option, globs in (("only", only), ("skip", skip)):
-        if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
+        is_sequence = isinstance(globs, Collection) and not isinstance(globs, str)  # it is gone through twice
+        if not is_sequence or not all(isinstance(glob, str) for glob in globs):
             raise TypeError(f"{option} is a sequence of globs, got {globs!r:.80}")
     if not only and not skip:
         return source

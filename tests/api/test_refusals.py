@@ -43,6 +43,23 @@ def model(tmp_path: Path) -> Path:
         ({"budget": "64GiB"}, "budget (--budget) must be a whole number of bytes, got '64GiB'"),
         ({"jobs": "2"}, "jobs (--jobs) must be a whole number of threads, got '2'"),
         ({"executor": 5}, "an executor is a name or has submit(), got int"),
+        ({"min_ratio": "2"}, "min_ratio (--min-ratio) must be a number, got '2'"),
+        ({"min_ratio": True}, "min_ratio (--min-ratio) must be a number, got True"),
+        ({"target_top1": "0.9", "calibrate": "builtin"}, "target_top1 (--target-top1) must be a number, got '0.9'"),
+        ({"target_bits": [4], "calibrate": "builtin"}, "target_bits (--target-bits) must be a number, got [4]"),
+        ({"calibrate": 1.5}, "calibrate (--calibrate) must be 'builtin', a path or a Calibration, got float"),
+        ({"rates": 4.0}, "rates must map names of tensors to values, got float"),
+        ({"column_scales": [1.0]}, "column_scales must map names of tensors to values, got list"),
+        ({"allow_keep": "no"}, "allow_keep (--allow-keep) must be True or False, got 'no'"),
+        ({"resume": "no"}, "resume (--resume) must be True or False, got 'no'"),
+        ({"files": 0}, "files (--no-files) must be True or False, got 0"),
+        ({"dry_run": "no"}, "dry_run (--dry-run) must be True or False, got 'no'"),
+        ({"progress": "bar"}, "progress must be a function of a stage, a name and bytes, got 'bar'"),
+        # What is gone through twice must not be empty the second time.
+        ({"rules": iter([("w", "keep")])}, "rules (--rule) must be a sequence of pairs, got list_iterator"),
+        ({"roles": 5}, "roles (--role) must be a sequence of pairs, got int"),
+        ({"only": iter(["w"])}, "only is a sequence of globs, got <list_iterator"),
+        ({"skip": 5}, "skip is a sequence of globs, got 5"),
     ],
 )
 def test_conversions_refuse_what_cannot_be_meant(model: Path, given: dict[str, Any], message: str) -> None:
@@ -63,12 +80,19 @@ def test_a_seed_of_numpy_is_a_seed(model: Path) -> None:
     [  # types that a checker would refuse: the door must, too
         (lambda: hhtld.encode({"w": np.ones((2, 2))}, 4), "a profile is text"),  # type: ignore[arg-type]
         (lambda: hhtld.encode({"w": np.ones((2, 2))}, metadata=["a"]), "metadata must map str to str, got list"),  # type: ignore[arg-type]
+        (lambda: hhtld.open("no file", budget="1GiB"), "budget must be a whole number of bytes, got '1GiB'"),  # type: ignore[arg-type]
+        (lambda: hhtld.load_file("no file", budget=1e9), "budget must be a whole number of bytes, got 1000000000.0"),  # type: ignore[arg-type]
         (lambda: hhtld.save({"w": np.ones((2, 2))}, "x.hhtld"), "save writes a pack, got dict; save_file"),  # type: ignore[arg-type]
     ],
 )
 def test_functions_refuse_what_cannot_be_meant(call: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_no_budget_is_below_nothing() -> None:
+    with pytest.raises(ValueError, match="budget must be a number of bytes, 0 or more, got -1"):
+        hhtld.open("no file", budget=-1)
 
 
 @pytest.mark.parametrize("mmap", [True, False])

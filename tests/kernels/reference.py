@@ -235,7 +235,7 @@ def project(
 
 
 def quantize_i8(coefficients: NDArray[np.float32], scale: float | np.float32, codes: NDArray[np.int8]) -> None:
-    """Quantise coefficients (n,) to codes (n,) in -127..127: float32 division, half away from zero."""
+    """Quantize coefficients (n,) to codes (n,) in -127..127: float32 division, half away from zero."""
     with np.errstate(over="ignore", under="ignore"):
         scaled = np.clip(coefficients / np.float32(scale), np.float32(-127), np.float32(127))
     codes[:] = _half_away_from_zero(scaled.astype(np.float64)).astype(np.int8)
