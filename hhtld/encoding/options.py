@@ -131,28 +131,28 @@ class Encoding:
             raise ValueError(f"seed (--seed) must be an integer from 0 to 2^64 - 1, got {self.seed!r}")
 
     def _check_types(self) -> None:
-        for option, number in (
-            ("min_ratio (--min-ratio)", self.min_ratio),
-            ("target_top1 (--target-top1)", self.target_top1),
-            ("target_bits (--target-bits)", self.target_bits),
-        ):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, Real)):
-                raise TypeError(f"{option} must be a number, got {number!r}")
-        for option, pairs in (("rules (--rule)", self.rules), ("roles (--role)", self.roles)):
-            if not isinstance(pairs, Collection):  # which can be gone through twice
-                raise TypeError(f"{option} must be a sequence of pairs, got {type(pairs).__name__}")
-        for option, by_name in (
-            ("column_scales", self.column_scales),
-            ("rates", self.rates),
-            ("moments", self.moments),
-        ):
-            if by_name is not None and not isinstance(by_name, Mapping):
-                raise TypeError(f"{option} must map names of tensors to values, got {type(by_name).__name__}")
-        if type(self.allow_keep) is not bool:
-            raise TypeError(f"allow_keep (--allow-keep) must be True or False, got {self.allow_keep!r}")
-        if self.calibrate is not None and not isinstance(self.calibrate, Calibration | str | os.PathLike):
-            given = type(self.calibrate).__name__
-            raise TypeError(f"calibrate (--calibrate) must be 'builtin', a path or a Calibration, got {given}")
+        given: list[tuple[str, object, type | tuple[type, ...], str]] = [
+            ("min_ratio (--min-ratio)", self.min_ratio, Real, "a number"),
+            ("target_top1 (--target-top1)", self.target_top1, Real, "a number"),
+            ("target_bits (--target-bits)", self.target_bits, Real, "a number"),
+            # What is gone through once, as an iterator, would be empty the second time.
+            ("rules (--rule)", self.rules, Collection, "a sequence of pairs"),
+            ("roles (--role)", self.roles, Collection, "a sequence of pairs"),
+            ("column_scales", self.column_scales, Mapping, "a mapping from names of tensors"),
+            ("rates", self.rates, Mapping, "a mapping from names of tensors"),
+            ("moments", self.moments, Mapping, "a mapping from names of tensors"),
+            ("allow_keep (--allow-keep)", self.allow_keep, bool, "True or False"),
+            (
+                "calibrate (--calibrate)",
+                self.calibrate,
+                (Calibration, str, os.PathLike),
+                "'builtin', a path or a Calibration",
+            ),
+        ]
+        for option, value, kinds, wanted in given:
+            is_flag = isinstance(value, bool) and kinds is Real  # which Python takes for 0 or 1
+            if value is not None and (is_flag or not isinstance(value, kinds)):
+                raise TypeError(f"{option} must be {wanted}, got {value!r:.80}")
 
     def check_calibration(self) -> None:
         """Raise `ValueError` if a calibration does not fit the other options."""

@@ -36,9 +36,10 @@ def select_tensors(source: TensorSource, only: Sequence[str], skip: Sequence[str
     ValueError
         If a glob matches no tensor, or no tensor is left.
     """
-    for option, globs in (("only", only), ("skip", skip)):
-        is_sequence = isinstance(globs, Collection) and not isinstance(globs, str)  # it is gone through twice
-        if not is_sequence or not all(isinstance(glob, str) for glob in globs):
+    given: list[tuple[str, object]] = [("only", only), ("skip", skip)]
+    for option, globs in given:
+        # An iterator would be empty the second time.
+        if isinstance(globs, str) or not isinstance(globs, Collection) or not all(isinstance(g, str) for g in globs):
             raise TypeError(f"{option} is a sequence of globs, got {globs!r:.80}")
     if not only and not skip:
         return source
