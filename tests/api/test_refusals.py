@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
@@ -15,7 +16,8 @@ from safetensors.numpy import save_file
 
 import hhtld
 from hhtld.errors import ClosedError, FormatError, OutputError, did_you_mean
-from hhtld.formats import open_source
+from hhtld.formats import get_format, open_source
+from hhtld.sources.contract import ArraySource
 from hhtld.sources.rows import ArrayRows
 
 
@@ -55,6 +57,24 @@ def model(tmp_path: Path) -> Path:
         ({"files": 0}, "files (--no-files) must be True or False, got 0"),
         ({"dry_run": "no"}, "dry_run (--dry-run) must be True or False, got 'no'"),
         ({"progress": "bar"}, "progress must be a function of a stage, a name and bytes, got 'bar'"),
+        ({"executor": "ray"}, "no executor 'ray'; available: threads, dask:local, dask:ADDRESS"),
+        ({"calibration": "a", "calibrate": "b"}, "calibration and calibrate say the same: give one"),
+        ({"profile": "gates", "target_top1": 0.9}, "target_bits (--target-bits) are for profile 'parity' only"),
+        ({"target_top1": 0.9}, "target_top1 (--target-top1) needs calibrate (--calibrate): 'builtin', a text"),
+        (
+            {"calibrate": "t", "target_top1": 0.9, "target_bits": 4},
+            "give one of target_top1 (--target-top1) and target_b",
+        ),
+        ({"calibrate": "t", "column_scales": {}}, "a calibration brings its own column_scales; give one of the two"),
+        ({"calibrate": "t", "rates": {}}, "a calibration brings its own rates; give one of the two"),
+        (
+            {"calibrate": "t", "calibrate_tokens": 0},
+            "calibrate_tokens (--calibrate-tokens) must be a positive integer, got 0",
+        ),
+        (
+            {"calibrate": "t.safetensors", "calibrate_tokens": 9},
+            "calibrate_tokens (--calibrate-tokens) says how much of a text",
+        ),
         # What is gone through twice must not be empty the second time.
         ({"rules": iter([("w", "keep")])}, "rules (--rule) must be a sequence of pairs, got <list_iterator"),
         ({"roles": 5}, "roles (--role) must be a sequence of pairs, got 5"),
@@ -82,12 +102,38 @@ def test_a_seed_of_numpy_is_a_seed(model: Path) -> None:
         (lambda: hhtld.encode({"w": np.ones((2, 2))}, metadata=["a"]), "metadata must map str to str, got list"),  # type: ignore[arg-type]
         (lambda: hhtld.open("no file", budget="1GiB"), "budget must be a whole number of bytes, got '1GiB'"),  # type: ignore[arg-type]
         (lambda: hhtld.load_file("no file", budget=1e9), "budget must be a whole number of bytes, got 1000000000.0"),  # type: ignore[arg-type]
+        (lambda: hhtld.encode({"w": np.ones((2, 2))}, metadata={"a": "\ud800"}), "holds a lone surrogate"),
+        (lambda: get_format("pipeline").write_source(ArraySource({}), Path("x")), "'pipeline' does not write tensors"),
+        (lambda: get_format("pipeline").write_plan(*[None] * 5), "format 'pipeline' does not encode"),  # type: ignore[arg-type]
         (lambda: hhtld.save({"w": np.ones((2, 2))}, "x.hhtld"), "save writes a pack, got dict; save_file"),  # type: ignore[arg-type]
     ],
 )
 def test_functions_refuse_what_cannot_be_meant(call: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_what_a_tensor_does_not_have_is_said() -> None:
+    pack = hhtld.encode({"scalar": np.float32(3), "kept": np.ones((2, 3), np.int64)})
+    with pytest.raises(ValueError, match="tensor 'scalar' has no rows; use get_tensor"):
+        pack.prefetch("scalar", [0])
+    with pytest.raises(ValueError, match="tensor 'kept' is kept as it came; use get_tensor"):
+        pack.get_encoded("kept")
+
+
+def test_an_open_file_is_not_copied(model: Path) -> None:
+    hhtld.convert(model, model.with_suffix(".hhtld"), profile="bits:2")
+    said = r"model\.hhtld: an open file cannot be copied or pickled; open it again"
+    with hhtld.open(model.with_suffix(".hhtld")) as pack, pytest.raises(TypeError, match=said):
+        copy.copy(pack.sections)
+
+
+def test_misspelt_names_of_packages_are_no_attributes() -> None:
+    assert "convert" in dir(hhtld)
+    with pytest.raises(AttributeError, match=r"module 'hhtld\._kernels' has no attribute '_trelis'"):
+        hhtld._kernels._trelis  # noqa: B018
+    with pytest.raises(AttributeError, match=r"module 'hhtld\.pack' has no attribute 'rows'"):
+        hhtld.pack.rows  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_no_budget_is_below_nothing() -> None:

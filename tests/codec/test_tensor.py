@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import hhtld
 from hhtld.codecs.base import sample_basis
 from hhtld.codecs.lookup import HhtlDTensor, SharedPaletteGroup, build_group_with_fisher_z, build_group_with_leaf
 from hhtld.codecs.palette import HhtlF32Tensor
+from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.errors import RangeError
 from hhtld.identity import PaletteGroupKey
 from hhtld.slots.slot_d_v import ENTRY_DTYPE
@@ -144,6 +146,40 @@ def test_sizes(rng: np.random.Generator) -> None:
     f32 = HhtlF32Tensor.encode("v", rows)
     assert f32.total_byte_size() == 600 + 256 * 100
     assert f32.compression_ratio() == 2 * 600 * 50 / f32.total_byte_size()
+
+    trellis = hhtld.encode({"w": rows}, "bits:2").get_encoded("w")
+    assert isinstance(trellis, HhtlTTensor)
+    assert trellis.compression_ratio() == 2 * 600 * 50 / trellis.total_byte_size()
+
+
+@pytest.mark.parametrize(
+    ("profile", "change", "said"),
+    [
+        (
+            "bits:2",
+            {"row_class": np.zeros(600, np.uint8)},
+            "row_class and the group's classes come together or not at all",
+        ),
+        ("bits:2", {"original_shape": (600, 63)}, "the group's rows have 64 columns, the tensor's 63"),
+        (
+            "bits:2",
+            {"slot_t": np.zeros((600, 5), np.uint8)},
+            r"slot_t must be \(600, \d+\) and slot_v \(600,\), got \(600, 5\)",
+        ),
+        ("bits:2", {"slot_v_2": np.zeros(600, np.uint16)}, "the group's second code come together or not at all"),
+        ("bits:2+1", {"slot_t_2": np.zeros((600, 5), np.uint8)}, r"slot_t_2 must be \(600, \d+\), got \(600, 5\)"),
+        ("f32", {"twigs": np.zeros(5, np.uint8)}, r"twigs must be 600 of uint8, got \(5,\) of uint8"),
+        ("f32", {"palette_bits": np.zeros((4, 5), np.uint16)}, r"the palette must have 64 columns, got shape \(4, 5\)"),
+        ("lookup", {"slot_l": np.zeros((600, 7), np.int8)}, r"slot_l must have shape \(600, 8\), got \(600, 7\)"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(
+    profile: str, change: dict[str, object], said: str, rng: np.random.Generator
+) -> None:
+    name = "embed_tokens.weight"
+    whole = hhtld.encode({name: structured(600, 64, rng)}, profile).get_encoded(name)
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(whole, **change)  # type: ignore[type-var]  # each of them is a dataclass
 
 
 def test_serialised_parts_come_back(rng: np.random.Generator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hhtld.display.numbers import reached
+from hhtld.display.numbers import human_nbytes, reached
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,11 @@ from hhtld.display.numbers import reached
 )
 def test_what_is_printed_was_reached(value: float, digits: int, text: str) -> None:
     assert reached(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (5 * 10**9, "5.00 GB"), (2 * 10**15, "2000.00 TB")],
+)
+def test_sizes_have_the_unit_that_fits(nbytes: int, text: str) -> None:
+    assert human_nbytes(nbytes) == text
