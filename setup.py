@@ -33,7 +33,7 @@ ABI3 = os.environ.get("HHTLD_ABI3") == "1" and not sysconfig.get_config_var("Py_
 UNIX = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 if os.environ.get("HHTLD_WERROR") == "1":
     UNIX += ["-Werror", "-Wno-error=unused-function"]
-SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 FLAGS = {"unix": UNIX, "msvc": ["/O2", "/fp:precise", "/std:c11"]}
 
 DIRECTIVES = {
