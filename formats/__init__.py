@@ -120,7 +120,7 @@ def open_source(src: str | os.PathLike[str] | Url) -> TensorSource:
         if pickles:
             what += f"; {', '.join(pickles[:3])} are pickles, which may run code: convert them to safetensors first"
         raise BadMagicError(f"{path}: the format is not recognised: {what}{_not_loaded(broken)}")
-    message = f"{path}: not recognised by any format; read are {', '.join(_read())}{_not_loaded(broken)}"
+    message = f"{path}: no format recognises it; these are read: {', '.join(_read())}{_not_loaded(broken)}"
     hint = lookalike(head) or ("" if head else "the file is empty")
     raise BadMagicError(message + (f" ({hint})" if hint else ""))
 

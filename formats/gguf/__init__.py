@@ -21,7 +21,7 @@ class GgufFormat(Format):
     name: ClassVar[str] = "gguf"
     suffixes: ClassVar[tuple[str, ...]] = (".gguf",)
     description: ClassVar[str] = (
-        "GGUF file of llama.cpp; quantized tensors are read as float32; written is what came from one (extra: gguf)"
+        "GGUF file of llama.cpp; quantized tensors read as float32; only what came from one is written (extra: gguf)"
     )
     options: ClassVar[frozenset[str]] = frozenset({"progress", "type"})
 

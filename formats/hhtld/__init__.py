@@ -107,7 +107,7 @@ class HhtldFormat(Format):
 
     name = "hhtld"
     suffixes = (".hhtld",)
-    description = "rows as tree address, magnitude and leaves; random access; gates recorded"
+    description = "pack: weights encoded row by row, and any row read alone; what rows lose is recorded"
     encodes = True
 
     def sniff(self, path: Location, head: bytes) -> bool:

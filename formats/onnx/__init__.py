@@ -20,7 +20,7 @@ class OnnxFormat(Format):
     name: ClassVar[str] = "onnx"
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     description: ClassVar[str] = (
-        "weights of an ONNX model, with external data; written is what came from one (extra: onnx)"
+        "weights of an ONNX model, with external data; only what came from one is written (extra: onnx)"
     )
     options: ClassVar[frozenset[str]] = frozenset({"progress"})
 

@@ -14,11 +14,13 @@ __all__ = [
     "add_selection",
     "every",
     "gate",
+    "number",
     "positive",
     "role",
     "row_range",
     "rule",
     "size",
+    "whole_number",
 ]
 
 
@@ -30,7 +32,7 @@ def add_jobs(command: argparse.ArgumentParser) -> None:
 def add_all(command: argparse.ArgumentParser) -> None:
     """Add --all."""
     command.add_argument(
-        "--all", action="store_true", help="show every tensor on a line of its own on a terminal, too (as in a pipe)"
+        "--all", action="store_true", help="give every tensor a line of its own on a terminal, as in a pipe"
     )
 
 
@@ -53,8 +55,7 @@ def add_selection(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="GLOB",
-        help="leave out the tensors whose name matches, so that a large table and the rest of its model can lie in two "
-        "files; may be given several times",
+        help="leave out the tensors whose name matches, as if SRC did not have them; may be given several times",
     )
 
 
@@ -64,11 +65,27 @@ def every(arguments: argparse.Namespace) -> bool:
 
 
 def positive(text: str) -> int:
-    """Return a number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    """Return a whole number of at least 1."""
+    value = whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """Return a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    """Return a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
 
 
 def size(text: str) -> int:

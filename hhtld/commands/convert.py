@@ -11,11 +11,13 @@ from hhtld.commands.arguments import (
     add_selection,
     every,
     gate,
+    number,
     positive,
     role,
     row_range,
     rule,
     size,
+    whole_number,
 )
 from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.display.streams import emit
@@ -145,7 +147,7 @@ def _add_quality(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--min-ratio",
-        type=float,
+        type=number,
         metavar="R",
         help="how many times smaller than the model as bfloat16 the file must be (default 2)",
     )
@@ -167,22 +169,22 @@ def _add_calibration(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--calibrate-tokens",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="about how many tokens of TEXT the model reads, spread over all of it (default 6656); a text encoder "
-        "is judged on up to 600 sentences beside, and on proportionally fewer below the default",
+        "reads up to 600 sentences more to be judged on, and proportionally fewer if N is below the default",
     )
     command.add_argument(
-        "--target-top1", type=float, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"
+        "--target-top1", type=number, metavar="P", help="share of next tokens to keep, with --calibrate (default 0.9)"
     )
     command.add_argument(
         "--target-bits",
-        type=float,
+        type=number,
         metavar="B",
         help="bits a weight that the pack may take, all of it counted but side files; with --calibrate, instead of "
         "--target-top1",
     )
-    command.add_argument("--seed", type=int, metavar="N", help="seed of the random rotations (default 0)")
+    command.add_argument("--seed", type=whole_number, metavar="N", help="seed of the random rotations (default 0)")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from hhtld.commands.arguments import add_json, positive
+from hhtld.commands.arguments import add_json, number, positive
 from hhtld.commands.exit_codes import DONE, FAILED
 from hhtld.display.streams import emit
 from hhtld.errors import GateError
@@ -39,7 +39,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         'a file without such lines holds one prompt a line; .json: a list of strings or of {"kind", "text"}',
     )
     command.add_argument(
-        "--min-top1", type=float, default=0.9, metavar="SHARE", help="top-1 agreement to reach (default 0.9)"
+        "--min-top1", type=number, default=0.9, metavar="SHARE", help="top-1 agreement to reach (default 0.9)"
     )
     command.add_argument(
         "--max-tokens", type=positive, default=512, metavar="N", help="tokens of a prompt at most (default 512)"

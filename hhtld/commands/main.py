@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from hhtld.commands.exit_codes import DONE, INTERRUPTED, TERMINATED, USAGE, exit_code, tell
 from hhtld.commands.option_names import as_options
 from hhtld.display.streams import emit, open_closed_streams
+from hhtld.errors import did_you_mean
 
 __all__ = ["COMMANDS", "Command", "main", "parser"]
 
@@ -115,10 +117,18 @@ def parser(*wanted: str) -> argparse.ArgumentParser:
             epilog=f"examples:\n{loaded.EXAMPLES}\n{EXIT_CODES}",
             formatter_class=_formatter,
         )
+        command.set_defaults(parser=command)
         loaded.add_arguments(command)
     topic = commands.add_parser("help", help="show what a command takes")
     topic.add_argument("topic", metavar="COMMAND", nargs="?", choices=sorted(COMMANDS))
     return whole
+
+
+def _refuse(command: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+    """Say which words a command does not take, and which option the first of them may have been meant for."""
+    options = set(re.findall(r"--[a-z][a-z0-9-]*", command.format_usage()))
+    near = did_you_mean(unknown[0], options) if unknown[0].startswith("-") else ""
+    command.error(f"does not take {' '.join(unknown)}{near}")
 
 
 def _loaded(module: str) -> Any:
@@ -181,7 +191,9 @@ def _run(argv: Sequence[str]) -> int:
 def _command(argv: Sequence[str]) -> int:
     named = next((word for word in argv if not word.startswith("-")), "help")
     whole = parser(named)
-    arguments = whole.parse_args(argv)
+    arguments, unknown = whole.parse_known_args(argv)
+    if unknown:
+        _refuse(getattr(arguments, "parser", whole), unknown)
     if arguments.version:
         import hhtld
 

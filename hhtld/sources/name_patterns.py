@@ -18,12 +18,13 @@ def matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     Raises
     ------
     ValueError
-        If a glob matches nothing; with the nearest names.
+        If a glob matches nothing; with the nearest names, or the first ones.
     """
     known = list(names)
     for glob in globs:
         if not any(_matches(name, glob) for name in known):
-            raise ValueError(f"no tensor matches {shown(glob)}{did_you_mean(glob, known)}")
+            near = did_you_mean(glob, known) or f"; there are {some_of(known)}"
+            raise ValueError(f"no tensor matches {shown(glob)}{near}")
     return [name for name in known if not globs or any(_matches(name, glob) for glob in globs)]
 
 

@@ -50,3 +50,25 @@ def test_help_names_a_command_as_the_command_does(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["help", "verify"])
     assert capsys.readouterr().out == shown(capsys, "verify")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("convert a b --profle gates", "hhtld convert: does not take --profle gates; did you mean '--profile'"),
+        ("convert a b c", "hhtld convert: does not take c\nsee hhtld convert --help"),
+        ("--profle", "hhtld: does not take --profle\nsee hhtld --help"),
+        ("convert a b --min-ratio two", "argument --min-ratio: expected a number, got 'two'"),
+        ("convert a b --jobs two", "argument --jobs: expected a whole number, got 'two'"),
+        ("convert a b --jobs 0", "argument --jobs: must be at least 1, got 0"),
+        ("inspect a --tensor t --rows 1:2:3:4", "argument --rows: expected A:B, got '1:2:3:4'"),
+        ("inspect a --tensor t --rows 1:2:0", "argument --rows: a step cannot be 0"),
+    ],
+)
+def test_what_a_command_does_not_take_is_said_by_the_command(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -346,7 +346,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--rows needs --tensor")
     with open_source(arguments.file) as source:
         if arguments.tensor is not None and arguments.tensor not in source:
-            raise ValueError(no_such_tensor(arguments.tensor, source.infos()))
+            said = no_such_tensor(arguments.tensor, source.infos())
+            raise ValueError(f"{said}; `hhtld inspect FILE` lists all of them")
         if arguments.rows is not None:
             print_rows(source, arguments.tensor, arguments.rows, arguments.json, console())
             return DONE
