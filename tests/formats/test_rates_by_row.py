@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -383,3 +384,24 @@ def test_what_was_drafted_is_read(tmp_path: Path) -> None:
 def test_the_table_is_json(path: Path) -> None:
     with hhtld.open(path) as pack:
         assert json.loads(json.dumps(pack.table.to_json()))["groups"][0]["rates"][0] >= 16
+
+
+def test_an_export_shows_the_rate_and_the_code_of_every_row(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    name, scale = "layers.0.q_proj.weight", np.linspace(0.5, 2, 61)
+    rows, rates = rng.standard_normal((300, 61)).astype(np.float32), np.clip(3 + rng.standard_normal(300), 1, 6)
+    pack = hhtld.encode({name: rows}, "parity", rates={name: rates}, column_scales={name: scale})
+    hhtld.save(pack, tmp_path / "m.hhtld")
+    hhtld.convert(tmp_path / "m.hhtld", tmp_path / "m.h5", codes=True)
+    with h5py.File(tmp_path / "m.h5") as file:
+        shown = file[f"entry/tensors/{name}"]
+        entries, codes, told = shown["entries"][:], shown["rows/slot_t"][:], shown["column_scale/scale"][:]
+    assert np.allclose(told, scale, rtol=2**-8)
+    assert np.abs(entries["bits"] - rates).max() < 0.5, "a class of rows is near what its rows ask for"
+    assert abs(entries["bits"].mean() - rates.mean()) < 1 / 16
+    view = pack.get_encoded(name).view()
+    widths = [trellis.row_nbytes(61) for trellis in view.trellises.values()]
+    assert codes.shape == (300, max(widths))
+    parts = [(widths[c], codes[of]) for c, of in enumerate(class_order(entries["row_class"], len(widths)))]
+    assert b"".join(part[:, :width].tobytes() for width, part in parts) == view.codes["slot_t"].tobytes()
+    assert not any(part[:, width:].any() for width, part in parts)
