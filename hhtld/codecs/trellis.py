@@ -461,7 +461,7 @@ class HhtlTTensor(EncodedTensor):
         `feedback`: see `hhtld.slots.feedback`; of the first level only. `row_class` is the class of each of these rows.
         """
         n_rows, n_cols = block.shape
-        scaled = slots.scaled_rows(block, column_scale)
+        scaled = slots.scaled_rows(block, column_scale, first)
         twigs, slot_l = shared.assign(scaled), None
         if shared.basis is not None and slot_l_scale is not None:
             slot_l = slots.quantized_leaf(

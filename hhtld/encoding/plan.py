@@ -309,6 +309,12 @@ def _quantized(
     if schemes and not keep and not all(_keeps(ruled.get(name)) for name in weights or schemes):
         raise QuantizedError(refusal(schemes, infos, declared))
     notes = list(source.notes)
+    if decoded := source.decoded():
+        notes.append(
+            f"{len(decoded)} of {len(infos)} tensors are encoded in the source, which is a pack: its rows are coded a "
+            "second time, and cosines compare with the rows that it gives back; only the model that it was made from "
+            "tells all that was lost, and gives a better pack"
+        )
     if schemes or used:
         how = ", ".join(sorted({scheme.name for scheme in schemes.values()} | set(used.values())))
         notes.append(f"{len(schemes) + len(used)} tensors of quantized weights ({how}) are kept byte for byte")

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld._kernels import _cast
 from hhtld.codecs.base import Codec, GroupCode
 from hhtld.cosines import judged_cosines
 from hhtld.dtypes import FLOAT32, DType, rounded
+from hhtld.errors import RangeError
 from hhtld.pack.section_interfaces import as_bytes
 from hhtld.slots.class_layout import ByClass, row_spans
 from hhtld.sources.rows import Rows
@@ -67,7 +69,13 @@ def code_rows(
     leaf_scale: float | None,
     dtype: DType = FLOAT32,
 ) -> Coded:
-    """Code rows [start, stop) and measure what is given back of them in the source's type."""
+    """Code rows [start, stop) and measure what is given back of them in the source's type.
+
+    Raises
+    ------
+    RangeError
+        If float32 does not suffice to code a row, or to decode it again.
+    """
     coder = code.coder(tensor_code)
     layout = {kind: part for kind, part in coder.layout().items() if isinstance(part, int | ByClass)}
     parts: dict[str, list[tuple[int, int, NDArray[Any]]]] = {kind: [] for kind in layout}
@@ -78,7 +86,11 @@ def code_rows(
         arrays = tensor.parts()
         for kind in layout:
             parts[kind].append((first, first + len(block), arrays[kind]))
-        cosines.append(judged_cosines(block, rounded(tensor.reconstruct_rows(), dtype)))
+        decoded = tensor.reconstruct_rows()
+        bad = _cast.first_nonfinite_f32(decoded.reshape(-1))
+        if bad >= 0:  # an error of the code can carry a weight past the end, and so can a sum on the way back
+            raise RangeError(f"row {first + bad // decoded.shape[1]} passes float32's range when it is decoded")
+        cosines.append(judged_cosines(block, rounded(decoded, dtype)))
     whole: dict[str, NDArray[Any]] = {}
     crcs: dict[str, list[int]] = {}
     for kind, part in layout.items():

@@ -85,6 +85,9 @@ class PackSource(TensorSource):
         added = {name for name in recorded if isinstance(name, str)} if isinstance(recorded, list) else set()
         return {name: frozenset({ADDS}) for name in self._infos if name in added}
 
+    def decoded(self) -> frozenset[str]:
+        return frozenset(name for name in self._infos if self.pack.table.resolved(name).is_encoded)
+
     def regimes(self) -> Mapping[str, tuple[str, str]]:
         """Return the regimes that the pack records because roles do not imply them."""
         table, regimes = self.pack.table, {}

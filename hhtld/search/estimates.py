@@ -212,7 +212,7 @@ class SearchRows:
         return longest
 
     def _surely_finite(self, longest: float) -> bool:
-        """Whether no decoded row can pass float32's range. No row that an encoder wrote does.
+        """Whether no decoded row can pass float32's range. No row that an encoder writes does.
 
         On its way a row's sums grow by at most sqrt(n_cols) before the rotation divides them again.
         """

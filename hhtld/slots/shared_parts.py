@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hhtld import _kernels
 from hhtld.dtypes import bf16_values
+from hhtld.errors import RangeError
 from hhtld.identity import SLOT_L_LANES
 from hhtld.registry import later
 from hhtld.slots.class_layout import class_starts
@@ -112,12 +113,24 @@ class TrellisShared:
         return twigs.astype(np.uint8)
 
 
-def scaled_rows(block: NDArray[np.float32], column_scale: NDArray[np.uint16] | None) -> NDArray[np.float32]:
-    """Return rows (n, n_cols) times a column scale's bfloat16 bits (n_cols,); the rows themselves without one."""
+def scaled_rows(
+    block: NDArray[np.float32], column_scale: NDArray[np.uint16] | None, first: int = 0
+) -> NDArray[np.float32]:
+    """Return rows (n, n_cols) times a column scale's bfloat16 bits (n_cols,); the rows themselves without one.
+
+    Raises
+    ------
+    RangeError
+        If float32 does not hold a product; `first` is the number of the first row in its tensor.
+    """
     if column_scale is None:
         return block
     with np.errstate(over="ignore"):
-        return block * bf16_values(column_scale)
+        scaled = block * bf16_values(column_scale)
+    bad = _kernels._cast.first_nonfinite_f32(scaled.reshape(-1))
+    if bad >= 0:
+        raise RangeError(f"row {first + bad // block.shape[1]} passes float32's range times its column scales")
+    return scaled
 
 
 class ScaledRows:
@@ -129,7 +142,7 @@ class ScaledRows:
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows [start, stop), scaled."""
-        return scaled_rows(self._rows.read(start, stop), self._column_scale)
+        return scaled_rows(self._rows.read(start, stop), self._column_scale, start)
 
 
 def leaf_peak(

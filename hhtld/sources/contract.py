@@ -85,6 +85,10 @@ class TensorSource(ABC):
         """Return the operators that take a tensor, or `ADDS`, if the source comes with a graph."""
         return {}
 
+    def decoded(self) -> frozenset[str]:
+        """Return the tensors whose rows a pack gives back, so that coding them codes them a second time."""
+        return frozenset()
+
     def regimes(self) -> Mapping[str, tuple[str, str]]:
         """Return the regimes that the source has on record for tensors, with what decided for them."""
         return {}

@@ -81,6 +81,9 @@ class _SelectedTensors(WrappedSource):
     def uses(self) -> Mapping[str, frozenset[str]]:
         return self._of_these(self._source.uses())
 
+    def decoded(self) -> frozenset[str]:
+        return self._source.decoded().intersection(self._infos)
+
     def regimes(self) -> Mapping[str, tuple[str, str]]:
         return self._of_these(self._source.regimes())
 

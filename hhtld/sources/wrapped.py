@@ -57,6 +57,9 @@ class WrappedSource(TensorSource):
     def uses(self) -> Mapping[str, frozenset[str]]:
         return self._source.uses()
 
+    def decoded(self) -> frozenset[str]:
+        return self._source.decoded()
+
     def regimes(self) -> Mapping[str, tuple[str, str]]:
         return self._source.regimes()
 

@@ -94,6 +94,47 @@ def test_float64_that_float32_does_not_hold_is_kept_with_a_note(tmp_path: Path, 
     assert any("row 7 of 'odd'" in note and "kept byte for byte" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("profile", ["gates", "bits:1", "bits:6", "parity"])
+@pytest.mark.parametrize("single", [False, True], ids=["normal", "one weight of a row"])
+def test_rows_that_would_come_back_infinite_are_kept_with_a_note(tmp_path: Path, profile: str, single: bool) -> None:
+    from safetensors.numpy import save_file
+
+    rows = (spread(1000, 96) * 9e36).astype(np.float32)
+    if single:
+        rows = spread(64, 64).astype(np.float32)
+        rows[3] = 0
+        rows[3, 0] = 3.2e38
+    save_file({"up_proj.weight": rows}, tmp_path / "m.safetensors")
+    report = hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", profile=profile, min_ratio=0)
+    back = hhtld.load_file(tmp_path / "m.hhtld")["up_proj.weight"]
+    assert np.isfinite(back).all()
+    kept = report.tensors[0].codec == "keep"
+    assert kept == any("values near the end of float32's range" in note for note in report.notes)
+    assert not kept or back.tobytes() == rows.tobytes()
+    assert kept or report.gates.tensors["up_proj.weight"].minimum > 0
+    assert kept or not single
+
+
+def test_what_column_scales_carry_past_float32_is_kept() -> None:
+    rows = spread(64, 64).astype(np.float32)
+    rows[3, 0] = 3e38
+    scales = {"w": np.linspace(4, 0.5, 64, dtype=np.float32)}
+    pack = hhtld.encode({"w": rows, "v": spread()}, "parity", column_scales=scales)
+    assert (pack.info("w").codec, pack.info("v").codec) == ("keep", "hhtl_t")
+    assert pack.get_tensor("w").tobytes() == rows.tobytes()
+
+
+def test_coding_a_pack_again_is_said(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.hhtld", tmp_path / "second.hhtld"
+    hhtld.save(hhtld.encode({"w": spread(), "n": np.ones(3)}, "bits:2"), first)
+    said = "1 of 2 tensors are encoded in the source, which is a pack: its rows are coded a second time"
+    report = hhtld.convert(first, second, min_ratio=0)
+    assert any(note.startswith(said) for note in report.notes)
+    assert not hhtld.convert(first, tmp_path / "back.safetensors").notes
+    kept = hhtld.convert(first, tmp_path / "kept.hhtld", only=["n"], min_ratio=0)
+    assert not any("second time" in note for note in kept.notes)
+
+
 def test_small_entries_beside_ordinary_ones_are_no_reason_to_keep_float64() -> None:
     rows = spread()
     rows[:, 0] = 1e-300
