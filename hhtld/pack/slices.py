@@ -50,14 +50,16 @@ class PackSlice:
         numbers = _row_numbers(info.shape[: info.row_axes], of_rows)
         rows = self._pack.get_rows(name, numbers.reshape(-1))
         rows = rows.reshape(*numbers.shape, *info.shape[info.row_axes :])
-        return np.asarray(rows[(*[slice(None)] * numbers.ndim, *rest)])
+        # Beside lists and masks, numpy takes a number for a list: here it picks from the one row that was read for it.
+        of_read = [slice(None) if isinstance(part, slice) else 0 for part in of_rows]
+        return np.asarray(rows[(*of_read, *rest)])
 
 
 def _row_numbers(sizes: Sequence[int], parts: Sequence[Any]) -> NDArray[np.intp]:
-    """Return the numbers of the rows that numbers and slices of their axes pick, an axis for every slice."""
+    """Return the numbers of the rows that numbers and slices of their axes pick, an axis for each of these."""
     numbers: NDArray[np.intp] = np.zeros((), np.intp)
     for axis, size in enumerate(sizes):
         part = parts[axis] if axis < len(parts) else slice(None)
-        picked = np.arange(*part.indices(size)) if isinstance(part, slice) else np.asarray(range(size)[part])
+        picked = np.arange(*part.indices(size)) if isinstance(part, slice) else np.array([range(size)[part]])
         numbers = np.asarray(np.add.outer(numbers * size, picked), np.intp)
     return numbers

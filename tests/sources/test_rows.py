@@ -169,6 +169,10 @@ def test_a_row_of_an_expert_is_found_by_its_number() -> None:
         None,
         [1, 2],
         (3, [4, 1]),
+        (2, slice(None), [1, 0, 2]),
+        (slice(1, 3), 2, [0, 2]),
+        (slice(None), [1, 0]),
+        (2, np.arange(24) % 2 == 0),
     ],
     ids=str,
 )
