@@ -286,7 +286,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report and "max_nbytes" in format_for_output(arguments.dst, arguments.to).options:
         raise ValueError(f"--report tells what became of tensors; {arguments.dst} only shows them")
     if arguments.report:
-        check_page(arguments.report, draws=True)
+        check_page(arguments.report, [arguments.src, arguments.dst, arguments.calibrate], draws=True)
     report = _converted(arguments)
     if arguments.report:
         _write_page(arguments, report)

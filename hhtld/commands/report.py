@@ -351,7 +351,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     place = locate(arguments.file)  # the page about a file behind a URL stands here, under its name
     out = arguments.out or (place if isinstance(place, Path) else Path(place.name)).with_suffix(".html")
-    check_page(out, draws=True)
+    check_page(out, [arguments.file, arguments.src], draws=True)
     with open_pack(arguments.file) as pack:
         total = sum(pack.info(name).info.nbytes for name in pack)
     with progress_bar(total, wanted=not arguments.json) as progress:

@@ -86,20 +86,22 @@ def _shown(cell: Cell, is_number: bool) -> _ShownCell:
     return _ShownCell(text, value, is_number)
 
 
-def check_page(path: str | os.PathLike[str], draws: bool = False) -> None:
+def check_page(path: str | os.PathLike[str], read: Iterable[object], draws: bool = False) -> None:
     """Refuse a page that could not be written, before the work that the page is about.
 
     Parameters
     ----------
     path : path
         It must end in .html, or in .json.
+    read : iterable of paths and others
+        What the page is about: none of these files, and no .json of these folders, is replaced.
     draws : bool
         Whether the page has plots.
 
     Raises
     ------
     ValueError
-        If the name ends otherwise.
+        If the name ends otherwise, or the page would replace what is read.
     MissingExtraError
         If jinja2, or matplotlib for a page with plots, is not installed; JSON needs neither.
     OutputError
@@ -109,6 +111,10 @@ def check_page(path: str | os.PathLike[str], draws: bool = False) -> None:
     suffix = target.suffix.lower()
     if suffix not in _SUFFIXES:
         raise ValueError(f"a report ends in .html, or in .json for its numbers alone; got {os.fspath(path)!r}")
+    for source in (Path(source) for source in read if isinstance(source, str | os.PathLike)):
+        is_inside = suffix == ".json" and source.is_dir() and source.resolve() in target.resolve().parents
+        if target.exists() and (is_inside or (source.exists() and target.samefile(source))):
+            raise ValueError(f"{target} is a file of what the report is about; give the report another name")
     with writing(target):
         require_regular(target)
         target.parent.stat()

@@ -84,12 +84,25 @@ def test_without_jinja2_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r"jinja2: pip install 'hhtld\[report\]'"):
-        check_page(tmp_path / "page.html")
+        check_page(tmp_path / "page.html", [])
     write(tmp_path / "page.json")
     monkeypatch.delitem(sys.modules, "jinja2")
-    check_page(tmp_path / "page.html")
+    check_page(tmp_path / "page.html", [])
     assert importlib.import_module("jinja2")
     assert [path.name for path in tmp_path.iterdir()] == ["page.json"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "folder/config.json", "page.html"])
+def test_a_page_replaces_nothing_that_it_is_about(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
+    page = tmp_path / "model" / name
+    page.parent.mkdir(parents=True)
+    page.write_text("{}")
+    source = page if name.endswith(".html") else tmp_path / "model"
+    with pytest.raises(ValueError, match="is a file of what the report is about; give the report another name"):
+        check_page(page, [source, None])
+    check_page(page, [tmp_path / "other", "demo:"])
+    check_page(page.with_name("new.json"), [source])
 
 
 def test_every_template_ships() -> None:
