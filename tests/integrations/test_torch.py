@@ -320,6 +320,47 @@ def test_kept_matrices_are_held_dense() -> None:
         HhtlEmbedding(kept, "x")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_kept_matrices_take_inputs_of_any_type(dtype: Any) -> None:
+    tensors = {"w": matrix(1, 64).astype(np.float32), "b": np.ones(1, np.float32)}
+    layer = HhtlLinear(hhtld.encode(tensors, "bits:4"), "w", "b")
+    assert isinstance(layer.weight, nn.Parameter)
+    x = torch.from_numpy(matrix(3, 64, seed=1)).to(dtype)
+    found = layer(x)
+    expected = x.double() @ torch.from_numpy(tensors["w"]).double().T + 1
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    if dtype != torch.float64:  # which a dense layer does not take there either
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("profile", ["gates", "bits:2", "parity"])
+def test_16_bit_rows_stay_finite_as_in_a_state_dict(profile: str, tmp_path: Path) -> None:
+    rows = (matrix(64, 64) * 1e4).astype(np.float16)
+    rows[3] = np.sign(matrix(1, 64)[0]) * 65504
+    rows[5, ::2] = 65504
+    hhtld.save(hhtld.encode({"embed_tokens.weight": rows}, profile), tmp_path / "m.hhtld")
+    with hhtld.open(tmp_path / "m.hhtld") as pack:
+        expected = load_state_dict(pack)["embed_tokens.weight"]
+        assert torch.isfinite(expected).all()
+        for resident in (True, False):
+            table = HhtlEmbedding(pack, "embed_tokens.weight", resident=resident)
+            assert torch.equal(table(torch.arange(64)), expected)
+            assert torch.equal(table.weight.decoded(), expected)
+
+
+def test_a_default_device_takes_no_numbers_away(pack: HhtldPack) -> None:
+    name = next(name for name in pack if pack.info(name).codec != "keep" and len(pack.info(name).info.shape) == 2)
+    expected = load_state_dict(pack)[name]
+    with torch.device("meta"):
+        layer = HhtlLinear(pack, name)
+        decoded = layer.weight.decoded()
+        product = layer(torch.zeros((2, layer.in_features), device="cpu"))
+    assert torch.equal(decoded, expected)
+    assert product.device.type == "cpu"
+
+
 def test_a_file_may_be_closed_and_gone(pack: HhtldPack, tmp_path: Path) -> None:
     hhtld.save(pack, tmp_path / "p.hhtld")
     embedding = HhtlEmbedding.from_pack(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hhtld.integrations.torch.ops import check_ids, refuse_batches, refuse_derivatives
+from hhtld.integrations.torch.ops import check_ids, nearest_finite, refuse_batches, refuse_derivatives
 from hhtld.integrations.torch.packed import PackedWeight
 from hhtld.integrations.torch.tensors import checked_dtype, torch_dtype
 from hhtld.pack.pack import HhtldPack
@@ -65,7 +65,7 @@ class FileRows(PackedWeight):
             decoded = torch.from_numpy(rows)
         else:  # numpy's types are not all torch's
             decoded = torch.from_numpy(rows.reshape(-1).view(np.uint8)).view(self._native)
-        return decoded.to(self.dtype).view(*ids.shape, n_cols)
+        return nearest_finite(decoded, self.dtype).view(*ids.shape, n_cols)
 
     def prefetch(self, ids: torch.Tensor) -> None:
         """Begin to read the rows of ids, and return at once; see `HhtldPack.prefetch`."""
@@ -85,9 +85,9 @@ class FileRows(PackedWeight):
         refuse_batches(x, bias)
         n_rows, n_cols = self.shape
         rows = x.detach().reshape(-1, n_cols).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        out = torch.empty((len(rows), n_rows), dtype=rows.dtype)
+        out = torch.empty((len(rows), n_rows), dtype=rows.dtype, device="cpu")
         for start, stop in row_ranges(n_rows, 4 * n_cols):
-            block = self.rows(torch.arange(start, stop)).to(rows.dtype)
+            block = self.rows(torch.arange(start, stop, device="cpu")).to(rows.dtype)
             torch.mm(rows, block.t(), out=out[:, start:stop])
         if bias is not None:
             out += bias.detach()

@@ -267,7 +267,11 @@ class HhtlLinear(_PackedModule):
         weight = self.weight  # asked for once: what a module holds takes a microsecond to find
         if isinstance(weight, PackedWeight):
             return weight.product(x, self.bias, self.scored_rows)
-        return nn.functional.linear(x, weight, self.bias)
+        if x.dtype == weight.dtype or not x.is_floating_point() or torch.is_autocast_enabled(x.device.type):
+            return nn.functional.linear(x, weight, self.bias)
+        wider = torch.promote_types(x.dtype, weight.dtype)
+        bias = None if self.bias is None else self.bias.to(wider)
+        return nn.functional.linear(x.to(wider), weight.to(wider), bias).to(weight.dtype)
 
     def extra_repr(self) -> str:
         """Return the sizes, as `nn.Linear` does."""

@@ -167,6 +167,14 @@ def check_ids(ids: torch.Tensor) -> None:
         raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
 
 
+def nearest_finite(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return float32 rows as a type, rounded to its nearest finite value as `hhtld.dtypes.narrow` does."""
+    if dtype.itemsize >= 4:
+        return rows.to(dtype)
+    largest = torch.finfo(dtype).max
+    return rows.clamp(-largest, largest).to(dtype)
+
+
 @torch.library.custom_op(
     "hhtld::embedding",
     mutates_args=(),
@@ -178,14 +186,14 @@ def embedding(ids: torch.Tensor, parts: Sequence[torch.Tensor], table: str, dtyp
     n_rows, n_cols = _shape(table)
     flat = ids.detach().reshape(-1).numpy()
     if not flat.size:
-        return torch.empty((*ids.shape, n_cols), dtype=dtype)
+        return torch.empty((*ids.shape, n_cols), dtype=dtype, device="cpu")
     if flat.size == 1:
         unique, places = flat, None
     else:
         unique, places = np.unique(flat, return_inverse=True)
     if unique[0] < 0 or unique[-1] >= n_rows:  # as nn.Embedding, which does not count from the end either
         raise IndexError(f"ids must lie in 0..{n_rows - 1}, got {unique[0]}..{unique[-1]}")
-    rows = torch.from_numpy(unfolded(parts, table).tensor.reconstruct_rows(unique)).to(dtype)
+    rows = nearest_finite(torch.from_numpy(unfolded(parts, table).tensor.reconstruct_rows(unique)), dtype)
     if places is not None:
         rows = rows.index_select(0, torch.from_numpy(places.reshape(-1)))
     return rows.view(*ids.shape, n_cols)
@@ -286,7 +294,9 @@ def _scored(
         # (docs/decisions/one-plane.md).
         n_planes = 2 if exact or weight.n_cols > weight.n_rows or products.has_centroids else 1
         # A bias is added before anything is rounded.
-        out = torch.empty(shape, dtype=dtype if bias is None and dtype in _KERNEL_TYPES else torch.float32)
+        out = torch.empty(
+            shape, dtype=dtype if bias is None and dtype in _KERNEL_TYPES else torch.float32, device="cpu"
+        )
         if not products.write_at(
             x.data_ptr(),
             _KERNEL_TYPES[x.dtype],
@@ -305,7 +315,7 @@ def _scored(
 
 def _multiplied(rows: torch.Tensor, weight: Unfolded) -> torch.Tensor:
     """Return ``rows @ weight.T``, the weight decoded a block of rows at a time."""
-    out = torch.empty((len(rows), weight.n_rows), dtype=rows.dtype)
+    out = torch.empty((len(rows), weight.n_rows), dtype=rows.dtype, device="cpu")
     if rows.dtype == torch.float32 and weight.products is not None:
         rotated = weight.products.rotated(rows.numpy())  # the inputs, instead of every row of the weight back
         if rotated is not None:

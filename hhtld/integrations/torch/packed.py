@@ -176,7 +176,7 @@ class PackedWeight(nn.Module):  # a module, so that buffers move, copy and expor
 
     def decoded(self) -> torch.Tensor:
         """Return the dense weight (n_rows, n_cols), ``numel() * dtype.itemsize`` bytes that every call makes anew."""
-        return self.rows(torch.arange(self.shape[0]))
+        return self.rows(torch.arange(self.shape[0], device="cpu"))
 
     @classmethod
     def __torch_function__(
