@@ -10,6 +10,7 @@ Group codes and coders can be pickled, so that rows are coded in other processes
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -162,6 +163,12 @@ def selected_rows(n_rows: int, rows: RowIndex) -> NDArray[np.intp] | slice:
         return rows
     if type(rows) is list and len(rows) == 1 and type(rows[0]) is int and 0 <= rows[0] < n_rows:
         return slice(rows[0], rows[0] + 1)  # what most lookups are, without an array
+    if (
+        type(rows) is not np.ndarray
+        and (masked := sys.modules.get("numpy.ma"))
+        and isinstance(rows, masked.MaskedArray)
+    ):
+        raise TypeError("row numbers are a masked array; fill it first")
     index = np.asarray(rows)
     if index.size == 0:
         return np.zeros(0, np.intp)

@@ -99,7 +99,9 @@ class Ahead(Generic[Held]):
 
     def close(self) -> None:
         """Let go of what was read ahead; what has begun to be read is waited for."""
-        calls, self._fetched = self._fetched, []
+        self._own()
+        with self._lock:
+            calls, self._fetched = self._fetched, []
         for call in calls:
             call.future.cancel()
         self._threads.close()

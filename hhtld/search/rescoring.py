@@ -104,6 +104,8 @@ class _SlicedRows:
         """Return rows [start, stop), float32."""
         first, last = start // self._n_inner, -(-stop // self._n_inner)
         outer = unmasked(self._sliceable[first:last], "rows to rescore with")
+        if outer.dtype.kind not in "fiuV" or outer.dtype.names is not None:
+            raise TypeError(f"rows to rescore with must be real numbers, got dtype {outer.dtype}")
         rows = np.ascontiguousarray(outer, np.float32).reshape(-1, self.n_cols)
         rows = rows[start - first * self._n_inner : stop - first * self._n_inner]
         if not np.isfinite(rows).all():

@@ -171,7 +171,7 @@ class Scorer:
             If a query has another width or is not finite, k or epsilon is out of range, or `rescore` has another
             shape.
         """
-        if type(k) is bool or not 1 <= k <= self.n_rows or int(k) != k:
+        if type(k) is bool or not hasattr(k, "__index__") or not 1 <= k <= self.n_rows:
             raise ValueError(f"k must be an integer of 1..{self.n_rows}, the rows there are; got {k!r}")
         batch, is_single = as_batch(queries, self.n_cols)
         read_source = None if rescore is None else source_reader(rescore, self._rows)

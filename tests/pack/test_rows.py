@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -158,6 +160,8 @@ def test_what_cannot_be_filled_or_asked_for_is_refused(path: Path) -> None:
                 call(name, [3, N_ROWS])
             with pytest.raises(TypeError, match="flat sequence of integers"):
                 call(name, [0.5])
+            with pytest.raises(TypeError, match="row numbers are a masked array; fill it first"):
+                call(name, np.ma.array([1, 2], mask=[False, True]))
             with pytest.raises(KeyError):
                 call("no_such_table", [0])
     for options, said in (
@@ -332,6 +336,24 @@ def test_closing_ends_every_thread_and_reads_beside_it_are_whole(
         pack.close()
         assert sum(reader.result() for reader in readers) > 0
     assert set(threading.enumerate()) <= before
+
+
+def test_rows_read_ahead_of_a_pack_that_is_closed_meanwhile(path: Path) -> None:
+    ids = np.random.default_rng(6).integers(0, N_ROWS, 2000)
+    for _ in range(20):
+        with hhtld.open(path) as pack, ThreadPoolExecutor(4) as executor:
+
+            def take_until_closed() -> None:
+                with contextlib.suppress(ClosedError):
+                    while True:
+                        pack.prefetch(NAMES[0], ids)
+                        pack.get_rows(NAMES[0], ids)
+
+            takers = [executor.submit(take_until_closed) for _ in range(4)]
+            time.sleep(0.01)
+            pack.close()
+            for taker in takers:
+                taker.result()
 
 
 def test_calls_of_closed_threads_are_done_at_once() -> None:

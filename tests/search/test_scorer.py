@@ -368,9 +368,13 @@ def test_bad_queries_are_named() -> None:
         scorer.argmax(broken)
     with pytest.raises(ValueError, match="query 0 has a largest value of 1e"):
         scorer.argmax(np.full(64, 1e300))
-    for k in (0, 601, -1, True):
+    for k in (0, 601, -1, True, 2.0, 2.5, "2", None):
         with pytest.raises(ValueError, match=r"k must be an integer of 1\.\.600"):
             scorer.topk(rows[0], k)
+    assert np.array_equal(scorer.topk(rows[0], np.int8(2)).rows, scorer.topk(rows[0], 2).rows)
+    for odd in (rows * 1j, rows > 0, rows.astype(str)):
+        with pytest.raises(TypeError, match="rows to rescore with must be real numbers, got dtype"):
+            scorer.topk(rows[0], 2, rescore=odd)
     with pytest.raises(ValueError, match="levels must be 1 or 2"):
         pack.scorer(NAME, 3)
     with pytest.raises(ValueError, match=r"tensor 'norm', F32 \[64\], has no rows of weights to search"):
