@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 import hhtld
 
 
-@pytest.mark.parametrize("seconds", [5.0, -1.0], ids=["sampled", "as the most alike"])
+@pytest.mark.parametrize("seconds", [math.inf, -1.0], ids=["sampled", "as the most alike"])
 def test_groups_without_time_are_predicted_as_the_most_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:

@@ -7,6 +7,7 @@ import gzip
 import http.server
 import io
 import json
+import pickle
 import re
 import shutil
 import sys
@@ -808,3 +809,14 @@ def test_a_hub_is_read_at_one_commit(snapshot: Path, monkeypatch: pytest.MonkeyP
         Hub.asked.clear()
         np.testing.assert_array_equal(source.read_tensor("model.embed_tokens.weight"), expected)
         assert Hub.asked == []  # and the hub, which counts questions, is not asked what cannot have changed
+
+
+def test_another_process_gets_the_same_url() -> None:
+    url = Url("memory://folder/m.hhtld")
+    again = pickle.loads(pickle.dumps(url))
+    assert again == url
+    assert hash(again) == hash(url)
+    assert again != Url("memory://folder/n.hhtld")
+    assert str(again) == "memory://folder/m.hhtld"
+    with pytest.raises(ValueError, match="'folder' is not a URL"):
+        Url("folder")
