@@ -25,6 +25,7 @@ __all__ = [
     "bf16_values",
     "dtype_named",
     "dtype_of",
+    "exact_values",
     "first_beyond_float32",
     "narrow",
     "rounded",
@@ -151,6 +152,14 @@ def widen(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
     else:
         _kernels._cast.widen_f16(bits, out)
     return out
+
+
+def exact_values(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32] | NDArray[np.float64]:
+    """Return the flat values of the bytes of a weight type, none rounded: float64 as it is, others as float32."""
+    if dtype.name != "F64":
+        return widen(raw, dtype)
+    values = np.ascontiguousarray(raw).reshape(-1).view("<f8")
+    return values if values.flags.aligned else values.copy()
 
 
 @functools.cache

@@ -79,7 +79,7 @@ class ClosedError(HhtldError, ValueError):
 
 
 class RangeError(HhtldError, ValueError):
-    """Weights so large, near 1e38, that encoding passes float32's range."""
+    """Weights so large or so small that float32, which codecs compute in, does not hold them."""
 
 
 class UnknownFormatError(HhtldError, LookupError):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hhtld.codecs.tensor_view import TensorView
 from hhtld.cosines import is_live
-from hhtld.dtypes import bf16_values, widen
+from hhtld.dtypes import bf16_values, exact_values, widen
 from hhtld.formats.hdf5.nexus import Field, empty, group, index_axis, plot, put
 from hhtld.formats.hdf5.selection import IMAGE_ASPECT, IMAGE_ROWS, MAX_POINTS
 from hhtld.formats.hdf5.shared import column_axis, entry_axis
@@ -89,8 +89,7 @@ class TensorWriter:
         """Values of a kept tensor in a type that viewers show, which float16 and bfloat16 are not."""
         dtype = self.record.info.dtype
         if dtype.is_weight:
-            values = widen(np.ascontiguousarray(raw).reshape(-1).view(np.uint8), dtype).reshape(raw.shape)
-            return np.asarray(values, np.float32)
+            return exact_values(np.ascontiguousarray(raw).reshape(-1).view(np.uint8), dtype).reshape(raw.shape)
         if raw.dtype.kind not in "iu":
             return raw.astype(np.uint8) if raw.dtype == np.bool_ else raw.astype(np.float32)
         return np.ascontiguousarray(raw)

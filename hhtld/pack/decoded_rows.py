@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.codecs.base import EncodedTensor
-from hhtld.dtypes import DTYPES, DType, narrow, view, widen
+from hhtld.dtypes import DTYPES, DType, first_beyond_float32, narrow, view, widen
+from hhtld.errors import RangeError, shown
 from hhtld.sizes import BLOCK_NBYTES
+from hhtld.sources.rows import row_ranges
 
 if TYPE_CHECKING:
     from hhtld.pack.table import TensorRecord
     from hhtld.storage.thread_pool import Threads
 
-__all__ = ["ROW_DTYPES", "HeldRows", "checked_out", "decode_blocks", "typed"]
+__all__ = ["ROW_DTYPES", "HeldRows", "checked_out", "decode_blocks", "refuse_beyond_float32", "typed"]
 
 ROW_DTYPES: dict[str, DType | None] = {
     "float32": None,
@@ -92,6 +94,33 @@ def typed(record: TensorRecord, decoded: NDArray[Any], dtype: str) -> NDArray[An
         return decoded
     wanted = wanted or kind
     return view(narrow(decoded, wanted), wanted, (-1,))
+
+
+def refuse_beyond_float32(
+    record: TensorRecord, held: NDArray[np.uint8], numbers: Sequence[int] | NDArray[np.intp]
+) -> None:
+    """Raise RangeError if float32 does not hold rows of a kept float64 tensor.
+
+    Parameters
+    ----------
+    record : TensorRecord
+    held : ndarray of uint8
+        The bytes of the rows.
+    numbers : sequence or array of int
+        The number of each of them in the tensor.
+    """
+    info = record.info
+    values = view(np.ascontiguousarray(held), info.dtype, (-1, info.n_cols))
+    for start, stop in row_ranges(len(values), info.row_nbytes):
+        if (row := first_beyond_float32(values[start:stop])) is None:
+            continue
+        given = values[start + row]
+        largest = given[np.where(np.isfinite(given), np.abs(given), 0).argmax()]
+        place = f" in row {numbers[start + row]}" if info.has_rows else ""
+        raise RangeError(
+            f"tensor {shown(record.name)} is float64 and its largest value{place}, {largest}, lies where float32 loses "
+            "it; get_tensor and get_rows give it as it is with dtype='source'"
+        )
 
 
 def checked_out(out: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:

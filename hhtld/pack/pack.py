@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hhtld import pack, storage
 from hhtld.codecs.base import EncodedTensor, RowIndex, selected_rows
+from hhtld.dtypes import DTYPES
 from hhtld.errors import ClosedError, FormatError, HeaderError, did_you_mean, shown
 from hhtld.pack.table import PackTable, TensorRecord
 from hhtld.registry import later
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 DEFAULT_BUDGET = 64 << 30
+_FLOAT64 = DTYPES["F64"]
 _SEARCHED_NBYTES = 64 << 20  # of a tensor that a search may hold if it has to read it
 
 
@@ -167,18 +169,29 @@ class HhtldPack:
         name : str
         dtype : {"float32", "source"}
             "float32" decodes weights to float32 (tensors that are not weights come as they are);
-            "source" rounds them back to the type they had. Kept tensors lose nothing either way. A kept tensor in
-            its own type may be the file's memory, mapped and read-only: copy it to change it. What is decoded, and
-            what `get_rows` gives, is the caller's.
+            "source" rounds them back to the type they had. Of kept tensors float64 alone is rounded, and only to
+            float32; "source" gives every kept tensor as it came. A kept tensor in its own type may be the file's
+            memory, mapped and read-only: copy it to change it. What is decoded, and what `get_rows` gives, is the
+            caller's.
         levels : {2, 1}
             1 leaves out, and does not read, the second level of Slot T if a tensor has one.
+
+        Raises
+        ------
+        RangeError
+            For a float64 tensor that was kept because float32 does not hold it, unless `dtype` is "source".
         """
         record = self.table.resolved(name)
         if dtype not in ("float32", "source"):
             raise ValueError(f"dtype must be 'float32' or 'source', got {dtype!r}")
         self._groups.afford(record, record.info.n_rows)
         held = self._held(record, slice(None), levels)
-        decoded = held.reconstruct_rows() if isinstance(held, EncodedTensor) else held
+        if isinstance(held, EncodedTensor):
+            decoded: NDArray[Any] = held.reconstruct_rows()
+        else:
+            decoded = held
+            if dtype != "source" and record.info.dtype is _FLOAT64:
+                pack.decoded_rows.refuse_beyond_float32(record, held, range(record.info.n_rows))
         self.sections.check_unchanged()
         shape = (-1,) if record.info.dtype.numpy is None else record.info.shape
         return pack.decoded_rows.typed(record, decoded, dtype).reshape(shape)
@@ -217,6 +230,8 @@ class HhtldPack:
             For a row that the tensor does not have.
         ValueError
             For a tensor without rows, another `dtype`, or an `out` of another shape or type.
+        RangeError
+            For rows of a kept float64 tensor that float32 does not hold, unless `dtype` is "source".
         FormatError
             If the file was cut or written to since it was opened, or its content breaks a rule of the format.
         OSError
@@ -233,6 +248,9 @@ class HhtldPack:
         self._groups.afford(record, request.n_rows)
         ahead = None if self._ahead is None else self._read_ahead(record, request, levels)
         held, places = ahead or (self._held(record, request.rows, levels), None)
+        if info.dtype is _FLOAT64 and dtype != "source" and not isinstance(held, EncodedTensor):
+            numbers = range(info.n_rows)[request.rows] if isinstance(request.rows, slice) else request.rows
+            pack.decoded_rows.refuse_beyond_float32(record, held if places is None else held[places], numbers)
         decode_blocks, threads = pack.decoded_rows.decode_blocks, lambda: self._threads
         if request.repeats and not isinstance(request.rows, slice):
             distinct = decode_blocks(record, dtype, threads, held, places, len(request.rows))

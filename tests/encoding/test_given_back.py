@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.cosines import judged_cosines, summarize
 from hhtld.dtypes import DTYPES, dtype_of, narrow, rounded
 from hhtld.encoding.gate_measurement import measure
@@ -133,6 +136,58 @@ def test_coding_a_pack_again_is_said(tmp_path: Path) -> None:
     assert not hhtld.convert(first, tmp_path / "back.safetensors").notes
     kept = hhtld.convert(first, tmp_path / "kept.hhtld", only=["n"], min_ratio=0)
     assert not any("second time" in note for note in kept.notes)
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e300])
+def test_kept_float64_that_float32_does_not_hold_is_given_back_as_it_is_or_refused(value: float) -> None:
+    tensors = {"w": spread(), "gain": np.array([value, value / 2])}
+    tensors["w"][7] *= value
+    pack = hhtld.encode(tensors, "bits:2")
+    assert pack.get_rows("w", [7, 3], dtype="source").tobytes() == tensors["w"][[7, 3]].tobytes()
+    assert pack.get_tensor("gain", "source").tobytes() == tensors["gain"].tobytes()
+    assert np.array_equal(pack.get_rows("w", slice(0, 7)), tensors["w"][:7].astype(np.float32))
+    largest = max(tensors["w"][7], key=abs)
+    said = re.escape(f"tensor 'w' is float64 and its largest value in row 7, {largest}, lies where float32 loses it")
+    for read in (
+        lambda: pack.get_tensor("w"),
+        lambda: pack.get_rows("w", [9, 7, 7, 7, 7]),
+        lambda: pack.get_rows("w", slice(None, None, -1), dtype="bfloat16"),
+        lambda: pack.get_slice("w")[5:9],
+        lambda: pack.scorer("w"),
+    ):
+        with pytest.raises(hhtld.RangeError, match=said):
+            read()
+    pack.prefetch("w", [1, 7, 9])
+    with pytest.raises(hhtld.RangeError, match=said):
+        pack.get_rows("w", [7, 9])
+    with pytest.raises(hhtld.RangeError, match=re.escape(f"'gain' is float64 and its largest value, {value}, lies")):
+        pack.get_tensor("gain")
+
+
+def test_pages_about_kept_float64_show_float64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import h5py
+    from safetensors.numpy import save_file
+
+    tensors = {"gain": np.array([1e300, 1 / 3]), "w": spread(8, 4) * 1e-300}
+    save_file(tensors, tmp_path / "m.safetensors")
+    for path in (tmp_path / "m.safetensors", tmp_path / "m.hhtld", tmp_path / "m.h5"):
+        if path.suffix != ".safetensors":
+            hhtld.convert(path.with_suffix(".safetensors" if path.suffix == ".hhtld" else ".hhtld"), path)
+        if path.suffix != ".h5":
+            assert main(["inspect", str(path), "--tensor", "w", "--rows", "2:3", "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["rows"]["2"] == tensors["w"][2].tolist()
+    with h5py.File(tmp_path / "m.h5") as file:
+        found = [item[()] for item in _datasets(file) if item.dtype == np.float64]
+    assert any(np.array_equal(values, tensors["gain"]) for values in found)
+    assert any(values.shape[-1:] == (4,) and np.isin(values, tensors["w"]).all() for values in found)
+
+
+def _datasets(group: Any) -> Iterator[Any]:
+    for item in group.values():
+        if hasattr(item, "dtype"):
+            yield item
+        else:
+            yield from _datasets(item)
 
 
 def test_small_entries_beside_ordinary_ones_are_no_reason_to_keep_float64() -> None:

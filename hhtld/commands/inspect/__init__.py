@@ -22,7 +22,7 @@ from hhtld.commands.inspect.statistics import slot_statistics, value_statistics,
 from hhtld.commands.inspect.tensor_card import print_tensor
 from hhtld.display.numbers import counted
 from hhtld.display.streams import emit
-from hhtld.dtypes import view, widen
+from hhtld.dtypes import exact_values, view
 from hhtld.errors import no_such_tensor
 from hhtld.gates import rounded_down
 from hhtld.identity import state_bits
@@ -289,11 +289,12 @@ def print_rows(source: TensorSource, name: str, span: slice, as_json: bool, out:
         asked = ":".join("" if part is None else str(part) for part in (span.start, span.stop))
         raise ValueError(f"no row in {asked!r}: tensor {name!r} has {counted(info.n_rows, 'row')}, numbered from 0")
     if isinstance(source, PackSource):
-        block = source.pack.get_rows(name, np.asarray(chosen, np.intp))
+        dtype = "source" if info.dtype.name == "F64" else "float32"
+        block = source.pack.get_rows(name, np.asarray(chosen, np.intp), dtype=dtype)
     else:
         raw = [source.read_rows(name, row, row + 1) for row in chosen]
         data = np.concatenate(raw) if raw else np.empty((0, info.row_nbytes), np.uint8)
-        block = widen(data, info.dtype) if info.dtype.is_weight else view(data, info.dtype, (-1,))
+        block = exact_values(data, info.dtype) if info.dtype.is_weight else view(data, info.dtype, (-1,))
         block = block.reshape(len(chosen), -1)
     if as_json:
         rows = {str(row): _json_values(values) for row, values in zip(chosen, block, strict=True)}

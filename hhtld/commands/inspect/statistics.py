@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hhtld.codecs.base import EncodedTensor
-from hhtld.dtypes import DType, bf16_values, widen
+from hhtld.dtypes import DType, bf16_values, exact_values
 from hhtld.gates import N_QUANTILES
 from hhtld.slots.slot_d_v import HeelBasin, heel_basin, hip_family, polarity, residual
 from hhtld.slots.slot_l import SLOT_L_LANES, SvdBasis
@@ -99,8 +99,7 @@ def weight_blocks(raw: Iterable[NDArray[np.uint8]], dtype: DType) -> Iterator[ND
     for part in raw:
         flat, step = part.reshape(-1), _BLOCK * dtype.nbits // 8
         for start in range(0, flat.size, step):
-            block = np.ascontiguousarray(flat[start : start + step])
-            yield block.view("<f8") if dtype.name == "F64" else widen(block, dtype).astype(np.float64)
+            yield exact_values(flat[start : start + step], dtype).astype(np.float64, copy=False)
 
 
 def _finite(value: float) -> float | None:
