@@ -23,7 +23,7 @@ from hhtld.display.numbers import counted, human_nbytes, shape_text
 from hhtld.display.streams import emit
 from hhtld.display.tables import alike, tensor_table
 from hhtld.display.terminal import safe
-from hhtld.dtypes import widen
+from hhtld.dtypes import exact_values
 from hhtld.formats import open_source
 from hhtld.gates import CosineSummary
 from hhtld.matrix import TensorInfo
@@ -52,7 +52,8 @@ class TensorDiff:
     cosines : CosineSummary or None
         None if one side is no weight type, which only bytes compare, or if there are no elements.
     max_error : float or None
-        Largest absolute difference of two elements, as float32 values; infinite if one is not finite.
+        Largest absolute difference of two elements, in float64; infinite if one of them is not finite and the other
+        is something else.
     """
 
     name: str
@@ -212,8 +213,9 @@ def _compare_weights(a: TensorSource, b: TensorSource, name: str, executor: Exec
     def compare(span: tuple[int, int]) -> tuple[bool, float]:
         raw_a, raw_b = a.read_rows(name, *span), b.read_rows(name, *span)
         shape = (span[1] - span[0], info_a.n_cols)
-        rows_a, rows_b = widen(raw_a, info_a.dtype).reshape(shape), widen(raw_b, info_b.dtype).reshape(shape)
-        cosines[slice(*span)] = judged_cosines(rows_a, rows_b)
+        rows_a = exact_values(raw_a, info_a.dtype).reshape(shape)
+        rows_b = exact_values(raw_b, info_b.dtype).reshape(shape)
+        cosines[slice(*span)] = judged_cosines(_in_float32(rows_a), _in_float32(rows_b))
         return same_dtype and np.array_equal(raw_a, raw_b), _max_error(rows_a, rows_b)
 
     spans = row_ranges(info_a.n_rows, 4 * info_a.n_cols)
@@ -225,9 +227,20 @@ def _compare_weights(a: TensorSource, b: TensorSource, name: str, executor: Exec
     return _tensor_diff(a, b, name, identical, summary, max_error if info_a.n_rows else None)
 
 
-def _max_error(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    with np.errstate(invalid="ignore"):
-        largest = float(np.abs(np.subtract(a, b, dtype=np.float64)).max(initial=0.0))
+def _in_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Return rows as float32; those of float64 by powers of two nearer to 1, which leaves their cosines as they are."""
+    if rows.dtype == np.float32:
+        return rows
+    largest = np.where(np.isfinite(rows), np.abs(rows), 0).max(axis=1, initial=0)
+    return np.asarray(np.ldexp(rows, -np.frexp(largest)[1][:, None]), np.float32)
+
+
+def _max_error(a: NDArray[Any], b: NDArray[Any]) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors = np.abs(np.subtract(a, b, dtype=np.float64))
+    if not np.isfinite(largest := float(errors.max(initial=0.0))):  # but for equal values that are not finite
+        errors[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
+        largest = float(errors.max(initial=0.0))
     return math.inf if math.isnan(largest) else largest
 
 

@@ -123,10 +123,26 @@ def test_values_that_are_not_finite(model: Model, tmp_path: Path, value: float, 
     assert tensor.identical == both
     assert tensor.cosines is not None
     assert (tensor.cosines.minimum, tensor.cosines.worst_row) == (-1, 5)
-    assert tensor.max_error == np.inf
+    assert tensor.max_error == (0 if both else np.inf)
     facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert next(r for r in facts["tensors"] if r["name"] == "w")["max_error"] is None
-    assert "inf" in printed(report)
+    assert next(r for r in facts["tensors"] if r["name"] == "w")["max_error"] == (0 if both else None)
+    assert ("inf" in printed(report)) != both
+
+
+def test_errors_and_cosines_are_those_of_float64(tmp_path: Path, rng: np.random.Generator) -> None:
+    tiny, huge = rng.standard_normal((2, 20, 8)) * 1e-300, rng.standard_normal((2, 20, 8)) * 1e300
+    near = np.array([[1.0, 2.0], [3.0, 4.0]])
+    a: Model = {"tiny": tiny[0], "huge": huge[0], "near": near, "same": huge[0]}
+    b: Model = {"tiny": tiny[1], "huge": huge[1], "near": near + np.array([0, 1e-12]), "same": huge[0]}
+    report = diff(written(tmp_path, "a", a), written(tmp_path, "b", b))
+    for name, rows in (("tiny", tiny * 1e300), ("huge", huge * 1e-300)):
+        cosines = row_cosines(*rows.astype(np.float32))
+        summary = found(report, name).cosines
+        assert summary is not None
+        assert summary.minimum == pytest.approx(cosines.min(), abs=2e-6)
+        assert found(report, name).max_error == np.abs(a[name] - b[name]).max()  # type: ignore[operator]
+    assert found(report, "near").max_error == pytest.approx(1e-12, rel=1e-3)
+    assert found(report, "same").max_error == 0
 
 
 def test_a_pack_against_its_source(model: Model, tmp_path: Path) -> None:
