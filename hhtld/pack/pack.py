@@ -309,7 +309,11 @@ class HhtldPack:
         return PackSlice(self, self.table.resolved(name))
 
     def get_encoded(self, name: str, rows: RowIndex = None) -> EncodedTensor:
-        """Return an encoded tensor's slots: all rows, checksums verified, or the given rows alone."""
+        """Return an encoded tensor's slots: all rows, checksums verified, or the given rows alone.
+
+        Of a mapped file they are views of the map: what is written to the file later is seen in them, and nothing
+        says so, unlike in `get_rows` and in a scorer's answers. They stay what they were with io="pread".
+        """
         record = self.table.resolved(name)
         if not record.is_encoded:
             raise ValueError(f"tensor {shown(name)} is kept as it came; use get_tensor")
@@ -345,7 +349,7 @@ class HhtldPack:
                 searched = RowsInFile((n_rows, record.info.n_cols), nbytes // n_rows, partial(self._encoded, record))
             else:
                 searched = self.get_encoded(name)
-            return Scorer(searched, record.gates, record.name, levels)
+            return Scorer(searched, record.gates, record.name, levels, self.sections.check_unchanged)
         if not (record.info.has_rows and record.info.dtype.is_weight):
             kind = f"{record.info.dtype.name} {list(record.info.shape)}"
             raise ValueError(f"tensor {shown(name)}, {kind}, has no rows of weights to search")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ __all__ = ["DEFAULT_EPSILON", "Cascade", "Scorer", "TopK"]
 
 DEFAULT_EPSILON = 2.5  # of a row worse than 19 in 20: 3.2 of a typical one on SmolLM2's head
 _MOST_QUERIES = 64
+
+
+def _is_unchanged() -> None:
+    """Rows that lie in memory do not change."""
 
 
 class TopK(NamedTuple):
@@ -78,6 +83,8 @@ class Scorer:
         For messages, and to find the tensor in a source to rescore with.
     levels : {2, 1}
         1 leaves a second level of Slot T out.
+    check_unchanged : callable, optional
+        Called before and after an answer is computed; raises if what the rows lie in was written to.
 
     Attributes
     ----------
@@ -90,12 +97,19 @@ class Scorer:
         cosines: CosineSummary | None = None,
         name: str = "",
         levels: int = 2,
+        check_unchanged: Callable[[], None] = _is_unchanged,
     ) -> None:
         if levels not in (1, 2):
             raise ValueError(f"levels must be 1 or 2, got {levels}")
-        self.tensor, self.name, self._cosines = tensor, name, cosines
+        self.tensor, self.name, self._cosines, self._check_unchanged = tensor, name, cosines, check_unchanged
+        self._check_unchanged()
         self._rows = SearchRows(tensor, name, levels)
         self.n_rows, self.n_cols = self._rows.n_rows, self._rows.n_cols
+        self._check_unchanged()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds: it has the rows' bytes, and no file."""
+        return self.__dict__ | {"_check_unchanged": _is_unchanged}
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
@@ -112,7 +126,10 @@ class Scorer:
 
     def decoded(self, rows: NDArray[np.int64] | slice) -> Array32:
         """Return rows as the scorer scores them, decoded, float32 (n, n_cols)."""
-        return self._rows.decoded(rows)
+        self._check_unchanged()
+        decoded = self._rows.decoded(rows)
+        self._check_unchanged()
+        return decoded
 
     def scores(self, queries: ArrayLike) -> Array32:
         """Return the score of every row with a query (n_cols,) or a batch (n_queries, n_cols).
@@ -128,14 +145,18 @@ class Scorer:
         ------
         ValueError
             If a query has another width or is not finite.
+        FormatError
+            If the file was written to or cut since it was opened.
         """
         batch, is_single = as_batch(queries, self.n_cols)
+        self._check_unchanged()
         prepared = Queries.prepare(batch, self._rows, n_planes=2)
         scores = np.empty((len(batch), self.n_rows), np.float32)
         for block in self._rows.blocks(len(batch)):
             estimates = self._rows.estimates(prepared, block).astype(np.float64)
             with np.errstate(over="ignore"):  # the score itself passes float32's range
                 scores[:, block] = estimates * (prepared.powers / self._rows.unit)[:, None]
+        self._check_unchanged()
         return scores[0] if is_single else scores
 
     def argmax(self, queries: ArrayLike) -> Any:
@@ -170,6 +191,8 @@ class Scorer:
         ValueError
             If a query has another width or is not finite, k or epsilon is out of range, or `rescore` has another
             shape.
+        FormatError
+            If the file was written to or cut since it was opened.
         """
         if type(k) is bool or not hasattr(k, "__index__") or not 1 <= k <= self.n_rows:
             raise ValueError(f"k must be an integer of 1..{self.n_rows}, the rows there are; got {k!r}")
@@ -177,6 +200,7 @@ class Scorer:
         read_source = None if rescore is None else source_reader(rescore, self._rows)
         if read_source is not None and not 0 <= epsilon < math.inf:
             raise ValueError(f"epsilon must be a finite number of deviations, 0 or more; got {epsilon}")
+        self._check_unchanged()
         n_queries = len(batch)
         best = TopK(np.empty((n_queries, k), np.int64), np.empty((n_queries, k)), np.empty(n_queries, np.int64))
         for start in range(0, n_queries, _MOST_QUERIES):
@@ -186,6 +210,7 @@ class Scorer:
                 if read_source is None
                 else self._best_of_source(batch[part], int(k), read_source, epsilon)
             )
+        self._check_unchanged()
         return TopK(best.rows[0], best.scores[0], best.n_rescored[0]) if is_single else best
 
     def _best_decoded(self, batch: Array32, k: int) -> TopK:
@@ -193,7 +218,7 @@ class Scorer:
         candidates = Candidates(len(batch), k)
         collect(candidates, prepared, self._rows, proved_bounds(prepared, self._rows))
         survivors = candidates.survivors()
-        scores = exact_scores(self.decoded, batch, survivors.query_index, survivors.row_index)
+        scores = exact_scores(self._rows.decoded, batch, survivors.query_index, survivors.row_index)
         return _ranked(survivors, scores, len(batch), k)
 
     def _best_of_source(self, batch: Array32, k: int, read_source: ReadRows, epsilon: float) -> TopK:
@@ -223,7 +248,9 @@ class Scorer:
             raise TypeError(f"only the lookup codec has routes; tensor {shown(self.name)} has none")
         batch, _ = as_batch(query, self.n_cols)
         entry = int(cache.nearest(Base17.fold(batch[:1]))[0][0])
+        self._check_unchanged()
         routes = cache.routes[entry][twigs]
+        self._check_unchanged()
         counts = np.bincount(routes, minlength=len(RouteAction))
         return Cascade(entry, {action: int(counts[action]) for action in RouteAction}, routes == RouteAction.SKIP)
 
