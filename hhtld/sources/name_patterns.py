@@ -29,8 +29,10 @@ def matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
 
 
 def some_of(names: Iterable[str]) -> str:
-    """Return the first names for a message, and dots if there are more."""
+    """Return the first names for a message, and dots if there are more; "no tensors" if there are none."""
     ordered = sorted(names)
+    if not ordered:
+        return "no tensors"
     return ", ".join(ordered[:_SHOWN]) + (", ..." if len(ordered) > _SHOWN else "")
 
 

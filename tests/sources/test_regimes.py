@@ -661,6 +661,8 @@ def test_what_was_asked_for_decides() -> None:
         choose_regimes(source, {}, [("*", "rows")])
     with pytest.raises(TypeError, match="pairs of a glob and a regime"):
         choose_regimes(source, {}, ["*=index"])
+    with pytest.raises(ValueError, match="matches no tensor; the source has no tensors"):  # a forest of trees in ONNX
+        choose_regimes(Named({}), {}, [("*", "argmax")])
 
 
 def test_of_tied_names_the_strictest_decides() -> None:

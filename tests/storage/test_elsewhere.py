@@ -24,7 +24,8 @@ from hhtld.storage.journal import Journal
 
 TESTS = Path(__file__).parents[1]
 # Of these names Windows has none; macOS lacks some, by its version.
-CALLS = ["preadv", "pread", "pwrite", "fchmod", "sched_getaffinity", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "fcntl"]
+CALLS = ["preadv", "pread", "pwrite", "fchmod", "sched_getaffinity", "fcntl"]
+CALLS += ["O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECT"]
 HABITS = ["open files", "open folders"]
 # These tests ask for the protection itself that goes with a call, or move files that they hold open.
 OF_LINUX = {
