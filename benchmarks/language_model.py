@@ -367,6 +367,8 @@ def child(args: argparse.Namespace) -> None:
     from hhtld._kernels import _isa
 
     torch.set_num_threads(args.threads[0])
+    tiny = transformers.LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    torch_steps(transformers.LlamaForCausalLM(tiny))(2)  # the same, of what is loaded on first use
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     told = f"hhtld on {_isa.tier()}, torch on {torch.backends.cpu.get_cpu_capability()}"

@@ -57,7 +57,7 @@ class RowProducts:
             self._centroids = np.array(terms.centroids, np.float32, order="C")
             rotation.rotate(self._centroids)
         self.has_centroids = self._centroids is not None
-        self._n_rows = n_rows = len(level.slot_v)
+        n_rows = len(level.slot_v)
         self._most_shares = n_rows * rotation.n_cols // _THREAD_WEIGHTS
         self._products = _score.TrellisProducts(
             [
@@ -124,13 +124,11 @@ class RowProducts:
             return write()
         return all(_threads(n_shares).each(lambda share: write(share=share, n_shares=n_shares), range(n_shares)))
 
-    @functools.cached_property
-    def _blocks(self) -> list[tuple[slice, list[slice]]]:
-        """Blocks of rows, and which codes of each matrix they are."""
+    def _parts(self, n_rows: int) -> Iterator[slice]:
+        """Yield blocks of rows."""
         step = max(1, _BLOCK_NBYTES // max(1, 4 * self._rotation.n_cols))
-        edges = [*range(0, self._n_rows, step), self._n_rows]
-        cuts = [edges if rows is None else np.searchsorted(rows, edges).tolist() for _, _, rows, _ in self._matrices]
-        return [(slice(*edges[i : i + 2]), [slice(*cut[i : i + 2]) for cut in cuts]) for i in range(len(edges) - 1)]
+        for start in range(0, n_rows, step):
+            yield slice(start, min(start + step, n_rows))
 
     def rotated(self, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """Return inputs (n_inputs, n_cols) for products with `rotated_blocks`, or None if a number is not finite."""
@@ -141,18 +139,16 @@ class RowProducts:
             self._rotation.rotate(rotated)
         return rotated if np.isfinite(rotated).all() else None
 
-    def rotated_blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def rotated_blocks(self) -> Iterator[tuple[slice | NDArray[np.intp], NDArray[np.float32]]]:
         """Yield row numbers and the rows (n, n_cols), rotated and scaled by column; the next block overwrites it."""
-        n_cols, n_most = self._rotation.n_cols, max((rows.stop - rows.start for rows, _ in self._blocks), default=0)
-        buffer, of_one_code = (np.empty((n_most, n_cols), np.float32) for _ in range(2))
-        for part, codes in self._blocks:
-            block = buffer[: part.stop - part.start]
-            for (trellis, slot_t, rows, gains), own in zip(self._matrices, codes, strict=True):
-                if rows is None:
-                    trellis.decode(slot_t[own], gains[own], n_cols, block)
-                elif own.start < own.stop:
-                    decoded = trellis.decode(slot_t[own], gains[own], n_cols, of_one_code[: own.stop - own.start])
-                    block[rows[own] - part.start] = decoded
-            if self._centroids is not None and self._twigs is not None:
-                block += self._centroids[self._twigs[part]]
-            yield part, block
+        n_cols = self._rotation.n_cols
+        for trellis, slot_t, rows, gains in self._matrices:
+            buffer = np.empty((0, n_cols), np.float32)
+            for part in self._parts(len(slot_t)):
+                if not len(buffer):
+                    buffer = np.empty((part.stop, n_cols), np.float32)  # the first block is the largest
+                block = trellis.decode(slot_t[part], gains[part], n_cols, buffer[: part.stop - part.start])
+                places = part if rows is None else rows[part]
+                if self._centroids is not None and self._twigs is not None:
+                    block += self._centroids[self._twigs[places]]
+                yield places, block

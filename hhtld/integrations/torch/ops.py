@@ -320,8 +320,16 @@ def _multiplied(rows: torch.Tensor, weight: Unfolded) -> torch.Tensor:
         rotated = weight.products.rotated(rows.numpy())  # the inputs, instead of every row of the weight back
         if rotated is not None:
             inputs = torch.from_numpy(rotated)
-            for part, block in weight.products.rotated_blocks():
-                torch.mm(inputs, torch.from_numpy(block).t(), out=out[:, part])
+            turned = None  # (n_rows, n_inputs), so that what rows of several rates give is written side by side
+            for places, block in weight.products.rotated_blocks():
+                if isinstance(places, slice):
+                    torch.mm(inputs, torch.from_numpy(block).t(), out=out[:, places])
+                    continue
+                if turned is None:
+                    turned = torch.empty((weight.n_rows, len(rows)))
+                turned[torch.from_numpy(places)] = torch.from_numpy(block) @ inputs.t()
+            if turned is not None:
+                out.copy_(turned.t())
             return out
     for start, stop in row_ranges(weight.n_rows, 4 * rows.shape[1]):
         block = torch.from_numpy(weight.tensor.reconstruct_rows(slice(start, stop))).to(rows.dtype)
