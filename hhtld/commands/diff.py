@@ -284,9 +284,13 @@ def _kind(tensor: TensorDiff) -> tuple[Any, ...]:
 def _row(name: str, tensors: Sequence[TensorDiff]) -> tuple[Any, ...]:
     first = tensors[0]
     summaries = [tensor.cosines for tensor in tensors if tensor.cosines is not None and not tensor.identical]
-    worst = min(summaries, key=lambda cosines: cosines.minimum, default=None)
+    n_lost = sum(cosines.n_zero_rows_lost for cosines in summaries)
+    lost = f", {counted(n_lost, 'row')} of zeros lost" if n_lost else ""
+    worst = min(summaries, key=lambda cosines: (not cosines.n_zero_rows_lost, cosines.minimum), default=None)
     errors = [tensor.max_error for tensor in tensors if tensor.max_error is not None]
-    lowest = [min(values) for values in zip(*((c.median, c.p5, c.minimum) for c in summaries), strict=True)]
+    lowest = [
+        min(values) for values in zip(*((c.median, c.p5, c.minimum) for c in summaries if c.n_live_rows), strict=True)
+    ]
     return (
         safe(name),
         f"{len(tensors):,}",
@@ -294,7 +298,7 @@ def _row(name: str, tensors: Sequence[TensorDiff]) -> tuple[Any, ...]:
         shape_text(first.shape),
         human_nbytes(sum(tensor.nbytes_a for tensor in tensors)),
         human_nbytes(sum(tensor.nbytes_b for tensor in tensors)),
-        "same" if first.identical else "differs",
+        "same" if first.identical else f"differs{lost}",
         *([f"{value:.6f}" for value in lowest] or [""] * 3),
         "" if worst is None else worst.worst_row,
         f"{max(errors):.3g}" if errors else "",

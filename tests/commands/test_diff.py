@@ -145,6 +145,20 @@ def test_errors_and_cosines_are_those_of_float64(tmp_path: Path, rng: np.random.
     assert found(report, "same").max_error == 0
 
 
+def test_rows_of_zeros_that_are_lost_are_shown(tmp_path: Path) -> None:
+    some = np.eye(3, 4, dtype=np.float32)
+    some[1] = 0
+    a: Model = {"all": np.zeros((3, 4), np.float32), "some": some}
+    b: Model = {"all": np.eye(3, 4, dtype=np.float32), "some": np.eye(3, 4, dtype=np.float32)}
+    lines = printed(diff(written(tmp_path, "a", a), written(tmp_path, "b", b))).splitlines()
+    (all_lost,) = (line for line in lines if "all " in line and "F32" in line)
+    assert "differs, 3 rows of zeros lost" in all_lost
+    assert "1.000000" not in all_lost
+    (some_lost,) = (line for line in lines if "some " in line and "F32" in line)
+    assert some_lost.split()[-5:] == ["1.000000", "1.000000", "1.000000", "1", "1"], "the last are the row and error"
+    assert "differs, 1 row of zeros lost" in some_lost
+
+
 def test_a_pack_against_its_source(model: Model, tmp_path: Path) -> None:
     tensors: Model = {"lm_head.weight": np.tile(model["w"], (1, 2)), "norm": model["norm"]}
     source, pack, back = written(tmp_path, "m", tensors), tmp_path / "m.hhtld", tmp_path / "back.safetensors"
