@@ -342,8 +342,13 @@ def _scale(infos: Mapping[str, TensorInfo], name: str, scale: ArrayLike) -> NDAr
     values = np.asarray(scale, np.float32)
     if name not in infos or values.shape != (infos[name].n_cols,):
         raise ValueError(f"column scale {name!r} of shape {values.shape} fits no tensor of the source")
-    if not (np.isfinite(values) & (values > 1e-30) & (values < 1e30)).all():
-        raise ValueError(f"column scale {name!r} must hold positive finite numbers")
+    bad = ~((values > 1e-30) & (values < 1e30))  # NaN too
+    if bad.any():
+        column = int(bad.argmax())
+        raise ValueError(
+            f"column scale {shown(name)} must hold numbers between 1e-30 and 1e30, "
+            f"and holds {values[column]} at column {column}"
+        )
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -447,3 +448,12 @@ def test_a_file_is_encoded_as_its_arrays_are(tmp_path: Path, rng: np.random.Gene
         encode(tmp_path / "m.safetensors", metadata={"a": "b"})
     with pytest.raises(FileNotFoundError):
         encode(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("value", [1e38, 1e-38, 0.0, -1.0, np.nan, np.inf])
+def test_column_scales_outside_their_range_are_refused_with_it(value: float) -> None:
+    scale = np.ones(64, np.float32)
+    scale[7] = value
+    said = re.escape(f"column scale 'w' must hold numbers between 1e-30 and 1e30, and holds {scale[7]} at column 7")
+    with pytest.raises(ValueError, match=said):
+        hhtld.encode({"w": np.eye(64, dtype=np.float32)}, "bits:4", column_scales={"w": scale})
