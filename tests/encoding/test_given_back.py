@@ -97,6 +97,19 @@ def test_float64_that_float32_does_not_hold_is_kept_with_a_note(tmp_path: Path, 
     assert any("row 7 of 'odd'" in note and "kept byte for byte" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-43, 1e-40, 3e-39])
+@pytest.mark.parametrize("profile", ["parity", "bits:4"])
+def test_rows_whose_lengths_would_lose_digits_are_kept_with_a_note(profile: str, size: float) -> None:
+    rows = spread(600, 64).astype(np.float32)
+    rows[5] = 0
+    small = rows[:500].copy()
+    small[9] = (np.abs(small[9]).astype(np.float64) * size).astype(np.float32) + np.float32(1e-45)
+    pack = hhtld.encode({"w": rows, "small": small}, profile)
+    assert (pack.info("w").codec, pack.info("small").codec) == ("hhtl_t", "keep")
+    assert not pack.get_rows("w", [5]).any()
+    assert pack.get_tensor("small").tobytes() == small.tobytes()
+
+
 @pytest.mark.parametrize("profile", ["gates", "bits:1", "bits:6", "parity"])
 @pytest.mark.parametrize("single", [False, True], ids=["normal", "one weight of a row"])
 def test_rows_that_would_come_back_infinite_are_kept_with_a_note(tmp_path: Path, profile: str, single: bool) -> None:

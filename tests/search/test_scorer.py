@@ -21,6 +21,7 @@ from hhtld._kernels import _dot, _isa
 from hhtld.codecs.palette import HhtlF32Tensor
 from hhtld.codecs.trellis import HhtlTTensor
 from hhtld.cosines import summarize
+from hhtld.dtypes import bf16_bits
 from hhtld.errors import NonFiniteError
 from hhtld.formats import open_source
 from hhtld.pack.pack import HhtldPack
@@ -159,7 +160,18 @@ def test_any_rows_queries_and_k(n_rows: int, k: int, n_cols: int, seed: int, rat
     check_best(pack, queries, min(k, n_rows))
 
 
-@pytest.mark.parametrize("size", [1e-43, 1e-38, 1e-20, 1e18])
+@pytest.mark.parametrize("size", [1e-45, 1e-43, 1e-40])
+def test_gains_that_lost_digits_as_in_older_files_are_searched_exactly(size: float) -> None:
+    tensor = made(low_rank(600, 64), "bits:3").get_encoded(NAME)
+    assert isinstance(tensor, HhtlTTensor)
+    gains = slots.gain_values(tensor.slot_v).astype(np.float64) * size
+    tensor = replace(tensor, slot_v=bf16_bits((64 * gains).astype(np.float32)))
+    queries = perturbed(low_rank(600, 64), 5)
+    expected = ranked(exact(tensor.reconstruct_rows(), queries), 3)
+    assert np.array_equal(Scorer(tensor).topk(queries, 3).rows, expected)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-20, 1e18])
 def test_rows_and_queries_of_any_size(size: float) -> None:
     rows = (low_rank(600, 64).astype(np.float64) * size).astype(np.float32)
     pack = made(rows, "bits:3")
