@@ -71,7 +71,20 @@ class QuantizedError(FormatError):
 
 
 class NonFiniteError(HhtldError, ValueError):
-    """A tensor holds an infinity or NaN where finite weights are needed."""
+    """A tensor holds an infinity or NaN where finite weights are needed.
+
+    Attributes
+    ----------
+    found : str
+        What was found and where, without the advice that may follow it in the message.
+    """
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        super().__init__(found, advice)
+        self.found = found
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, self.args))
 
 
 class ClosedError(HhtldError, ValueError):

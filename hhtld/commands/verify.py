@@ -21,6 +21,7 @@ from hhtld.display.streams import emit
 from hhtld.encoding.gate_measurement import compared_rows, measure
 from hhtld.encoding.gate_report import GateReport
 from hhtld.encoding.plan import thresholds_of
+from hhtld.errors import NonFiniteError
 from hhtld.formats import open_source
 from hhtld.gates import CosineSummary
 from hhtld.pack.container import ContainerReader
@@ -146,7 +147,12 @@ def _compare(
     if report.differences:
         return
     report.gates = GateReport(enforced=False)
-    crcs = measure(pack, source, report.gates, executor, progress)
+    try:
+        crcs = measure(pack, source, report.gates, executor, progress)
+    except NonFiniteError as error:
+        report.gates = None
+        report.differences.append(f"{error.found} of the source; the file's was encoded from finite weights")
+        return
     report.gates.thresholds = thresholds_of(pack.table.profile)
     report.gates.unreached = {
         name: record.unreached for name, record in pack.table.tensors.items() if record.unreached is not None

@@ -221,8 +221,9 @@ class SourceRows:
             is_finite = np.isfinite(bad_value)
             cause = "float32, which codecs compute in, ends at 3.4e38" if is_finite else "they must be finite"
             raise NonFiniteError(
-                f"tensor {shown(self._info.name)} holds {bad_value} at row {start + row}, column {column}; such "
-                f"weights cannot be encoded: {cause}; nonfinite='keep' (--nonfinite keep) keeps the tensor as it is"
+                f"tensor {shown(self._info.name)} holds {bad_value} at row {start + row}, column {column}",
+                f"such weights cannot be encoded: {cause}; nonfinite='keep' (--nonfinite keep) keeps the tensor as it "
+                "is",
             )
         return values.reshape(stop - start, self.n_cols)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import hhtld
+from hhtld.commands.main import main
 from hhtld.commands.verify import verify
 from hhtld.pack.opening import open_pack
 
@@ -65,6 +66,18 @@ def test_one_changed_weight_is_found(pack: Path) -> None:
     assert against(pack, tied() | {"a": rows, "b": rows}) == [
         "tensor 'a' was made from other rows than the source holds"
     ]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_source_that_is_not_finite_is_a_difference(
+    pack: Path, value: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = tied()["a"]
+    rows[17, 3] = value
+    said = f"tensor 'a' holds {value} at row 17, column 3 of the source; the file's was encoded from finite weights"
+    assert against(pack, tied() | {"a": rows, "b": rows}) == [said]
+    assert main(["verify", str(pack), str(pack.parent / "other.safetensors")]) == 1
+    assert "--nonfinite" not in "".join(capfd.readouterr())
 
 
 def test_a_pack_of_arrays_says_nothing_of_a_file(pack: Path) -> None:
