@@ -584,14 +584,14 @@ class SharedPaletteGroup:
 
 def _build(
     key: PaletteGroupKey,
-    tensors: Iterable[tuple[str, Rows | ArrayLike]],
+    tensors: Mapping[str, Rows | ArrayLike] | Iterable[tuple[str, Rows | ArrayLike]],
     k: int,
     leaf: bool,
     executor: Executor | None,
 ) -> SharedPaletteGroup:
     k = slots.checked_palette_k(k)
     group: SharedPaletteGroup | None = None
-    for name, rows in tensors:
+    for name, rows in tensors.items() if isinstance(tensors, Mapping) else tensors:
         group = group or SharedPaletteGroup.found(key, rows, leaf, k, executor)
         group.add(name, rows, executor)
     if group is None:
@@ -601,7 +601,7 @@ def _build(
 
 def build_group_with_fisher_z(
     key: PaletteGroupKey,
-    tensors: Iterable[tuple[str, Rows | ArrayLike]],
+    tensors: Mapping[str, Rows | ArrayLike] | Iterable[tuple[str, Rows | ArrayLike]],
     k: int = MAX_PALETTE_K,
     executor: Executor | None = None,
 ) -> SharedPaletteGroup:
@@ -610,7 +610,7 @@ def build_group_with_fisher_z(
     Parameters
     ----------
     key : PaletteGroupKey
-    tensors : iterable of (name, rows)
+    tensors : mapping of name to rows, or iterable of (name, rows)
         Finite rows of the key's shape; what is shared is built from the first.
     k : int
         Most entries of the palette, 1..256.
@@ -627,7 +627,7 @@ def build_group_with_fisher_z(
 
 def build_group_with_leaf(
     key: PaletteGroupKey,
-    tensors: Iterable[tuple[str, Rows | ArrayLike]],
+    tensors: Mapping[str, Rows | ArrayLike] | Iterable[tuple[str, Rows | ArrayLike]],
     k: int = MAX_PALETTE_K,
     executor: Executor | None = None,
 ) -> SharedPaletteGroup:

@@ -72,7 +72,10 @@ class FisherZTable:
         return cls(float(z_min), float(z_range), np.trunc(np.clip(codes, -128, 127)).astype(np.int8))
 
     def lookup(self, a: int, b: int) -> float:
-        """Return the cosine between entries `a` and `b`."""
+        """Return the cosine between entries `a` and `b`, or raise IndexError if there is no such entry."""
+        k = len(self.codes)
+        if not (0 <= a < k and 0 <= b < k):
+            raise IndexError(f"entries must be 0..{k - 1}, got {a} and {b}")
         return float(self.cosines(self.codes[a : a + 1, b])[0])
 
     def cosines(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:

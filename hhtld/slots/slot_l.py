@@ -35,6 +35,7 @@ The HHTL-D design published in AdaWorldAPI/lance-graph (crates/bgz-tensor).
 
 from __future__ import annotations
 
+import math
 import struct
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -168,7 +169,9 @@ class SvdBasis:
         return rows
 
     def energy_fraction(self, n_components: int) -> float:
-        """Return the share of the kept energy that the first `n_components` vectors hold."""
+        """Return the share of the kept energy that the first `n_components` vectors hold, a count of 0 or more."""
+        if n_components < 0:
+            raise ValueError(f"n_components must count vectors, 0 or more; got {n_components}")
         energy = self.singular_values.astype(np.float64) ** 2
         return float(energy[:n_components].sum() / energy.sum()) if energy.sum() > 0 else 1.0
 
@@ -283,8 +286,10 @@ def decode_rows(centroids: ArrayLike, slot_l: ArrayLike, scale: float, basis: Sv
     Raises
     ------
     ValueError
-        If counts or widths differ, or a code is no int8.
+        If counts or widths differ, a code is no int8, or the scale is not finite.
     """
+    if not math.isfinite(scale):
+        raise ValueError(f"the scale of Slot L must be finite, got {scale}")
     checked_centroids = as_rows(centroids)
     codes = np.require(slot_l, np.int8, ["C"])
     if not np.array_equal(codes, np.asarray(slot_l)):
@@ -300,7 +305,7 @@ def decode_row(centroid: ArrayLike, slot_l_row: ArrayLike, scale: float, basis: 
     Raises
     ------
     ValueError
-        If a shape is another, or a code is no int8.
+        If a shape is another, a code is no int8, or the scale is not finite.
     """
     base, codes = np.asarray(centroid), np.asarray(slot_l_row)
     if base.shape != (basis.n_cols,) or codes.shape != (SLOT_L_LANES,):

@@ -124,6 +124,9 @@ def test_fisher_z_round_trip(rng: np.random.Generator) -> None:
     assert again.to_bytes() == table.to_bytes()
     assert again.lookup(2, 3) == table.lookup(2, 3)
     assert len(table.to_bytes()) == table.byte_size()
+    for pair in ((-1, 0), (0, 20), (20, 0), (0, -1)):
+        with pytest.raises(IndexError, match=rf"entries must be 0\.\.19, got {pair[0]} and {pair[1]}"):
+            table.lookup(*pair)
 
 
 @pytest.mark.parametrize("rows", [np.zeros((3, 5)), np.ones((4, 5)), np.full((1, 5), 2.0), np.full((3, 5), 1e30)])
@@ -152,7 +155,19 @@ def test_basis_spans_what_numpy_finds(shape: tuple[int, int], rng: np.random.Gen
     assert overlap.min() > 0.99
     assert SvdBasis.from_bytes(basis.to_bytes()).to_bytes() == basis.to_bytes()
     assert len(basis.to_bytes()) == basis.byte_size()
-    assert 0 < basis.energy_fraction(1) <= basis.energy_fraction(keep) == 1.0
+    assert 0 == basis.energy_fraction(0) < basis.energy_fraction(1) <= basis.energy_fraction(keep) == 1.0
+    with pytest.raises(ValueError, match="n_components must count vectors, 0 or more; got -1"):
+        basis.energy_fraction(-1)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
+def test_a_scale_of_slot_l_must_be_finite(scale: float, rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((9, 30)).astype(np.float32)
+    basis, codes = SvdBasis.build(rows), np.ones((9, 8), np.int8)
+    with pytest.raises(ValueError, match=f"the scale of Slot L must be finite, got {scale}"):
+        decode_rows(rows, codes, scale, basis)
+    with pytest.raises(ValueError, match="the scale of Slot L must be finite"):
+        decode_row(rows[0], codes[0], scale, basis)
 
 
 def test_basis_projects_and_reconstructs(rng: np.random.Generator) -> None:

@@ -454,6 +454,7 @@ def test_an_argmax_role_is_built_exactly_as_without_leaf(role: str) -> None:
     tensors = [("a", noise(70, 40)), ("b", noise(70, 40, seed=4))]
     group = build_group_with_leaf(key, tensors, k=24)
     assert group_bytes(group) == group_bytes(build_group_with_fisher_z(key, tensors, k=24))
+    assert group_bytes(group) == group_bytes(build_group_with_fisher_z(key, dict(tensors), k=24))
     assert group.svd_basis is None
     assert not group.tensor_slot_l
     assert group.slot_l_for("a") is None
