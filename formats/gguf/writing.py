@@ -62,6 +62,8 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # of general.file_typ
 _QUANTIZATION_VERSION = 2  # of general.quantization_version, GGML_QNT_VERSION
 _ROW_ELEMENTS = 32  # that rows of matrices are multiples of
 _LARGEST_HALF = 65504.0  # scales of blocks are halves
+# Of a row's largest value: below it F16 and BF16 are denormal, and Q8_0's scale, a 127th of it, errs like its steps.
+_LEAST = {"F16": 2.0**-14, "BF16": 2.0**-126, "Q8_0": 127 * 2.0**-17}
 # Of a source that is F32 throughout, the names of matrices that llama-quantize leaves alone.
 _LEFT_ALONE = re.compile(
     r"_norm\.weight|ffn_gate_inp|position_embd|pos_embd|token_types|ssm_conv1d|shortconv|altup|laurel|time_mix_"
@@ -343,12 +345,16 @@ def write_gguf(source: TensorSource, path: Path, type: str = SOURCE, progress: P
     """
     layout = planned_layout(source, type)
     clipped: set[str] = set()
+    faded: dict[str, list[str]] = {}  # by type
     with replacing(path, check=lambda sibling: GgufFile(sibling).close()) as out:
         out.write(layout.header)
         for tensor in layout.tensors:
             _pad(out, layout.alignment)
-            if _write_tensor(out, source, tensor):
+            was_clipped, has_faded = _write_tensor(out, source, tensor)
+            if was_clipped:
                 clipped.add(tensor.info.name)
+            if has_faded:
+                faded.setdefault(tensor.kind.name, []).append(tensor.info.name)
             progress("write", tensor.info.name, tensor.info.nbytes)
         _pad(out, layout.alignment)
     notes = []
@@ -363,6 +369,12 @@ def write_gguf(source: TensorSource, path: Path, type: str = SOURCE, progress: P
             f"{len(clipped)} tensors hold values beyond F16, which are written as its largest ones: "
             f"{', '.join(shown(name, 60) for name in sorted(clipped)[:5])}; --type BF16 or F32 holds them"
         )
+    for kind, names in sorted(faded.items()):
+        notes.append(
+            f"{len(names)} tensors hold rows of which no value reaches {_LEAST[kind]:.2g}, where {kind} loses digits "
+            f"and at last gives zeros: {', '.join(shown(name, 60) for name in sorted(names)[:5])}; --type "
+            f"{'F32' if kind == 'BF16' else 'BF16 or F32'} holds them"
+        )
     return notes
 
 
@@ -370,22 +382,29 @@ def _pad(out: AtomicFile, alignment: int) -> None:
     out.write(bytes(align_up(out.size, alignment) - out.size))
 
 
-def _write_tensor(out: AtomicFile, source: TensorSource, tensor: _Placed) -> bool:
-    """Write a tensor's bytes, and return whether values were brought into the range of its type."""
+def _write_tensor(out: AtomicFile, source: TensorSource, tensor: _Placed) -> tuple[bool, bool]:
+    """Write a tensor's bytes; return whether values were brought into its type's range, and whether rows faded."""
     info, expected = tensor.info, out.size + tensor.nbytes
     convert = _conversion(tensor)
-    was_clipped = False
+    was_clipped = has_faded = False
     for start, stop in row_ranges(info.n_rows, info.row_nbytes):
         rows = np.ascontiguousarray(source.read_rows(info.name, start, stop)).reshape(-1).view(np.uint8)
         if convert is not None:
             values = widen(rows, info.dtype)
             was_clipped |= tensor.kind.name == "F16" and bool(_beyond_half(values).any())
+            has_faded |= _fades(values.reshape(-1, info.n_cols), tensor.kind)
             rows = convert(values)
         out.write(rows.data)
     if out.size != expected:
         given = tensor.nbytes + out.size - expected
         raise ValueError(f"tensor {shown(info.name)}: the source gave {given} bytes, and {tensor.nbytes} were expected")
-    return was_clipped
+    return was_clipped, has_faded
+
+
+def _fades(rows: NDArray[np.float32], kind: Kind) -> bool:
+    """Whether a type loses digits of whole rows, because they are so small."""
+    largest = np.abs(rows).max(axis=1, initial=0)
+    return bool(((largest > 0) & (largest < _LEAST.get(kind.name, 0))).any())
 
 
 def _beyond_half(values: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -189,6 +189,29 @@ def test_values_beyond_float16_are_told(tmp_path: Path) -> None:
     assert tensors(tmp_path / "back.gguf")["a.weight"].data.max() == 65504
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "others"), [("F16", 1e-9, "BF16 or F32"), ("Q8_0", 1e-5, "BF16 or F32"), ("BF16", 1e-40, "F32")]
+)
+def test_rows_that_a_type_is_too_coarse_for_are_told(tmp_path: Path, kind: str, size: float, others: str) -> None:
+    path = tmp_path / "m.gguf"
+    made = writer(path)
+    rows = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    rows[1] = 0
+    add(made, "b.weight", rows, "F32")
+    one_small = rows.copy()
+    one_small[2] = (rows[2].astype(np.float64) * size).astype(np.float32)
+    add(made, "a.weight", one_small, "F32")
+    finished(made)
+    (note,) = (n for n in hhtld.convert(path, tmp_path / "back.gguf", type=kind).notes if "loses digits" in n)
+    assert note.startswith("1 tensors hold rows of which no value reaches ")
+    assert f"where {kind} loses digits and at last gives zeros: 'a.weight'; --type {others} holds them" in note
+    for other in others.split(" or "):
+        notes = hhtld.convert(path, tmp_path / "other.gguf", type=other).notes
+        assert not any("loses digits" in note for note in notes)
+        back = gguf.quants.dequantize(tensors(tmp_path / "other.gguf")["a.weight"].data, Type[other])
+        np.testing.assert_allclose(back[2], one_small[2], rtol=2**-8)
+
+
 def test_the_command_takes_a_type(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(packed(mixed)), str(tmp_path / "b.gguf"), "--type", "Q8_0", "--json"]) == 0
     assert any("quantized once more" in note for note in json.loads(capsys.readouterr().out)["notes"])
