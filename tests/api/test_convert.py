@@ -182,7 +182,7 @@ def test_text_output(snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ((), 2, "usage"),
         (("convert", "SRC"), 2, "DST"),
         (("convert", "SRC", "OUT", "--jobs", "0"), 2, "at least 1"),
-        (("convert", "SRC", "OUT", "--jobs", "x"), 2, "invalid"),
+        (("convert", "SRC", "OUT", "--jobs", "x"), 2, "expected a whole number"),
         (("convert", "SRC", "OUT", "--profile", "zip"), 2, "no profile 'zip'"),
         (("nonsense",), 2, "invalid choice"),
         (("convert", "SRC", "DIR/x.zip"), 2, "no format writes '.zip'"),
