@@ -11,9 +11,11 @@ Importing this module loads numpy and little else; everything below comes on fir
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `typing` loads thirty modules, before the command line looks after Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     __version__: str
     from hhtld.api.conversion_report import ConversionReport as ConversionReport
     from hhtld.api.convert import convert as convert

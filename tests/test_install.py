@@ -30,6 +30,23 @@ def test_every_promised_name_is_there() -> None:
         assert getattr(hhtld, name) is not None
 
 
+def test_the_command_looks_after_ctrl_c_before_it_loads_much() -> None:
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
+        "import hhtld.__main__ as entry\n"
+        "print([name for name in ('typing', 're', 'numpy') if name in sys.modules])\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'hhtld.commands.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.exit(entry.main())\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program]  # without what site-packages load
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "[]\n", "interrupted; nothing was begun\n")
+
+
 def test_promised_modules_need_no_import_of_their_own() -> None:
     program = "import hhtld; print(hhtld.slots.SLOT_L_LANES, hhtld.formats.open_source.__name__)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

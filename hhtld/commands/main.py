@@ -165,9 +165,9 @@ def _terminable() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    open_closed_streams()
-    argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        open_closed_streams()
+        argv = sys.argv[1:] if argv is None else list(argv)
         with _terminable():
             return _run(argv)
     except KeyboardInterrupt as interrupt:
