@@ -1,4 +1,4 @@
-"""Compiled kernels: pointers and shapes; no names, policy, allocation or threads; of files an open descriptor."""
+"""Compiled kernels: pointers and shapes; no names, no policy, no threads of their own; of files an open descriptor."""
 
 import importlib
 import importlib.util
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hhtld._kernels import _rotate as _rotate
     from hhtld._kernels import _score as _score
     from hhtld._kernels import _screen as _screen
+    from hhtld._kernels import _team as _team
     from hhtld._kernels import _trellis as _trellis
 
 
@@ -49,5 +50,6 @@ _KERNELS = {
     "_screen",
     "_l1",
     "_l2",
+    "_team",
     "_trellis",
 }

@@ -4,6 +4,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hhtld._kernels._team import Team
+
 MAX_COLS: int
 
 # codes (n_rows, row_nbytes), levels (2**L,), rate in sixteenths of a bit, queries (n_queries, n_cols),
@@ -74,8 +76,7 @@ class TrellisProducts:
         n_planes: int,
         out: NDArray[np.float32],
         *,
-        share: int = ...,
-        n_shares: int = ...,
+        team: Team | None = ...,
         isa: str | None = ...,
     ) -> bool: ...
     # addresses of contiguous arrays, and "F32", "BF16" or "F16"
@@ -88,7 +89,6 @@ class TrellisProducts:
         out: int,
         out_type: str,
         *,
-        share: int = ...,
-        n_shares: int = ...,
+        team: Team | None = ...,
         isa: str | None = ...,
     ) -> bool: ...

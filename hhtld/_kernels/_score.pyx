@@ -5,6 +5,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from hhtld._kernels._isa cimport require_aligned, resolve
+from hhtld._kernels._team cimport Team, hh_team_run
 
 cdef extern from "score.h" nogil:
     enum: HH_MAX_STATE_BITS
@@ -62,6 +63,9 @@ cdef extern from "product.h" nogil:
 MAX_COLS = HH_SCORE_MAX_COLS
 cdef int _MIN_RATE = 16, _MAX_RATE = 96
 cdef Py_ssize_t _BLOCK_ROWS = 4096, _BLOCK_NBYTES = 1 << 20  # of rows that are multiplied at once
+# Pieces for each thread of a team, so that one that begins late leaves little; and weights that a piece has at least,
+# which take 2 to 6 us. What a piece prepares, once, takes 0.2 us.
+cdef Py_ssize_t _PIECES = 4, _PIECE_WEIGHTS = 1 << 16
 
 
 cdef int _state_bits(const uint8_t[:, ::1] codes, Py_ssize_t n_levels, int rate, Py_ssize_t n_cols,
@@ -220,6 +224,54 @@ cdef struct _Rows:  # of one code
     bint is_ring
 
 
+cdef struct _Worker:  # what a thread writes to
+    hh_score_scratch scratch
+    void *block  # of the scratch
+    int32_t *sums
+    uint8_t *opened
+
+
+cdef struct _Product:  # what the pieces of a product share
+    int tier, out_type, n_planes
+    Py_ssize_t n_inputs, n_cols, n_rows, n_matrices, n_centroids, step, out_nbytes
+    bint has_room_for_pieces  # of which there are fewer than threads
+    const _Rows *rows
+    const uint8_t *twigs
+    int8_t *queries
+    float *scales
+    float *products
+    char *out
+    _Worker *workers
+
+
+cdef void _multiply_piece(void *job, Py_ssize_t number, Py_ssize_t piece) noexcept nogil:
+    """Multiply the rows of a piece: `step` rows of one code, counted through all codes."""
+    cdef const _Product *product = <const _Product *> job
+    cdef const _Rows *rows = product.rows
+    cdef _Worker *worker = &product.workers[piece if product.has_room_for_pieces else number]
+    cdef Py_ssize_t n_pieces, at, count
+    cdef const uint8_t *codes
+    while True:
+        n_pieces = (rows.n_rows + product.step - 1) // product.step
+        if piece < n_pieces:
+            break
+        piece -= n_pieces
+        rows += 1
+    at = piece * product.step
+    count = min(product.step, rows.n_rows - at)
+    codes = rows.codes + at * rows.row_nbytes
+    if rows.is_ring:
+        hh_ring_open(codes, count, product.n_cols, rows.rate, rows.n_bits, worker.opened)
+        codes = worker.opened
+    hh_trellis_dots(product.tier, codes, count, product.n_cols, rows.rate, rows.n_bits, rows.levels, rows.codebook,
+                    product.queries, product.n_planes * product.n_inputs, worker.scratch, worker.sums)
+    hh_product_add(product.out_type, worker.sums, product.scales, rows.gains + at, product.n_planes, product.n_inputs,
+                   count, rows.places + at if rows.places else NULL,
+                   product.twigs + (0 if rows.places else at) if product.twigs else NULL, product.products,
+                   product.n_centroids, product.n_rows,
+                   product.out + (0 if rows.places else at * product.out_nbytes))
+
+
 cdef int _product_type(str name) except -1:
     if name == "F32":
         return HH_PRODUCT_F32
@@ -320,12 +372,13 @@ cdef class TrellisProducts:
     def __dealloc__(self):
         free(self._rows)
 
-    def write(self, const float[:, ::1] inputs not None, int n_planes, float[:, ::1] out not None, *,
-              Py_ssize_t share=0, Py_ssize_t n_shares=1, isa=None):
-        """Write products of inputs (n_inputs, n_cols) to out (n_inputs, n_rows): those of a share of every code's rows.
+    def write(self, const float[:, ::1] inputs not None, int n_planes, float[:, ::1] out not None, *, Team team=None,
+              isa=None):
+        """Write products of inputs (n_inputs, n_cols) to out (n_inputs, n_rows).
 
         Inputs are divided by the column scale, rotated, and taken as `n_planes` planes of int8; with centroids they are
-        multiplied as they are rotated. Returns whether all were finite on their way; if not, out holds nothing of use.
+        multiplied as they are rotated. A team shares the rows. Returns whether all were finite on their way; if not,
+        out holds nothing of use.
         """
         cdef Py_ssize_t n_inputs = inputs.shape[0]
         cdef const void *from_inputs = NULL
@@ -337,40 +390,29 @@ cdef class TrellisProducts:
             to_out = &out[0, 0]
             if self._n_cols:
                 from_inputs = &inputs[0, 0]
-        return self._write(from_inputs, HH_PRODUCT_F32, n_inputs, n_planes, to_out, HH_PRODUCT_F32, share, n_shares,
-                           resolve(isa))
+        return self._write(from_inputs, HH_PRODUCT_F32, n_inputs, n_planes, to_out, HH_PRODUCT_F32, team, resolve(isa))
 
     def write_at(self, size_t inputs, str inputs_type, Py_ssize_t n_inputs, int n_planes, size_t out, str out_type, *,
-                 Py_ssize_t share=0, Py_ssize_t n_shares=1, isa=None):
+                 Team team=None, isa=None):
         """As `write`, for the addresses of contiguous arrays (n_inputs, n_cols) and (n_inputs, n_rows).
 
         Their types are "F32", "BF16" or "F16"; products are rounded to nearest, ties to even.
         """
         return self._write(<const void *> inputs, _product_type(inputs_type), n_inputs, n_planes, <void *> out,
-                           _product_type(out_type), share, n_shares, resolve(isa))
+                           _product_type(out_type), team, resolve(isa))
 
     cdef bint _write(self, const void *inputs, int inputs_type, Py_ssize_t n_inputs, int n_planes, void *out,
-                     int out_type, Py_ssize_t share, Py_ssize_t n_shares, int tier) except? False:
-        cdef int is_finite = 1
-        cdef Py_ssize_t n_cols = self._n_cols, n_queries = n_planes * n_inputs, out_nbytes
-        cdef Py_ssize_t number, q, at, end, count, step, most = 0, n_centroids = 0
+                     int out_type, Team team, int tier) except? False:
+        cdef Py_ssize_t n_cols = self._n_cols, n_queries = n_planes * n_inputs, out_nbytes, n_workers = 1, step
+        cdef Py_ssize_t number, q, most_nbytes = 0, n_pieces = 0, n_centroids = 0, worker_nbytes
         cdef const float *scale = NULL
-        cdef const uint8_t *codes
-        cdef const _Rows *rows
-        cdef hh_score_scratch scratch
-        cdef void *block
+        cdef bint is_finite = True
+        cdef _Product product
+        cdef _Worker *worker
         cdef char *memory
         cdef float *rest
-        cdef float *scales
-        cdef float *products
-        cdef const uint8_t *twigs = NULL
-        cdef int32_t *sums
-        cdef int8_t *queries
-        cdef uint8_t *opened
         if n_planes not in (1, 2):
             raise ValueError(f"n_planes must be 1 or 2, got {n_planes}")
-        if not 0 <= share < n_shares:
-            raise ValueError(f"share must lie in 0..{n_shares - 1}, got {share}")
         if self._n_rows == 0 or n_inputs == 0:
             return True
         out_nbytes = 4 if out_type == HH_PRODUCT_F32 else 2
@@ -381,54 +423,62 @@ cdef class TrellisProducts:
         require_aligned(inputs, 4 if inputs_type == HH_PRODUCT_F32 else 2, "inputs")
         if self._column_scale is not None:
             scale = &self._column_scale[0]
+        product.twigs = NULL
         if self._twigs is not None:
-            twigs, n_centroids = &self._twigs[0], self._centroids.shape[0]
-        for number in range(self._n_matrices):  # scratch for the largest
-            if self._rows[number].rate > self._rows[most].rate:
-                most = number
+            product.twigs, n_centroids = &self._twigs[0], self._centroids.shape[0]
         step = _BLOCK_ROWS
-        count = 0
-        if self._n_matrices:
-            count = hh_trellis_row_nbytes(n_cols, self._rows[most].rate, HH_MAX_STATE_BITS)
-            step = max(1, min(step, _BLOCK_NBYTES // count))
-        block = _allocate(&scratch, n_cols, _MAX_RATE, n_queries)
-        memory = <char *> malloc(4 * n_inputs * (n_cols + n_centroids) + n_queries * n_cols + 4 * n_queries * (step + 1)
-                                 + step * count)
+        for number in range(self._n_matrices):
+            most_nbytes = max(most_nbytes, hh_trellis_row_nbytes(n_cols, self._rows[number].rate, HH_MAX_STATE_BITS))
+        if most_nbytes:
+            step = max(1, min(step, _BLOCK_NBYTES // most_nbytes))
+        if team is not None:
+            n_workers += team.team.n_helpers
+            step = min(step, max(self._n_rows // (_PIECES * n_workers), _PIECE_WEIGHTS // n_cols) // 16 * 16 + 16)
+        for number in range(self._n_matrices):
+            n_pieces += (self._rows[number].n_rows + step - 1) // step
+        product.has_room_for_pieces = n_pieces < n_workers
+        if product.has_room_for_pieces:
+            n_workers = n_pieces
+        worker_nbytes = 4 * n_queries * step + step * most_nbytes
+        worker_nbytes += -worker_nbytes % 4
+        memory = <char *> malloc(4 * n_inputs * (n_cols + n_centroids) + n_queries * n_cols + 4 * n_queries
+                                 + n_workers * (worker_nbytes + <Py_ssize_t> sizeof(_Worker)) + 64)
         if not memory:
-            free(block)
             raise MemoryError(f"cannot allocate the products of {n_inputs} inputs of {n_cols} columns")
-        rest = <float *> memory
-        sums = <int32_t *> (rest + n_inputs * n_cols)
-        scales = <float *> (sums + n_queries * step)
-        products = scales + n_queries
-        queries = <int8_t *> (products + n_inputs * n_centroids)
-        opened = <uint8_t *> (queries + n_queries * n_cols)
-        with nogil:
-            hh_product_inputs(tier, inputs, inputs_type, n_inputs, n_cols, scale, &self._signs[0, 0], rest)
-            for q in range(n_inputs if n_centroids else 0):
-                hh_product_centroids(rest + q * n_cols, &self._centroids[0, 0], n_centroids, n_cols,
-                                     products + q * n_centroids)
-            for q in range(n_queries):  # plane after plane of all inputs
-                scales[q] = hh_product_plane(rest + q % n_inputs * n_cols, n_cols, queries + q * n_cols)
-                if scales[q] < 0:
-                    is_finite = 0
-                    break
-            for number in range(self._n_matrices if is_finite else 0):
-                rows = &self._rows[number]
-                at, end = rows.n_rows * share // n_shares, rows.n_rows * (share + 1) // n_shares
-                while at < end:
-                    count = min(step, end - at)
-                    codes = rows.codes + at * rows.row_nbytes
-                    if rows.is_ring:
-                        hh_ring_open(codes, count, n_cols, rows.rate, rows.n_bits, opened)
-                        codes = opened
-                    hh_trellis_dots(tier, codes, count, n_cols, rows.rate, rows.n_bits, rows.levels, rows.codebook,
-                                    queries, n_queries, scratch, sums)
-                    hh_product_add(out_type, sums, scales, rows.gains + at, n_planes, n_inputs, count,
-                                   rows.places + at if rows.places else NULL,
-                                   twigs + (0 if rows.places else at) if twigs else NULL, products, n_centroids,
-                                   self._n_rows, <char *> out + (0 if rows.places else at * out_nbytes))
-                    at += count
-        free(memory)
-        free(block)
-        return bool(is_finite)
+        product.workers = <_Worker *> memory
+        rest = <float *> (product.workers + n_workers)
+        product.scales = rest + n_inputs * n_cols
+        product.products = product.scales + n_queries
+        memory = <char *> (product.products + n_inputs * n_centroids)
+        for number in range(n_workers):
+            worker = &product.workers[number]
+            worker.sums = <int32_t *> (memory + number * worker_nbytes)
+            worker.opened = <uint8_t *> (worker.sums + n_queries * step)
+            worker.block = NULL
+        product.queries = <int8_t *> (memory + n_workers * worker_nbytes)
+        try:
+            for number in range(n_workers):
+                worker = &product.workers[number]
+                worker.block = _allocate(&worker.scratch, n_cols, _MAX_RATE, n_queries)
+            product.tier, product.out_type, product.n_planes = tier, out_type, n_planes
+            product.n_inputs, product.n_cols, product.n_rows = n_inputs, n_cols, self._n_rows
+            product.n_centroids, product.out_nbytes, product.out = n_centroids, out_nbytes, <char *> out
+            product.rows, product.n_matrices, product.step = self._rows, self._n_matrices, step
+            with nogil:
+                hh_product_inputs(tier, inputs, inputs_type, n_inputs, n_cols, scale, &self._signs[0, 0], rest)
+                for q in range(n_inputs if n_centroids else 0):
+                    hh_product_centroids(rest + q * n_cols, &self._centroids[0, 0], n_centroids, n_cols,
+                                         product.products + q * n_centroids)
+                for q in range(n_queries):  # plane after plane of all inputs
+                    product.scales[q] = hh_product_plane(rest + q % n_inputs * n_cols, n_cols,
+                                                         product.queries + q * n_cols)
+                    if product.scales[q] < 0:
+                        is_finite = False
+                        break
+                if is_finite:
+                    hh_team_run(NULL if team is None else &team.team, _multiply_piece, &product, n_pieces)
+        finally:
+            for number in range(n_workers):
+                free(product.workers[number].block)
+            free(product.workers)
+        return is_finite

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hhtld._kernels import _score
+from hhtld.search.teams import Team, team_of
 from hhtld.slots.slot_t import gain_values
-from hhtld.storage.thread_pool import Threads
 
 if TYPE_CHECKING:
     from hhtld.codecs.base import EncodedTensor, SearchTerms
@@ -23,10 +22,9 @@ __all__ = ["RowProducts"]
 
 # Float32 bytes of rows that are decoded at once; half of it and twice it are slower.
 _BLOCK_NBYTES = 1 << 21
-# Weights that another thread must find to do: it begins 0.05 ms later, and the kernel takes 0.2 ms for so many.
-_THREAD_WEIGHTS = 1 << 20
-
-_threads = functools.cache(Threads)
+# Weights from which threads share a product: the kernel takes 7 us for so many, and a thread that looks for work finds
+# it in 1 us.
+_SHARED_WEIGHTS = 1 << 17
 
 
 class RowProducts:
@@ -58,7 +56,7 @@ class RowProducts:
             rotation.rotate(self._centroids)
         self.has_centroids = self._centroids is not None
         n_rows = len(level.slot_v)
-        self._most_shares = n_rows * rotation.n_cols // _THREAD_WEIGHTS
+        self._is_shared = n_rows * rotation.n_cols >= _SHARED_WEIGHTS
         self._products = _score.TrellisProducts(
             [
                 (codes, code.levels, code.rate, own_gains, rows, code.crossed, code.is_ring)
@@ -95,34 +93,18 @@ class RowProducts:
         bool
             False if a number is not finite on its way; `out` then holds nothing of use.
         """
-        return self._shared(functools.partial(self._products.write, inputs, n_planes, out), n_threads)
+        return self._products.write(inputs, n_planes, out, team=self._team(n_threads))
 
     def write_at(
-        self,
-        inputs: int,
-        inputs_type: str,
-        n_inputs: int,
-        out: int,
-        out_type: str,
-        n_planes: int,
-        n_threads: int,
-        held: object,
+        self, inputs: int, inputs_type: str, n_inputs: int, out: int, out_type: str, n_planes: int, n_threads: int
     ) -> bool:
-        """As `write`, for the addresses of contiguous arrays of "F32", "BF16" or "F16".
+        """As `write`, for the addresses of contiguous arrays of "F32", "BF16" or "F16"."""
+        return self._products.write_at(
+            inputs, inputs_type, n_inputs, n_planes, out, out_type, team=self._team(n_threads)
+        )
 
-        `held` keeps the arrays alive as long as a thread may write to them: an interrupt does not wait for threads.
-        """
-
-        def write(held: object = held, **share: Any) -> bool:
-            return self._products.write_at(inputs, inputs_type, n_inputs, n_planes, out, out_type, **share)
-
-        return self._shared(write, n_threads)
-
-    def _shared(self, write: Callable[..., bool], n_threads: int) -> bool:
-        n_shares = min(n_threads, self._most_shares)
-        if n_shares <= 1:
-            return write()
-        return all(_threads(n_shares).each(lambda share: write(share=share, n_shares=n_shares), range(n_shares)))
+    def _team(self, n_threads: int) -> Team | None:
+        return team_of(n_threads) if n_threads > 1 and self._is_shared else None
 
     def _parts(self, n_rows: int) -> Iterator[slice]:
         """Yield blocks of rows."""

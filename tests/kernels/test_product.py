@@ -1,6 +1,6 @@
 """product.h on every tier against its twin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,13 +8,21 @@ import pytest
 from numpy.typing import NDArray
 
 from hhtld._kernels import _cast, _score, _trellis
+from hhtld._kernels._team import Team
 from hhtld.slots.rotation import Rotation
 from hhtld.slots.slot_t import Trellis
 from tests.kernels import reference
+from tests.kernels.test_team import serving
 
 Fence = Callable[[Any], NDArray[Any]]
 
 WIDTHS = (1, 2, 16, 33, 128, 160, 300, 576)
+
+
+@pytest.fixture
+def team() -> Iterator[Team]:
+    with serving(2) as made:
+        yield made
 
 
 def case(n_rows: int, n_cols: int, n_inputs: int, rate: int = 40) -> tuple[Any, ...]:
@@ -46,7 +54,7 @@ def test_products_are_the_twins(n_cols: int, n_planes: int, isa: str, fenced: Fe
 
 @pytest.mark.parametrize("n_centroids", [1, 5, 256])
 @pytest.mark.parametrize("n_cols", WIDTHS)
-def test_rows_may_have_centroids(n_cols: int, n_centroids: int, isa: str, fenced: Fence) -> None:
+def test_rows_may_have_centroids(n_cols: int, n_centroids: int, isa: str, fenced: Fence, team: Team) -> None:
     rng, n_rows = np.random.default_rng(n_cols), 61
     code, codes, gains, signs, inputs = case(n_rows, n_cols, 3)
     centroids = rng.standard_normal((n_centroids, n_cols)).astype(np.float32)
@@ -62,10 +70,10 @@ def test_rows_may_have_centroids(n_cols: int, n_centroids: int, isa: str, fenced
     ]
     for matrices in (whole, in_parts):
         held = _score.TrellisProducts(matrices, n_rows, *tables)
-        for share in range(3):
-            assert held.write(fenced(inputs), 2, out, share=share, n_shares=3, isa=isa)
-        np.testing.assert_array_equal(out, expected)
-        out[:] = np.nan
+        for shared_by in (None, team):
+            assert held.write(fenced(inputs), 2, out, team=shared_by, isa=isa)
+            np.testing.assert_array_equal(out, expected)
+            out[:] = np.nan
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16"])
@@ -85,10 +93,7 @@ def test_16_bit_inputs_and_products_are_rounded_once(kind: str, isa: str, fenced
         assert held.write(rounded, 2, products, isa=isa)
         expected, out = np.empty(products.shape, np.uint16), fenced(np.zeros(products.shape, np.uint16))
         narrow(products.reshape(-1), expected.reshape(-1))
-        for share in range(2):
-            assert held.write_at(
-                halves.ctypes.data, kind, n_inputs, 2, out.ctypes.data, kind, share=share, n_shares=2, isa=isa
-            )
+        assert held.write_at(halves.ctypes.data, kind, n_inputs, 2, out.ctypes.data, kind, isa=isa)
         np.testing.assert_array_equal(out, expected)
         wide = np.empty(products.shape, np.float32)
         assert held.write_at(halves.ctypes.data, kind, n_inputs, 2, wide.ctypes.data, "F32", isa=isa)
@@ -120,9 +125,9 @@ def test_what_is_not_finite_is_told(bad: float, isa: str) -> None:
 
 
 @pytest.mark.parametrize("n_planes", [1, 2])
-@pytest.mark.parametrize("n_shares", [1, 3, 9])
-def test_rows_of_several_codes_go_to_their_places(n_shares: int, n_planes: int, isa: str) -> None:
-    rng, n_cols, n_rows = np.random.default_rng(9), 192, 47
+@pytest.mark.parametrize("n_rows", [47, 2000])
+def test_rows_of_several_codes_go_to_their_places(n_rows: int, n_planes: int, isa: str, team: Team) -> None:
+    rng, n_cols = np.random.default_rng(9), 192
     places, signs = np.split(rng.permutation(n_rows), [1, 20, 20]), Rotation(n_cols, 3).signs
     inputs = rng.standard_normal((3, n_cols)).astype(np.float32)
     expected, out = np.zeros((3, n_rows), np.float32), np.full((3, n_rows), np.nan, np.float32)
@@ -136,20 +141,21 @@ def test_rows_of_several_codes_go_to_their_places(n_shares: int, n_planes: int, 
         reference.trellis_products(codes, code.levels, rate, gains, signs, inputs, n_planes, part)
         expected[:, rows] = part
     held = _score.TrellisProducts(matrices, n_rows, signs)
-    for share in range(n_shares):
-        assert held.write(inputs, n_planes, out, share=share, n_shares=n_shares, isa=isa)
-    np.testing.assert_array_equal(out, expected)
+    for shared_by in (None, team):
+        assert held.write(inputs, n_planes, out, team=shared_by, isa=isa)
+        np.testing.assert_array_equal(out, expected)
+        out[:] = np.nan
 
 
 @pytest.mark.parametrize("n_rows", [1, 300, 5000])
-def test_rings_are_opened_block_by_block(n_rows: int, isa: str) -> None:
+def test_rings_are_opened_block_by_block(n_rows: int, isa: str, team: Team) -> None:
     rng, n_cols, code = np.random.default_rng(n_rows), 160, Trellis.trained(64, is_ring=True)
     rings = rng.integers(0, 256, (n_rows, _trellis.ring_nbytes(n_cols, 64, code.n_bits)), np.uint8)
     gains, signs = rng.standard_normal(n_rows).astype(np.float32), Rotation(n_cols, 3).signs
     inputs = rng.standard_normal((1, n_cols)).astype(np.float32)
     out, expected = np.zeros((2, 1, n_rows), np.float32)
     held = _score.TrellisProducts([(rings, code.levels, 64, gains, None, code.crossed, True)], n_rows, signs)
-    assert held.write(inputs, 2, out, isa=isa)
+    assert held.write(inputs, 2, out, team=team, isa=isa)
     opened = (code.opened(rings, n_cols), code.levels, 64, gains, None, code.crossed, False)
     assert _score.TrellisProducts([opened], n_rows, signs).write(inputs, 2, expected, isa=isa)
     np.testing.assert_array_equal(out, expected)
@@ -193,7 +199,6 @@ def test_bad_arguments_are_named() -> None:
         ((inputs, 1, out[:1]), {}, r"out \(2, 3\)"),
         ((inputs[:, :63].copy(), 1, out), {}, r"inputs must be \(2, 64\)"),
         ((inputs, 3, out), {}, "n_planes must be 1 or 2, got 3"),
-        ((inputs, 1, out), {"share": 2, "n_shares": 2}, r"share must lie in 0\.\.1, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             held.write(*given, **options)

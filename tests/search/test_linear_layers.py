@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import hhtld
-from hhtld.search import linear_layers
+from hhtld.search import linear_layers, teams
 from hhtld.search.linear_layers import RowProducts
 
 
@@ -29,7 +29,7 @@ def test_threads_share_rows_and_change_nothing(
 ) -> None:
     tensor = encoded(101, 192, bits)
     inputs = np.random.default_rng(1).standard_normal((n_inputs, 192)).astype(np.float32)
-    monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
+    monkeypatch.setattr(linear_layers, "_SHARED_WEIGHTS", 1)
     found = RowProducts.of(tensor)
     assert found is not None
     alone, together = np.empty((2, n_inputs, 101), np.float32)
@@ -65,25 +65,42 @@ def test_centroids_come_with_the_rows() -> None:
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
 
-def test_a_share_that_is_still_running_keeps_the_arrays_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Held: ...
+def test_a_child_of_fork_has_threads_of_its_own() -> None:
+    code = """
+import os, numpy as np, hhtld
+from hhtld.search import teams
+from hhtld.search.linear_layers import RowProducts
+rows = np.random.default_rng(0).standard_normal((2000, 192)).astype(np.float32)
+products = RowProducts.of(hhtld.encode({"w": rows}, "bits:4").get_encoded("w"))
+inputs, alone, shared = rows[:1].copy(), np.empty((1, 2000), np.float32), np.empty((1, 2000), np.float32)
+assert products.write(inputs, alone, 1, 1) and products.write(inputs, shared, 1, 3)
+before = dict(teams._teams)
+pid = os.fork()
+assert bool(teams._teams) == bool(pid)
+for _ in range(100):
+    shared[:] = np.nan
+    assert products.write(inputs, shared, 1, 3) and np.array_equal(alone, shared)
+if not pid:
+    os._exit(teams._teams[3] is before[3])
+assert os.waitpid(pid, 0)[1] == 0
+assert teams._teams == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
-    monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
-    found, held, shares = RowProducts.of(encoded(101, 192, "bits:4")), Held(), list[Any]()
+
+def test_threads_that_cannot_be_begun_are_missed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        def __init__(self, **given: Any) -> None: ...
+
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(teams, "_teams", {})
+    monkeypatch.setattr(teams.threading, "Thread", Refused)
+    found = RowProducts.of(encoded(2000, 192, "bits:4"))
     assert found is not None
-
-    class Interrupted:
-        def each(self, work: Any, numbers: Any) -> Any:
-            shares.append(work)  # as a thread does whose caller is interrupted
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(linear_layers, "_threads", lambda n: Interrupted())
-    inputs, out, alive = np.zeros((1, 192), np.float32), np.empty((1, 101), np.float32), weakref.ref(held)
-    with pytest.raises(KeyboardInterrupt):
-        found.write_at(inputs.ctypes.data, "F32", 1, out.ctypes.data, "F32", 1, 2, held)
-    del held
-    gc.collect()
-    assert alive() is not None
-    shares.clear()
-    gc.collect()
-    assert alive() is None
+    inputs, (alone, together) = np.ones((1, 192), np.float32), np.zeros((2, 1, 2000), np.float32)
+    assert found.write(inputs, alone, 1)
+    assert found.write(inputs, together, 1, 5)
+    assert list(teams._teams) == [5]
+    np.testing.assert_array_equal(together, alone)

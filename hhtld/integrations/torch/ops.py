@@ -305,7 +305,6 @@ def _scored(
             _KERNEL_TYPES[out.dtype],
             n_planes,
             torch.get_num_threads(),
-            held=(x, out),
         ):
             return None
     if bias is not None:
