@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "profiles.md"
-ROW = re.compile(r"^\| ([^|]+) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \|$", re.MULTILINE)
+ROW = re.compile(r"^\| ([^|]*[A-Za-z][^|]*) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \|$", re.MULTILINE)
 FAMILIES = (
     ("parity, calibrated", "#b2182b", "o-", lambda name: "parity" in name),
     ("bits:B", "#d6604d", "s--", lambda name: name.startswith("`bits")),
