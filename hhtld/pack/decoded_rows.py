@@ -110,7 +110,7 @@ def refuse_beyond_float32(
         The number of each of them in the tensor.
     """
     info = record.info
-    values = view(np.ascontiguousarray(held), info.dtype, (-1, info.n_cols))
+    values = view(np.ascontiguousarray(held), info.dtype, (-1, info.n_cols) if info.n_cols else (0, 0))
     for start, stop in row_ranges(len(values), info.row_nbytes):
         if (row := first_beyond_float32(values[start:stop])) is None:
             continue

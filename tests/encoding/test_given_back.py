@@ -203,6 +203,15 @@ def _datasets(group: Any) -> Iterator[Any]:
             yield from _datasets(item)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 0), (3, 0), (0, 5), (), (2, 0, 3), (1, 1)])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64])
+def test_tensors_of_few_or_no_values_come_back(shape: tuple[int, ...], dtype: Any) -> None:
+    pack = hhtld.encode({"w": np.ones(shape, dtype)})
+    assert pack.get_tensor("w").shape == pack.get_slice("w")[...].shape == shape
+    if len(shape) > 1:
+        assert len(pack.get_rows("w", None)) == pack.info("w").info.n_rows
+
+
 def test_small_entries_beside_ordinary_ones_are_no_reason_to_keep_float64() -> None:
     rows = spread()
     rows[:, 0] = 1e-300
