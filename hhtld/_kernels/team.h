@@ -1,9 +1,9 @@
 /* Threads that share the pieces of one job after another, without Python.
  *
  * A job is a function that is called once for every piece, by whoever is free. The caller works too, and waits only for
- * pieces that others have begun: a thread that wakes late, or never, costs nothing. A helper that finds nothing to do
+ * pieces that others have begun: it waits for no thread that wakes late, or never. A helper that finds nothing to do
  * looks again for a while, since layers of a model follow one another in microseconds, and then sleeps until a caller
- * wakes it.
+ * wakes it, which costs the caller some microseconds.
  *
  * One caller at a time has the team; another one that comes meanwhile does its pieces alone.
  *

@@ -38,7 +38,7 @@ def kept_notes(report: ConversionReport, plan: Plan) -> Iterator[str]:
     out_of_range = report.gates.out_of_range
     if out_of_range:
         yield (
-            f"values near the end of float32's range, which codecs compute in, keep {len(out_of_range)} of the tensors "
+            f"values near an end of float32's range, which codecs compute in, keep {len(out_of_range)} of the tensors "
             f"byte for byte: {', '.join(map(shown, sorted(out_of_range)[:3]))}"
         )
     if any(tensor.regime is not None for tensor in report.tensors):
@@ -76,7 +76,7 @@ def size_note(report: ConversionReport, plan: Plan, bits: float, target_bits: fl
     judged = [group.names for group in planned_groups(plan) if judged_threshold(plan, group) is not None]
     if kept:
         why = (
-            f"values near the end of float32's range, found while rows were coded, keep {some_of(kept)} byte for byte; "
+            f"values near an end of float32's range, found while rows were coded, keep {some_of(kept)} byte for byte; "
             f"rules (--rule NAME=keep) let the rates of others make up for that"
         )
     elif judged:
@@ -104,11 +104,14 @@ def ratio_advice(report: ConversionReport) -> str:
     most = max(parts, key=lambda part: parts[part])
     sizes = ", ".join(f"{nbytes:,} are {part}" for part, nbytes in parts.items() if nbytes > 0)
     unreached = sum(tensor.nbytes for tensor in stored if tensor.unreached is not None)
+    out_of_range = sum(tensor.nbytes for tensor in stored if tensor.info.name in report.gates.out_of_range)
     advice = {
         "encoded tensors": "a lower rate, profile='bits:B' (--profile bits:B), takes fewer",
         "tensors kept byte for byte": (
             f"{unreached:,} of these for what is asked of them and 6 bits do not reach"
             if unreached
+            else f"{out_of_range:,} of these because values lie near an end of float32's range"
+            if out_of_range
             else "rules, or their shapes and types, keep them"
         ),
         "the table and what groups share": "small models cost what every file holds",

@@ -23,6 +23,7 @@ from hhtld import _kernels, slots
 from hhtld.codecs.base import EncodedTensor, GroupEstimate, GroupRequest, Profile
 from hhtld.cosines import is_live, judged_cosines
 from hhtld.dtypes import FLOAT32, DType, bf16_bits, rounded
+from hhtld.errors import RangeError
 from hhtld.gates import Threshold
 from hhtld.identity import MAX_PALETTE_K, MAX_RATE, MIN_RATE, SLOT_L_LANES, PaletteGroupKey
 from hhtld.slots.row_rates import mean_rate
@@ -56,6 +57,7 @@ _RATES = 3  # that a search for the smallest rate tries, as a rule
 _LEAPS = 6  # attempts after which the search halves the range, whatever cosines say
 _TYPICAL_GAP = 0.15  # bits a weight above the bound of Gaussian rows
 _SIDE_BY_SIDE = 32  # rows that the trellis search takes at a time
+_SMALLEST_NORMAL = 2.0**-126  # of bfloat16, as of float32
 _ROWS_A_CENTROID = 32  # of a sample cut short: fewer would flatter centroids that 8192 rows would not
 
 
@@ -261,6 +263,17 @@ def _prediction_sample(tensors: Sequence[Rows]) -> NDArray[np.float32]:
     return sample_rows(tensors, sample_size(n_rows, n_cols, PREDICTION_ROWS, PREDICTION_NBYTES))
 
 
+def _loses_lengths(sample: NDArray[np.float32]) -> bool:
+    """Whether Slot V would be a denormal bfloat16 for more than 1 in 20 rows that are not zero.
+
+    Fewer come back with their directions, and with lengths that differ by less than any number that other rows hold; a
+    whole tensor of such rows would lose what no cosine tells.
+    """
+    norms2 = _norms2(sample)
+    is_faint = (norms2 > 0) & (norms2 < sample.shape[1] * _SMALLEST_NORMAL**2)
+    return bool(20 * is_faint.sum() > (norms2 > 0).sum())
+
+
 def closes_rows(request: GroupRequest) -> bool:
     """Whether a group's rows are written as rings: narrow ones of one fixed rate and one level, without feedback."""
     profile = request.profile
@@ -287,12 +300,19 @@ def decide_group(
     shared : TrellisShared
     prediction : Prediction or None
         None if no rate passes the threshold on the sample.
+
+    Raises
+    ------
+    RangeError
+        If more than 1 in 20 rows of the sample are so small that Slot V loses digits.
     """
     code = slots.Trellis.trained(32 if rate is None else rate, is_ring)
     sample = _prediction_sample(rows)
     zeros = not _norms2(sample).all()
     if zeros and (live := [live_rows for live_rows in map(LiveRows, rows) if live_rows.n_rows]):
         rows, sample = live, _prediction_sample(live)
+    if _loses_lengths(sample):
+        raise RangeError("rows are so small, below 1e-38, that Slot V, a bfloat16, loses digits of their lengths")
     shared = decide_shared(rows, code, seed, zeros)
     if rate is not None or threshold is None:
         return shared, predict(sample, shared, encode, dtype)

@@ -431,8 +431,7 @@ class HhtlTTensor(EncodedTensor):
         Raises
         ------
         RangeError
-            If a row passes float32's range on its way, or what a basis leaves of it is so small that Slot V loses
-            digits: weights near 1e38 or 1e-38.
+            If a row passes float32's range on its way: weights near 1e38.
         """
         from hhtld.sources.rows import map_rows  # decoding reads no source
 
@@ -475,10 +474,6 @@ class HhtlTTensor(EncodedTensor):
             raise RangeError(f"row {first + bad // n_cols} passes float32's range when it is rotated")
         slot_t, gains = slots.encode_level(shared.classes or (shared.trellis,), residual, feedback, row_class)
         slot_v = slots.gain_bits(gains)
-        small = np.flatnonzero(slot_v & 0x7F80 == 0)
-        if len(small) and (faded := residual[small].any(axis=1)).any():  # of a lost length no cosine tells
-            row = first + int(small[faded.argmax()])
-            raise RangeError(f"row {row} is so small that Slot V, a bfloat16, loses digits of its length")
         slot_v_2, slot_t_2 = None, None
         if shared.second is not None:
             residual -= shared.trellis.decode(slot_t, slots.gain_values(slot_v), n_cols)

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hhtld.evaluation.parity.prompts import chosen_prompts
 
     if arguments.report:
-        check_page(arguments.report, [arguments.model, arguments.pack])
+        check_page(arguments.report, [arguments.model, arguments.pack, arguments.prompts])
     total = sum(len(prompt.text.encode()) for prompt in chosen_prompts(arguments.prompts)[1])
     with progress_bar(total, wanted=not arguments.json) as progress:
         try:

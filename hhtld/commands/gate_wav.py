@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hhtld.evaluation.speech.wav import write_wavs
 
     if arguments.report:
-        check_page(arguments.report, [arguments.voice, arguments.pack], draws=True)
+        check_page(arguments.report, [arguments.voice, arguments.pack, arguments.text], draws=True)
     total = sum(len(sentence.encode()) for sentence in chosen_sentences(arguments.text)[1])
     with (
         progress_bar(total, wanted=not arguments.json) as progress,

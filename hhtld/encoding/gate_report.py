@@ -212,7 +212,7 @@ class GateReport:
     unreached : dict of name to Unreached
         Tensors that are kept because no rate reaches what is asked.
     out_of_range : list of str
-        Tensors that are kept because their values lie near the end of float32's range.
+        Tensors that are kept because their values lie near an end of float32's range.
     allow_keep : bool
         Whether the former are no failure.
     exempt : set of str

@@ -95,7 +95,7 @@ class GroupFinder:
             else:
                 function, arguments = group.codec.find(self._request(group))
                 code = self._crew.run(function, *arguments)
-        except RangeError as error:  # weights near the end of float32's range are kept as they came
+        except RangeError as error:  # weights near an end of float32's range are kept as they came
             if group.codec.is_specified:
                 raise group.named(error) from None
             return WhyKept.OUT_OF_RANGE

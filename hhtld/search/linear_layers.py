@@ -22,9 +22,9 @@ __all__ = ["RowProducts"]
 
 # Float32 bytes of rows that are decoded at once; half of it and twice it are slower.
 _BLOCK_NBYTES = 1 << 21
-# Weights from which threads share a product: the kernel takes 7 us for so many, and a thread that looks for work finds
-# it in 1 us.
-_SHARED_WEIGHTS = 1 << 17
+# Weights from which two threads share a product: the kernel takes 7 us for so many, and a thread that looks for work
+# finds it in 1 us. More threads than two must each have so many more, since it takes 5 us to wake one that sleeps.
+_SHARED_WEIGHTS, _THREAD_WEIGHTS = 1 << 17, 1 << 19
 
 
 class RowProducts:
@@ -56,7 +56,11 @@ class RowProducts:
             rotation.rotate(self._centroids)
         self.has_centroids = self._centroids is not None
         n_rows = len(level.slot_v)
-        self._is_shared = n_rows * rotation.n_cols >= _SHARED_WEIGHTS
+        n_weights = n_rows * rotation.n_cols
+        # A power of two, so that there are few teams.
+        self._most_threads = (
+            max(2, 1 << (n_weights // _THREAD_WEIGHTS).bit_length() >> 1) if n_weights >= _SHARED_WEIGHTS else 1
+        )
         self._products = _score.TrellisProducts(
             [
                 (codes, code.levels, code.rate, own_gains, rows, code.crossed, code.is_ring)
@@ -104,7 +108,8 @@ class RowProducts:
         )
 
     def _team(self, n_threads: int) -> Team | None:
-        return team_of(n_threads) if n_threads > 1 and self._is_shared else None
+        n_threads = min(n_threads, self._most_threads)
+        return team_of(n_threads) if n_threads > 1 else None
 
     def _parts(self, n_rows: int) -> Iterator[slice]:
         """Yield blocks of rows."""

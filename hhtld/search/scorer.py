@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,8 +107,14 @@ class Scorer:
         self.n_rows, self.n_cols = self._rows.n_rows, self._rows.n_cols
         self._check_unchanged()
 
+    def __copy__(self) -> Self:
+        """Return a scorer of the same rows, in the same file."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy holds: it has the rows' bytes, and no file."""
+        """Return what a deep copy and another process hold: the rows' bytes, and no file."""
         return self.__dict__ | {"_check_unchanged": _is_unchanged}
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ packs, 2**L int8 levels, L = 8, 10 or 12. A row of n weights at rate p / 16 bits
 bit stream of ``floor((n - 1) * p / 16) + L`` bits, filled up to a byte; weight t has the state
 ``stream[floor(t * p / 16), + L)`` and the value ``gain * level[state]``. A row may close to a ring of
 ``n * p / 16`` bits, whose last windows go on with its first bits. Slot V is 64 gains as a bfloat16: about a
-row's sigma, of which a bfloat16 below 1.2e-38 loses digits, so that codecs refuse such rows.
+row's sigma, of which a bfloat16 below 1.2e-38 loses digits.
 
 Rounding
 --------

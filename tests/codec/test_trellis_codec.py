@@ -68,10 +68,6 @@ def test_rows_that_break_scales(kind: str, rng: np.random.Generator) -> None:
     else:
         rows[:] = 0
         rows[:, 7] = 5
-    if kind == "denormal":
-        with pytest.raises(RangeError, match="row 0 is so small that Slot V, a bfloat16, loses digits of its length"):
-            encode(rows)
-        return
     cosines = row_cosines(rows, encode(rows).reconstruct_rows())
     assert (cosines > 0.94).all()
     if kind == "zeros":

@@ -99,15 +99,26 @@ def test_float64_that_float32_does_not_hold_is_kept_with_a_note(tmp_path: Path, 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-43, 1e-40, 3e-39])
 @pytest.mark.parametrize("profile", ["parity", "bits:4"])
-def test_rows_whose_lengths_would_lose_digits_are_kept_with_a_note(profile: str, size: float) -> None:
+def test_rows_whose_lengths_would_lose_digits_are_kept_with_a_note(tmp_path: Path, profile: str, size: float) -> None:
+    from safetensors.numpy import save_file
+
     rows = spread(600, 64).astype(np.float32)
     rows[5] = 0
-    small = rows[:500].copy()
-    small[9] = (np.abs(small[9]).astype(np.float64) * size).astype(np.float32) + np.float32(1e-45)
-    pack = hhtld.encode({"w": rows, "small": small}, profile)
-    assert (pack.info("w").codec, pack.info("small").codec) == ("hhtl_t", "keep")
-    assert not pack.get_rows("w", [5]).any()
-    assert pack.get_tensor("small").tobytes() == small.tobytes()
+    small = (np.abs(rows[:500]).astype(np.float64) * size).astype(np.float32) + np.float32(1e-45)
+    few = rows[:550].copy()
+    few[9] = small[9]
+    save_file({"w": rows, "small": small, "few": few}, tmp_path / "m.safetensors")
+    report = hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", profile=profile, min_ratio=0)
+    with hhtld.open(tmp_path / "m.hhtld") as pack:
+        assert [pack.info(name).codec for name in ("w", "small", "few")] == ["hhtl_t", "keep", "hhtl_t"]
+        assert not pack.get_rows("w", [5]).any()
+        assert pack.get_tensor("small").tobytes() == small.tobytes()
+        assert np.abs(pack.get_rows("few", [9])).max() < 1e-36
+    assert any("an end of float32's range" in note and "keep 1 of the tensors" in note for note in report.notes)
+    if profile != "parity":  # which alone asks for a ratio
+        return
+    with pytest.raises(hhtld.GateError, match=r"of these because values lie near an end of float32's range"):
+        hhtld.convert(tmp_path / "m.safetensors", tmp_path / "m.hhtld", profile=profile, min_ratio=50)
 
 
 @pytest.mark.parametrize("profile", ["gates", "bits:1", "bits:6", "parity"])
@@ -125,7 +136,7 @@ def test_rows_that_would_come_back_infinite_are_kept_with_a_note(tmp_path: Path,
     back = hhtld.load_file(tmp_path / "m.hhtld")["up_proj.weight"]
     assert np.isfinite(back).all()
     kept = report.tensors[0].codec == "keep"
-    assert kept == any("values near the end of float32's range" in note for note in report.notes)
+    assert kept == any("values near an end of float32's range" in note for note in report.notes)
     assert not kept or back.tobytes() == rows.tobytes()
     assert kept or report.gates.tensors["up_proj.weight"].minimum > 0
     assert kept or not single

@@ -295,7 +295,7 @@ def test_a_pack_that_takes_more_than_was_asked_for_says_why(tmp_path: Path) -> N
     report = hhtld.convert(path, tmp_path / "m.hhtld", calibrate=told, target_bits=5, min_ratio=0)
     assert re.fullmatch(
         r"the pack takes \d\d\.\d+ bits a weight, side files aside, more than the 5 of target_bits \(--target-bits\): "
-        rf"values near the end of float32's range, .* keep '?{re.escape(QUERY)}'? byte for byte; .*=keep\).*",
+        rf"values near an end of float32's range, .* keep '?{re.escape(QUERY)}'? byte for byte; .*=keep\).*",
         report.notes[-1],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import multiprocessing
 import os
@@ -485,20 +486,25 @@ def test_a_file_that_changes_under_its_reader_is_an_error(
 def test_a_scorer_of_a_mapped_file_that_changes_does_not_answer(
     path: Path, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
-    copy = tmp_path / "copy.hhtld"
-    copy.write_bytes(path.read_bytes())
+    changed = tmp_path / "copy.hhtld"
+    changed.write_bytes(path.read_bytes())
     query = np.ones(N_COLS, np.float32)
-    with hhtld.open(copy) as pack:
+    with hhtld.open(changed) as pack:
         scorer = pack.scorer(NAMES[0])
         best = scorer.argmax(query)
-        copied = pickle.loads(pickle.dumps(scorer))
-        change(copy)
-        for ask in (lambda: scorer.topk(query, 3), lambda: scorer.scores(query), lambda: scorer.decoded([1])):
+        sent, shallow = pickle.loads(pickle.dumps(scorer)), copy.copy(scorer)
+        change(changed)
+        for ask in (
+            lambda: scorer.topk(query, 3),
+            lambda: scorer.scores(query),
+            lambda: scorer.decoded([1]),
+            lambda: shallow.argmax(query),
+        ):
             with pytest.raises(FormatError, match=CHANGED):
                 ask()
         with pytest.raises(FormatError, match=CHANGED):
             pack.scorer(NAMES[0])
-        assert copied.argmax(query) == best, "which holds bytes of its own"
+        assert sent.argmax(query) == best, "which holds bytes of its own"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ def test_threads_share_rows_and_change_nothing(
     tensor = encoded(101, 192, bits)
     inputs = np.random.default_rng(1).standard_normal((n_inputs, 192)).astype(np.float32)
     monkeypatch.setattr(linear_layers, "_SHARED_WEIGHTS", 1)
+    monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
+    monkeypatch.setattr(teams, "n_processors", lambda: 64)
+    monkeypatch.setattr(teams, "_teams", {})
     found = RowProducts.of(tensor)
     assert found is not None
     alone, together = np.empty((2, n_inputs, 101), np.float32)
@@ -81,7 +84,7 @@ for _ in range(100):
     shared[:] = np.nan
     assert products.write(inputs, shared, 1, 3) and np.array_equal(alone, shared)
 if not pid:
-    os._exit(teams._teams[3] is before[3])
+    os._exit(teams._teams[2] is before[2])
 assert os.waitpid(pid, 0)[1] == 0
 assert teams._teams == before
 """
@@ -102,5 +105,20 @@ def test_threads_that_cannot_be_begun_are_missed_by_nobody(monkeypatch: pytest.M
     inputs, (alone, together) = np.ones((1, 192), np.float32), np.zeros((2, 1, 2000), np.float32)
     assert found.write(inputs, alone, 1)
     assert found.write(inputs, together, 1, 5)
-    assert list(teams._teams) == [5]
+    assert list(teams._teams) == [2], "so few weights are for two threads"
     np.testing.assert_array_equal(together, alone)
+
+
+def test_no_team_is_begun_when_the_process_ends() -> None:
+    code = """
+import numpy as np, hhtld
+from hhtld.search.linear_layers import RowProducts
+rows = np.random.default_rng(0).standard_normal((2000, 192)).astype(np.float32)
+products = RowProducts.of(hhtld.encode({"w": rows}, "bits:4").get_encoded("w"))
+class Late:
+    def __del__(self, products=products, inputs=rows[:1].copy(), out=np.empty((1, 2000), np.float32)):
+        print(products.write(inputs, out, 1, 2))
+late = Late()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout == "True\n"
