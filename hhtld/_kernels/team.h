@@ -53,7 +53,7 @@ static void hh_yield(void) {
 #endif
 }
 
-enum { HH_TEAM_LOOKS = 2000, HH_TEAM_HELPERS = 1023 };
+enum { HH_TEAM_LOOKS = 10000, HH_TEAM_HELPERS = 1023 };
 
 typedef void (*hh_team_task)(void *job, ptrdiff_t worker, ptrdiff_t piece);
 
