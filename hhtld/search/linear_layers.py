@@ -23,8 +23,9 @@ __all__ = ["RowProducts"]
 # Float32 bytes of rows that are decoded at once; half of it and twice it are slower.
 _BLOCK_NBYTES = 1 << 21
 # Weights from which two threads share a product, and how many each of more threads must have. A thread that looks for
-# work finds it in 1 us, but torch's own threads wait in the same way, and one that the system has put aside in the midst
-# of a piece is waited for: with smaller matrices a token of a small model took longer with two threads than with one.
+# work finds it in 1 us, but torch's own threads wait in the same way, and the caller waits for one that the system puts
+# aside in the midst of a piece: with smaller matrices, a token of a small model took longer with two threads than with
+# one.
 _SHARED_WEIGHTS, _THREAD_WEIGHTS = 1 << 20, 1 << 19
 
 

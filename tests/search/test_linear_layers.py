@@ -73,9 +73,9 @@ def test_a_child_of_fork_has_threads_of_its_own() -> None:
 import os, numpy as np, hhtld
 from hhtld.search import teams
 from hhtld.search.linear_layers import RowProducts
-rows = np.random.default_rng(0).standard_normal((2000, 192)).astype(np.float32)
+rows = np.random.default_rng(0).standard_normal((6000, 192)).astype(np.float32)
 products = RowProducts.of(hhtld.encode({"w": rows}, "bits:4").get_encoded("w"))
-inputs, alone, shared = rows[:1].copy(), np.empty((1, 2000), np.float32), np.empty((1, 2000), np.float32)
+inputs, alone, shared = rows[:1].copy(), np.empty((1, 6000), np.float32), np.empty((1, 6000), np.float32)
 assert products.write(inputs, alone, 1, 1) and products.write(inputs, shared, 1, 3)
 before = dict(teams._teams)
 pid = os.fork()
@@ -100,9 +100,9 @@ def test_threads_that_cannot_be_begun_are_missed_by_nobody(monkeypatch: pytest.M
 
     monkeypatch.setattr(teams, "_teams", {})
     monkeypatch.setattr(teams.threading, "Thread", Refused)
-    found = RowProducts.of(encoded(2000, 192, "bits:4"))
+    found = RowProducts.of(encoded(6000, 192, "bits:4"))
     assert found is not None
-    inputs, (alone, together) = np.ones((1, 192), np.float32), np.zeros((2, 1, 2000), np.float32)
+    inputs, (alone, together) = np.ones((1, 192), np.float32), np.zeros((2, 1, 6000), np.float32)
     assert found.write(inputs, alone, 1)
     assert found.write(inputs, together, 1, 5)
     assert list(teams._teams) == [2], "so few weights are for two threads"
@@ -113,10 +113,10 @@ def test_no_team_is_begun_when_the_process_ends() -> None:
     code = """
 import numpy as np, hhtld
 from hhtld.search.linear_layers import RowProducts
-rows = np.random.default_rng(0).standard_normal((2000, 192)).astype(np.float32)
+rows = np.random.default_rng(0).standard_normal((6000, 192)).astype(np.float32)
 products = RowProducts.of(hhtld.encode({"w": rows}, "bits:4").get_encoded("w"))
 class Late:
-    def __del__(self, products=products, inputs=rows[:1].copy(), out=np.empty((1, 2000), np.float32)):
+    def __del__(self, products=products, inputs=rows[:1].copy(), out=np.empty((1, 6000), np.float32)):
         print(products.write(inputs, out, 1, 2))
 late = Late()
 """
