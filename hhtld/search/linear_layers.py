@@ -22,11 +22,9 @@ __all__ = ["RowProducts"]
 
 # Float32 bytes of rows that are decoded at once; half of it and twice it are slower.
 _BLOCK_NBYTES = 1 << 21
-# Weights from which two threads share a product, and how many each of more threads must have. A thread that looks for
-# work finds it in 1 us, but torch's own threads wait in the same way, and the caller waits for one that the system puts
-# aside in the midst of a piece: with smaller matrices, a token of a small model took longer with two threads than with
-# one.
-_SHARED_WEIGHTS, _THREAD_WEIGHTS = 1 << 20, 1 << 19
+# Weights that each of the threads which share a product must have. The caller waits for one that the system puts aside
+# in the midst of a piece: with smaller matrices, a token of a small model took longer with two threads than with one.
+_THREAD_WEIGHTS = 1 << 19
 
 
 class RowProducts:
@@ -58,11 +56,8 @@ class RowProducts:
             rotation.rotate(self._centroids)
         self.has_centroids = self._centroids is not None
         n_rows = len(level.slot_v)
-        n_weights = n_rows * rotation.n_cols
         # A power of two, so that there are few teams.
-        self._most_threads = (
-            max(2, 1 << (n_weights // _THREAD_WEIGHTS).bit_length() >> 1) if n_weights >= _SHARED_WEIGHTS else 1
-        )
+        self._most_threads = 1 << (n_rows * rotation.n_cols // _THREAD_WEIGHTS).bit_length() >> 1
         self._products = _score.TrellisProducts(
             [
                 (codes, code.levels, code.rate, own_gains, rows, code.crossed, code.is_ring)

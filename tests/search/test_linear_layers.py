@@ -29,7 +29,6 @@ def test_threads_share_rows_and_change_nothing(
 ) -> None:
     tensor = encoded(101, 192, bits)
     inputs = np.random.default_rng(1).standard_normal((n_inputs, 192)).astype(np.float32)
-    monkeypatch.setattr(linear_layers, "_SHARED_WEIGHTS", 1)
     monkeypatch.setattr(linear_layers, "_THREAD_WEIGHTS", 1)
     monkeypatch.setattr(teams, "n_processors", lambda: 64)
     monkeypatch.setattr(teams, "_teams", {})
