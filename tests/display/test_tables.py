@@ -13,7 +13,7 @@ from hhtld.display.tables import FactGrid, Table, alike, shortened_middle
 def printed(body: object, width: int | None = None, **more: object) -> list[str]:
     """What a terminal of a width shows, or a pipe gets."""
     file = io.StringIO()
-    out = Console(file=file, width=width or 160, soft_wrap=width is None, **more)  # type: ignore[arg-type]
+    out = Console(file=file, width=width or 160, soft_wrap=width is None, **more)  # type: ignore[arg-type]  # of any option
     out.print(body)
     return file.getvalue().splitlines()
 

@@ -372,7 +372,7 @@ def test_thresholds_that_are_no_cosines_are_refused() -> None:
             Threshold(0.5, wrong)
     for wrong in ("0.5", None, True):
         with pytest.raises(TypeError, match="must be a number"):
-            Threshold(wrong, 0.5)  # type: ignore[arg-type]
+            Threshold(wrong, 0.5)  # type: ignore[arg-type]  # what the test is about
 
 
 def test_gates_of_unknown_regimes_are_refused() -> None:
@@ -380,7 +380,7 @@ def test_gates_of_unknown_regimes_are_refused() -> None:
     with pytest.raises(ValueError, match="no regime 'Index'; gates are for 'argmax' and 'index'"):
         make_plan(source, Encoding("gates", gates={"Index": Threshold(0.9999, 0.9999)}))
     with pytest.raises(TypeError, match="must be a Threshold, got tuple"):
-        make_plan(source, Encoding("gates", gates={"index": (0.99, 0.98)}))  # type: ignore[dict-item]
+        make_plan(source, Encoding("gates", gates={"index": (0.99, 0.98)}))  # type: ignore[dict-item]  # what the test is about
 
 
 def test_what_is_recorded_is_what_is_measured(model: dict[str, NDArray[np.generic]]) -> None:

@@ -25,8 +25,8 @@ onnx = pytest.importorskip("onnx", reason="needs the package of the extra 'onnx'
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402 - once it is known to be there
 
-from hhtld.formats.onnx import OnnxFile, writing  # noqa: E402
-from hhtld.formats.onnx.reading import GRAPH_FILE, SETTINGS_FILE  # noqa: E402
+from hhtld.formats.onnx import OnnxFile, writing  # noqa: E402 - after the skip
+from hhtld.formats.onnx.reading import GRAPH_FILE, SETTINGS_FILE  # noqa: E402 - after the skip
 
 TOKENS, WIDTH, HIDDEN = 96, 64, 128
 

@@ -15,9 +15,9 @@ from tests.conftest import low_rank
 
 onnx = pytest.importorskip("onnx", reason="needs the package of the extra 'onnx'")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402 - after the skip
 
-from hhtld.formats.onnx import OnnxFile  # noqa: E402
+from hhtld.formats.onnx import OnnxFile  # noqa: E402 - after the skip
 
 W = low_rank(128, 64)
 SCALES = np.abs(low_rank(64, 64, seed=1)) + np.float32(0.01)

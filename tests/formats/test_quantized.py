@@ -273,7 +273,7 @@ def test_shards_and_urls_are_refused_as_well(tmp_path: Path) -> None:
     weight_map = {name: shard for shard, held in shards.items() for name in held}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for given in (folder, folder / "model.safetensors.index.json", folder / "b.safetensors"):
-        refused(lambda given=given: hhtld.convert(given, tmp_path / "x.hhtld"), "GPTQ or AWQ")  # type: ignore[misc]
+        refused(lambda given=given: hhtld.convert(given, tmp_path / "x.hhtld"), "GPTQ or AWQ")  # type: ignore[misc]  # mypy infers no lambda with a default
     memory = fsspec.filesystem("memory")
     for path in folder.iterdir():
         memory.pipe(f"quantized/{path.name}", path.read_bytes())

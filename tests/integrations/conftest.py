@@ -7,7 +7,7 @@ import pytest
 def exact_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two planes of int8 unless a test is marked as one of the default."""
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401 - imported to see whether it is there
     except ImportError:
         return
     from hhtld.integrations.torch.packed import PackedWeight

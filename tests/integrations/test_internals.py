@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'transformers'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'transformers'")
 
 from hhtld.integrations.torch import internals as torch_internals  # noqa: E402 - after the skip
-from hhtld.integrations.transformers import internals as transformers_internals  # noqa: E402
+from hhtld.integrations.transformers import internals as transformers_internals  # noqa: E402 - after the skip
 
 PACKAGE = Path(hhtld.__file__).parent
 MODULES = sorted(
@@ -89,7 +89,7 @@ OWN = own_names()
 def test_the_installed_release_is_one_that_was_promised(internals: object, library: object) -> None:
     from packaging.specifiers import SpecifierSet
 
-    name, releases = library.__name__, internals.RELEASES  # type: ignore[attr-defined]
+    name, releases = library.__name__, internals.RELEASES  # type: ignore[attr-defined]  # modules of one kind
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     assert all(f"{name}{releases}" in extras[extra] for extra in {name, "transformers"})

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
+from torch import nn  # noqa: E402 - after the skip
+from torch.utils.data import DataLoader, Dataset  # noqa: E402 - after the skip
 
-import hhtld  # noqa: E402
-from hhtld.errors import ClosedError, HeaderError  # noqa: E402
-from hhtld.integrations.torch import (  # noqa: E402
+import hhtld  # noqa: E402 - after the skip
+from hhtld.errors import ClosedError, HeaderError  # noqa: E402 - after the skip
+from hhtld.integrations.torch import (  # noqa: E402 - after the skip
     FileRows,
     HhtlEmbedding,
     PackedWeight,

@@ -389,7 +389,7 @@ def test_a_child_of_fork_has_threads_of_its_own(
 
 def rows_in_a_child(pack: hhtld.HhtldPack, ids: NDArray[Any]) -> tuple[bytes, str, int]:
     """What a spawned process does with a pack that it is sent."""
-    return pack.get_rows(NAMES[0], ids).tobytes(), pack.sections.io, pack.cache_info().limit  # type: ignore[attr-defined]
+    return pack.get_rows(NAMES[0], ids).tobytes(), pack.sections.io, pack.cache_info().limit  # type: ignore[attr-defined]  # of a pack from a file
 
 
 def test_a_pack_is_sent_to_another_process_and_read_there_as_here(path: Path, decoded: dict[str, NDArray[Any]]) -> None:
@@ -551,7 +551,7 @@ def test_a_system_without_a_function_reads_the_same(
         pack = hhtld.open(path, io=io, io_threads=2)
     ids = np.random.default_rng(5).integers(0, N_ROWS, 700)
     with pack:
-        assert pack.sections.io == ("pread" if falls_back else io)  # type: ignore[attr-defined]
+        assert pack.sections.io == ("pread" if falls_back else io)  # type: ignore[attr-defined]  # of a pack from a file
         np.testing.assert_array_equal(pack.get_rows(NAMES[0], ids), decoded[NAMES[0]][ids])
         np.testing.assert_array_equal(pack.get_tensor(NAMES[0]), decoded[NAMES[0]])
 

@@ -191,7 +191,7 @@ def test_a_slice_of_one_expert_reads_that_experts_rows_alone() -> None:
     pack = hhtld.encode({"w": laplace(8, 24, 40)}, "bits:3")
     asked: list[Any] = []
     get_rows = pack.get_rows
-    pack.get_rows = lambda name, rows: (asked.append(rows), get_rows(name, rows))[1]  # type: ignore[method-assign]
+    pack.get_rows = lambda name, rows: (asked.append(rows), get_rows(name, rows))[1]  # type: ignore[method-assign]  # a spy
     pack.get_slice("w")[2, 5:7]
     assert [rows.tolist() for rows in asked] == [[2 * 24 + 5, 2 * 24 + 6]]
 

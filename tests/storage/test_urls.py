@@ -749,7 +749,7 @@ def test_a_cached_model_read_through_fsspec(memory: Counted, cache: Path, snapsh
 # --- a hub ------------------------------------------------------------------------------------
 
 
-class Hub(fsspec.AbstractFileSystem):  # type: ignore[misc]
+class Hub(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """A hub as huggingface_hub shows it to fsspec: revisions, commits, files without ranges of their own."""
 
     protocol = "hf"

@@ -15,9 +15,9 @@ from typing import Any
 
 
 def _is_open(path: Any) -> bool:
-    found = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(os.fsdecode(path)))  # noqa: PTH118, PTH119, PTH120
-    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}  # noqa: PTH208
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:  # noqa: PTH123
+    found = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(os.fsdecode(path)))  # noqa: PTH118, PTH119, PTH120 - pathlib calls what is replaced here
+    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}  # noqa: PTH208 - the same
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:  # noqa: PTH123 - the same
         held.update(line[line.index("/") :].rstrip("\n") for line in maps if "/" in line)
     return any(one == found or one.startswith(found + "/") for one in held)
 
@@ -35,7 +35,7 @@ def _refusing(call: Callable[..., Any], n_paths: int) -> Callable[..., Any]:
 def _opens_no_folder(call: Callable[..., int]) -> Callable[..., int]:
     def refused(path: Any, *options: Any, **named: Any) -> int:
         # What removes trees asks for a folder by O_DIRECTORY, which Windows does not have either.
-        if not (options and options[0] & os.O_DIRECTORY) and not isinstance(path, int) and os.path.isdir(path):  # noqa: PTH112
+        if not (options and options[0] & os.O_DIRECTORY) and not isinstance(path, int) and os.path.isdir(path):  # noqa: PTH112 - the same
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return call(path, *options, **named)
 
@@ -51,4 +51,4 @@ for name in filter(None, os.environ.get("HHTLD_HIDDEN", "").split(",")):
     elif hasattr(os, name):
         delattr(os, name)
     else:
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules[name] = None  # type: ignore[assignment]  # so that an import fails
